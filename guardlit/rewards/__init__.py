@@ -1,0 +1,1 @@
+"""Rewards and gold scores, one file a scorer."""

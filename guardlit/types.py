@@ -1,0 +1,126 @@
+"""What the parts of guardlit hand to each other.
+
+Shape legend, used in every docstring:
+    B: transitions in a micro-batch        N: images of a round (prompts_per_round x images_per_prompt)
+    T: sampling steps                      C, H, W: latent channels, height, width
+    S: steps that are trained (S <= T)     D: latent elements of a sample, C x H x W
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Conditioning = Mapping[str, Tensor]
+"""What a policy needs to know of the prompts: named tensors that all lead with the sample dimension."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and whatever its file said beside it (GenEval's `include`, a digit, ...)."""
+
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A sampled batch.
+
+    Attributes:
+        latents: the state *before* each recorded step, (B, S, C, H, W) float32.
+        velocity: the policy's velocity at those states, (B, S, C, H, W) float32.
+        final: the clean latents, (B, C, H, W) float32.
+    """
+
+    latents: Tensor
+    velocity: Tensor
+    final: Tensor
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A micro-batch of denoising steps; a batch may mix timesteps.
+
+    Attributes:
+        latents: x_t, (B, C, H, W) float32.
+        noise: the Gaussian noise drawn in the step, (B, C, H, W) float32.
+        old_velocity: the velocity of the policy that sampled, (B, C, H, W) float32.
+        advantage: (B,) float32.
+        sample_weight: 1 on average over an update; 0 for masked samples, (B,) float32.
+        sigma: t in [0, 1], (B,) float32.
+        gain: g of x_next = a x + g v + s noise, (B,) float64.
+        std: s of the same step, (B,) float64.
+        dt: sigma - sigma_next > 0, (B,) float64.
+        step: index of the denoising step, (B,) int64.
+        sample: index of the image in its round, (B,) int64.
+        conditioning: the prompts' embeddings, leading dimension B.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    old_velocity: Tensor
+    advantage: Tensor
+    sample_weight: Tensor
+    sigma: Tensor
+    gain: Tensor
+    std: Tensor
+    dt: Tensor
+    step: Tensor
+    sample: Tensor
+    conditioning: Conditioning
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def to(self, device: torch.device | str) -> Transition:
+        """The same micro-batch on another device; Lightning calls this when it moves a batch."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        conditioning = {name: tensor.to(device) for name, tensor in self.conditioning.items()}
+        return Transition(**{k: v.to(device) for k, v in moved.items() if k != "conditioning"}, conditioning=conditioning)
+
+
+@dataclass(frozen=True)
+class RewardRequest:
+    """Images to be scored.
+
+    Attributes:
+        images: (B, 3, height, width) uint8 on any device.
+        prompts: B texts.
+        metadata: B mappings, as the prompt file gave them.
+    """
+
+    images: Tensor
+    prompts: list[str]
+    metadata: list[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """Scores of one request.
+
+    Attributes:
+        values: (B,) float32; NaN where the score failed.
+        valid: (B,) bool; a failure is never a number.
+        details: further named scores, (B,) float32 each; a composite puts its terms here.
+        provenance: scorer, version, weights and options that gave these values.
+    """
+
+    values: Tensor
+    valid: Tensor
+    details: Mapping[str, Tensor] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_values(cls, values: Tensor, **kwargs: Any) -> RewardResult:
+        """Wrap (B,) scores; NaN and infinity become invalid."""
+        values = values.detach().float().cpu()
+        valid = torch.isfinite(values)
+        return cls(torch.where(valid, values, torch.nan), valid, **kwargs)
