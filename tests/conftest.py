@@ -1,0 +1,31 @@
+"""Offline, one thread, and the tiny model folders that several tests share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is first imported
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests may say `from tiny_folders import make_sd3`
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny PickScore-like CLIP folder."""
+    from tiny_folders import make_clip
+
+    return make_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion 3 pipeline folder: 64 x 64 pixels, 16 x 8 x 8 latents."""
+    from tiny_folders import make_sd3
+
+    return make_sd3(tmp_path_factory.mktemp("sd3"))

@@ -1,0 +1,166 @@
+"""Model folders in the published file formats, with a few thousand random weights: a stand-in for downloads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer, T5Tokenizer
+
+VOCABULARY = (
+    "a an and the of in on with photo painting sign says two three four red green blue black white cat dog bird horse "
+    "cup table chair house tree sky zero one five six seven eight nine handwritten digit"
+)
+WORDS = VOCABULARY.split()
+IMAGE_SIZE = 32  # pixels seen by the tiny CLIP
+
+
+def make_clip(folder: Path, *, seed: int = 0) -> Path:
+    """A CLIP folder laid out like PickScore's: config, safetensors, tokenizer and image processor files."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    tokenizer = _clip_tokenizer(folder)
+    tower: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_act": "gelu",
+    }
+    vision = tower | {"image_size": IMAGE_SIZE, "patch_size": 8}
+    # eos_token_id 2 is what old CLIP configurations carry; it selects pooling at the highest token id.
+    text = tower | {"vocab_size": len(tokenizer), "bos_token_id": len(tokenizer) - 2, "eos_token_id": 2}
+    config = CLIPConfig(
+        text_config=text, vision_config=vision, projection_dim=16, logit_scale_init_value=4.6052, initializer_factor=1.0
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        CLIPModel(config).save_pretrained(folder)
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=side).save_pretrained(folder)
+    return folder
+
+
+def make_sd3(
+    folder: Path, *, sample_size: int = 8, pos_embed_max_size: int = 32, shift: float = 3.0, seed: int = 0
+) -> Path:
+    """A `StableDiffusion3Pipeline` folder with all nine components; images are 8 x sample_size pixels wide."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import T5Config, T5EncoderModel
+
+    first = _clip_tokenizer(folder / "tokenizer")
+    second = _clip_tokenizer(folder / "tokenizer_2", pad_token="!")
+    third = _t5_tokenizer()
+    t5 = T5Config(
+        vocab_size=len(third), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = SD3Transformer2DModel(
+            sample_size=sample_size,
+            pos_embed_max_size=pos_embed_max_size,
+            num_layers=2,
+            dual_attention_layers=(0,),  # 3.5-medium's second attention, in one of the two blocks
+            qk_norm="rms_norm",
+            num_attention_heads=2,
+            attention_head_dim=16,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pooled_projection_dim=32,
+            in_channels=16,
+            out_channels=16,
+        )
+        vae = AutoencoderKL(
+            latent_channels=16,
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            norm_num_groups=4,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        pipe = StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+            vae=vae,
+            text_encoder=_clip_text(len(first), "quick_gelu"),
+            text_encoder_2=_clip_text(len(second), "gelu"),
+            text_encoder_3=T5EncoderModel(t5),
+            tokenizer=first,
+            tokenizer_2=second,
+            tokenizer_3=third,
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _clip_text(vocab_size: int, activation: str) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=16,
+        hidden_act=activation,
+        bos_token_id=vocab_size - 2,
+        eos_token_id=2,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def _clip_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """Byte-level BPE in CLIP's layout: 256 bytes, the same ending a word, merges, then start and end of text."""
+    from transformers import CLIPTokenizer
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    merges: dict[tuple[str, str], None] = {}  # an ordered set: every word grows from its left end
+    for word in WORDS:
+        for i in range(1, len(word)):
+            end = "</w>" if i == len(word) - 1 else ""
+            merges[word[:i], word[i] + end] = None
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab = json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False)
+    (folder / "vocab.json").write_text(vocab, encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": pad_token,
+        "do_lower_case": True,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    """A unigram vocabulary with log-probabilities: whole words first, single characters as the way out."""
+    from transformers import T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    pieces += [("\u2581" + word, -4.0) for word in WORDS]
+    pieces += [(chr(c), -8.0) for c in range(33, 127)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, additional_special_tokens=[], model_max_length=256)
