@@ -1,0 +1,92 @@
+"""Pictures and histograms for whatever loggers the trainer has.
+
+Every function may be called on all ranks and writes on rank 0 only; loggers that take no pictures (CSV) are skipped.
+TensorBoard's writer is known by its methods, not its class, since Lightning has three classes for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guardlit_callbacks._lightning import Trainer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+
+def run_dir(trainer: Trainer) -> Path | None:
+    """The folder of this run, or None where the logger keeps none. Call it on all ranks: Lightning broadcasts it."""
+    return Path(trainer.log_dir) if trainer.log_dir else None
+
+
+def _tensorboard_writers(trainer: Trainer) -> list[Any]:
+    experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+    return [writer for writer in experiments if hasattr(writer, "add_histogram") and hasattr(writer, "add_image")]
+
+
+def _picture_loggers(trainer: Trainer) -> list[Any]:
+    """Loggers with Lightning's own picture method, as W&B's."""
+    return [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+
+
+def log_scalars(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
+    """Hands scalars to every logger at once; for hooks in which `pl_module.log` is not allowed."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(metrics), step=step)
+
+
+def log_image(trainer: Trainer, key: str, image: NDArray[np.uint8], step: int) -> None:
+    """Hands a picture to the loggers.
+
+    Args:
+        trainer: whose loggers to use.
+        key: the name of the picture, as in `samples`.
+        image: (height, width, 3) uint8.
+        step: the global step it belongs to.
+    """
+    if not trainer.is_global_zero:
+        return
+    for writer in _tensorboard_writers(trainer):
+        writer.add_image(key, image, step, dataformats="HWC")
+    for logger in _picture_loggers(trainer):
+        logger.log_image(key, [image], step=step)
+
+
+def log_figure(trainer: Trainer, key: str, figure: Figure, step: int, path: Path | None = None) -> None:
+    """Hands a figure to the loggers, writes it to `path` as well if given, and closes it."""
+    from matplotlib import pyplot as plt
+
+    if trainer.is_global_zero:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, bbox_inches="tight")
+        log_image(trainer, key, figure_to_array(figure), step)
+    plt.close(figure)
+
+
+def figure_to_array(figure: Figure) -> NDArray[np.uint8]:
+    """The figure as drawn, (height, width, 3) uint8; needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def log_histogram(trainer: Trainer, key: str, values: NDArray[Any], step: int) -> None:
+    """Hands all values of a histogram, any shape, to the loggers; nothing is written for an empty array."""
+    if not trainer.is_global_zero or values.size == 0:
+        return
+    for writer in _tensorboard_writers(trainer):
+        writer.add_histogram(key, values, step)
+    for logger in _picture_loggers(trainer):
+        if type(logger).__name__ == "WandbLogger":
+            wandb = import_module("wandb")  # installed, or the logger would not exist
+            logger.log_metrics({key: wandb.Histogram(values)}, step=step)
