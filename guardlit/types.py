@@ -81,7 +81,9 @@ class Transition:
         """The same micro-batch on another device; Lightning calls this when it moves a batch."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         conditioning = {name: tensor.to(device) for name, tensor in self.conditioning.items()}
-        return Transition(**{k: v.to(device) for k, v in moved.items() if k != "conditioning"}, conditioning=conditioning)
+        return Transition(
+            **{k: v.to(device) for k, v in moved.items() if k != "conditioning"}, conditioning=conditioning
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""Advantages relative to a group: the images of one prompt compete with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Aggregation = Literal["weighted_sum", "normalized", "gdpo"]
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """Advantages of a round.
+
+    Attributes:
+        values: (N,) float32; 0 where masked.
+        mask: samples that count, (N,) bool: valid reward, and a group whose rewards differ.
+        zero_std_share: share of the groups whose rewards are all equal, or that have fewer than two valid ones.
+    """
+
+    values: Tensor
+    mask: Tensor
+    zero_std_share: float
+
+
+def _dense(group_ids: Tensor) -> tuple[Tensor, int]:
+    """Group ids (N,) renumbered from 0, and how many there are."""
+    found: tuple[Tensor, Tensor] = torch.unique(group_ids, return_inverse=True)
+    return found[1], len(found[0])
+
+
+def _group_sums(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    return values.new_zeros(count).index_add(0, groups, values)
+
+
+def group_relative(
+    rewards: Tensor,
+    group_ids: Tensor,
+    std: Literal["group", "global", "none"] = "group",
+    eps: float = 1e-4,
+    clip: float | None = None,
+) -> Tensor:
+    """Rewards less their group's mean, over a standard deviation (population, float64 inside).
+
+    Args:
+        rewards: (N,); NaN marks a failed reward, which takes no part in any mean or deviation.
+        group_ids: (N,) integers; samples of one prompt share one.
+        std: divide by the deviation of the group (GRPO), of all valid rewards (Flow-GRPO's `global_std`), or not.
+        eps: added to the deviation; 1e-4 in Flow-GRPO.
+        clip: bound of the result's size; 5 in Flow-GRPO.
+
+    Returns:
+        (N,) in the rewards' dtype; 0 for failed rewards and for groups without a spread.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if rewards.ndim != 1 or rewards.shape != group_ids.shape:
+        raise ValueError(
+            f"rewards and group_ids need one shape (N,), found {tuple(rewards.shape)}, {tuple(group_ids.shape)}"
+        )
+    valid = torch.isfinite(rewards)
+    values = torch.where(valid, rewards, 0).double()
+    groups, count = _dense(group_ids)
+    members = _group_sums(valid.double(), groups, count).clamp(min=1)
+    centred = torch.where(valid, values - (_group_sums(values, groups, count) / members)[groups], 0)
+    group_std = (_group_sums(centred.square(), groups, count) / members).sqrt()
+    if std == "group":
+        centred = centred / (group_std[groups] + eps)
+    elif std == "global":
+        centred = centred / (values[valid].std(correction=0) + eps)
+    centred = torch.where(_spread(rewards, groups, count)[groups], centred, 0)
+    return (centred if clip is None else centred.clamp(-clip, clip)).to(rewards.dtype)
+
+
+def _spread(rewards: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Whether a group has two different valid rewards, (count,) bool; exact, where a deviation may round to > 0."""
+    valid = torch.isfinite(rewards)
+    low = torch.full((count,), torch.inf, dtype=rewards.dtype).scatter_reduce(
+        0, groups, torch.where(valid, rewards, torch.inf), "amin"
+    )
+    high = torch.full((count,), -torch.inf, dtype=rewards.dtype).scatter_reduce(
+        0, groups, torch.where(valid, rewards, -torch.inf), "amax"
+    )
+    return high > low
+
+
+class GroupAdvantage:
+    """How the rewards of a round become advantages.
+
+    Args:
+        std: deviation that divides: of the `group`, `global` over the round, or `none`.
+        eps: added to the deviation.
+        clip: bound of an advantage's size; null leaves it free.
+        aggregation: of several rewards: `weighted_sum` of raw scores; `normalized`, each made an advantage first, then
+            summed by weight; `gdpo`, that sum brought to zero mean and unit deviation over the round (GDPO).
+    """
+
+    def __init__(
+        self,
+        std: Literal["group", "global", "none"] = "group",
+        eps: float = 1e-4,
+        clip: float | None = 5.0,
+        aggregation: Aggregation = "weighted_sum",
+    ) -> None:
+        self.std, self.eps, self.clip, self.aggregation = std, eps, clip, aggregation
+
+    def __call__(
+        self, rewards: Mapping[str, Tensor], group_ids: Tensor, weights: Mapping[str, float] | None = None
+    ) -> Advantages:
+        """Advantages of N samples.
+
+        Args:
+            rewards: named rewards, each (N,) with NaN where one failed.
+            group_ids: (N,).
+            weights: of each reward, 1 by default; rewards with weight 0 take no part.
+        """
+        weights = {name: 1.0 for name in rewards} if weights is None else {k: w for k, w in weights.items() if w != 0}
+        total = sum(w * rewards[k] for k, w in weights.items())
+        assert isinstance(total, Tensor)
+        groups, count = _dense(group_ids)
+        valid = torch.isfinite(total)
+        # a sample counts only if all of its rewards are there: a failed one voids it in every term
+        terms = {k: torch.where(valid, rewards[k], torch.nan) for k in weights}
+        spreads = [_spread(r, groups, count) for r in ([total] if self._sums else terms.values())]
+        alive = torch.stack(spreads).any(0)
+        mask = valid & alive[groups]
+        if self._sums:
+            values = group_relative(total, group_ids, self.std, self.eps)
+        else:
+            parts = [w * group_relative(terms[k], group_ids, self.std, self.eps) for k, w in weights.items()]
+            values = torch.stack(parts).sum(0)
+        if self.aggregation == "gdpo" and bool(mask.any()):
+            kept = values[mask].double()
+            values = ((values - kept.mean()) / (kept.std(correction=0) + self.eps)).to(values.dtype)
+        values = torch.where(mask, values, 0)
+        if self.clip is not None:
+            values = values.clamp(-self.clip, self.clip)
+        return Advantages(values.float(), mask, 1 - float(alive.double().mean()))
+
+    @property
+    def _sums(self) -> bool:
+        return self.aggregation == "weighted_sum"

@@ -1,0 +1,296 @@
+"""Clipped surrogates of policy-gradient training: a log ratio x a step weight x a clip.
+
+Every row of Table 2 of GRPO-Guard (arXiv 2510.22319) is a preset of that one composition. The ratio is computed from
+velocities: with dv = v - v_old, a step x_next = a x + g v + s noise moves its mean by g dv, so that (means over the D
+latent elements, as in all published code)
+
+    log r     = -g^2 mean(dv^2) / (2 s^2) + g mean(dv noise) / s        eq. (7)
+    log r_hat = g mean(dv noise)                                        eq. (8), RatioNorm
+
+Clip ranges such as 4e-6 are 17 to 34 units in the last place of a float32 near 1: the ratio is therefore never
+compared with 1 +- clip_range, but its logarithm with log1p(+- clip_range), and r - 1 is taken by expm1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LogRatio = Literal["raw", "mean_revised", "ratio_norm"]
+StepWeight = Literal["one", "std", "inverse_dt", "inverse_gain"]
+ClipRange = float | tuple[float, float]
+KLKind = Literal["exact", "velocity", "flow_grpo"]
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """What an objective says of a micro-batch.
+
+    Attributes:
+        loss: mean over the micro-batch, to be minimised, () with gradient.
+        log_ratio: the log ratio that is clipped, (B,) detached.
+        clipped: whether the ratio lies outside the clip range, above or below, (B,) bool.
+        raw_log_ratio: log r of eq. (7), (B,) detached.
+        norm_log_ratio: log r_hat of eq. (8), (B,) detached.
+    """
+
+    loss: Tensor
+    log_ratio: Tensor
+    clipped: Tensor
+    raw_log_ratio: Tensor
+    norm_log_ratio: Tensor
+
+
+def mean_of_elements(x: Tensor) -> Tensor:
+    """Mean over everything but the sample dimension, (B, ...) -> (B,)."""
+    return x.flatten(1).mean(1)
+
+
+def velocity_difference(velocity: Tensor, other: Tensor) -> Tensor:
+    """The difference of two velocities (B, ...) in float64; raises `ValueError` when shapes differ.
+
+    The terms of mean(dv noise) nearly cancel. In float64 they do so exactly, and B x D doubles are nothing beside the
+    network's activations.
+    """
+    if velocity.shape != other.shape or velocity.ndim < 2:
+        raise ValueError(f"velocities need one shape (B, ...), found {tuple(velocity.shape)} and {tuple(other.shape)}")
+    return velocity.double() - other.double()
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class Objective:
+    """A log-ratio form x a step weight x a clip.
+
+    Args:
+        log_ratio: `raw` (eq. 7), `mean_revised` (its bias taken out) or `ratio_norm` (eq. 8).
+        weight: of a step: `one`; `std` = s (TempFlow-GRPO); `inverse_dt` = 1 / dt (GRPO-Guard, eq. 12);
+            `inverse_gain` = 1 / |g|, which makes the gradient of RatioNorm equally large at every step of any sampler.
+        clip_range: the ratio is clipped at 1 +- this, or at 1 - first and 1 + second of a pair.
+        clip_unit: `mean`, the published unit, for ratios of mean log-probabilities; `sum`, the same number times the
+            D latent elements, which survives a change of resolution (4e-6 at 512 px is 0.26).
+
+    Raises:
+        ValueError: a clip range that is not positive, or in unit `mean` not below 1.
+    """
+
+    def __init__(
+        self,
+        log_ratio: LogRatio = "ratio_norm",
+        weight: StepWeight = "inverse_dt",
+        clip_range: ClipRange = 4e-6,
+        clip_unit: Literal["mean", "sum"] = "mean",
+    ) -> None:
+        low, high = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
+        if not (low > 0 and 0 < high < math.inf) or (clip_unit == "mean" and low >= 1):
+            raise ValueError(f"clip_range={clip_range} must be positive, and below 1 on its lower side in unit mean")
+        self.form, self.weight = log_ratio, weight
+        self.clip_range = (low, high)
+        self.clip_unit = clip_unit
+
+    def __call__(
+        self,
+        velocity: Tensor,
+        old_velocity: Tensor,
+        noise: Tensor,
+        advantage: Tensor,
+        gain: Tensor,
+        std: Tensor,
+        dt: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> ObjectiveOutput:
+        """The loss of a micro-batch whose rows may stand at different timesteps.
+
+        Args:
+            velocity: the trained policy's, (B, C, H, W), with gradient.
+            old_velocity: the sampling policy's at the same latents, (B, C, H, W).
+            noise: drawn in the step, (B, C, H, W).
+            advantage: (B,).
+            gain: g of the step, signed, (B,).
+            std: s of the step, > 0, (B,).
+            dt: sigma - sigma_next, > 0, (B,).
+            sample_weight: factor of each row's term, 1 by default, (B,).
+
+        Returns:
+            Loss and ratios, in the velocities' dtype, at least float32.
+
+        Raises:
+            ValueError: shapes that do not fit. (A step with std = 0 has no ratio and gives NaN: looking at the values
+                here would make a GPU wait at every micro-batch.)
+        """
+        for name, scalar in {"advantage": advantage, "gain": gain, "std": std, "dt": dt}.items():
+            if scalar.shape != velocity.shape[:1]:
+                raise ValueError(f"{name} needs shape ({len(velocity)},), found {tuple(scalar.shape)}")
+        gain, std, dt = gain.double(), std.double(), dt.double()
+        delta = velocity_difference(velocity, old_velocity.detach())
+        raw, normalised = self._log_ratios(delta, noise, gain, std)
+        log_ratio = {"raw": raw, "mean_revised": normalised / std, "ratio_norm": normalised}[self.form]
+        dtype = _at_least_float32(velocity)
+        low, high = self.log_bounds(delta[0].numel())
+        gradient_ratio = torch.expm1(log_ratio)
+        bounded_ratio = torch.expm1(log_ratio.clamp(low, high))
+        advantage = advantage.double()
+        # min(r A, clip(r) A) = A + min((r - 1) A, (clip(r) - 1) A): the small part is never added to 1
+        surrogate = advantage + torch.minimum(gradient_ratio * advantage, bounded_ratio * advantage)
+        weight = self.step_weight(gain, std, dt)
+        if sample_weight is not None:
+            weight = weight * sample_weight.double()
+        loss = -(weight * surrogate).mean()
+        detached = log_ratio.detach()
+        return ObjectiveOutput(
+            loss=loss.to(dtype),
+            log_ratio=detached.to(dtype),
+            clipped=(detached < low) | (detached > high),
+            raw_log_ratio=raw.detach().to(dtype),
+            norm_log_ratio=normalised.detach().to(dtype),
+        )
+
+    @staticmethod
+    def _log_ratios(delta: Tensor, noise: Tensor, gain: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. (7) and eq. (8), (B,) float64, of velocity differences and noise (B, C, H, W)."""
+        normalised = gain * mean_of_elements(delta * noise.double())
+        raw = normalised / std - (gain / std).square() * mean_of_elements(delta.square()) / 2
+        return raw, normalised
+
+    def log_bounds(self, elements: int) -> tuple[float, float]:
+        """The clip range as bounds of the log ratio, for latents of that many elements."""
+        scale = 1 / elements if self.clip_unit == "sum" else 1.0
+        low, high = self.clip_range
+        # in unit sum the range is one of log-likelihoods, where 1 - low may reach 0 and beyond
+        lower = math.log1p(-low * scale) if low * scale < 1 else -math.inf
+        return lower, math.log1p(high * scale)
+
+    def step_weight(self, gain: Tensor, std: Tensor, dt: Tensor) -> Tensor:
+        """The factor of each step's term, of g, s and dt (B,) -> (B,)."""
+        match self.weight:
+            case "one":
+                return torch.ones_like(dt)
+            case "std":
+                return std
+            case "inverse_dt":
+                return 1 / dt
+            case "inverse_gain":
+                return 1 / gain.abs()
+
+    def gradient_scale(self, gain: Tensor, std: Tensor, dt: Tensor) -> Tensor:
+        """Predicted size of the loss gradient with respect to v on-policy, up to a constant, (T,) x 3 -> (T,).
+
+        The noise term of Table 2's last column: weight x |g| / s, or weight x |g| with RatioNorm.
+        """
+        scale = gain.abs() if self.form == "ratio_norm" else gain.abs() / std
+        return scale * self.step_weight(gain, std, dt)
+
+
+class FlowGRPO(Objective):
+    """The baseline (arXiv 2505.05470): log r, every step weighted alike. Gradient scale g (dmu + s noise) / s^2.
+
+    Args:
+        clip_range: 1e-4 in the published SD3.5-M and FLUX settings.
+        clip_unit: see `Objective`.
+    """
+
+    def __init__(self, clip_range: ClipRange = 1e-4, clip_unit: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__("raw", "one", clip_range, clip_unit)
+
+
+class TempFlowGRPO(Objective):
+    """Temp-Reweight: the baseline weighted by the step's noise level s (TempFlow-GRPO, arXiv 2508.04324).
+
+    Args:
+        clip_range: as for the baseline.
+        clip_unit: see `Objective`.
+    """
+
+    def __init__(self, clip_range: ClipRange = 1e-4, clip_unit: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__("raw", "std", clip_range, clip_unit)
+
+
+class MeanRevised(Objective):
+    """log r without its bias, eq. (7)'s first term: gradient scale g noise / s.
+
+    Args:
+        clip_range: as for the baseline.
+        clip_unit: see `Objective`.
+    """
+
+    def __init__(self, clip_range: ClipRange = 1e-4, clip_unit: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__("mean_revised", "one", clip_range, clip_unit)
+
+
+class GRPOGuard(Objective):
+    """GRPO-Guard (eq. 12): RatioNorm and the weight 1 / dt; its gradient scale beta noise is flat in t.
+
+    Args:
+        clip_range: 4e-6 (PickScore) and 2e-6 (OCR, GenEval) in the published SD3.5-M settings.
+        clip_unit: see `Objective`.
+        ratio_norm: off gives the baseline's log ratio.
+        reweight: off weights every step alike; with both off this is `FlowGRPO`.
+    """
+
+    def __init__(
+        self,
+        clip_range: ClipRange = 4e-6,
+        clip_unit: Literal["mean", "sum"] = "mean",
+        ratio_norm: bool = True,
+        reweight: bool = True,
+    ) -> None:
+        super().__init__(
+            "ratio_norm" if ratio_norm else "raw", "inverse_dt" if reweight else "one", clip_range, clip_unit
+        )
+
+
+class RatioNorm(GRPOGuard):
+    """RatioNorm alone (eq. 8): gradient scale g noise = beta dt noise.
+
+    Args:
+        clip_range: as for GRPO-Guard.
+        clip_unit: see `Objective`.
+    """
+
+    def __init__(self, clip_range: ClipRange = 4e-6, clip_unit: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__(clip_range, clip_unit, reweight=False)
+
+
+class GuardReweight(GRPOGuard):
+    """The weight 1 / dt alone, on the baseline's log ratio: gradient scale beta (dmu + s noise) / s^2.
+
+    Args:
+        clip_range: as for the baseline.
+        clip_unit: see `Objective`.
+    """
+
+    def __init__(self, clip_range: ClipRange = 1e-4, clip_unit: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__(clip_range, clip_unit, ratio_norm=False)
+
+
+PRESETS: tuple[type[Objective], ...] = (FlowGRPO, TempFlowGRPO, GuardReweight, MeanRevised, RatioNorm, GRPOGuard)
+"""Table 2, row by row."""
+
+
+def kl_divergence(
+    kind: KLKind, velocity: Tensor, reference_velocity: Tensor, gain: Tensor, std: Tensor, dt: Tensor
+) -> Tensor:
+    """Divergence of a step from the reference policy's, per sample; means over latent elements.
+
+    Args:
+        kind: `exact`, the Gaussian KL g^2 mean(dv^2) / (2 s^2); `velocity`, mean(dv^2); `flow_grpo`, the formula of
+            the published Flow-GRPO code, whose denominator lacks dt: the exact KL times dt.
+        velocity: the trained policy's, (B, C, H, W), with gradient.
+        reference_velocity: (B, C, H, W).
+        gain: g, (B,).
+        std: s, (B,).
+        dt: (B,).
+
+    Returns:
+        (B,) with gradient.
+    """
+    squared = mean_of_elements(velocity_difference(velocity, reference_velocity.detach()).square())
+    exact = (gain.double() / std.double()).square() * squared / 2
+    value = {"exact": exact, "velocity": squared, "flow_grpo": exact * dt.double()}[kind]
+    return value.to(_at_least_float32(velocity))
