@@ -1,0 +1,155 @@
+"""Prompt files and data sets, right and wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from guardlit.errors import GuardlitError
+from guardlit.prompts import load_prompts
+from guardlit.types import Prompt
+
+PUBLISHED = Path(__file__).parents[2] / "shared" / "prompts"
+
+
+def error_of(source: Path | str, **kwargs: int) -> str:
+    with pytest.raises(GuardlitError) as caught:
+        load_prompts(str(source), **kwargs)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_txt_keeps_order_and_duplicates(tmp_path: Path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffa cat\r\n a dog \r\na cat\r\n“two”\u2028lines\x0chere".encode())
+    assert [p.text for p in load_prompts(str(path))] == ["a cat", "a dog", "a cat", "“two”\u2028lines\x0chere"]
+    assert load_prompts(str(path), limit=2) == [Prompt("a cat"), Prompt("a dog")]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_last_line_may_lack_its_end(tmp_path: Path, end: str):
+    path = tmp_path / "p.txt"
+    path.write_bytes(b"one\ntwo" + end.encode())
+    assert [p.text for p in load_prompts(str(path))] == ["one", "two"]
+
+
+def test_jsonl_keeps_metadata(tmp_path: Path):
+    path = tmp_path / "p.JSONL"
+    include = [{"class": "bear", "count": 2}]
+    path.write_text(json.dumps({"tag": "counting", "include": include, "prompt": "two bears"}))
+    assert load_prompts(str(path)) == [Prompt("two bears", {"tag": "counting", "include": include})]
+
+
+def test_csv_quotes_and_metadata(tmp_path: Path):
+    path = tmp_path / "p.csv"
+    path.write_bytes(b'\xef\xbb\xbfid,prompt\r\n1,"a ""red"", round cup"\r\n2,dog\r\n')
+    assert load_prompts(str(path)) == [Prompt('a "red", round cup', {"id": "1"}), Prompt("dog", {"id": "2"})]
+
+
+def test_parquet_drops_binary_columns(tmp_path: Path):
+    path = tmp_path / "p.parquet"
+    image = [{"bytes": b"\x89PNG", "path": "x.png"}]
+    pq.write_table(pa.table({"prompt": ["a cat"], "n": [3], "words": [["a", "cat"]], "image": image}), path)
+    assert load_prompts(str(path)) == [Prompt("a cat", {"n": 3, "words": ["a", "cat"]})]
+
+
+def test_dataset_folder_with_options(tmp_path: Path):
+    (tmp_path / "test.jsonl").write_text('{"caption": "a cat", "n": 1}\n{"caption": "a dog", "n": 2}\n')
+    source = f"hf:{tmp_path}?split=test&column=caption"
+    assert load_prompts(source) == [Prompt("a cat", {"n": 1}), Prompt("a dog", {"n": 2})]
+    assert load_prompts(source, limit=1) == [Prompt("a cat", {"n": 1})]
+    assert "row 1: no 'prompt' here; there is 'caption', 'n'" in error_of(f"hf:{tmp_path}?split=test")
+    assert "train" in error_of(f"hf:{tmp_path}?column=caption")
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_dataset_saved_to_disk(tmp_path: Path, splits: bool):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"prompt": ["a cat"], "n": [1]})
+    (datasets.DatasetDict(train=data) if splits else data).save_to_disk(tmp_path / "saved")
+    assert load_prompts(f"hf:{tmp_path / 'saved'}") == [Prompt("a cat", {"n": 1})]
+
+
+@pytest.mark.parametrize("source", ["hf:", "hf:a/b?colum=x", "hf:a/b?nonsense"])
+def test_dataset_syntax(source: str):
+    assert "hf:org/name?config=c&split=train&column=prompt" in error_of(source)
+
+
+def test_dataset_out_of_reach(tmp_path: Path):
+    assert "online?" in error_of("hf:guardlit-tests/no-such-set")
+    assert f"there is no folder {tmp_path}/nothing" in error_of(f"hf:{tmp_path}/nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("p.txt", b"", "it is empty"),
+        ("p.csv", b"", "it is empty"),
+        ("p.csv", b"prompt\n", "it is empty"),
+        ("p.jsonl", b"", "it is empty"),
+        ("p.txt", b"a cat\n\na dog\n", "p.txt:2: the prompt is blank"),
+        ("p.txt", b"a cat\n  \n", "p.txt:2: the prompt is blank"),
+        ("p.txt", b"a cat\n\xffdog\n", "p.txt:2: byte 0xff is not UTF-8"),
+        ("p.txt", "a cat\n".encode("utf-16-le"), "NUL"),
+        ("p.txt", b"ok\n" + b"x" * 2001, "p.txt:2: the prompt has 2001 characters, more than the 2000 allowed"),
+        ("p.jsonl", b'{"prompt": "ok"}\n{"prompt": \n', "p.jsonl:2: not JSON (Expecting value at column 12)"),
+        ("p.jsonl", b'{"prompt": "ok"}\n\n{"prompt": "ok"}\n', "p.jsonl:2: the line is blank"),
+        ("p.jsonl", b'["ok"]', "p.jsonl:1: JSON of type list, not an object with the key 'prompt'"),
+        ("p.jsonl", b'{"text": "ok", "a\\nb": 1}', "p.jsonl:1: no 'prompt' here; there is 'text', 'a\\nb'"),
+        ("p.jsonl", b"{}", "p.jsonl:1: no 'prompt' here; there is none"),
+        ("p.jsonl", b'{"prompt": 7}', "p.jsonl:1: the prompt is of type int"),
+        ("p.jsonl", b'{"prompt": "\\ud800"}', "surrogate"),
+        ("p.jsonl", b"[" * 100_000, "p.jsonl:1: JSON that cannot be read (RecursionError)"),
+        ("p.csv", b"id,text\n1,ok\n", "p.csv:2: no 'prompt' here; there is 'id', 'text'"),
+        ("p.csv", b"id,prompt\n1,ok\n2\n", "p.csv:3: 1 fields where the header has 2"),
+        ("p.csv", b"prompt\nok\n\n", "p.csv:3: 0 fields where the header has 1"),
+        ("p.parquet", b"PAR1", "p.parquet: not a readable parquet file"),
+        ("p.yaml", b"- a cat\n", "unknown kind of prompt file '.yaml'; known are .txt, .jsonl, .csv, .parquet"),
+    ],
+)
+def test_bad_files_say_what_and_where(tmp_path: Path, name: str, content: bytes, expected: str):
+    (tmp_path / name).write_bytes(content)
+    assert expected in error_of(tmp_path / name)
+
+
+def test_missing_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "train.txt").write_text("a cat")
+    monkeypatch.chdir(tmp_path)
+    assert error_of("trian.txt") == f"no prompt file trian.txt in {tmp_path}; did you mean train.txt?"
+    assert f"its folder {tmp_path}/nowhere does not exist" in error_of("nowhere/train.txt")
+    assert "is a folder" in error_of(tmp_path)
+    assert "at least 1" in error_of("train.txt", limit=0)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_bytes_give_anything_but_prompts_or_one_line(tmp_path: Path, suffix: str, data: st.DataObject):
+    like_the_real_thing = st.text(alphabet='{}[]":, \r\n\u2028\0aprompt0"', max_size=60).map(str.encode)
+    content = data.draw(st.binary(max_size=60) | like_the_real_thing)
+    path = tmp_path / f"p{suffix}"
+    path.write_bytes(content if suffix != ".csv" else b"prompt,x\n" + content)
+    try:
+        prompts = load_prompts(str(path))
+    except GuardlitError:
+        error_of(path)
+    else:
+        assert prompts
+        assert all(isinstance(p, Prompt) and p.text.strip() == p.text != "" for p in prompts)
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published prompt files are not part of the repository")
+@pytest.mark.parametrize(
+    ("name", "count"), [("ocr_test.txt", 1018), ("geneval_test.jsonl", 2212), ("drawbench_test.txt", 1000)]
+)
+def test_published_files(name: str, count: int):
+    prompts = load_prompts(str(PUBLISHED / name))
+    assert len(prompts) == count
+    assert all(("include" in p.metadata) == name.startswith("geneval") for p in prompts)
