@@ -1,0 +1,167 @@
+"""The batch arithmetic of a round, derived from the user's numbers, and who does what in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guardlit.errors import GuardlitError
+from guardlit.noise import mix
+
+_PROMPTS, _ORDER, _EPOCH = 1, 2, 3  # what a permutation is for: keeps their seeds apart
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """How a round's images become updates.
+
+    Attributes:
+        prompts_per_round: P, groups.
+        images_per_prompt: K, the group's size.
+        updates_per_round: optimizer steps on one round's images, over all inner epochs.
+        inner_epochs: passes over the images.
+        micro_batch: transitions (one image at one denoising step) per forward and backward pass on a process.
+        train_steps: S, denoising steps that are trained.
+        world: processes.
+
+    Raises:
+        GuardlitError: numbers that do not divide.
+    """
+
+    prompts_per_round: int
+    images_per_prompt: int
+    updates_per_round: int
+    inner_epochs: int
+    micro_batch: int
+    train_steps: int
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise GuardlitError(f"{name}={value} must be at least 1")
+        if self.images_per_prompt < 2:
+            raise GuardlitError(
+                "images_per_prompt=1: advantages are relative to a group, which needs at least 2 images"
+            )
+        self._divide("updates_per_round", self.updates_per_round, "inner_epochs", self.inner_epochs)
+        images = f"images of a round ({self.prompts_per_round} prompts x {self.images_per_prompt} images)"
+        self._divide(images, self.images, "updates per inner epoch", self.updates_per_epoch)
+        self._divide("images per update", self.images // self.updates_per_epoch, "processes", self.world)
+        transitions = (
+            f"transitions per update and process ({self.images_per_update} images x {self.train_steps} trained steps)"
+        )
+        self._divide(transitions, self.images_per_update * self.train_steps, "micro_batch", self.micro_batch)
+
+    @staticmethod
+    def _divide(name: str, number: int, by: str, divisor: int) -> None:
+        if number % divisor:
+            near = [d for d in range(1, number + 1) if number % d == 0]
+            options = sorted(sorted(near, key=lambda d: abs(d - divisor))[:3])
+            raise GuardlitError(
+                f"{name} = {number} is not divisible by {by} = {divisor}; it is by {', '.join(map(str, options))}"
+            )
+
+    @property
+    def images(self) -> int:
+        """N, images of a round on all processes."""
+        return self.prompts_per_round * self.images_per_prompt
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the images."""
+        return self.updates_per_round // self.inner_epochs
+
+    @property
+    def images_per_update(self) -> int:
+        """Images that one process contributes to an update."""
+        return self.images // self.updates_per_epoch // self.world
+
+    @property
+    def local_images(self) -> int:
+        """Images of a round on one process."""
+        return self.images // self.world
+
+    @property
+    def micro_batches_per_update(self) -> int:
+        """Forward and backward passes of a process per optimizer step: Lightning's `accumulate_grad_batches`."""
+        return self.images_per_update * self.train_steps // self.micro_batch
+
+    @property
+    def micro_batches(self) -> int:
+        """Training batches of a Lightning epoch."""
+        return self.micro_batches_per_update * self.updates_per_round
+
+    @property
+    def off_policy_updates(self) -> int:
+        """Updates of a round whose ratio can differ from 1: all but the first."""
+        return self.updates_per_round - 1
+
+    def prompt_indices(self, seed: int, round: int, available: int) -> list[int]:
+        """Which prompts a round uses: a walk through seeded permutations, so that all come up equally often.
+
+        Args:
+            seed: of the run.
+            round: index of the round.
+            available: prompts in the set.
+
+        Returns:
+            P indices; the same for every process, whatever came before.
+        """
+        first = round * self.prompts_per_round
+        chosen, epoch = [], -1
+        permutation: list[int] = []
+        for position in range(first, first + self.prompts_per_round):
+            if position // available != epoch:
+                epoch = position // available
+                permutation = _permutation(available, mix(seed, _PROMPTS, epoch)).tolist()
+            chosen.append(permutation[position % available])
+        return chosen
+
+    def order(self, seed: int, round: int) -> Tensor:
+        """The images' order of training, a permutation (N,) of 0 ... N - 1; image i belongs to prompt i // K.
+
+        Position p falls to update p // (N / updates per epoch) and to process p mod world, so that an update sees the
+        same images on any number of processes.
+        """
+        return _permutation(self.images, mix(seed, _ORDER, round))
+
+    def passes(self, seed: int, round: int) -> list[tuple[list[int], list[int]]]:
+        """The micro-batches of one process: (local rows, steps) of each, over all inner epochs.
+
+        A process's row q is position q * world + rank. Inside an update the order is by step, so that a micro-batch
+        that divides the images of an update stays at one timestep. Later inner epochs take the updates in a new order.
+        """
+        rows = self.images_per_update
+        batches = []
+        for epoch in range(self.inner_epochs):
+            updates = torch.arange(self.updates_per_epoch)
+            if epoch:
+                updates = _permutation(self.updates_per_epoch, mix(seed, _EPOCH, round, epoch))
+            for update in updates.tolist():
+                pairs = [(update * rows + q, step) for step in range(self.train_steps) for q in range(rows)]
+                for start in range(0, len(pairs), self.micro_batch):
+                    chunk = pairs[start : start + self.micro_batch]
+                    batches.append(([q for q, _ in chunk], [step for _, step in chunk]))
+        return batches
+
+    def describe(self) -> str:
+        """The arithmetic in words, printed once at start."""
+        off = self.off_policy_updates
+        lines = [
+            f"images per round      {self.prompts_per_round} prompts x {self.images_per_prompt} = {self.images}"
+            + (f", {self.local_images} on each of {self.world} processes" if self.world > 1 else ""),
+            f"transitions           {self.images} images x {self.train_steps} trained steps = {self.images * self.train_steps}"
+            + (f", in {self.inner_epochs} inner epochs" if self.inner_epochs > 1 else ""),
+            f"updates per round     {self.updates_per_round}, each on {self.images // self.updates_per_epoch} images in"
+            f" {self.micro_batches_per_update} micro-batches of {self.micro_batch}"
+            + (" per process" if self.world > 1 else ""),
+            f"off-policy            {off} of {self.updates_per_round} updates: the first has ratio 1 and is never clipped",
+        ]
+        return "\n".join(lines)
+
+
+def _permutation(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,86 @@
+"""What guardlit asks of a model: embeddings, a schedule, velocities, images, and three sets of weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from guardlit.types import Conditioning
+
+WeightSet = Literal["policy", "old", "reference"]
+
+
+class FlowPolicy(nn.Module, ABC):
+    """A flow-matching text-to-image model that predicts v = noise - x_0.
+
+    Only what trains is a parameter of this module; the VAE and the text encoders stay outside the module tree, so that
+    they reach neither checkpoints nor optimizers. Nothing is read from disk before `load`.
+    """
+
+    @abstractmethod
+    def load(self) -> None:
+        """Read the weights; raises `GuardlitError` on a folder that is not this model. A second call does nothing."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, str]:
+        """What a checkpoint must agree on with this model: its class, sizes and adapter."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's latents, (C, H, W)."""
+
+    @abstractmethod
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The model's own schedule of that many steps, from 1 down to 0, (T + 1,) float64."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> None:
+        """Make sure that the embeddings of these prompts are at hand; loads the text encoders only for new ones."""
+
+    @abstractmethod
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """Embeddings of P prompts on the model's device, leading dimension P."""
+
+    @abstractmethod
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
+        """The predicted velocity, with classifier-free guidance above a scale of 1.
+
+        Args:
+            latents: x_t, (B, C, H, W) float32.
+            sigma: t of each row, (B,).
+            conditioning: embeddings, leading dimension B.
+            guidance_scale: 1 asks the model once, without the empty prompt.
+
+        Returns:
+            (B, C, H, W) float32.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images of clean latents, (B, C, H, W) -> (B, 3, height, width) uint8."""
+
+    @abstractmethod
+    def using(self, weights: WeightSet) -> AbstractContextManager[None]:
+        """Run the model with the old policy's or the reference's weights; without gradients, for those two."""
+
+    @abstractmethod
+    def refresh_old(self) -> None:
+        """Make the old policy a copy of the trained one: the start of a round."""
+
+    @abstractmethod
+    def old_state(self) -> dict[str, Tensor]:
+        """The old policy's trainable weights by name, for a checkpoint in the middle of a round."""
+
+    @abstractmethod
+    def load_old_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `old_state` gave."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the trained weights in the format that the model's own pipeline loads."""

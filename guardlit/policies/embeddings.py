@@ -1,0 +1,111 @@
+"""Prompt embeddings, encoded once: kept in memory, and on disk under the content of prompt and encoders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from guardlit.types import Conditioning
+
+Encode = Callable[[list[str]], Conditioning]
+
+
+class EmbeddingCache:
+    """Serves embeddings; asks the encoders only for prompts that neither memory nor disk has.
+
+    Args:
+        key: names encoders and settings; another key never shares an entry.
+        folder: where entries are kept between runs, one file a prompt; null keeps them in memory only.
+        capacity: entries held in memory; older ones are read from disk again. Without a folder nothing is dropped.
+    """
+
+    def __init__(self, key: str, folder: Path | None, capacity: int = 4096) -> None:
+        self._key = key
+        self._folder = folder
+        self._capacity = capacity
+        self._memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """The distinct prompts that would have to be encoded."""
+        return [p for p in dict.fromkeys(prompts) if p not in self._memory and self._read(p) is None]
+
+    def add(self, prompts: Sequence[str], embeddings: Conditioning) -> None:
+        """Keep the embeddings of P prompts, leading dimension P."""
+        for i, prompt in enumerate(prompts):
+            entry = {name: tensor[i].detach().cpu().clone() for name, tensor in embeddings.items()}
+            self._write(prompt, entry)
+            self._remember(prompt, entry)
+
+    def get(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Embeddings of P prompts on the CPU, leading dimension P; raises `KeyError` for a prompt never added."""
+        entries = []
+        for prompt in prompts:
+            entry = self._memory.get(prompt) or self._read(prompt)
+            if entry is None:
+                raise KeyError(f"prompt was never encoded: {prompt!r}")
+            self._remember(prompt, entry)
+            entries.append(entry)
+        return {name: torch.stack([e[name] for e in entries]) for name in entries[0]}
+
+    def _remember(self, prompt: str, entry: dict[str, Tensor]) -> None:
+        self._memory[prompt] = entry
+        self._memory.move_to_end(prompt)
+        while self._folder is not None and len(self._memory) > self._capacity:
+            self._memory.popitem(last=False)
+
+    def _path(self, prompt: str) -> Path | None:
+        if self._folder is None:
+            return None
+        name = hashlib.sha256(f"{self._key}\0{prompt}".encode()).hexdigest()
+        return self._folder / name[:2] / f"{name}.safetensors"
+
+    def _read(self, prompt: str) -> dict[str, Tensor] | None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self._path(prompt)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError):
+            return None  # a damaged entry is made again
+
+    def _write(self, prompt: str, entry: dict[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        path = self._path(prompt)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(save(entry))
+        os.replace(file.name, path)  # whole or not at all, also with several processes
+
+
+def cache_folder() -> Path:
+    """`$GUARDLIT_CACHE`, or `guardlit` under the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("GUARDLIT_CACHE") or Path(base) / "guardlit")
+
+
+def sample_digest(files: Sequence[Path]) -> str:
+    """A digest of file names, sizes and 64 evenly spaced 64 kB blocks of each: quick for encoders of 10 GB."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            for i in range(64):
+                file.seek(i * max(size - 65536, 0) // 63)
+                digest.update(file.read(65536))
+                if size <= 65536:
+                    break
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""Pipeline folders in the diffusers layout: finding them, and saying what is wrong with one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from guardlit.assets import resolve
+from guardlit.errors import GuardlitError
+
+
+def pipeline_folder(model: str, pipeline_class: str, components: Sequence[str]) -> Path:
+    """The local folder of a diffusers pipeline, downloaded when `model` is a hub id.
+
+    Args:
+        model: a folder, a `guardlit://` asset or a hub id such as `stabilityai/stable-diffusion-3.5-medium`.
+        pipeline_class: what its model_index.json must name.
+        components: subfolders it must have.
+
+    Raises:
+        GuardlitError: not there, not that pipeline, or incomplete.
+    """
+    folder = Path(resolve(model))
+    if not folder.is_dir():
+        folder = _download(model)
+    index = _read_json(folder / "model_index.json", f"{folder} is no diffusers pipeline folder")
+    found = index.get("_class_name")
+    if found != pipeline_class:
+        raise GuardlitError(f"{folder} holds a {found}; {pipeline_class} is needed here")
+    for component in components:
+        if index.get(component, [None])[0] is None or not (folder / component).is_dir():
+            present = sorted(p.name for p in folder.iterdir() if p.is_dir())
+            raise GuardlitError(f"{folder} lacks the component '{component}' (it has {', '.join(present)})")
+    return folder
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise GuardlitError(f"model folder '{model}' does not exist, and it is no hub id of the form owner/name")
+    patterns = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except (OSError, HFValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GuardlitError(
+            f"model '{model}' is no folder here, is not in the hub cache, and could not be downloaded: {reason}"
+        ) from error
+
+
+def quiet() -> None:
+    """Silence the libraries' progress bars: guardlit shows its own."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def load_component(loader: Any, folder: Path, component: str, **kwargs: Any) -> Any:
+    """`loader.from_pretrained` of one component, refusing missing or unexpected weights.
+
+    Raises:
+        GuardlitError: weights that are not there, cannot be read, or do not fit the component's config.
+    """
+    quiet()
+    try:
+        model, info = loader.from_pretrained(
+            folder, subfolder=component, local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+    except Exception as error:  # diffusers and safetensors raise many kinds; each means that this file is bad
+        reason = " ".join(str(error).split())[:300]
+        raise GuardlitError(f"{folder / component} cannot be loaded as {loader.__name__}: {reason}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(kind):
+            keys = sorted(map(str, info[kind]))
+            raise GuardlitError(
+                f"{folder / component}: {len(keys)} {kind.replace('_', ' ')} for {loader.__name__}, first '{keys[0]}'"
+            )
+    return model
+
+
+def _read_json(path: Path, complaint: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise GuardlitError(f"{complaint}: it has no {path.name}") from None
+    except ValueError as error:
+        raise GuardlitError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise GuardlitError(f"{path} holds {type(value).__name__}, not an object")
+    return value

@@ -1,0 +1,204 @@
+"""The three weight sets of one transformer: what trains, what sampled the round, and the base."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from guardlit.errors import GuardlitError
+from guardlit.policies.base import WeightSet
+
+TRAINED, OLD = "default", "old"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A low-rank adapter (peft).
+
+    Attributes:
+        rank: of the update; 32 in Flow-GRPO's SD3.5-M settings.
+        alpha: the update is scaled by alpha / rank.
+        targets: suffixes of module names; null takes the model family's published list.
+        init: `gaussian`, as published, or `default` (Kaiming); both start as no change at all.
+    """
+
+    rank: int = 32
+    alpha: float = 64
+    targets: tuple[str, ...] | None = None
+    init: str = "gaussian"
+
+
+class WeightSets(Protocol):
+    """How a policy switches between its weight sets."""
+
+    def using(self, weights: WeightSet) -> AbstractContextManager[None]:
+        """See `FlowPolicy.using`."""
+
+    def refresh_old(self) -> None:
+        """See `FlowPolicy.refresh_old`."""
+
+    def old_state(self) -> dict[str, Tensor]:
+        """See `FlowPolicy.old_state`."""
+
+    def load_old_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `FlowPolicy.load_old_state`."""
+
+
+@contextmanager
+def _other_weights() -> Iterator[None]:
+    """No gradients, and no half-precision copies of one set served to another by autocast's cache."""
+    torch.clear_autocast_cache()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.clear_autocast_cache()
+
+
+class AdapterWeights:
+    """LoRA: the policy and the old policy are two adapters on one frozen base, the reference is none.
+
+    Args:
+        transformer: a diffusers model with `add_adapter`; frozen here except for the trained adapter.
+        lora: the adapter's settings.
+        default_targets: module name suffixes for `lora.targets: null`.
+
+    Raises:
+        GuardlitError: a target that no module of the transformer has.
+    """
+
+    def __init__(self, transformer: Any, lora: LoRA, default_targets: Sequence[str]) -> None:
+        from peft import LoraConfig
+
+        targets = list(lora.targets or default_targets)
+        _check_targets(transformer, targets)
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=targets,
+            init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+        )
+        transformer.requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
+            for name in (TRAINED, OLD):
+                transformer.add_adapter(config, adapter_name=name)
+        transformer.set_adapter(TRAINED)
+        self._transformer = transformer
+        for name, parameter in transformer.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.float()
+        self.refresh_old()
+
+    def _pairs(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+        parameters = dict(self._transformer.named_parameters())
+        for name, parameter in parameters.items():
+            if f".{TRAINED}." in name:
+                yield name, parameter, parameters[name.replace(f".{TRAINED}.", f".{OLD}.")]
+
+    @contextmanager
+    def using(self, weights: WeightSet) -> Iterator[None]:
+        """Switch adapters; see `FlowPolicy.using`."""
+        if weights == "policy":
+            yield
+            return
+        with _other_weights():
+            if weights == "old":
+                self._transformer.set_adapter(OLD)
+            else:
+                self._transformer.disable_adapters()
+            try:
+                yield
+            finally:
+                if weights == "reference":
+                    self._transformer.enable_adapters()
+                self._transformer.set_adapter(TRAINED)  # also puts the requires_grad flags back
+
+    @torch.no_grad()
+    def refresh_old(self) -> None:
+        """Copy the trained adapter over the old one."""
+        for _, trained, old in self._pairs():
+            old.copy_(trained)
+
+    def old_state(self) -> dict[str, Tensor]:
+        """The old adapter under the trained one's parameter names."""
+        return {name: old.detach().clone() for name, _, old in self._pairs()}
+
+    @torch.no_grad()
+    def load_old_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put an old adapter back."""
+        for name, _, old in self._pairs():
+            old.copy_(state[name])
+
+
+class FullWeights:
+    """Full fine-tuning: the old policy and the reference are copies that change places with the trained weights.
+
+    Args:
+        transformer: trained in whole, in float32.
+        reference: keep a copy of the base too, for KL.
+        device: where the copies rest; `cpu` costs a transfer a round, null leaves them beside the weights.
+    """
+
+    def __init__(self, transformer: nn.Module, reference: bool, device: str | None = "cpu") -> None:
+        transformer.requires_grad_(True).float()
+        self._transformer = transformer
+        self._device = device
+        self._copies: dict[str, dict[str, Tensor]] = {"old": self._copy()}
+        if reference:
+            self._copies["reference"] = self._copy()
+
+    def _copy(self) -> dict[str, Tensor]:
+        named = self._transformer.named_parameters()
+        return {name: p.detach().to(self._device or p.device, copy=True) for name, p in named}
+
+    @contextmanager
+    def using(self, weights: WeightSet) -> Iterator[None]:
+        """Swap a copy in; see `FlowPolicy.using`."""
+        if weights == "policy":
+            yield
+            return
+        if weights not in self._copies:
+            raise RuntimeError(f"the {weights} weights were not kept: load the policy with reference=True")
+        with _other_weights():
+            trained = {name: p.data for name, p in self._transformer.named_parameters()}
+            for name, p in self._transformer.named_parameters():
+                p.data = self._copies[weights][name].to(p.device)
+            try:
+                yield
+            finally:
+                for name, p in self._transformer.named_parameters():
+                    p.data = trained[name]
+
+    @torch.no_grad()
+    def refresh_old(self) -> None:
+        """Copy the trained weights over the old ones."""
+        for name, parameter in self._transformer.named_parameters():
+            self._copies["old"][name].copy_(parameter)
+
+    def old_state(self) -> dict[str, Tensor]:
+        """The old weights by name."""
+        return {name: tensor.clone() for name, tensor in self._copies["old"].items()}
+
+    @torch.no_grad()
+    def load_old_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put old weights back."""
+        for name, tensor in self._copies["old"].items():
+            tensor.copy_(state[name])
+
+
+def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> None:
+    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            suffixes = sorted({".".join(name.split(".")[-k:]) for name in names for k in (1, 2)})
+            close = difflib.get_close_matches(target, suffixes, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise GuardlitError(f"LoRA target '{target}' names no linear layer of {type(transformer).__name__}{hint}")
