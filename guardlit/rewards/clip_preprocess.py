@@ -1,0 +1,91 @@
+"""CLIP's image preprocessing on tensors: the pixels that PIL gives, on CPU or GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_BICUBIC = 3  # PIL's number
+_FIXED_POINT = 2**22  # PIL's weights for 8-bit images are whole multiples of 1 / 2^22
+
+
+def resize_shortest_edge(images: Tensor, size: int) -> Tensor:
+    """Bicubic, antialiased resize: bit for bit what PIL does with 8-bit images.
+
+    Like PIL, width first, then height, with weights in fixed point and whole grey levels after each pass. The sums of
+    whole numbers are exact in float64, so a GPU gives the CPU's pixels. (`F.interpolate` in float32 differs by a
+    level wherever a sum falls between two levels, and without antialiasing by up to 164.)
+
+    Args:
+        images: (B, 3, height, width) uint8, on a device that knows float64.
+        size: pixels of the shorter edge; the longer one keeps the aspect ratio, rounded down.
+
+    Returns:
+        (B, 3, new height, new width) float32 with whole numbers in [0, 255].
+    """
+    height, width = images.shape[-2:]
+    shorter = min(height, width)
+    across = _bicubic_weights(width, size * width // shorter).to(images.device)
+    down = _bicubic_weights(height, size * height // shorter).to(images.device)
+    pixels = _to_levels(images.double() @ across.T)
+    return _to_levels(down @ pixels).float()
+
+
+def _bicubic_weights(old: int, new: int) -> Tensor:
+    """Row i holds the weights of the old pixels in new pixel i, in fixed point: (new, old) float64."""
+    positions = torch.arange(old, dtype=torch.float64) + 0.5
+    centres = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)
+    x = (positions - centres[:, None]).abs() / max(old / new, 1.0)  # a shrinking image needs a wider kernel
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return (weights / weights.sum(dim=1, keepdim=True) * _FIXED_POINT).round()
+
+
+def _to_levels(sums: Tensor) -> Tensor:
+    return torch.floor(sums / _FIXED_POINT + 0.5).clamp(0, 255)
+
+
+@dataclass(frozen=True)
+class ClipPreprocess:
+    """Resize the shorter edge, crop the centre, normalise.
+
+    Attributes:
+        size: pixels of the shorter edge after the resize.
+        crop: (height, width) of the crop; at most `size` each.
+        mean: per channel, for pixels in [0, 1].
+        std: per channel, for pixels in [0, 1].
+    """
+
+    size: int
+    crop: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def like(cls, processor: Any) -> ClipPreprocess:
+        """The settings of a `transformers.CLIPImageProcessor`; `ValueError` if they ask for another procedure."""
+        steps = (processor.do_resize, processor.do_center_crop, processor.do_rescale, processor.do_normalize)
+        size, crop = processor.size["shortest_edge"], (processor.crop_size["height"], processor.crop_size["width"])
+        if not all(steps) or processor.resample != _BICUBIC or not size or max(crop) > size:
+            raise ValueError(
+                "its preprocessor_config.json asks for something else than CLIP's preprocessing: bicubic resize of "
+                "the shortest edge, a centre crop no larger than that, rescale, normalise"
+            )
+        return cls(size, crop, tuple(processor.image_mean), tuple(processor.image_std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, height, width) uint8 -> what the vision tower sees, (B, 3, *crop) float32."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images are {images.dtype}; scores are defined on uint8, as a PNG file would hold them")
+        pixels = resize_shortest_edge(images, self.size)
+        # An odd margin is split as transformers does with PIL images, the smaller half first; torchvision's
+        # rounding to even would shift the crop by a pixel.
+        top, left = ((have - want) // 2 for have, want in zip(pixels.shape[-2:], self.crop, strict=True))
+        pixels = pixels[..., top : top + self.crop[0], left : left + self.crop[1]] / 255
+        mean = pixels.new_tensor(self.mean).view(-1, 1, 1)
+        std = pixels.new_tensor(self.std).view(-1, 1, 1)
+        return (pixels - mean) / std
