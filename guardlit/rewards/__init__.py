@@ -1,1 +1,14 @@
-"""Rewards and gold scores, one file a scorer."""
+"""Rewards and gold scores, one file a scorer.
+
+Importing this package is cheap: transformers, torchvision and PIL are imported when a scorer is set up or scores.
+"""
+
+from guardlit.rewards.base import Scorer as Scorer
+from guardlit.rewards.composite import Composite as Composite
+from guardlit.rewards.composite import Term as Term
+from guardlit.rewards.digits import DigitDiversity as DigitDiversity
+from guardlit.rewards.digits import DigitGold as DigitGold
+from guardlit.rewards.digits import DigitProbability as DigitProbability
+from guardlit.rewards.digits import DigitRealism as DigitRealism
+from guardlit.rewards.jpeg import JPEGCompressibility as JPEGCompressibility
+from guardlit.rewards.pickscore import PickScore as PickScore

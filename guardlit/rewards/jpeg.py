@@ -1,0 +1,46 @@
+"""The size of an image as a JPEG file: a reward without a model, that trains visibly within a few rounds."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+
+from guardlit.rewards.base import Scorer
+from guardlit.types import RewardRequest, RewardResult
+
+_QUALITY = 95
+
+
+class JPEGCompressibility(Scorer):
+    """Minus the kilobytes (1000 bytes) of the image as a JPEG file of quality 95, over 500 (DDPO, arXiv:2305.13301).
+
+    Args:
+        incompressible: reward large files instead: plus the kilobytes over 500.
+    """
+
+    name = "jpeg_compressibility"
+
+    def __init__(self, incompressible: bool = False) -> None:
+        self.sign = 1 if incompressible else -1
+        if incompressible:
+            self.name = "jpeg_incompressibility"
+
+    def setup(self, device: torch.device) -> None:
+        """Nothing to load."""
+
+    def score(self, request: RewardRequest) -> RewardResult:
+        """Score B images of any size; prompts play no part."""
+        pixels = request.images.permute(0, 2, 3, 1).cpu().numpy()
+        kilobytes = torch.tensor([_jpeg_bytes(image) / 1000 for image in pixels])
+        provenance = {"scorer": self.name, "quality": str(_QUALITY)}
+        return RewardResult.from_values(self.sign * kilobytes / 500, provenance=provenance)
+
+
+def _jpeg_bytes(pixels: np.ndarray) -> int:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="JPEG", quality=_QUALITY)
+    return file.tell()
