@@ -126,12 +126,12 @@ def _one_line(name: str) -> Iterator[None]:
     except GuardlitError:
         raise
     except Exception as error:  # OSError, SafetensorError, UnpicklingError, JSON and key errors, ...
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         if Path(name).is_dir():
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise GuardlitError(f"{name}: not a readable CLIP folder ({reason})") from error
         if name.startswith(("/", ".")):
             raise GuardlitError(f"there is no folder {Path(name).absolute()}; PickScore needs a CLIP folder") from error
         raise GuardlitError(
-            f"{name}: neither a folder nor in the Hugging Face cache, and not to be had now ({reason}); "
+            f"{name}: neither a folder nor in the Hugging Face cache, and the hub cannot be reached or does not have it; "
             f"run `hf download {name}` on a machine that is online, or name a local folder"
         ) from error
