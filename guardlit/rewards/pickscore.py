@@ -132,6 +132,6 @@ def _one_line(name: str) -> Iterator[None]:
         if name.startswith(("/", ".")):
             raise GuardlitError(f"there is no folder {Path(name).absolute()}; PickScore needs a CLIP folder") from error
         raise GuardlitError(
-            f"{name}: neither a folder nor in the Hugging Face cache, and the hub cannot be reached or does not have it; "
+            f"{name}: neither a folder nor in the Hugging Face cache, and the hub is out of reach or lacks it; "
             f"run `hf download {name}` on a machine that is online, or name a local folder"
         ) from error
