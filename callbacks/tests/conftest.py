@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import warnings
 from importlib import import_module
 
@@ -11,6 +12,7 @@ import torch.multiprocessing as mp
 from guardlit_callbacks._lightning import Callback, LightningModule, Trainer
 
 torch.set_num_threads(1)
+sys.path.insert(0, os.path.dirname(__file__))  # so that tests may import what several of them share
 ROOT = Callback.__module__.removesuffix(".callbacks.callback")  # lightning.pytorch or pytorch_lightning
 Logger = import_module(f"{ROOT}.loggers.logger").Logger
 

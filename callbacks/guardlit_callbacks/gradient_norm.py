@@ -1,0 +1,224 @@
+"""How large the gradient of each denoising step is, and how often it is clipped (Fig. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from guardlit_callbacks._gather import gather_objects
+from guardlit_callbacks._lightning import LightningModule, MisconfigurationException, Trainer
+from guardlit_callbacks._logging import log_figure, log_histogram
+from guardlit_callbacks._outputs import read_output
+from guardlit_callbacks._round import RoundCallback, Rows
+from guardlit_callbacks._statistics import max_over_min, split, step_index, unmasked
+from guardlit_callbacks.figures import gradient_figure
+from guardlit_callbacks.sync_ddp import SyncDDP
+
+CLIP_TOLERANCE = 1e-5
+"""A norm that fell by a larger share than this was clipped; rounding moves it less."""
+
+
+class GradientNorm(RoundCallback):
+    """Watches the size of the gradient at every denoising step, and what gradient clipping does to it.
+
+    Two gradients. That of the loss with respect to the predicted velocity comes with the outputs of `training_step`,
+    one norm per sample, and costs nothing. That of the trainable parameters is measured every `parameters_every`
+    rounds, as the difference that a micro-batch's backward makes to the accumulated gradient; it keeps a second copy of
+    the trainable gradients during such a round, and undoes Lightning's division by `accumulate_grad_batches` and the
+    loss scale of 16-bit precision. Micro-batches must then hold one denoising step each, the same on all ranks.
+
+    TT is the index of the denoising step, two digits. Logged at the end of a round:
+
+    | key | unit |
+    |---|---|
+    | `gradient/velocity/tTT` | mean norm over the step's samples, loss / velocity |
+    | `gradient/velocity/max_over_min` | largest over smallest of these |
+    | `gradient/parameters/tTT` | mean norm over the step's micro-batches, loss / parameter (measured rounds) |
+    | `gradient/parameters/max_over_min` | largest over smallest of these (measured rounds) |
+    | `gradient/norm_before_clipping` | mean over the round's optimizer steps of the total norm, loss / parameter |
+    | `gradient/norm_after_clipping` | the same as the optimizer saw it |
+    | `gradient/clipped` | share of the optimizer steps in which clipping acted, 0 to 1 |
+
+    The loggers that can also get the histograms `gradient/velocity/tTT` and the figure `gradient/figure`. The run's
+    folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before` and `norm_after` (optimizer
+    steps,) and, in measured rounds, `parameter_step` and `parameters` (micro-batches,); and the figure beside it.
+
+    Needs automatic optimization. Sharded parameters (FSDP2) give their full norm.
+
+    Example:
+        ```python
+        from guardlit_callbacks import GradientNorm, SyncDDP
+        Trainer(strategy=SyncDDP(), accumulate_grad_batches=9, callbacks=[GradientNorm(parameters_every=10)])
+        ```
+
+    Args:
+        velocity: key of the norm of d loss_b / d velocity_b, unscaled; None to do without.
+        step: key of the denoising step: its index, or a float timestep that falls while denoising.
+        sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
+        parameters_every: rounds between measurements of the parameters' gradient, from round 0 on; 0 for never.
+        figure_every: rounds between figures; 0 for none.
+
+    Raises:
+        MisconfigurationException: a key is not among the outputs, or not one value per sample; parameters are to be
+            measured under a DDP that does not reduce every backward, or on micro-batches that mix steps.
+    """
+
+    def __init__(
+        self,
+        velocity: str | None = "velocity_grad_norm",
+        step: str = "step",
+        sample_weight: str | None = None,
+        parameters_every: int = 0,
+        figure_every: int = 10,
+    ) -> None:
+        super().__init__()
+        keys = {"step": step, "velocity": velocity, "sample_weight": sample_weight}
+        self._keys = {argument: key for argument, key in keys.items() if key is not None}
+        self.parameters_every, self.figure_every = parameters_every, figure_every
+        self._forget()
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._updates: list[tuple[Tensor, Tensor]] = []  # total norm before and after clipping, scalars
+        self._measured: list[tuple[Tensor, Tensor]] = []  # a micro-batch's steps (B,), its parameters' gradient norm
+        self._before: tuple[list[Tensor], Tensor] | None = None
+        self._accumulated: dict[Tensor, Tensor] = {}  # each parameter's gradient so far
+        self._difference: Tensor | None = None
+
+    # --- the parameters' gradient --------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to measure what DDP hides."""
+        hidden = isinstance(trainer.strategy.model, DistributedDataParallel) and trainer.accumulate_grad_batches > 1
+        if self.parameters_every and hidden and not isinstance(trainer.strategy, SyncDDP):
+            raise MisconfigurationException(
+                "GradientNorm: parameters_every needs gradients reduced at every backward, which DDP skips while it "
+                "accumulates; set the trainer's strategy to guardlit_callbacks.SyncDDP, or parameters_every=0"
+            )
+
+    def _measures(self, trainer: Trainer) -> bool:
+        return self.parameters_every > 0 and trainer.current_epoch % self.parameters_every == 0
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """A new accumulation starts from nothing."""
+        self._accumulated = {}
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the norm of what this backward added."""
+        if not self._measures(trainer):
+            return
+        trained = [p for p in pl_module.parameters() if p.requires_grad]
+        gradients: dict[Tensor, Tensor] = {p: p.grad.detach().clone() for p in trained if p.grad is not None}
+        added = [g - self._accumulated[p] if p in self._accumulated else g for p, g in gradients.items()]
+        self._accumulated = gradients
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        self._difference = total_norm(added) * (trainer.accumulate_grad_batches / scale)
+
+    # --- clipping ------------------------------------------------------------------------------------------------
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Takes the total norm before Lightning clips it."""
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._before = trained, total_norm([p.grad for p in trained])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps the micro-batch's values; the gradients are still there as the optimizer saw them."""
+        columns = {name: read_output(outputs, key, self, name) for name, key in self._keys.items()}
+        self.collect(trainer, columns)
+        if self._difference is not None:
+            self._measured.append((columns["step"], self._difference))
+            self._difference = None
+        if self._before is not None:
+            trained, before = self._before
+            self._updates.append((before, total_norm([p.grad for p in trained if p.grad is not None])))
+            self._before = None
+
+    # --- the round -----------------------------------------------------------------------------------------------
+
+    def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
+        """Logs histograms, writes the arrays, draws the figure; returns the statistics."""
+        rows = {**unmasked(rows), **self._per_update(), **self._per_micro_batch()}
+        metrics, step = gradient_statistics(rows), trainer.global_step
+        for t, values in split(rows["step"], rows["velocity"]).items() if "velocity" in rows else ():
+            log_histogram(trainer, f"gradient/velocity/t{t:02d}", values, step)
+        path = self.write(trainer, "gradient", round_index, rows)
+        panels = {f"d loss / d {name}": {"this run": _curve(rows, name)} for name in ("velocity", "parameters")}
+        panels = {title: curves for title, curves in panels.items() if curves["this run"]}
+        if trainer.is_global_zero and panels and self.figure_every and round_index % self.figure_every == 0:
+            figure = gradient_figure(panels, title=f"round {round_index}")
+            log_figure(trainer, "gradient/figure", figure, step, path.with_suffix(".png") if path else None)
+        return metrics
+
+    def _per_update(self) -> Rows:
+        norms = torch.tensor([(float(before), float(after)) for before, after in self._updates], dtype=torch.float64)
+        before, after = norms.reshape(-1, 2).T.numpy()
+        return {"norm_before": before, "norm_after": after}
+
+    def _per_micro_batch(self) -> Rows:
+        """Step and norm of each measured micro-batch; a collective, which checks that all ranks mean the same step."""
+        steps = [np.unique(steps.cpu().double().numpy()) for steps, _ in self._measured]
+        if any(len(set(np.concatenate(at))) > 1 for at in zip(*gather_objects(steps), strict=True)):
+            raise MisconfigurationException(
+                "GradientNorm: parameters_every needs micro-batches of one denoising step, the same on all ranks, "
+                "and found one that mixes steps; deal them out by step, or set parameters_every=0"
+            )
+        if not steps:
+            return {}
+        norms = np.array([float(norm) for _, norm in self._measured])
+        return {"parameter_step": step_index(np.concatenate(steps)), "parameters": norms}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The round so far: rows of all ranks, and the norms, which are the same on all."""
+        state = super().state_dict()
+        if state:
+            state["updates"] = [(before.cpu(), after.cpu()) for before, after in self._updates]
+            state["measured"] = [(steps.cpu(), norm.cpu()) for steps, norm in self._measured]
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the round up where it was left."""
+        super().load_state_dict(state_dict)
+        self._updates, self._measured = list(state_dict["updates"]), list(state_dict["measured"])
+
+
+def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
+    """The 2-norm of all gradients together, a float32 scalar; a collective where they are sharded."""
+    sharded: list[Tensor] = []
+    whole: list[Tensor] = []
+    for gradient in gradients:
+        if gradient is not None:
+            (sharded if isinstance(gradient, DTensor) else whole).append(gradient)
+    norms = [torch.nn.utils.get_total_norm(group).float() for group in (sharded, whole) if group]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def gradient_statistics(rows: Rows) -> dict[str, float]:
+    """The scalars that `GradientNorm` logs, from the arrays it writes."""
+    out: dict[str, float] = {}
+    for name in ("velocity", "parameters"):
+        if curve := _curve(rows, name):
+            out |= {f"gradient/{name}/t{t:02d}": mean for t, mean in curve.items()}
+            out[f"gradient/{name}/max_over_min"] = max_over_min(curve)
+    before, after = rows["norm_before"], rows["norm_after"]
+    if before.size:
+        out["gradient/norm_before_clipping"] = float(before.mean())
+        out["gradient/norm_after_clipping"] = float(after.mean())
+        out["gradient/clipped"] = float(np.mean(after < before * (1 - CLIP_TOLERANCE)))
+    return out
+
+
+def _curve(rows: Rows, name: str) -> dict[int, float]:
+    """Mean norm by step; empty if it was not measured."""
+    step = "parameter_step" if name == "parameters" else "step"
+    return {t: float(v.mean()) for t, v in split(rows[step], rows[name]).items()} if name in rows else {}

@@ -1,0 +1,134 @@
+"""How far each denoising step's importance ratio strays, and where clipping acts (Fig. 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from guardlit_callbacks._lightning import LightningModule, Trainer
+from guardlit_callbacks._logging import log_figure, log_histogram
+from guardlit_callbacks._outputs import read_output
+from guardlit_callbacks._round import RoundCallback, Rows
+from guardlit_callbacks._statistics import clip_shares, moments, split, unmasked
+from guardlit_callbacks.figures import RatioSamples, ratio_figure
+
+KINDS = {"log_ratio": "log ratio in the objective", "raw": "raw log ratio", "normalized": "normalised log ratio"}
+SIDES = ("above", "below")
+
+
+class RatioDistribution(RoundCallback):
+    """Watches the distribution of the log importance ratio at every denoising step, over all samples of each round.
+
+    A healthy ratio has mean 0 in the log, a spread that is even over the steps, and clips as often above as below its
+    range; a mean below 0 keeps samples of positive advantage from ever being clipped (GRPO-Guard, eq. 7 and Fig. 2).
+
+    `training_step` returns its outputs per sample, (B,) each, under the keys named here. KIND is `log_ratio`, and `raw`
+    and `normalized` where their keys are given; TT is the index of the denoising step, two digits. Logged at the end of
+    a round:
+
+    | key | unit |
+    |---|---|
+    | `ratio/KIND/mean/tTT`, `ratio/KIND/std/tTT`, `ratio/KIND/skew/tTT` | log ratio; log ratio; none |
+    | `ratio/KIND/mean_positive/tTT`, `.../std_positive/...`, `.../skew_positive/...` | the same, advantage > 0 only |
+    | `ratio/KIND/mean_negative/tTT`, `.../std_negative/...`, `.../skew_negative/...` | the same, advantage < 0 only |
+    | `ratio/KIND/max_shift` | largest abs(mean) / std over the steps |
+    | `ratio/clipped_above/tTT`, `ratio/clipped_below/tTT` | share of samples, 0 to 1 |
+    | `ratio/clipped_above_positive/tTT` and so on: `_below`, `_negative` | share of these |
+    | `ratio/clipped` | share of all samples of the round, 0 to 1 |
+
+    A key whose samples are none in a round (no negative advantage, say) is left out. The loggers that can also get the
+    histograms `ratio/KIND/tTT` and the figure `ratio/figure`. The run's folder gets `ratio/round_RRRRR.npz` with the
+    arrays `step`, `advantage`, `log_ratio` and, where given, `raw`, `normalized`, `clipped` and `timestep`, (n,) each;
+    and the figure beside it.
+
+    Example:
+        ```python
+        from guardlit_callbacks import RatioDistribution
+        Trainer(callbacks=[RatioDistribution(raw="raw_log_ratio", normalized="norm_log_ratio")])
+        ```
+
+    Args:
+        log_ratio: key of the log ratio that the objective clips.
+        raw: key of log r (eq. 7), where it is something else.
+        normalized: key of the normalised log ratio (eq. 8).
+        advantage: key of the advantage.
+        step: key of the denoising step: its index, or a float timestep that falls while denoising, as sigma (then
+            the highest of a round is step 0).
+        clipped: key of whether the ratio lies outside the clip range, bool; None where nothing is clipped.
+        sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
+        figure_every: rounds between figures; 0 for none.
+
+    Raises:
+        MisconfigurationException: a key is not among the outputs, or not one value per sample.
+    """
+
+    def __init__(
+        self,
+        log_ratio: str = "log_ratio",
+        raw: str | None = None,
+        normalized: str | None = None,
+        advantage: str = "advantage",
+        step: str = "step",
+        clipped: str | None = "clipped",
+        sample_weight: str | None = None,
+        figure_every: int = 10,
+    ) -> None:
+        super().__init__()
+        keys = {"step": step, "log_ratio": log_ratio, "advantage": advantage, "raw": raw, "normalized": normalized}
+        keys |= {"clipped": clipped, "sample_weight": sample_weight}
+        self._keys = {argument: key for argument, key in keys.items() if key is not None}
+        self.figure_every = figure_every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps the micro-batch's values where they are."""
+        self.collect(trainer, {name: read_output(outputs, key, self, name) for name, key in self._keys.items()})
+
+    def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
+        """Logs histograms, writes the arrays, draws the figure; returns the statistics."""
+        rows = unmasked(rows)
+        if not rows["step"].size:
+            return {}
+        step = trainer.global_step
+        for kind in rows.keys() & KINDS.keys():
+            for t, values in split(rows["step"], rows[kind]).items():
+                log_histogram(trainer, f"ratio/{kind}/t{t:02d}", values, step)
+        path = self.write(trainer, "ratio", round_index, rows)
+        if trainer.is_global_zero and self.figure_every and round_index % self.figure_every == 0:
+            figure = ratio_figure(_panels(rows), title=f"round {round_index}")
+            log_figure(trainer, "ratio/figure", figure, step, path.with_suffix(".png") if path else None)
+        return ratio_statistics(rows)
+
+
+def ratio_statistics(rows: Rows) -> dict[str, float]:
+    """The scalars that `RatioDistribution` logs, from the columns it writes; NaN where a group has no sample."""
+    groups = {"": rows["step"] >= 0, "_positive": rows["advantage"] > 0, "_negative": rows["advantage"] < 0}
+    out: dict[str, float] = {}
+    for suffix, chosen in groups.items():
+        part = {name: values[chosen] for name, values in rows.items()}
+        for kind in KINDS.keys() & rows.keys():
+            for t, values in split(part["step"], part[kind]).items():
+                m = moments(values)
+                out |= {f"ratio/{kind}/{name}{suffix}/t{t:02d}": value for name, value in m._asdict().items()}
+                if not suffix:
+                    out[f"ratio/{kind}/max_shift"] = max(out.get(f"ratio/{kind}/max_shift", 0.0), m.shift)
+        if "clipped" in rows:
+            for t in np.unique(part["step"]):
+                at = part["step"] == t
+                shares = clip_shares(part["log_ratio"][at], part["clipped"][at])
+                out |= {f"ratio/clipped_{side}{suffix}/t{t:02d}": v for side, v in zip(SIDES, shares, strict=True)}
+    if "clipped" in rows and rows["clipped"].size:
+        out["ratio/clipped"] = float(np.mean(rows["clipped"]))
+    return out
+
+
+def _panels(rows: Rows) -> dict[str, RatioSamples]:
+    """The objective's ratio with its clipping, and each other kind that is not the same numbers once more."""
+    panels = {KINDS["log_ratio"]: RatioSamples(rows["step"], rows["log_ratio"], rows.get("clipped"))}
+    for kind in ("raw", "normalized"):
+        if kind in rows and not np.array_equal(rows[kind], rows["log_ratio"]):
+            panels[KINDS[kind]] = RatioSamples(rows["step"], rows[kind])
+    return panels

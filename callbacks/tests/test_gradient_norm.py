@@ -1,0 +1,179 @@
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from guardlit_callbacks import GradientNorm, SyncDDP
+from guardlit_callbacks._lightning import MisconfigurationException
+from guardlit_callbacks.gradient_norm import total_norm
+from toy_flow import STEPS, Rounds, Spy, ToyFlow, transitions
+
+CHECKPOINTS = import_module(GradientNorm.__mro__[2].__module__.rsplit(".", 1)[0])
+
+
+def measuring(**options):
+    return GradientNorm(**{"parameters_every": 1, "figure_every": 0, **options})
+
+
+def load(folder, round_index=0):
+    return dict(np.load(folder / "gradient" / f"round_{round_index:05d}.npz"))
+
+
+class GradientSpy(Spy):
+    """Each micro-batch's own gradient, straight from autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.gradients = []
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        (gradient,) = torch.autograd.grad(loss, pl_module.velocity, retain_graph=True)
+        self.gradients.append(gradient * trainer.accumulate_grad_batches)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 6])
+def test_norms_per_step_equal_autograds(make_trainer, tmp_path, accumulate):
+    spy = GradientSpy()
+    make_trainer(spy, measuring(), accumulate_grad_batches=accumulate).fit(ToyFlow(), Rounds(transitions()))
+    arrays = load(tmp_path)
+    norms = [float(gradient.norm()) for gradient in spy.gradients]
+    np.testing.assert_allclose(arrays["parameters"], norms, rtol=1e-6)
+    assert arrays["parameter_step"].tolist() == [0, 1, 2, 0, 1, 2]
+    per_update = [torch.stack(spy.gradients[i : i + accumulate]).mean(0).norm() for i in range(0, 6, accumulate)]
+    np.testing.assert_allclose(arrays["norm_before"], per_update, rtol=1e-6)
+    columns = spy.columns()
+    order = np.lexsort((columns["velocity_grad_norm"], columns["step"]))
+    assert np.array_equal(arrays["velocity"], columns["velocity_grad_norm"][order])
+
+
+def test_logged_keys_and_values(make_trainer, recorder):
+    spy = GradientSpy()
+    make_trainer(spy, measuring(parameters_every=2), logger=recorder, max_epochs=2).fit(
+        ToyFlow(), Rounds(transitions())
+    )
+    velocity = [f"gradient/velocity/t{t:02d}" for t in range(STEPS)]
+    parameters = [f"gradient/parameters/t{t:02d}" for t in range(STEPS)]
+    totals = ["gradient/clipped", "gradient/norm_after_clipping", "gradient/norm_before_clipping"]
+    ratios = ["gradient/velocity/max_over_min", "gradient/parameters/max_over_min"]
+    assert recorder.keys("gradient/") == sorted([*velocity, *parameters, *totals, *ratios])
+    assert [step for step, _ in recorder.values(velocity[0])] == [5, 11]
+    assert [step for step, _ in recorder.values(parameters[0])] == [5]  # round 0 only
+    columns = spy.columns(0, 6)
+    means = [columns["velocity_grad_norm"][columns["step"] == t].mean() for t in range(STEPS)]
+    assert [recorder.values(key)[0][1] for key in velocity] == pytest.approx(means, rel=1e-6)
+    assert recorder.values(ratios[0])[0][1] == pytest.approx(max(means) / min(means), rel=1e-5)
+    norms = [(spy.gradients[t].norm() + spy.gradients[t + 3].norm()) / 2 for t in range(STEPS)]
+    assert [recorder.values(key)[0][1] for key in parameters] == pytest.approx([float(n) for n in norms], rel=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_clipping_is_seen_as_it_acted(make_trainer, recorder, algorithm):
+    spy, limit = GradientSpy(), 0.2
+    options = {"gradient_clip_val": limit, "gradient_clip_algorithm": algorithm}
+    make_trainer(spy, measuring(), logger=recorder, **options).fit(ToyFlow(), Rounds(transitions()))
+    norms = np.array([float(gradient.norm()) for gradient in spy.gradients])
+    assert 0 < (norms > limit).sum() < 6  # each gradient has one element that is not 0: both algorithms do the same
+    assert recorder.values("gradient/norm_before_clipping")[0][1] == pytest.approx(norms.mean(), rel=1e-5)
+    assert recorder.values("gradient/norm_after_clipping")[0][1] == pytest.approx(
+        norms.clip(max=limit).mean(), rel=1e-4
+    )
+    assert recorder.values("gradient/clipped")[0][1] == pytest.approx((norms > limit).mean())
+
+
+def test_training_is_not_changed(make_trainer):
+    velocities = []
+    for callbacks in ([], [measuring()]):
+        module = ToyFlow()
+        make_trainer(*callbacks, accumulate_grad_batches=2, gradient_clip_val=0.2).fit(module, Rounds(transitions()))
+        velocities.append(module.velocity.detach())
+    assert torch.equal(*velocities)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_round_resumed_in_its_middle_is_whole(make_trainer, tmp_path, at):
+    def run(folder, ckpt=None, every=None):
+        save = CHECKPOINTS.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+        options = {"enable_checkpointing": bool(every), "accumulate_grad_batches": 2, "gradient_clip_val": 0.2}
+        trainer = make_trainer(
+            measuring(), *([save] if every else []), default_root_dir=folder, max_epochs=2, **options
+        )
+        trainer.fit(ToyFlow(), Rounds(transitions()), ckpt_path=ckpt, weights_only=True if ckpt else None)
+
+    run(tmp_path / "whole", every=1)
+    run(tmp_path / "resumed", ckpt=tmp_path / "whole" / f"step={at}.ckpt")
+    for round_index in (0, 1):
+        whole, resumed = load(tmp_path / "whole", round_index), load(tmp_path / "resumed", round_index)
+        assert whole.keys() == resumed.keys()
+        assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def _fit(rank, make_trainer, folder, strategy):
+    options = {"strategy": strategy(), "devices": 2} if strategy else {}
+    trainer = make_trainer(measuring(), accumulate_grad_batches=3, default_root_dir=folder, **options)
+    trainer.fit(ToyFlow(), Rounds(transitions()))
+
+
+def test_two_processes_write_what_one_writes(make_trainer, two_processes, tmp_path):
+    _fit(0, make_trainer, tmp_path / "one", None)
+    two_processes(_fit, make_trainer, tmp_path / "two", SyncDDP)
+    one, two = load(tmp_path / "one"), load(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-6)
+
+
+def _refused(rank, make_trainer):
+    trainer = make_trainer(measuring(), strategy="ddp", devices=2, accumulate_grad_batches=3)
+    with pytest.raises(MisconfigurationException, match=r"strategy to guardlit_callbacks\.SyncDDP"):
+        trainer.fit(ToyFlow(), Rounds(transitions()))
+    trainer = make_trainer(measuring(parameters_every=0), strategy="ddp", devices=2, accumulate_grad_batches=3)
+    trainer.fit(ToyFlow(), Rounds(transitions()))
+
+
+def test_ddp_that_hides_micro_batches_is_refused(make_trainer, two_processes):
+    two_processes(_refused, make_trainer)
+
+
+def test_micro_batches_that_mix_steps_are_refused(make_trainer):
+    mixed = transitions()
+    mixed[1]["step"][0] = 2
+    with pytest.raises(MisconfigurationException, match="micro-batches of one denoising step"):
+        make_trainer(measuring()).fit(ToyFlow(), Rounds(mixed))
+    make_trainer(measuring(parameters_every=0)).fit(ToyFlow(), Rounds(mixed))
+
+
+def _sharded_norm(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    whole = [torch.arange(6.0).reshape(3, 2), torch.full((4,), 2.0)]
+    sharded = distribute_tensor(whole[0], mesh, [Shard(0)])
+    expected = torch.cat([w.flatten() for w in whole]).norm()
+    torch.testing.assert_close(total_norm([sharded, None, whole[1]]), expected)
+    torch.distributed.destroy_process_group()
+
+
+def test_sharded_and_whole_gradients_have_one_norm(two_processes):
+    two_processes(_sharded_norm)
+    assert total_norm([]) == 0
+
+
+def test_a_missing_key_is_one_clear_line(make_trainer):
+    with pytest.raises(
+        MisconfigurationException, match=r"'velocity_grad_norm'.*'log_ratio'.*GradientNorm\(velocity="
+    ) as error:
+        make_trainer(GradientNorm()).fit(ToyFlow(drop=("velocity_grad_norm",)), Rounds(transitions()))
+    assert "\n" not in str(error.value)
+    make_trainer(GradientNorm(velocity=None)).fit(ToyFlow(drop=("velocity_grad_norm",)), Rounds(transitions()))
+
+
+def test_figure(make_trainer, tmp_path):
+    make_trainer(
+        measuring(figure_every=1),
+        logger=import_module(CHECKPOINTS.__name__.replace("callbacks", "loggers")).CSVLogger(
+            tmp_path, name="", version=""
+        ),
+    ).fit(ToyFlow(), Rounds(transitions()))
+    assert (tmp_path / "gradient" / "round_00000.png").stat().st_size > 10_000

@@ -1,0 +1,210 @@
+import io
+import math
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from guardlit_callbacks import RatioDistribution
+from guardlit_callbacks._lightning import MisconfigurationException
+from toy_flow import CLIP, GAIN, STD, STEPS, Rounds, Spy, ToyFlow, transitions
+
+KINDS = {"raw": "raw_log_ratio", "normalized": "norm_log_ratio"}
+
+
+def all_kinds(**options):
+    return RatioDistribution(**{**KINDS, "figure_every": 0, **options})
+
+
+def load(tmp_path, round_index):
+    return dict(np.load(tmp_path / "ratio" / f"round_{round_index:05d}.npz"))
+
+
+def test_every_number_equals_a_float64_loop(make_trainer, recorder):
+    spy, batches = Spy(), transitions()
+    make_trainer(all_kinds(), spy, max_epochs=2, logger=recorder).fit(
+        ToyFlow(), Rounds(batches)
+    )
+    logged = {key: dict(recorder.values(key)) for key in recorder.keys("ratio/")}
+    assert {step for values in logged.values() for step in values} <= {5, 11}  # the last step of either round
+
+    for last_step, first in ((5, 0), (11, len(batches))):
+        columns = spy.columns(first, first + len(batches))
+        checked = 0
+        for suffix, sign in {"": None, "_positive": 1, "_negative": -1}.items():
+            for t in range(STEPS):
+                chosen = (columns["step"] == t) & ((np.sign(columns["advantage"]) == sign) if sign else True)
+                for kind, key in {"log_ratio": "log_ratio", **KINDS}.items():
+                    x = columns[key][chosen].tolist()
+                    mean = math.fsum(x) / len(x)
+                    std = math.sqrt(math.fsum((v - mean) ** 2 for v in x) / len(x))
+                    skew = math.fsum(((v - mean) / std) ** 3 for v in x) / len(x)
+                    for name, value in {"mean": mean, "std": std, "skew": skew}.items():
+                        key = f"ratio/{kind}/{name}{suffix}/t{t:02d}"
+                        assert logged[key][last_step] == pytest.approx(value, rel=1e-5, abs=1e-9), key
+                        checked += 1
+                out = columns["clipped"][chosen].astype(bool)
+                for side, beyond in {"above": columns["log_ratio"] > 0, "below": columns["log_ratio"] < 0}.items():
+                    share = np.mean(out & beyond[chosen])
+                    assert logged[f"ratio/clipped_{side}{suffix}/t{t:02d}"][last_step] == pytest.approx(share, rel=1e-6)
+                    checked += 1
+        shares = columns["clipped"].mean()
+        assert logged["ratio/clipped"][last_step] == pytest.approx(shares)
+        assert 0 < shares < 1
+        assert checked + 3 + 1 == len(logged)  # and three max_shift: nothing else is logged
+
+
+def test_a_policy_moved_by_hand_gives_the_closed_form(make_trainer, recorder):
+    class Moved(ToyFlow):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.old.copy_(self.velocity.detach() - torch.tensor([0.0, 0.1, 0.2]))
+
+    batches = transitions(updates=20)
+    make_trainer(all_kinds(), logger=recorder).fit(Moved(lr=0.0), Rounds(batches))
+    for t, moved in enumerate([0.0, 0.1, 0.2]):
+        noise = torch.cat([b["noise"] for b in batches[t::STEPS]])
+        drift = GAIN[t] * moved
+        mean = -(drift**2) / (2 * STD[t] ** 2) + drift / STD[t] * noise.mean()
+        assert recorder.values(f"ratio/log_ratio/mean/t{t:02d}")[0][1] == pytest.approx(
+            float(mean), rel=1e-5, abs=1e-12
+        )
+        std = recorder.values(f"ratio/normalized/std/t{t:02d}")[0][1]
+        assert std == pytest.approx(float(drift * noise.std(correction=0)), rel=1e-5, abs=1e-8)
+    # -drift / 2 std and the noise's own mean: the largest shift is a step's mean over its std
+    shifts = [
+        abs(recorder.values(f"ratio/raw/mean/t{t:02d}")[0][1]) / recorder.values(f"ratio/raw/std/t{t:02d}")[0][1]
+        for t in (1, 2)
+    ]
+    assert recorder.values("ratio/raw/max_shift")[0][1] == pytest.approx(max(shifts), rel=1e-5)
+
+
+def test_arrays_histograms_and_figure(make_trainer, tmp_path):
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    root = import_module(RatioDistribution.__mro__[2].__module__.removesuffix(".callbacks.callback") + ".loggers")
+    logger, spy = root.TensorBoardLogger(tmp_path, name="", version=""), Spy()
+    make_trainer(all_kinds(figure_every=1), spy, logger=logger).fit(ToyFlow(), Rounds(transitions()))
+    arrays, columns = load(tmp_path, 0), spy.columns()
+    assert set(arrays) == {"step", "log_ratio", "advantage", "raw", "normalized", "clipped"}
+    assert arrays["step"].dtype == np.int64
+    assert arrays["clipped"].dtype == bool
+    order = np.lexsort((columns["log_ratio"], columns["step"]))
+    for name, key in {
+        "step": "step",
+        "log_ratio": "log_ratio",
+        "normalized": "norm_log_ratio",
+        "clipped": "clipped",
+    }.items():
+        assert np.array_equal(arrays[name], columns[key][order]), name
+    assert np.array_equal(arrays["clipped"], np.abs(np.expm1(arrays["log_ratio"])) > CLIP)
+
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0, "images": 0, "scalars": 0})
+    events.Reload()
+    assert events.Histograms("ratio/log_ratio/t02")[0].histogram_value.num == 16
+    shown = Image.open(io.BytesIO(events.Images("ratio/figure")[0].encoded_image_string))
+    assert min(shown.size) > 200
+    assert len(np.unique(np.asarray(shown.convert("L")))) > 20  # something is drawn
+    assert (tmp_path / "ratio" / "round_00000.png").stat().st_size > 10_000
+
+
+def test_float_timesteps_count_from_the_noisiest(make_trainer, tmp_path):
+    callback = RatioDistribution(step="timestep", clipped=None, figure_every=0)
+    make_trainer(callback).fit(ToyFlow(), Rounds(transitions()))
+    arrays = load(tmp_path, 0)
+    assert {(t, round(s, 6)) for t, s in zip(arrays["step"], arrays["timestep"], strict=True)} == {
+        (0, 1.0),
+        (1, round(2 / 3, 6)),
+        (2, round(1 / 3, 6)),
+    }
+    assert "clipped" not in arrays
+
+
+def test_samples_of_weight_zero_do_not_count(make_trainer, tmp_path):
+    spy = Spy()
+    make_trainer(all_kinds(sample_weight="sample_weight"), spy, default_root_dir=tmp_path).fit(
+        ToyFlow(), Rounds(transitions())
+    )
+    columns = spy.columns()
+    kept = columns["log_ratio"][columns["sample_weight"] > 0]
+    assert 0 < len(kept) < len(columns["log_ratio"])
+    assert np.array_equal(np.sort(load(tmp_path, 0)["log_ratio"]), np.sort(kept))
+
+
+def test_accumulation_counts_every_micro_batch(make_trainer, tmp_path):
+    make_trainer(all_kinds(), accumulate_grad_batches=3, default_root_dir=tmp_path).fit(
+        ToyFlow(), Rounds(transitions())
+    )
+    assert np.bincount(load(tmp_path, 0)["step"]).tolist() == [16, 16, 16]
+
+
+@pytest.mark.parametrize("at", [1, 4, 6, 7])
+def test_a_round_resumed_in_its_middle_is_whole(make_trainer, tmp_path, at):
+    checkpoints = import_module(RatioDistribution.__mro__[2].__module__.rsplit(".", 1)[0])
+
+    def run(folder, ckpt=None, every=None):
+        save = checkpoints.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+        callbacks = [all_kinds(), *([save] if every else [])]
+        trainer = make_trainer(*callbacks, max_epochs=2, enable_checkpointing=bool(every), default_root_dir=folder)
+        trainer.fit(ToyFlow(), Rounds(transitions()), ckpt_path=ckpt, weights_only=True if ckpt else None)
+
+    run(tmp_path / "whole", every=1)
+    run(tmp_path / "resumed", ckpt=tmp_path / "whole" / f"step={at}.ckpt")
+    for round_index in (0, 1) if at <= 6 else (1,):
+        whole, resumed = load(tmp_path / "whole", round_index), load(tmp_path / "resumed", round_index)
+        assert whole.keys() == resumed.keys()
+        assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def _fit(rank, make_trainer, folder, devices, ckpt):
+    options = {"strategy": "ddp", "devices": devices} if devices > 1 else {}
+    make_trainer(all_kinds(), max_epochs=2, default_root_dir=folder, **options).fit(
+        ToyFlow(), Rounds(transitions()), ckpt_path=ckpt, weights_only=True if ckpt else None
+    )
+
+
+def test_two_processes_write_what_one_writes(make_trainer, two_processes, tmp_path):
+    _fit(0, make_trainer, tmp_path / "one", 1, None)
+    two_processes(_fit, make_trainer, tmp_path / "two", 2, None)
+    for round_index in (0, 1):
+        one, two = load(tmp_path / "one", round_index), load(tmp_path / "two", round_index)
+        assert np.array_equal(one["step"], two["step"])
+        for name in ("log_ratio", "raw", "normalized", "advantage"):
+            np.testing.assert_allclose(one[name], two[name], rtol=1e-9, atol=1e-12)
+
+
+def _fit_and_save(rank, make_trainer, folder):
+    checkpoints = import_module(RatioDistribution.__mro__[2].__module__.rsplit(".", 1)[0])
+    save = checkpoints.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    trainer = make_trainer(
+        all_kinds(), save, strategy="ddp", devices=2, default_root_dir=folder, enable_checkpointing=True
+    )
+    trainer.fit(ToyFlow(), Rounds(transitions()))
+
+
+def test_a_checkpoint_of_two_processes_resumes_on_one_and_on_two(make_trainer, two_processes, tmp_path):
+    two_processes(_fit_and_save, make_trainer, tmp_path / "whole")
+    _fit(0, make_trainer, tmp_path / "one", 1, tmp_path / "whole" / "step=4.ckpt")
+    two_processes(_fit, make_trainer, tmp_path / "two", 2, tmp_path / "whole" / "step=4.ckpt")
+    whole = load(tmp_path / "whole", 0)
+    for name in whole:
+        np.testing.assert_allclose(load(tmp_path / "one", 0)[name], whole[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(load(tmp_path / "two", 0)[name], whole[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_missing_key_is_one_clear_line(make_trainer):
+    with pytest.raises(MisconfigurationException) as error:
+        make_trainer(RatioDistribution()).fit(ToyFlow(drop=("advantage",)), Rounds(transitions()))
+    line = str(error.value)
+    assert "\n" not in line
+    assert all(part in line for part in ("'advantage'", "'log_ratio'", "RatioDistribution(advantage=...)"))
+
+
+def test_a_matrix_is_refused(make_trainer):
+    class Wrong(ToyFlow):
+        def training_step(self, batch, batch_idx):
+            outputs = super().training_step(batch, batch_idx)
+            return {**outputs, "log_ratio": outputs["log_ratio"][:, None]}
+
+    with pytest.raises(MisconfigurationException, match=r"'log_ratio' has shape \(8, 1\)"):
+        make_trainer(RatioDistribution()).fit(Wrong(), Rounds(transitions()))
