@@ -1,0 +1,217 @@
+"""Statistics of images that need no reward model and yet see a policy drift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from guardlit_callbacks._gather import gather_objects
+from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from guardlit_callbacks._outputs import read_output, read_value
+from guardlit_callbacks._pictures import to_uint8
+
+_THUMBNAIL = 16
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Luma (ITU-R BT.601) in [0, 1]: (B, 3, H, W) uint8 -> (B, H, W) float32."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
+    return torch.einsum("bchw,c->bhw", images.float() / 255.0, weights)
+
+
+def edge_density(images: Tensor, threshold: float = 0.1) -> Tensor:
+    """Share of pixels whose brightness differs from the right or lower neighbour's by more than `threshold`.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        threshold: length of the forward-difference gradient, in units of the full brightness range.
+
+    Returns:
+        (B,) float32 in [0, 1].
+    """
+    grey = _grey(images)
+    dx, dy = grey[:, :-1, 1:] - grey[:, :-1, :-1], grey[:, 1:, :-1] - grey[:, :-1, :-1]
+    return (dx.square() + dy.square() > threshold**2).float().mean(dim=(1, 2))
+
+
+def dark_share(images: Tensor, threshold: float = 0.2) -> Tensor:
+    """Share of pixels darker than `threshold` of the full range; (B, 3, H, W) uint8 -> (B,) float32 in [0, 1]."""
+    return (_grey(images) < threshold).float().mean(dim=(1, 2))
+
+
+def grey_entropy(images: Tensor) -> Tensor:
+    """Entropy of the 256 grey levels, in bits; (B, 3, H, W) uint8 -> (B,) float32 in [0, 8]."""
+    levels = _grey(images).mul(255).round().long().flatten(1)
+    counts = torch.zeros(len(levels), 256, device=levels.device)
+    counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=counts.dtype))
+    nats: Tensor = torch.special.entr(counts / levels.shape[1]).sum(dim=1)
+    return nats / math.log(2)
+
+
+def spectral_peak(images: Tensor) -> Tensor:
+    """How far the strongest periodic pattern stands out of the spectrum around it, in dB.
+
+    The power spectrum of the grey image (Hann window), each frequency against the geometric mean of those of the same
+    distance from the origin; the maximum over all but the lowest eighth of the frequencies. Plain noise and natural
+    images give about 10 dB, a grid artefact tens of dB more; an even image 0.
+
+    Args:
+        images: (B, 3, H, W) uint8, H and W at least 16.
+
+    Returns:
+        (B,) float32, >= 0.
+    """
+    grey = _grey(images).double()
+    height, width = grey.shape[1:]
+    window = torch.outer(torch.hann_window(height), torch.hann_window(width)).to(grey)
+    power = torch.fft.rfft2((grey - grey.mean(dim=(1, 2), keepdim=True)) * window).abs().square().flatten(1)
+    decibel = 10.0 * torch.log10(power + 1e-6)  # a floor below the rounding to 8 bits: what is even stays even
+    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]).flatten().to(grey)
+    ring = (radius * min(height, width)).round().long()
+    total = decibel.new_zeros(len(grey), int(ring.max()) + 1).index_add_(1, ring, decibel)
+    mean = total / ring.bincount().clamp_min(1)
+    return (decibel - mean[:, ring])[:, radius > 0.0625].amax(dim=1).float()
+
+
+def saturation(images: Tensor) -> Tensor:
+    """Mean saturation of the HSV model, 0 for grey; (B, 3, H, W) uint8 -> (B,) float32 in [0, 1]."""
+    high, low = images.float().amax(dim=1), images.float().amin(dim=1)
+    return ((high - low) / high.clamp_min(1.0)).mean(dim=(1, 2))
+
+
+def group_diversity(images: Tensor, groups: Sequence[Hashable]) -> Tensor:
+    """Mean root-mean-square difference between an image and the others of its group, as 16 x 16 thumbnails.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        groups: B labels; images with equal labels form a group.
+
+    Returns:
+        (B,) float32 in [0, 1] of the full range; NaN for an image alone in its group.
+    """
+    thumbnails = functional.adaptive_avg_pool2d(images.float() / 255.0, _THUMBNAIL).flatten(1)
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    diversity = torch.full((len(images),), math.nan, device=images.device)
+    for rows in members.values():
+        if len(rows) > 1:
+            distance = torch.cdist(thumbnails[rows], thumbnails[rows], compute_mode="donot_use_mm_for_euclid_dist")
+            diversity[rows] = distance.sum(dim=1) / (len(rows) - 1) / math.sqrt(thumbnails.shape[1])
+    return diversity
+
+
+SENTINELS = {
+    "edge_density": edge_density,
+    "dark_share": dark_share,
+    "grey_entropy": grey_entropy,
+    "spectral_peak": spectral_peak,
+    "saturation": saturation,
+}
+
+
+class DriftSentinels(Callback):
+    """Watches simple statistics of the validation images against those of the first validation.
+
+    Reward hacking shows here before the gold scores fall: a text reward, for one, wipes the background, and the share
+    of dark pixels doubles while edges and entropy halve. The baseline is the first validation the callback sees; run
+    one before training. It is kept in checkpoints. All ranks' images count; the sanity check's do not.
+
+    Logged once per validation, the mean over all images; each also as `drift/NAME_ratio`, the same divided by its
+    value in the first validation (not logged where that is 0):
+
+    | key | unit |
+    |---|---|
+    | `drift/edge_density` | share of pixels, 0 to 1 |
+    | `drift/dark_share` | share of pixels, 0 to 1 |
+    | `drift/grey_entropy` | bits, 0 to 8 |
+    | `drift/spectral_peak` | dB |
+    | `drift/saturation` | 0 to 1 |
+    | `drift/diversity` | RMS pixel difference within a group, share of the full range; with `groups` only |
+
+    Example:
+        ```python
+        class Module(LightningModule):
+            def validation_step(self, prompts, batch_idx):
+                return {"images": self.sample(prompts), "prompts": prompts}  # (B, 3, H, W) uint8, B texts
+        trainer = Trainer(callbacks=[DriftSentinels()])
+        trainer.validate(module)  # the baseline
+        trainer.fit(module)
+        ```
+
+    Args:
+        images: key of the images in what `validation_step` returns, (B, 3, H, W) uint8 or float in [0, 1].
+        groups: key of B labels (texts or numbers); equal labels form a group. None for no diversity.
+
+    Raises:
+        MisconfigurationException: a key is missing in what `validation_step` returned, or holds something else.
+    """
+
+    def __init__(self, images: str = "images", groups: str | None = "prompts") -> None:
+        self.images, self.groups = images, groups
+        self._baseline: dict[str, float] = {}
+        self._rows: list[tuple[Tensor, Tensor, list[Hashable]]] = []
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the last validation's images."""
+        self._rows = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Reduces the batch to a few numbers and a thumbnail per image."""
+        if trainer.sanity_checking:
+            return
+        images = to_uint8(read_output(outputs, self.images, self, "images"), self)
+        groups: list[Hashable] = []
+        if self.groups is not None:
+            labels = read_value(outputs, self.groups, self, "groups")
+            groups = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+            if len(groups) != len(images):
+                raise MisconfigurationException(
+                    f"DriftSentinels: {len(groups)} labels under {self.groups!r} for {len(images)} images"
+                )
+        values = torch.stack([sentinel(images) for sentinel in SENTINELS.values()], dim=1)
+        thumbnails = functional.adaptive_avg_pool2d(images.float(), _THUMBNAIL).round().to(torch.uint8)
+        self._rows.append((values.cpu(), thumbnails.cpu(), groups))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gathers all ranks' numbers and logs their means, and how they stand to the baseline."""
+        if trainer.sanity_checking:
+            return
+        rows = [row for rank in gather_objects(self._rows) for row in rank]
+        self._rows = []
+        if not rows:
+            return
+        means = dict(zip(SENTINELS, torch.cat([values for values, _, _ in rows]).mean(dim=0).tolist(), strict=True))
+        if self.groups is not None:
+            groups = [group for _, _, labels in rows for group in labels]
+            diversity = group_diversity(torch.cat([thumbnails for _, thumbnails, _ in rows]), groups).nanmean().item()
+            if not math.isnan(diversity):
+                means["diversity"] = diversity
+        if not self._baseline:
+            self._baseline = means
+            if trainer.global_step > 0:
+                rank_zero_warn(f"DriftSentinels: the baseline is step {trainer.global_step}; validate before training")
+        ratios = {f"{k}_ratio": v / self._baseline[k] for k, v in means.items() if self._baseline.get(k, 0.0) > 0}
+        for key, value in {**means, **ratios}.items():
+            pl_module.log(f"drift/{key}", value, batch_size=1, sync_dist=True)  # the same number on every rank
+
+    def state_dict(self) -> dict[str, Any]:
+        """The first validation's values."""
+        return {"baseline": self._baseline}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the baseline of the run that is resumed."""
+        self._baseline = dict(state_dict["baseline"])

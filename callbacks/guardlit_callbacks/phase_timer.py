@@ -1,0 +1,153 @@
+"""Where the time of an epoch goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer
+
+
+class PhaseTimer(Callback):
+    """Measures seconds and share of each phase of training, throughput, and the use of the device.
+
+    Three phases every Lightning project has: `update` (a training batch, with its optimizer step), `validation`, and
+    `data`, all the time between them: waiting for the next batch, checkpoints, other callbacks. In on-policy
+    training the rollout happens in one of these; a module that keeps an attribute such as
+    `self.phase_seconds = {"rollout": 12.3, "reward": 4.5}`, seconds since it was made, and names it in `phases`, has
+    those phases told apart, and taken out of the phase in which they happened. So shares always sum to 1.
+
+    Times are the host's: without `sync`, kernels still queued are counted in the phase that waits for them.
+
+    Logged at the end of each training epoch, over that epoch:
+
+    | key | unit |
+    |---|---|
+    | `time/PHASE_seconds` | s, mean over ranks |
+    | `time/PHASE_share` | share of the epoch, 0 to 1, mean over ranks |
+    | `time/epoch_seconds` | s, mean over ranks |
+    | `time/samples_per_second` | 1/s, sum over ranks; with `samples` only |
+    | `time/mfu` | share of the device's peak, 0 to 1, mean over ranks; with `flops_per_sample` and `peak_flops` only |
+
+    Example:
+        ```python
+        class Module(LightningModule):
+            phase_seconds, images_made = {"rollout": 0.0}, 0
+            def rollout(self):
+                start = perf_counter(); images = self.sample(); self.images_made += len(images)
+                self.phase_seconds["rollout"] += perf_counter() - start
+        Trainer(callbacks=[PhaseTimer(phases="phase_seconds", samples="images_made")])
+        ```
+
+    Args:
+        phases: name of a module attribute, a mapping from phase to seconds spent so far; None for none.
+        samples: name of a module attribute, the number of samples this rank has made so far; None for none.
+        flops_per_sample: floating-point operations spent on a sample in all phases together.
+        peak_flops: operations per second one device can do at the precision used.
+        sync: wait for the device at each phase's end; exact, but slower.
+
+    Raises:
+        ValueError: only one of flops_per_sample and peak_flops, or without `samples`.
+        MisconfigurationException: the module lacks an attribute named here.
+    """
+
+    def __init__(
+        self,
+        phases: str | None = None,
+        samples: str | None = None,
+        flops_per_sample: float | None = None,
+        peak_flops: float | None = None,
+        sync: bool = False,
+    ) -> None:
+        if (flops_per_sample is None) != (peak_flops is None) or (flops_per_sample is not None and samples is None):
+            raise ValueError("PhaseTimer: flops_per_sample, peak_flops and samples go together; give all three")
+        self.phases, self.samples, self.sync = phases, samples, sync
+        self.flops_per_sample, self.peak_flops = flops_per_sample, peak_flops
+        self._last: float | None = None  # when the last phase ended; None outside training
+        self._seconds: dict[str, float] = {}
+        self._published: dict[str, float] = {}
+        self._samples = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._seconds = {"data": 0.0, "update": 0.0, "validation": 0.0}
+        self._published, self._samples = self._read_phases(pl_module), self._read_samples(pl_module)
+        self._last = perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ends a `data` phase."""
+        self._end("data", pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends an `update` phase."""
+        self._end("update", pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends a `data` phase."""
+        self._end("data", pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends a `validation` phase."""
+        self._end("validation", pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the epoch and starts the next."""
+        self._end("data", pl_module)
+        total = max(sum(self._seconds.values()), 1e-9)
+        metrics = {f"time/{phase}_seconds": seconds for phase, seconds in self._seconds.items()}
+        metrics |= {f"time/{phase}_share": seconds / total for phase, seconds in self._seconds.items()}
+        metrics["time/epoch_seconds"] = total
+        if self.samples is not None:
+            previous, self._samples = self._samples, self._read_samples(pl_module)
+            rate = (self._samples - previous) / total
+            pl_module.log("time/samples_per_second", rate, sync_dist=True, reduce_fx="sum", batch_size=1)
+            if self.flops_per_sample is not None and self.peak_flops is not None:
+                metrics["time/mfu"] = rate * self.flops_per_sample / self.peak_flops
+        for key, value in metrics.items():
+            pl_module.log(key, value, sync_dist=True, batch_size=1)
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock."""
+        self._last = None
+
+    def _end(self, phase: str, pl_module: LightningModule) -> None:
+        """Counts the time since the last end to `phase`, less what the module says it spent on phases of its own."""
+        if self._last is None:
+            return
+        if self.sync and pl_module.device.type != "cpu":
+            torch.accelerator.synchronize(pl_module.device)
+        now = perf_counter()
+        published = self._read_phases(pl_module)
+        own = {name: seconds - self._published.get(name, 0.0) for name, seconds in published.items()}
+        for name, seconds in own.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        self._seconds[phase] += now - self._last - sum(own.values())
+        self._last, self._published = now, published
+
+    def _read_phases(self, pl_module: LightningModule) -> dict[str, float]:
+        if self.phases is None:
+            return {}
+        value = _attribute(pl_module, self.phases, "phases")
+        if not isinstance(value, Mapping):
+            raise MisconfigurationException(
+                f"PhaseTimer: {self.phases!r} of the module is a {type(value).__name__}, not a mapping of seconds"
+            )
+        return dict(value)
+
+    def _read_samples(self, pl_module: LightningModule) -> int:
+        return 0 if self.samples is None else int(_attribute(pl_module, self.samples, "samples"))
+
+
+def _attribute(pl_module: LightningModule, name: str, argument: str) -> Any:
+    if not hasattr(pl_module, name):
+        raise MisconfigurationException(
+            f"PhaseTimer: {type(pl_module).__name__} has no attribute {name!r}; "
+            f"set it, or name the right one with PhaseTimer({argument}=...)"
+        )
+    return getattr(pl_module, name)

@@ -1,0 +1,56 @@
+"""The callbacks belong to whichever Lightning the program imported, and never need guardlit."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import guardlit_callbacks
+import pytest
+
+PACKAGE, TESTS = Path(guardlit_callbacks.__file__).parent, Path(__file__).parent
+
+
+def python(code, *args):
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.parametrize("name", ["lightning.pytorch", "pytorch_lightning"])
+def test_every_callback_derives_from_the_lightning_at_hand(name):
+    code = f"""
+import sys
+import {name} as pl
+import guardlit_callbacks as g
+kinds = [v for v in vars(g).values() if isinstance(v, type) and "Callback" in [b.__name__ for b in v.__mro__]]
+assert len(kinds) >= 4 and all(issubclass(kind, pl.Callback) for kind in kinds), kinds
+other = {{"lightning.pytorch", "pytorch_lightning"}} - {{"{name}"}}
+assert not other & set(sys.modules), other
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_other_lightning_without_guardlit_passes_the_same_tests():
+    """Runs this folder once more under pytorch_lightning, with guardlit made impossible to import."""
+    if "pytorch_lightning" in sys.modules:
+        pytest.skip("this is that run, or the program already imported both")
+    code = """
+import sys
+sys.modules["guardlit"] = None
+import pytorch_lightning, pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+    result = python(code, str(TESTS), "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib",
+                    f"--ignore={__file__}", "-c", str(TESTS.parent / "pyproject.toml"))  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+
+
+def test_no_file_imports_guardlit_or_lightning_directly():
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "_lightning.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            roots = {name.split(".")[0] for name in names}
+            assert not roots & {"guardlit", "lightning", "pytorch_lightning", "diffusers"}, path

@@ -1,0 +1,153 @@
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from guardlit_callbacks import SampleGrid
+from guardlit_callbacks._lightning import MisconfigurationException
+from guardlit_callbacks._pictures import captioned_grid, film_strip, wrap
+from PIL import Image
+
+
+def sampler(small_module):
+    """A module whose validation image i is of the even colour 10 i + step."""
+
+    class Sampler(small_module):
+        def validation_step(self, x, batch_idx):
+            first = int(x[0, 0]) if self.by_content else 2 * batch_idx
+            colours = torch.tensor([10 * (first + self.stride * i) + self.global_step for i in range(len(x))])
+            images = colours.to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+            return {
+                "images": images,
+                "prompts": [f"prompt {int(c) // 10}" for c in colours],
+                "reward": colours / 100,
+            }
+
+        by_content, stride = False, 1
+
+    return Sampler
+
+
+def test_grid_and_strip_are_written_and_logged(small_module, loader, make_trainer, lightning_root, tmp_path):
+    writer = import_module(f"{lightning_root}.loggers").TensorBoardLogger(tmp_path, default_hp_metric=False)
+    grid = SampleGrid(max_images=5, columns=3, size=32)
+    trainer = make_trainer(grid, logger=writer, max_epochs=3)
+    trainer.fit(sampler(small_module)(), loader(), loader(4))
+    folder = tmp_path / "lightning_logs" / "version_0" / "samples"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "film_strip.png",
+        "step_000008.png",
+        "step_000016.png",
+        "step_000024.png",
+    ]
+    picture = np.asarray(Image.open(folder / "step_000016.png"))
+    assert [picture[12, 12 + 40 * i].tolist() for i in range(3)] == [[c] * 3 for c in (16, 26, 36)]
+    strip = np.asarray(Image.open(folder / "film_strip.png"))
+    assert [strip[12 + 40 * i, -12].tolist() for i in range(3)] == [[c] * 3 for c in (28, 36, 44)]
+
+    accumulator = import_module("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(
+        writer.log_dir, size_guidance={"images": 0}
+    )
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Images("samples/grid")] == [8, 16, 24]
+    assert [event.step for event in accumulator.Images("samples/film_strip")] == [24]
+
+
+def test_every_n_validations_and_no_scores(small_module, loader, make_trainer, tmp_path):
+    grid = SampleGrid(scores=None, every_n_validations=2, size=32)
+    make_trainer(grid, max_epochs=4).fit(sampler(small_module)(), loader(), loader(1))
+    assert sorted(p.name for p in (tmp_path / "samples").glob("step_*")) == ["step_000008.png", "step_000024.png"]
+
+
+def test_strip_keeps_first_and_last_at_an_even_stride():
+    grid = SampleGrid(strip_rows=4)
+    steps = []
+    for count in range(14):
+        grid._validations = count + 1
+        grid._remember(count, [np.zeros((4, 4, 3), np.uint8)])
+        steps.append([step for _, step, _ in grid._strip])
+    assert steps[3] == [0, 1, 2, 3]
+    assert steps[4] == [0, 2, 4]
+    assert steps[7] == [0, 4, 7]
+    assert steps[13] == [0, 8, 13]
+    assert all(row[0] == 0 and row[-1] == count and len(row) <= 4 for count, row in enumerate(steps))
+
+
+def test_resume_goes_on_with_the_strip(small_module, loader, make_trainer, tmp_path):
+    def train(epochs, folder, source=None):
+        trainer = make_trainer(SampleGrid(size=16), max_epochs=epochs, default_root_dir=tmp_path / folder)
+        trainer.fit(sampler(small_module)(), loader(), loader(1), ckpt_path=source, weights_only=source and True)
+        trainer.save_checkpoint(tmp_path / f"{folder}.ckpt")
+        return np.asarray(Image.open(tmp_path / folder / "samples" / "film_strip.png"))
+
+    whole = train(4, "whole")
+    train(2, "half")
+    assert np.array_equal(train(4, "resumed", tmp_path / "half.ckpt"), whole)
+
+
+def test_two_processes_draw_the_picture_of_one(small_module, make_trainer, two_processes, tmp_path):
+    class ByContent(sampler(small_module)):
+        by_content = True
+
+    data = torch.arange(6.0)[:, None].expand(-1, 4)
+
+    def validate(rank, world):
+        module = ByContent()
+        module.stride = world
+        batches = torch.utils.data.DataLoader(data, batch_size=2 // world)
+        trainer = make_trainer(
+            SampleGrid(size=32), devices=world, strategy="ddp" if world > 1 else "auto",
+            default_root_dir=tmp_path / str(world),
+        )  # fmt: skip
+        trainer.validate(module, batches, verbose=False)
+
+    two_processes(validate, 2)
+    validate(0, 1)
+    one, two = (np.asarray(Image.open(tmp_path / w / "samples" / "step_000000.png")) for w in "12")
+    assert np.array_equal(one, two)
+    assert one[12, 12 + 40].tolist() == [10, 10, 10]
+
+
+def test_missing_key_names_what_is_there_and_the_argument(small_module, loader, make_trainer):
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"SampleGrid: no output 'score': .* only 'images', 'prompts', 'reward'; .*SampleGrid\(scores=\.\.\.\)",
+    ):
+        make_trainer(SampleGrid(scores="score")).validate(sampler(small_module)(), loader(1), verbose=False)
+
+
+def test_an_output_that_is_no_dictionary_is_named(small_module, loader, make_trainer):
+    with pytest.raises(MisconfigurationException, match="the step returned NoneType, not a dictionary"):
+        make_trainer(SampleGrid()).validate(small_module(), loader(1), verbose=False)
+
+
+def test_wrong_shapes_and_numbers_are_refused(small_module, loader, make_trainer):
+    with pytest.raises(ValueError, match="SampleGrid: columns must be at least 1, got 0"):
+        SampleGrid(columns=0)
+
+    class Grey(small_module):
+        def validation_step(self, x, batch_idx):
+            return {"images": torch.zeros(2, 1, 8, 8), "prompts": ["a", "b"], "reward": torch.zeros(2)}
+
+    class Short(small_module):
+        def validation_step(self, x, batch_idx):
+            return {"images": torch.zeros(2, 3, 8, 8), "prompts": ["a"], "reward": torch.zeros(2)}
+
+    with pytest.raises(MisconfigurationException, match=r"images must be \(B, 3, H, W\), got shape \(2, 1, 8, 8\)"):
+        make_trainer(SampleGrid()).validate(Grey(), loader(1), verbose=False)
+    with pytest.raises(MisconfigurationException, match="2 images, 1 prompts, 2 scores"):
+        make_trainer(SampleGrid()).validate(Short(), loader(1), verbose=False)
+
+
+def test_captions_are_drawn_and_cut():
+    tile = np.full((8, 8, 3), 128, np.uint8)
+    blank = captioned_grid([tile], [""], [""], columns=4, size=64)
+    written = captioned_grid([tile], ["a dog"], ["reward 1"], columns=4, size=64)
+    assert blank.shape == written.shape
+    assert (blank[75:] == 255).all()
+    assert (written[75:] < 128).any()
+    lines = wrap("word " * 100, 64)
+    assert len(lines) == 3
+    assert lines[-1].endswith("…")
+    assert wrap("a dog", 200) == ["a dog"]
+    assert film_strip([("step 0", [tile])], 16).ndim == 3
