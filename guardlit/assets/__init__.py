@@ -1,0 +1,26 @@
+"""What ships inside the package: the tiny digits world and prompt files, reached as `guardlit://name`."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from guardlit.errors import GuardlitError
+
+SCHEME = "guardlit://"
+NAMES = ("digits", "digits_scorers", "prompts/digits.jsonl", "prompts/everyday.txt")
+
+
+def resolve(path: str) -> Path | str:
+    """Turn `guardlit://name` into the bundled file or folder; any other path or hub id comes back unchanged.
+
+    Raises:
+        GuardlitError: when nothing of that name is bundled; the message lists what is.
+    """
+    if not path.startswith(SCHEME):
+        return path
+    name = path.removeprefix(SCHEME).rstrip("/")
+    if name not in NAMES:
+        bundled = ", ".join(SCHEME + known for known in NAMES)
+        raise GuardlitError(f"{path}: nothing of this name is bundled with guardlit; there are {bundled}")
+    return Path(str(files(__name__).joinpath(name)))
