@@ -25,6 +25,11 @@ def run_dir(trainer: Trainer) -> Path | None:
     return Path(trainer.log_dir) if trainer.log_dir else None
 
 
+def is_rehearsal(trainer: Trainer) -> bool:
+    """Whether this is a sanity check on some batches only; one on all (`num_sanity_val_steps=-1`) counts."""
+    return bool(trainer.sanity_checking) and trainer.num_sanity_val_steps != float("inf")
+
+
 def _tensorboard_writers(trainer: Trainer) -> list[Any]:
     experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     return [writer for writer in experiments if hasattr(writer, "add_histogram") and hasattr(writer, "add_image")]

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from guardlit_callbacks._gather import gather_objects
 from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from guardlit_callbacks._logging import is_rehearsal, log_scalars
 from guardlit_callbacks._outputs import read_output, read_value
 from guardlit_callbacks._pictures import to_uint8
 
@@ -119,8 +120,9 @@ class DriftSentinels(Callback):
     """Watches simple statistics of the validation images against those of the first validation.
 
     Reward hacking shows here before the gold scores fall: a text reward, for one, wipes the background, and the share
-    of dark pixels doubles while edges and entropy halve. The baseline is the first validation the callback sees; run
-    one before training. It is kept in checkpoints. All ranks' images count; the sanity check's do not.
+    of dark pixels doubles while edges and entropy halve. The baseline is the first validation the callback sees;
+    `trainer.validate(...)` before `fit`, or `Trainer(num_sanity_val_steps=-1)`, makes it step 0. It is kept in
+    checkpoints. All ranks' images count.
 
     Logged once per validation, the mean over all images; each also as `drift/NAME_ratio`, the same divided by its
     value in the first validation (not logged where that is 0):
@@ -171,7 +173,7 @@ class DriftSentinels(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Reduces the batch to a few numbers and a thumbnail per image."""
-        if trainer.sanity_checking:
+        if is_rehearsal(trainer):
             return
         images = to_uint8(read_output(outputs, self.images, self, "images"), self)
         groups: list[Hashable] = []
@@ -188,7 +190,7 @@ class DriftSentinels(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers all ranks' numbers and logs their means, and how they stand to the baseline."""
-        if trainer.sanity_checking:
+        if is_rehearsal(trainer):
             return
         rows = [row for rank in gather_objects(self._rows) for row in rank]
         self._rows = []
@@ -205,8 +207,11 @@ class DriftSentinels(Callback):
             if trainer.global_step > 0:
                 rank_zero_warn(f"DriftSentinels: the baseline is step {trainer.global_step}; validate before training")
         ratios = {f"{k}_ratio": v / self._baseline[k] for k, v in means.items() if self._baseline.get(k, 0.0) > 0}
-        for key, value in {**means, **ratios}.items():
-            pl_module.log(f"drift/{key}", value, batch_size=1, sync_dist=True)  # the same number on every rank
+        metrics = {f"drift/{key}": value for key, value in {**means, **ratios}.items()}
+        if trainer.sanity_checking:  # Lightning drops what is logged then
+            log_scalars(trainer, metrics, trainer.global_step)
+        else:
+            pl_module.log_dict(metrics, batch_size=1, sync_dist=True)  # the same numbers on every rank
 
     def state_dict(self) -> dict[str, Any]:
         """The first validation's values."""

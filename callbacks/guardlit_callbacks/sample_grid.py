@@ -11,7 +11,7 @@ import torch
 
 from guardlit_callbacks._gather import gather_objects
 from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer
-from guardlit_callbacks._logging import log_image, run_dir
+from guardlit_callbacks._logging import is_rehearsal, log_image, run_dir
 from guardlit_callbacks._outputs import read_output, read_value
 from guardlit_callbacks._pictures import captioned_grid, film_strip, fit, to_uint8
 
@@ -27,6 +27,7 @@ class SampleGrid(Callback):
 
     `validation_step` returns a dictionary with the images, (B, 3, H, W) uint8 or float in [0, 1], their prompts, B
     texts, and their scores, (B,). Draw them from fixed noise, so that one sees what training changed and nothing else.
+    `trainer.validate(...)` before `fit`, or `Trainer(num_sanity_val_steps=-1)`, shows step 0 as well.
     Under several processes the images are gathered in the order in which a DistributedSampler deals them out.
 
     Logged, to every logger that takes pictures, and written to the run's folder as PNG:
@@ -97,7 +98,7 @@ class SampleGrid(Callback):
     ) -> None:
         """Collects the first `max_images` images."""
         due = self._validations % self.every_n_validations == 0
-        if trainer.sanity_checking or not due or len(self._samples) >= self.max_images:
+        if is_rehearsal(trainer) or not due or len(self._samples) >= self.max_images:
             return
         images = to_uint8(read_output(outputs, self.images, self, "images"), self)
         prompts: Sequence[str] = read_value(outputs, self.prompts, self, "prompts")
@@ -113,7 +114,7 @@ class SampleGrid(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the images on all ranks, and draws on the first."""
-        if trainer.sanity_checking:
+        if is_rehearsal(trainer):
             return
         due = self._validations % self.every_n_validations == 0
         self._validations += 1

@@ -116,6 +116,14 @@ def test_baseline_is_resumed(small_module, loader, make_trainer, recorder, tmp_p
     assert ratio == pytest.approx(math.sqrt(77**2 + 8**2) / math.sqrt(77**2 + 178**2), rel=1e-5)
 
 
+@pytest.mark.parametrize(("steps", "validations"), [(1, 1), (-1, 2)])
+def test_only_a_whole_sanity_check_counts(small_module, loader, make_trainer, recorder, steps, validations):
+    trainer = make_trainer(DriftSentinels(), logger=recorder, num_sanity_val_steps=steps)
+    trainer.fit(sampler(small_module)(), loader(), loader(2))
+    assert len(recorder.values("drift/edge_density")) == validations
+    assert recorder.values("drift/diversity_ratio")[0][1] == 1.0
+
+
 def test_late_baseline_warns(small_module, loader, make_trainer):
     with pytest.warns(UserWarning, match="baseline is step 8"):
         make_trainer(DriftSentinels(groups=None)).fit(sampler(small_module)(), loader(), loader(1))

@@ -59,6 +59,12 @@ def test_every_n_validations_and_no_scores(small_module, loader, make_trainer, t
     assert sorted(p.name for p in (tmp_path / "samples").glob("step_*")) == ["step_000008.png", "step_000024.png"]
 
 
+def test_a_whole_sanity_check_is_step_0(small_module, loader, make_trainer, tmp_path):
+    trainer = make_trainer(SampleGrid(size=32), num_sanity_val_steps=-1)
+    trainer.fit(sampler(small_module)(), loader(), loader(1))
+    assert sorted(p.name for p in (tmp_path / "samples").glob("step_*")) == ["step_000000.png", "step_000008.png"]
+
+
 def test_strip_keeps_first_and_last_at_an_even_stride():
     grid = SampleGrid(strip_rows=4)
     steps = []

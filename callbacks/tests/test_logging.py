@@ -1,0 +1,85 @@
+import sys
+from importlib import import_module
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from guardlit_callbacks._logging import is_rehearsal, log_figure, log_histogram, log_image, log_scalars, run_dir
+from guardlit_callbacks._outputs import read_output
+
+PICTURE = np.zeros((4, 6, 3), np.uint8)
+
+
+@pytest.fixture
+def wandb_logger(recorder, monkeypatch):
+    """Stands for Lightning's WandbLogger, which needs an account: the same methods and name."""
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Histogram=lambda values: ("histogram", values.tolist())))
+
+    class WandbLogger(type(recorder)):
+        def log_image(self, key, images, step=None):
+            self.calls.append((step, {key: [image.shape for image in images]}))
+
+    return WandbLogger()
+
+
+def test_wandb_gets_pictures_and_histograms(make_trainer, wandb_logger):
+    trainer = make_trainer(logger=wandb_logger)
+    log_image(trainer, "a", PICTURE, 3)
+    log_histogram(trainer, "b", np.array([1.0, 2.0]), 4)
+    log_histogram(trainer, "empty", np.array([]), 4)
+    assert wandb_logger.calls == [(3, {"a": [(4, 6, 3)]}), (4, {"b": ("histogram", [1.0, 2.0])})]
+
+
+def test_csv_gets_scalars_and_no_pictures(make_trainer, lightning_root, tmp_path):
+    csv = import_module(f"{lightning_root}.loggers").CSVLogger(tmp_path)
+    trainer = make_trainer(logger=csv)
+    log_image(trainer, "a", PICTURE, 3)
+    log_histogram(trainer, "b", np.array([1.0]), 3)
+    log_scalars(trainer, {"c": 0.5}, 3)
+    csv.save()
+    assert (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().split() == ["c,step", "0.5,3"]
+    assert run_dir(trainer) == tmp_path / "lightning_logs/version_0"
+
+
+def test_other_ranks_write_nothing(make_trainer, wandb_logger, monkeypatch):
+    trainer = make_trainer(logger=wandb_logger)
+    monkeypatch.setattr(type(trainer), "is_global_zero", False)
+    log_image(trainer, "a", PICTURE, 3)
+    log_histogram(trainer, "b", np.array([1.0]), 3)
+    log_scalars(trainer, {"c": 0.5}, 3)
+    assert wandb_logger.calls == []
+
+
+def test_figure_is_logged_saved_and_closed(make_trainer, wandb_logger, tmp_path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, _ = plt.subplots(figsize=(2, 1), dpi=50)
+    log_figure(make_trainer(logger=wandb_logger), "figure", figure, 5, tmp_path / "new" / "figure.png")
+    assert wandb_logger.calls == [(5, {"figure": [(50, 100, 3)]})]
+    assert (tmp_path / "new" / "figure.png").stat().st_size > 0
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_rehearsal_is_a_partial_sanity_check():
+    assert is_rehearsal(SimpleNamespace(sanity_checking=True, num_sanity_val_steps=2))
+    assert not is_rehearsal(SimpleNamespace(sanity_checking=True, num_sanity_val_steps=float("inf")))
+    assert not is_rehearsal(SimpleNamespace(sanity_checking=False, num_sanity_val_steps=2))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        ({}, "no output 'x': the dictionary that the step returned is empty; .* int\\(key=...\\)"),
+        ({"loss": 1, "y": 2}, "has only 'loss', 'y'"),
+        (None, "the step returned NoneType, not a dictionary"),
+        ({"x": [1.0]}, "the output 'x' is a list, not a tensor"),
+    ],
+)
+def test_read_output_says_what_is_missing(outputs, says):
+    with pytest.raises(Exception, match=says) as error:
+        read_output(outputs, "x", 0, "key")
+    assert type(error.value).__name__ == "MisconfigurationException"
+    assert "\n" not in str(error.value)
