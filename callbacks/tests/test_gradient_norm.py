@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from guardlit_callbacks import GradientNorm, SyncDDP
-from guardlit_callbacks._lightning import MisconfigurationException
+from guardlit_callbacks._lightning import LightningModule, MisconfigurationException
 from guardlit_callbacks.gradient_norm import total_norm
 from toy_flow import STEPS, Rounds, Spy, ToyFlow, transitions
 
@@ -140,6 +140,46 @@ def test_micro_batches_that_mix_steps_are_refused(make_trainer):
     with pytest.raises(MisconfigurationException, match="micro-batches of one denoising step"):
         make_trainer(measuring()).fit(ToyFlow(), Rounds(mixed))
     make_trainer(measuring(parameters_every=0)).fit(ToyFlow(), Rounds(mixed))
+
+
+class Sharded(LightningModule):
+    """A linear layer, sharded where the strategy shards."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(3, 4)
+
+    def configure_model(self):
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        if self.device_mesh is not None and not isinstance(self.layer, FSDPModule):
+            fully_shard(self.layer, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch, batch_idx):
+        mine = slice(self.global_rank, None, self.trainer.world_size)
+        x = torch.stack([batch["noise"], batch["advantage"], batch["noise"] ** 2], 1).float()[mine]
+        return {"loss": self.layer(x).square().mean(), "step": batch["step"][mine]}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _fit_sharded(rank, make_trainer, folder, sharded):
+    strategies = import_module(CHECKPOINTS.__name__.replace("callbacks", "strategies"))
+    strategy = strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1) if sharded else "auto"
+    options = {"strategy": strategy, "devices": 2 if sharded else 1, "default_root_dir": folder}
+    callback = measuring(velocity=None)
+    make_trainer(callback, accumulate_grad_batches=3, **options).fit(Sharded(), Rounds(transitions()))
+
+
+def test_sharded_parameters_give_their_full_norm(make_trainer, two_processes, tmp_path):
+    _fit_sharded(0, make_trainer, tmp_path / "one", False)
+    two_processes(_fit_sharded, make_trainer, tmp_path / "two", True)
+    one, two = load(tmp_path / "one"), load(tmp_path / "two")
+    assert len(one["parameters"]) == 6
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-5)
 
 
 def _sharded_norm(rank):

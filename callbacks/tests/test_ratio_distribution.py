@@ -22,9 +22,7 @@ def load(tmp_path, round_index):
 
 def test_every_number_equals_a_float64_loop(make_trainer, recorder):
     spy, batches = Spy(), transitions()
-    make_trainer(all_kinds(), spy, max_epochs=2, logger=recorder).fit(
-        ToyFlow(), Rounds(batches)
-    )
+    make_trainer(all_kinds(), spy, max_epochs=2, logger=recorder).fit(ToyFlow(), Rounds(batches))
     logged = {key: dict(recorder.values(key)) for key in recorder.keys("ratio/")}
     assert {step for values in logged.values() for step in values} <= {5, 11}  # the last step of either round
 

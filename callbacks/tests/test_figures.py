@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from guardlit_callbacks._logging import figure_to_array
+from guardlit_callbacks._statistics import clip_shares, max_over_min, moments, step_index
+from guardlit_callbacks.figures import ProxyGoldCurve, RatioSamples, gradient_figure, proxy_gold_figure, ratio_figure
+
+
+def drawn(figure):
+    picture = figure_to_array(figure)
+    assert min(picture.shape[:2]) > 200
+    assert picture.std() > 10
+    return picture
+
+
+def texts(figure):
+    figure.canvas.draw()
+    axes = [a for a in figure.axes]
+    legends = [
+        text.get_text()
+        for box in [*figure.legends, *(a.get_legend() for a in axes if a.get_legend())]
+        for text in box.texts
+    ]
+    return [t.get_text() for a in axes for t in [*a.texts, a.title, a.xaxis.label, a.yaxis.label]] + legends
+
+
+def samples(seed=0, n=500):
+    rng = np.random.default_rng(seed)
+    step = np.repeat(np.arange(4), n)
+    ratio = rng.normal(-0.5, 1, 4 * n) * np.repeat([1e-6, 2e-6, 4e-6, 8e-6], n)
+    return RatioSamples(step, ratio, np.abs(ratio) > 4e-6)
+
+
+def test_ratio_figure_shows_each_steps_mean_over_std_and_clip_shares():
+    given = samples()
+    figure = ratio_figure(
+        {"Flow-GRPO": given, "GRPO-Guard": RatioSamples(given.step, -given.log_ratio)}, title="round 3"
+    )
+    drawn(figure)
+    words = texts(figure)
+    assert {"Flow-GRPO", "GRPO-Guard", "log ratio", "denoising step (0 = most noise)"} <= set(words)
+    assert "clipped (%)\n← below    above →" in words
+    assert len(figure.axes) == 3  # the second has no clipping
+    shown = [float(word) for word in words if word.startswith(("+", "-"))]
+    expected = [moments(given.log_ratio[given.step == t]) for t in range(4)]
+    assert shown[:4] == pytest.approx([m.mean / m.std for m in expected], abs=0.006)
+    below = [bar.get_width() for bar in figure.axes[1].containers[0]]
+    assert below[3] == pytest.approx(
+        -100 * np.mean(given.clipped[given.step == 3] & (given.log_ratio[given.step == 3] < 0))
+    )
+
+
+def test_ratio_figure_of_a_first_update_where_every_ratio_is_one():
+    drawn(ratio_figure({"objective": RatioSamples(np.arange(3), np.zeros(3), np.zeros(3, bool))}))
+
+
+def test_ratio_figure_of_panels_with_other_steps():
+    few = RatioSamples(np.array([5, 5, 6]), np.array([0.1, 0.2, 0.3]), np.array([True, False, False]))
+    assert len(ratio_figure({"a": samples(), "b": few}).axes) == 4
+
+
+def test_gradient_figure_names_max_over_min():
+    curves = {"Flow-GRPO": {0: 0.05, 1: 0.2, 2: 1.0}, "GRPO-Guard": {0: 0.5, 1: 1.0, 2: 0.8}, "still": {0: 0.0, 1: 1.0}}
+    figure = gradient_figure({"d loss / d velocity": curves})
+    drawn(figure)
+    assert {"Flow-GRPO (max/min 20.0)", "GRPO-Guard (max/min 2.0)", "still (max/min inf)"} <= set(texts(figure))
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_proxy_gold_figure_marks_the_best_gold_only_where_it_falls_out_of_the_interval():
+    step, gold = np.arange(4) * 10, np.array([1.0, 1.1, 1.0, 0.8])
+    falling = ProxyGoldCurve(step, np.array([0.5, 0.6, 0.7, 0.75]), gold, gold - 0.05, gold + 0.05)
+    steady = ProxyGoldCurve(step, None, gold, gold - 0.5, gold + 0.5)
+    figure = proxy_gold_figure({"a": falling, "b": steady})
+    drawn(figure)
+    assert [word for word in texts(figure) if ": " in word] == ["a: proxy", "a: gold", "a: best gold", "b: gold"]
+    proxy = figure.axes[0].lines[0]
+    assert proxy.get_ydata().tolist() == pytest.approx([1, 1.2, 1.4, 1.5])
+    dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in dotted] == [10]
+
+
+@pytest.mark.parametrize("proxy", [[0.0, 1.0, 4.0], [-2.0, -1.0, 2.0]])
+def test_a_proxy_that_starts_at_or_below_zero_is_scaled_by_its_largest_change(proxy):
+    ones = np.ones(3)
+    figure = proxy_gold_figure({"run": ProxyGoldCurve(np.arange(3), np.array(proxy), ones, ones, ones)})
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [1, 1.25, 2]
+
+
+def test_statistics():
+    m = moments(np.array([1.0, 1.0, 4.0]))
+    assert tuple(m) == pytest.approx((2.0, 2**0.5, 2**-0.5))
+    assert m.shift == pytest.approx(2**0.5)
+    assert (moments(np.zeros(3)).shift, moments(np.ones(3)).shift) == (0.0, np.inf)
+    assert np.isnan(moments(np.zeros(0))).all()
+    assert clip_shares(np.array([-2.0, 2.0, 3.0, 0.1]), np.array([1, 1, 1, 0])) == (0.5, 0.25)
+    assert step_index(np.array([3.0, 0.0])).tolist() == [3, 0]
+    assert step_index(np.array([0.25, 1.0, 0.5, 0.25])).tolist() == [2, 0, 1, 2]
+    assert max_over_min({0: 2.0, 1: 8.0}) == 4.0
+    assert np.isnan(max_over_min({}))
