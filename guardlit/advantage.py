@@ -89,25 +89,22 @@ def _spread(rewards: Tensor, groups: Tensor, count: int) -> Tensor:
     return high > low
 
 
+@dataclass(frozen=True)
 class GroupAdvantage:
     """How the rewards of a round become advantages.
 
-    Args:
+    Attributes:
         std: deviation that divides: of the `group`, `global` over the round, or `none`.
         eps: added to the deviation.
         clip: bound of an advantage's size; null leaves it free.
-        aggregation: of several rewards: `weighted_sum` of raw scores; `normalized`, each made an advantage first, then
+        aggregation: of several rewards: `weighted_sum` of the scores; `normalized`, each made an advantage first, then
             summed by weight; `gdpo`, that sum brought to zero mean and unit deviation over the round (GDPO).
     """
 
-    def __init__(
-        self,
-        std: Literal["group", "global", "none"] = "group",
-        eps: float = 1e-4,
-        clip: float | None = 5.0,
-        aggregation: Aggregation = "weighted_sum",
-    ) -> None:
-        self.std, self.eps, self.clip, self.aggregation = std, eps, clip, aggregation
+    std: Literal["group", "global", "none"] = "group"
+    eps: float = 1e-4
+    clip: float | None = 5.0
+    aggregation: Aggregation = "weighted_sum"
 
     def __call__(
         self, rewards: Mapping[str, Tensor], group_ids: Tensor, weights: Mapping[str, float] | None = None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 LogRatio = Literal["raw", "mean_revised", "ratio_norm"]
 StepWeight = Literal["one", "std", "inverse_dt", "inverse_gain"]
-ClipRange = float | tuple[float, float]
+ClipRange = float | tuple[float, float] | None
 KLKind = Literal["exact", "velocity", "flow_grpo"]
 
 
@@ -72,7 +72,7 @@ class Objective:
         log_ratio: `raw` (eq. 7), `mean_revised` (its bias taken out) or `ratio_norm` (eq. 8).
         weight: of a step: `one`; `std` = s (TempFlow-GRPO); `inverse_dt` = 1 / dt (GRPO-Guard, eq. 12);
             `inverse_gain` = 1 / |g|, which makes the gradient of RatioNorm equally large at every step of any sampler.
-        clip_range: the ratio is clipped at 1 +- this, or at 1 - first and 1 + second of a pair.
+        clip_range: the ratio is clipped at 1 +- this, or at 1 - first and 1 + second of a pair; null clips nothing.
         clip_unit: `mean`, the published unit, for ratios of mean log-probabilities; `sum`, the same number times the
             D latent elements, which survives a change of resolution (4e-6 at 512 px is 0.26).
 
@@ -87,11 +87,14 @@ class Objective:
         clip_range: ClipRange = 4e-6,
         clip_unit: Literal["mean", "sum"] = "mean",
     ) -> None:
-        low, high = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
-        if not (low > 0 and 0 < high < math.inf) or (clip_unit == "mean" and low >= 1):
-            raise ValueError(f"clip_range={clip_range} must be positive, and below 1 on its lower side in unit mean")
         self.form, self.weight = log_ratio, weight
-        self.clip_range = (low, high)
+        self.clip_range = (clip_range, clip_range) if isinstance(clip_range, float | int) else clip_range
+        if self.clip_range is not None:
+            low, high = self.clip_range
+            if not (low > 0 and 0 < high < math.inf) or (clip_unit == "mean" and low >= 1):
+                raise ValueError(
+                    f"clip_range={clip_range} must be positive, and below 1 on its lower side in unit mean"
+                )
         self.clip_unit = clip_unit
 
     def __call__(
@@ -160,11 +163,12 @@ class Objective:
 
     def log_bounds(self, elements: int) -> tuple[float, float]:
         """The clip range as bounds of the log ratio, for latents of that many elements."""
+        if self.clip_range is None:
+            return -math.inf, math.inf
         scale = 1 / elements if self.clip_unit == "sum" else 1.0
-        low, high = self.clip_range
-        # in unit sum the range is one of log-likelihoods, where 1 - low may reach 0 and beyond
-        lower = math.log1p(-low * scale) if low * scale < 1 else -math.inf
-        return lower, math.log1p(high * scale)
+        low, high = (bound * scale for bound in self.clip_range)
+        # a range of summed log-likelihoods may reach 1 - low <= 0
+        return (math.log1p(-low) if low < 1 else -math.inf), math.log1p(high)
 
     def step_weight(self, gain: Tensor, std: Tensor, dt: Tensor) -> Tensor:
         """The factor of each step's term, of g, s and dt (B,) -> (B,)."""

@@ -149,16 +149,17 @@ class RoundPlan:
 
     def describe(self) -> str:
         """The arithmetic in words, printed once at start."""
-        off = self.off_policy_updates
+        many = self.world > 1
+        transitions = self.images * self.train_steps
         lines = [
-            f"images per round      {self.prompts_per_round} prompts x {self.images_per_prompt} = {self.images}"
-            + (f", {self.local_images} on each of {self.world} processes" if self.world > 1 else ""),
-            f"transitions           {self.images} images x {self.train_steps} trained steps = {self.images * self.train_steps}"
+            f"images per round    {self.prompts_per_round} prompts x {self.images_per_prompt} = {self.images}"
+            + (f", {self.local_images} on each of {self.world} processes" if many else ""),
+            f"transitions         {self.images} images x {self.train_steps} trained steps = {transitions}"
             + (f", in {self.inner_epochs} inner epochs" if self.inner_epochs > 1 else ""),
-            f"updates per round     {self.updates_per_round}, each on {self.images // self.updates_per_epoch} images in"
-            f" {self.micro_batches_per_update} micro-batches of {self.micro_batch}"
-            + (" per process" if self.world > 1 else ""),
-            f"off-policy            {off} of {self.updates_per_round} updates: the first has ratio 1 and is never clipped",
+            f"updates per round   {self.updates_per_round}, each on {self.images // self.updates_per_epoch} images in"
+            f" {self.micro_batches_per_update} micro-batches of {self.micro_batch}{' per process' if many else ''}",
+            f"off-policy          {self.off_policy_updates} of {self.updates_per_round} updates;"
+            " in the first the ratio is 1 and the clip cannot act",
         ]
         return "\n".join(lines)
 

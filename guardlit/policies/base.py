@@ -40,8 +40,11 @@ class FlowPolicy(nn.Module, ABC):
         """The model's own schedule of that many steps, from 1 down to 0, (T + 1,) float64."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> None:
-        """Make sure that the embeddings of these prompts are at hand; loads the text encoders only for new ones."""
+    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
+        """Make sure that the embeddings of these prompts are at hand.
+
+        Only new prompts load the text encoders; then those of `ahead` are encoded too, so that they load rarely.
+        """
 
     @abstractmethod
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:

@@ -161,11 +161,11 @@ class SD3Policy(FlowPolicy):
         settings = (self.max_sequence_length, self.text_encoder_3, self.weights_dtype)
         return f"{PIPELINE}:{sample_digest(files)}:{settings}"
 
-    def encode(self, prompts: Sequence[str]) -> None:
+    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
         """Encode new prompts with the pipeline's own encoders, which are freed again afterwards."""
-        missing = self._embeddings.missing([*prompts, ""])
-        if not missing:
+        if not self._embeddings.missing([*prompts, ""]):
             return
+        missing = self._embeddings.missing([*prompts, "", *ahead])
         pipeline = self._pipeline(with_text_encoders=True)
         for start in range(0, len(missing), 16):
             chunk = missing[start : start + 16]
@@ -177,14 +177,15 @@ class SD3Policy(FlowPolicy):
 
     @torch.no_grad()
     def _encode_chunk(self, pipeline: Any, prompts: list[str]) -> Conditioning:
-        embeds, _, pooled, _ = pipeline.encode_prompt(
-            prompts,
-            None,
-            None,
-            device=self.device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-        )
+        with torch.autocast(self.device.type, enabled=False):
+            embeds, _, pooled, _ = pipeline.encode_prompt(
+                prompts,
+                None,
+                None,
+                device=self.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.max_sequence_length,
+            )
         return {"prompt_embeds": embeds, "pooled": pooled}
 
     def _pipeline(self, with_text_encoders: bool) -> Any:

@@ -1,0 +1,144 @@
+"""`guardlit fit`, `validate`, `sample` and `export`: LightningCLI around the module and the prompts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
+import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
+from guardlit.checkpoint import SafeCheckpointIO
+from guardlit.data import PromptDataModule
+from guardlit.errors import GuardlitError
+from guardlit.interrupt import Interrupted, SignalGuard
+from guardlit.module import GRPOModule
+from guardlit.parsing import GuardlitParser
+from guardlit.progress import RoundProgress
+from guardlit.run_folder import RunFolder, last_checkpoint, next_version
+from guardlit.trainer import GuardlitTrainer
+
+DEFAULTS = {
+    "accelerator": "auto",
+    "devices": 1,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,  # validation at step 0 is the first point of every curve, not a rehearsal
+    "check_val_every_n_epoch": 10,
+    "use_distributed_sampler": False,  # the round's plan deals samples to processes
+    "enable_model_summary": False,
+    "gradient_clip_val": 1.0,
+    "default_root_dir": "runs/guardlit",
+}
+
+
+class GuardlitCLI(LightningCLI):
+    """The command line: what every run has, whatever its YAML says."""
+
+    def __init__(self, args: list[str]) -> None:
+        self._args = args
+        super().__init__(
+            GRPOModule,
+            PromptDataModule,
+            trainer_class=GuardlitTrainer,
+            trainer_defaults=DEFAULTS,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            parser_class=GuardlitParser,
+            parser_kwargs={"default_env": True, "env_prefix": "GUARDLIT"},
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's fit and validate, and guardlit's own methods of its Trainer."""
+        own = {"model", "datamodule"}
+        lightning = LightningCLI.subcommands()
+        return {"fit": lightning["fit"], "validate": lightning["validate"], "sample": own, "export": own}
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """One seed for everything."""
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+
+    def before_instantiate_classes(self) -> None:
+        """Find `--ckpt_path last`, and miss no checkpoint late."""
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir)
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = str(last_checkpoint(root))
+        if config.get("ckpt_path") and not Path(config.ckpt_path).is_file():
+            raise GuardlitError(f"checkpoint {config.ckpt_path} does not exist")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add what every run has: loggers in one folder, progress, signals, safe checkpoints, its own description."""
+        config = self.config[self.subcommand].trainer
+        fitting = self.subcommand == "fit"
+        if config.logger is None and fitting:
+            root = Path(config.default_root_dir)
+            parent, name, version = root.parent, root.name, next_version(root)
+            tensorboard = TensorBoardLogger(parent, name, version, default_hp_metric=False)
+            kwargs["logger"] = [tensorboard, CSVLogger(parent, name, version)]
+        elif config.logger is None:
+            kwargs["logger"] = False
+        trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        return trainer
+
+    def _instantiate_trainer(self, config: Any, callbacks: list[pl.Callback]) -> pl.Trainer:
+        fitting = self.subcommand == "fit"
+        callbacks = [*callbacks, RoundProgress()]
+        if fitting:
+            callbacks += [SignalGuard(), RunFolder(self._args)]
+            chosen = config.get("callbacks") or []
+            if not any(isinstance(c, ModelCheckpoint) for c in chosen):
+                callbacks.append(every_round())
+        config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO()]
+        trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        return trainer
+
+
+def every_round() -> ModelCheckpoint:
+    """The newest round's checkpoint, replaced by the next once that is written."""
+    return ModelCheckpoint(filename="round_{epoch:05d}", auto_insert_metric_name=False, save_on_train_epoch_end=True)
+
+
+def _seed(value: bool | int) -> int:
+    return 42 if isinstance(value, bool) else value
+
+
+def main(args: list[str]) -> None:
+    """Run a command line such as `["fit", "--config", "run.yaml"]`; raises `GuardlitError` for a user's mistake."""
+    _quieten()
+    try:
+        GuardlitCLI(args)
+    except Interrupted as stop:
+        print(f"guardlit {args[0]}: {stop}", file=sys.stderr)
+        raise SystemExit(128 + stop.signum) from None
+
+
+MEANT = (
+    ".*does not have many workers.*",
+    ".*dataloader is not resumable.*",
+    ".*module\\(s\\) in eval mode at the start of training.*",
+    ".*You have overridden `transfer_batch_to_device`.*",
+    ".*Experiment logs directory .* exists and is not empty.*",  # run.json and the like; metrics.csv is new
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+)
+"""What libraries warn of although it is meant, or is theirs alone."""
+
+
+def _quieten() -> None:
+    for message in MEANT:
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="(diffusers|transformers|peft).*")
+    for name in ("httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "Tip: " not in record.getMessage())

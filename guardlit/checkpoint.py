@@ -1,0 +1,99 @@
+"""What a checkpoint holds, and whether it belongs to this run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import nn
+
+from guardlit.errors import GuardlitError
+
+KEY = "guardlit"
+
+
+def trainable_names(module: nn.Module) -> list[str]:
+    """Names of the parameters that train."""
+    return [name for name, p in module.named_parameters() if p.requires_grad]
+
+
+def name_optimizer_states(checkpoint: dict[str, Any], module: nn.Module, optimizers: list[Any]) -> None:
+    """Key optimizer states by parameter name.
+
+    Lightning numbers them, over trainable parameters in one strategy and over all parameters in another: a resume
+    across strategies would hand moments to the wrong parameters, without an error.
+    """
+    names = {id(p): name for name, p in module.named_parameters()}
+    everything = list(names.values())
+    for optimizer, state in zip(optimizers, checkpoint.get("optimizer_states", []), strict=False):
+        if not state or not all(isinstance(i, int) for i in state["state"]):
+            continue
+        mine = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        ids = [i for group in state["param_groups"] for i in group["params"]]
+        by_id = dict(zip(ids, mine, strict=True)) if ids == list(range(len(mine))) else dict(enumerate(everything))
+        state["state"] = {by_id[i]: value for i, value in state["state"].items()}
+        state["param_groups"] = [{**g, "params": [by_id[i] for i in g["params"]]} for g in state["param_groups"]]
+
+
+def keep_trainable(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Drop frozen weights: the base model has its own files."""
+    kept = set(trainable_names(module))
+    checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+
+
+def check_fingerprint(checkpoint: Mapping[str, Any], expected: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return guardlit's part of a checkpoint; raises `GuardlitError` when it belongs to another model or run."""
+    part = checkpoint.get(KEY)
+    if not isinstance(part, Mapping):
+        raise GuardlitError("the checkpoint was not written by guardlit: it has no entry 'guardlit'")
+    saved = part["fingerprint"]
+    for name, value in expected.items():
+        if saved.get(name) != value:
+            raise GuardlitError(f"the checkpoint was saved with {name} = {saved.get(name)}; this run has {value}")
+    return part
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all, load without executing anything, and whose errors name the file.
+
+    Lightning's own writer goes through the system's temporary folder, whose move to another disk is not atomic, and
+    lets a denied permission pass in silence.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write beside `path`, then move into place; a full disk or a read-only folder is one line."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
+            kept = sorted(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime) if path.parent.is_dir() else []
+            rest = f"the last one kept is {kept[-1]}" if kept else "no earlier one exists"
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise GuardlitError(f"checkpoint {path} could not be written ({reason}); {rest}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint of tensors and plain values only, whatever `weights_only` says."""
+        if not Path(path).is_file():
+            raise GuardlitError(f"checkpoint {path} does not exist")
+        try:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # zip, pickle and torch errors alike mean that this file is no good
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise GuardlitError(f"checkpoint {path} cannot be read, truncated or damaged? ({reason[:160]})") from error
+        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+            raise GuardlitError(f"{path} is no Lightning checkpoint")
+        return checkpoint

@@ -1,0 +1,192 @@
+"""Prompts in, rounds of experience out: the DataModule and the loader whose epoch is one RL round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+
+from guardlit.errors import GuardlitError
+from guardlit.experience import Experience, Round
+from guardlit.plan import RoundPlan
+from guardlit.prompts import load_prompts
+from guardlit.types import Prompt, Transition
+
+if TYPE_CHECKING:
+    from guardlit.module import GRPOModule
+
+ENCODE_ALL = 4096
+"""Prompt sets up to this size are encoded whole before the first round; larger ones 64 rounds at a time."""
+ENCODE_ROUNDS = 64
+
+
+class PromptDataModule(pl.LightningDataModule):
+    """Prompt sets, and the round's batch arithmetic in the user's words.
+
+    Args:
+        train: prompts to train on: a .txt, .jsonl, .csv or .parquet file, a `guardlit://` asset, or a Hugging Face data
+            set as `hf:owner/name?split=train&column=caption`.
+        val: prompts for validation images, scored with fixed noise; null for none.
+        prompts_per_round: groups that a round draws.
+        images_per_prompt: images in a group.
+        updates_per_round: optimizer steps on a round's images; with 1, all inner epochs included, every update is
+            on-policy and no clip can act.
+        inner_epochs: passes over the round's images.
+        micro_batch: transitions per forward and backward pass on one process.
+        rollout_batch: images sampled at once on one process; null takes `micro_batch`.
+        val_limit: validation prompts to use; null for all.
+        seed: of prompts, noise and order.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str | None = None,
+        prompts_per_round: int = 48,
+        images_per_prompt: int = 24,
+        updates_per_round: int = 2,
+        inner_epochs: int = 1,
+        micro_batch: int = 9,
+        rollout_batch: int | None = None,
+        val_limit: int | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        self.train_source, self.val_source = train, val
+        self._sizes = (prompts_per_round, images_per_prompt, updates_per_round, inner_epochs, micro_batch)
+        self.rollout_batch = micro_batch if rollout_batch is None else rollout_batch
+        self._val_limit = val_limit
+        self.seed = seed
+        self.train: list[Prompt] = []
+        self.val: list[Prompt] = []
+        self.plan: RoundPlan
+        self._experience: ExperienceLoader | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the prompts and derive the arithmetic for this number of processes."""
+        assert self.trainer is not None
+        module = self._module
+        if self.val_source and not self.val:
+            self.val = load_prompts(self.val_source, limit=self._val_limit)
+        if stage == "fit" and not self.train:
+            self.train = load_prompts(self.train_source)
+        for prompt in (*self.train, *self.val):
+            module.check_prompt(prompt)
+        if stage == "fit":
+            if self.rollout_batch < 1:
+                raise GuardlitError(f"data.rollout_batch={self.rollout_batch} must be at least 1")
+            self.plan = RoundPlan(*self._sizes, train_steps=module.train_steps, world=self.trainer.world_size)
+            self._accumulate(self.plan.micro_batches_per_update)
+
+    def _accumulate(self, batches: int) -> None:
+        assert self.trainer is not None
+        if self.trainer.accumulate_grad_batches not in (1, batches):
+            raise GuardlitError(
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: leave it out, it follows "
+                f"from data.updates_per_round and data.micro_batch (here {batches})"
+            )
+        self.trainer.accumulate_grad_batches = batches
+
+    def round(self, index: int) -> Round:
+        """Round `index` as this process sees it: a pure function of (seed, index) but for the rank."""
+        assert self.trainer is not None
+
+        def prompts(k: int) -> list[Prompt]:
+            return [self.train[i] for i in self.plan.prompt_indices(self.seed, k, len(self.train))]
+
+        if len(self.train) <= ENCODE_ALL:
+            ahead = [p.text for p in (*self.train, *self.val)]
+        else:
+            ahead = [p.text for k in range(index, index + ENCODE_ROUNDS) for p in prompts(k)]
+        return Round(index, prompts(index), ahead, self.plan, self.seed, self.trainer.global_rank)
+
+    @property
+    def _module(self) -> GRPOModule:
+        assert self.trainer is not None
+        return cast("GRPOModule", self.trainer.lightning_module)
+
+    def train_dataloader(self) -> ExperienceLoader:
+        """The loader of rounds."""
+        self._experience = ExperienceLoader(self, self._module)
+        if self._restored is not None:
+            self._experience.load_state(self._restored)
+            self._restored = None
+        return self._experience
+
+    def val_dataloader(self) -> DataLoader[tuple[int, Prompt]] | list[Any]:
+        """This process's share of the validation prompts, with their indices."""
+        assert self.trainer is not None
+        mine = list(enumerate(self.val))[self.trainer.global_rank :: self.trainer.world_size]
+        if not mine:
+            return []
+        return DataLoader(mine, batch_size=self.rollout_batch, collate_fn=list)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Round, position and the round's experience; called on every process."""
+        return {} if self._experience is None else self._experience.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until the loader exists."""
+        self._restored = state_dict
+
+
+class ExperienceLoader:
+    """A sized, lazy loader: each pass over it is one round, collected when the pass begins.
+
+    Its length is known before anything is collected, so that Lightning prefetches nothing.
+    """
+
+    def __init__(self, data: PromptDataModule, module: GRPOModule) -> None:
+        self._data, self._module = data, module
+        self.round_index = 0
+        self.position = 0
+        self._experience: Experience | None = None
+        self._resuming: Mapping[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return self._data.plan.micro_batches
+
+    def __iter__(self) -> Iterator[Transition]:
+        if self._resuming is None and self._experience is not None:  # the last pass was cut short by the Trainer
+            self.round_index += 1
+            self.position, self._experience = 0, None
+        return self._micro_batches()
+
+    def _micro_batches(self) -> Iterator[Transition]:
+        if self._experience is None:
+            round = self._data.round(self.round_index)
+            if self._resuming is not None:
+                self._experience = self._module.restore_experience(self._resuming, round)
+                self._resuming = None
+            else:
+                self._experience = self._module.collect(round, self._data.rollout_batch)
+        experience = self._experience
+        batches = self._data.plan.passes(self._data.seed, self.round_index)
+        while self.position < len(batches):
+            rows, steps = batches[self.position]
+            micro_batch = experience.take(rows, steps)
+            self.position += 1
+            if self.position == len(batches):
+                # before the last yield: a checkpoint at the round's end is small and starts the next round
+                self.round_index += 1
+                self.position, self._experience = 0, None
+                yield micro_batch
+                return
+            yield micro_batch
+
+    def state(self) -> dict[str, Any]:
+        """Where the run stands; a round in progress comes along, gathered from all processes."""
+        state: dict[str, Any] = {"round": self.round_index, "position": self.position}
+        if self._experience is not None:
+            state["experience"] = self._experience.state(self._module.gather)
+        elif self._resuming is not None:
+            state["experience"] = self._resuming
+        return state
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.round_index, self.position = state["round"], state["position"]
+        self._resuming = state.get("experience")

@@ -1,0 +1,161 @@
+"""A collected round: the trajectories on this process and what all processes know of the rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guardlit.noise import NoiseSource
+from guardlit.plan import RoundPlan
+from guardlit.sde import Coefficients
+from guardlit.types import Conditioning, Prompt, Transition
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is to be collected: the prompts of one round, and who draws which image.
+
+    Attributes:
+        index: of the round, from 0.
+        prompts: P prompts; image i of the round belongs to prompt i // K.
+        ahead: texts of later rounds, for encoding many at once.
+        plan: the arithmetic.
+        seed: of the run.
+        rank: of this process.
+    """
+
+    index: int
+    prompts: list[Prompt]
+    ahead: list[str]
+    plan: RoundPlan
+    seed: int
+    rank: int = 0
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Position -> image, (N,)."""
+        return self.plan.order(self.seed, self.index)
+
+    @cached_property
+    def samples(self) -> list[int]:
+        """Images of this process by local row."""
+        local: list[int] = self.order[self.rank :: self.plan.world].tolist()
+        return local
+
+    @property
+    def group_ids(self) -> Tensor:
+        """Group of image i, (N,)."""
+        return torch.arange(self.plan.images) // self.plan.images_per_prompt
+
+    def prompt_of(self, sample: int) -> Prompt:
+        """The prompt of image `sample`."""
+        return self.prompts[sample // self.plan.images_per_prompt]
+
+    def sample_weights(self, mask: Tensor) -> Tensor:
+        """Factor of each image's loss, (N,): masked images 0, the others 1 on average over their update.
+
+        So the mean over an update is one over what remains of it, on all processes alike.
+        """
+        updates = mask[self.order].float().view(self.plan.updates_per_epoch, -1)
+        updates = updates / updates.mean(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        weights = torch.empty(self.plan.images)
+        weights[self.order] = updates.flatten()
+        return weights
+
+    def by_image(self, gathered: Tensor) -> Tensor:
+        """Rows of all processes, (world, n, ...) -> (N, ...) by image."""
+        by_position = gathered.transpose(0, 1).flatten(0, 1)
+        out = torch.empty_like(by_position)
+        out[self.order.to(out.device)] = by_position
+        return out
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A collected round, ready to be cut into micro-batches.
+
+    Attributes:
+        round: what was asked for.
+        latents: x_t before each trained step, (n, S, C, H, W) float32, n local rows.
+        velocity: the sampling policy's, (n, S, C, H, W) float32.
+        advantage: (N,) by image.
+        mask: images that count, (N,) bool.
+        metrics: the round's scalars, for the logs.
+        conditioning: embeddings of the P prompts, on the device.
+        coefficients: of the sampler.
+    """
+
+    round: Round
+    latents: Tensor
+    velocity: Tensor
+    advantage: Tensor
+    mask: Tensor
+    metrics: Mapping[str, float]
+    conditioning: Conditioning
+    coefficients: Coefficients
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        return self.round.sample_weights(self.mask)
+
+    @cached_property
+    def _noise(self) -> NoiseSource:
+        return NoiseSource(self.round.seed, self.round.index, self.latents.shape[2:])
+
+    def take(self, rows: list[int], steps: list[int]) -> Transition:
+        """The micro-batch of B local rows at B steps, on the trajectories' device."""
+        device, c = self.latents.device, self.coefficients
+        samples = [self.round.samples[row] for row in rows]
+        step, sample = torch.tensor(steps), torch.tensor(samples)
+        row_index, step_index = torch.tensor(rows, device=device), step.to(device)
+        prompt = (sample // self.round.plan.images_per_prompt).to(device)
+        return Transition(
+            latents=self.latents[row_index, step_index],
+            noise=self._noise.draw(samples, steps).to(device, non_blocking=True),
+            old_velocity=self.velocity[row_index, step_index],
+            advantage=self.advantage[sample].to(device),
+            sample_weight=self._weights[sample].to(device),
+            sigma=c.sigmas[step].float().to(device),
+            gain=c.velocity[step].to(device),
+            std=c.std[step].to(device),
+            dt=c.dt[step].to(device),
+            step=step_index,
+            sample=sample.to(device),
+            conditioning={name: table[prompt] for name, table in self.conditioning.items()},
+        )
+
+    def state(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """The round for a checkpoint, by image, so that any number of processes can take it up.
+
+        Args:
+            gather: (n, ...) on every process -> (world, n, ...); called by all of them.
+        """
+        return {
+            "latents": self.round.by_image(gather(self.latents)).cpu(),
+            "velocity": self.round.by_image(gather(self.velocity)).cpu(),
+            "advantage": self.advantage,
+            "mask": self.mask,
+            "metrics": dict(self.metrics),
+        }
+
+    @classmethod
+    def restore(
+        cls, state: Mapping[str, Any], round: Round, conditioning: Conditioning, coefficients: Coefficients
+    ) -> Experience:
+        """Take up a round from a checkpoint; trajectories land beside the conditioning."""
+        device = next(iter(conditioning.values())).device
+        return cls(
+            round=round,
+            latents=state["latents"][round.samples].to(device),
+            velocity=state["velocity"][round.samples].to(device),
+            advantage=state["advantage"],
+            mask=state["mask"],
+            metrics=state["metrics"],
+            conditioning=conditioning,
+            coefficients=coefficients,
+        )

@@ -1,0 +1,87 @@
+"""Checks that stop a run before it wastes time or spoils weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from guardlit.errors import GuardlitError
+from guardlit.experience import Round
+from guardlit.objective import Objective
+from guardlit.plan import RoundPlan
+
+HOPELESS = 10.0
+"""RatioNorm's clip range in nats of summed log-likelihood that no update reaches; published ranges are 0.13 to 0.26."""
+
+Outputs = Mapping[str, Tensor]
+
+
+def check_clip(objective: Objective, plan: RoundPlan, elements: int) -> None:
+    """Refuse a clip range that can never act; `clip_range: null` says that none is wanted.
+
+    Args:
+        objective: of the run.
+        plan: of a round.
+        elements: D, latent elements of a sample.
+
+    Raises:
+        GuardlitError: every update is on-policy, or RatioNorm was given a baseline's range.
+    """
+    if objective.clip_range is None:
+        return
+    if plan.off_policy_updates == 0:
+        raise GuardlitError(
+            "the clip can never act: data.updates_per_round=1 makes every update on-policy, where the ratio is 1; "
+            "take at least 2, or objective.clip_range: null to train without a clip"
+        )
+    nats = objective.log_bounds(elements)[1] * elements
+    if objective.form == "ratio_norm" and nats > HOPELESS:
+        raise GuardlitError(
+            f"the clip can never act: clip_range {objective.clip_range[1]:g} on {elements} latent elements is "
+            f"{nats:.3g} nats of log-likelihood, and a baseline's range does not carry over: "
+            "RatioNorm's published ones are 0.13 to 0.26"
+        )
+
+
+def noise_floor(outputs: Sequence[Outputs], bounds: tuple[float, float]) -> tuple[str, bool]:
+    """How far two forward passes of unchanged weights are apart, beside the clip range.
+
+    Args:
+        outputs: of the run's first update, before the weights have moved.
+        bounds: of the log ratio.
+
+    Returns:
+        A line with the size of the log ratio at every step, and whether the largest exceeds half of the clip range.
+    """
+    log_ratio = torch.cat([o["log_ratio"] for o in outputs]).double()
+    step = torch.cat([o["step"] for o in outputs])
+    sizes = {s: float(log_ratio[step == s].square().mean().sqrt()) for s in torch.unique(step).tolist()}
+    limit = min(-bounds[0], bounds[1])
+    listed = " ".join(f"{s}:{size:.1e}" for s, size in sizes.items())
+    line = f"noise floor of the log ratio by step, before the first update: {listed}; clip range {limit:.1e}"
+    return line, max(sizes.values()) > limit / 2
+
+
+def blame(outputs: Sequence[Outputs], norm: float, update: int, round: Round) -> str:
+    """Say where a gradient that is NaN or infinite came from.
+
+    Args:
+        outputs: of the update's micro-batches.
+        norm: of the gradient.
+        update: index of the update in the run.
+        round: the round it belongs to.
+    """
+    what = f"gradient norm is {norm} at update {update}, round {round.index}"
+    for output in outputs:
+        finite = torch.isfinite(output["log_ratio"])
+        if bool(finite.all()) and bool(torch.isfinite(output["loss"])):
+            continue
+        row = 0 if bool(finite.all()) else int((~finite).nonzero()[0])
+        prompt = round.prompt_of(int(output["sample"][row])).text
+        return (
+            f"{what}: the loss is {float(output['loss'])} at denoising step {int(output['step'][row])}, "
+            f"prompt '{prompt[:80]}'; the weights were not touched"
+        )
+    return f"{what}: the losses are finite, the backward pass is not; the weights were not touched"

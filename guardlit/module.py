@@ -1,0 +1,330 @@
+"""The LightningModule: collects a round, and trains on it by automatic optimization."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse import lazy_instance  # type: ignore[attr-defined]
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from guardlit import checkpoint as ckpt
+from guardlit.advantage import GroupAdvantage
+from guardlit.collect import Collector
+from guardlit.errors import GuardlitError
+from guardlit.experience import Experience, Round
+from guardlit.guards import blame, check_clip, noise_floor
+from guardlit.objective import GRPOGuard, Objective, kl_divergence
+from guardlit.phases import announce
+from guardlit.plan import RoundPlan
+from guardlit.policies.base import FlowPolicy
+from guardlit.rewards.base import Scorer
+from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
+from guardlit.settings import KL, Rollout, Sampling
+from guardlit.types import Prompt, RewardRequest, Transition
+from guardlit.updates import update_metrics
+
+
+class GRPOModule(pl.LightningModule):
+    """Group-relative policy optimization of a flow-matching policy.
+
+    Args:
+        policy: the model.
+        reward: the proxy that is trained on.
+        sde: sampler of the rollout.
+        objective: log ratio, step weight and clip.
+        advantage: how rewards become advantages.
+        rollout: how training images are drawn.
+        evaluation: how validation images are drawn, by the Euler ODE.
+        kl: penalty on the distance to the base model; null for none.
+        optimizer: given the trainable parameters.
+        lr_scheduler: stepped after every update; null keeps the learning rate.
+        old_velocity: `stored` takes the rollout's velocities as the old policy's; `recomputed` asks the old policy
+            again at the micro-batch's own shape, for networks whose output depends on it (half precision).
+        max_failed_fraction: share of a round's rewards that may fail; above it the run stops.
+    """
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        reward: Scorer,
+        sde: SDE = lazy_instance(FlowSDE),  # noqa: B008 - stateless
+        objective: Objective = lazy_instance(GRPOGuard),  # noqa: B008 - stateless
+        advantage: GroupAdvantage = GroupAdvantage(),  # noqa: B008 - frozen
+        rollout: Rollout = Rollout(),  # noqa: B008 - frozen
+        evaluation: Sampling = Sampling(),  # noqa: B008 - frozen
+        kl: KL | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=1e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        old_velocity: Literal["stored", "recomputed"] = "stored",
+        max_failed_fraction: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.reward = reward
+        self.sde, self.objective, self.advantage = sde, objective, advantage
+        self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self.old_velocity = old_velocity
+        self.max_failed_fraction = max_failed_fraction
+        self.strict_loading = False  # checkpoints hold only what trains
+        self._scoring_device: torch.device | None = None
+        self.round_metrics: dict[str, float] = {}
+        """Scalars of the round in progress, for whoever shows them."""
+        self._experience: Experience | None = None
+        self._outputs: list[dict[str, Tensor]] = []  # of the update in progress
+        self._restored_gradients: dict[str, Tensor] = {}
+        self._update_seconds = 0.0
+        self._batch_started = 0.0
+
+    # set-up -------------------------------------------------------------------------------------------------------
+
+    @property
+    def train_steps(self) -> int:
+        """S, trained denoising steps."""
+        return self.rollout.train_steps
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise `GuardlitError` for a prompt that the reward can never score."""
+        try:
+            self.reward.check_prompt(prompt.text, prompt.metadata)
+        except ValueError as error:
+            raise GuardlitError(str(error)) from error
+
+    def configure_model(self) -> None:
+        """Load the policy's weights."""
+        self.policy.load()
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what trains."""
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def coefficients(self) -> Coefficients:
+        """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
+        coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
+        silent = (coefficients.std[: self.train_steps] <= 0).nonzero().flatten().tolist()
+        if silent:
+            raise GuardlitError(
+                f"{type(self.sde).__name__} draws no noise at trained steps {silent}: the ratio does not exist there; "
+                "raise its noise_level or lower rollout.timestep_fraction"
+            )
+        return coefficients
+
+    def scorer(self) -> Scorer:
+        """The reward with its weights on this module's device."""
+        if self._scoring_device != self.device:
+            self.reward.setup(self.device)
+            self._scoring_device = self.device
+        return self.reward
+
+    def on_fit_start(self) -> None:
+        """Load the reward before anything is drawn, and refuse a clip that cannot act."""
+        self.scorer()
+        check_clip(self.objective, self._plan, math.prod(self.policy.latent_shape))
+
+    @property
+    def _plan(self) -> RoundPlan:
+        plan: RoundPlan = self.trainer.datamodule.plan  # type: ignore[attr-defined]
+        return plan
+
+    def on_train_start(self) -> None:
+        """Put partly accumulated gradients back, and draw the validation images of step 0."""
+        parameters = dict(self.named_parameters())
+        for name, gradient in self._restored_gradients.items():
+            parameters[name].grad = gradient.to(parameters[name].device)
+        self._restored_gradients = {}
+        if self.trainer.global_step == 0:
+            self._validate_now()
+
+    def _validate_now(self) -> None:
+        """Lightning validates after training batches only; this is its own call, made before the first."""
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
+        loop.setup_data()
+        if loop.skip:
+            return
+        self.trainer.validating = True
+        loop.run()
+        self.trainer.training = True
+
+    # the round ----------------------------------------------------------------------------------------------------
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows (n, ...) of every process, (world, n, ...); to be called by all."""
+        gathered: Tensor = self.all_gather(rows)  # type: ignore[assignment]
+        return gathered if self.trainer.world_size > 1 else rows.unsqueeze(0)
+
+    def collect(self, round: Round, batch_size: int) -> Experience:
+        """Draw, score and judge one round: the start of a Lightning epoch."""
+        self.policy.refresh_old()
+        return self._begin(Collector(self, round, batch_size).collect())
+
+    def _begin(self, experience: Experience) -> Experience:
+        self._experience, self.round_metrics = experience, dict(experience.metrics)
+        return experience
+
+    def restore_experience(self, state: Any, round: Round) -> Experience:
+        """Take up a round in progress from a checkpoint."""
+        self.policy.encode([p.text for p in round.prompts], round.ahead)
+        conditioning = self.policy.conditioning([p.text for p in round.prompts])
+        return self._begin(Experience.restore(state, round, conditioning, self.coefficients()))
+
+    def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor]:
+        """Loss of one micro-batch; the other entries, detached, are what callbacks read (B,)."""
+        velocity = self._velocity(batch)
+        old = batch.old_velocity if self.old_velocity == "stored" else self._other_velocity(batch, "old")
+        step = {"gain": batch.gain, "std": batch.std, "dt": batch.dt}
+        out = self.objective(
+            velocity=velocity,
+            old_velocity=old,
+            noise=batch.noise,
+            advantage=batch.advantage,
+            sample_weight=batch.sample_weight,
+            **step,
+        )
+        # the graph from the loss to the velocity is a few elementwise operations; the network is not touched
+        (gradient,) = torch.autograd.grad(out.loss, velocity, retain_graph=True)
+        outputs = {
+            "loss": out.loss,
+            "log_ratio": out.log_ratio,
+            "raw_log_ratio": out.raw_log_ratio,
+            "norm_log_ratio": out.norm_log_ratio,
+            "clipped": out.clipped,
+            "advantage": batch.advantage,
+            "sample_weight": batch.sample_weight,
+            "timestep": batch.sigma,
+            "step": batch.step,
+            "sample": batch.sample,
+            "velocity_grad_norm": len(batch) * gradient.flatten(1).norm(dim=1),
+        }
+        if self.kl is not None:
+            divergence = kl_divergence(self.kl.kind, velocity, self._other_velocity(batch, "reference"), **step)
+            outputs["kl"] = divergence.detach()
+            outputs["loss"] = out.loss + self.kl.weight * (batch.sample_weight * divergence).mean()
+        self._outputs.append({k: v.detach() for k, v in outputs.items()})
+        return outputs
+
+    def _velocity(self, batch: Transition) -> Tensor:
+        return self.policy.velocity(batch.latents, batch.sigma, batch.conditioning, self.rollout.guidance_scale)
+
+    def _other_velocity(self, batch: Transition, weights: Literal["old", "reference"]) -> Tensor:
+        with self.policy.using(weights):
+            return self._velocity(batch)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a micro-batch; prompts have no device."""
+        return batch.to(device) if isinstance(batch, Transition) else batch
+
+    # one update ---------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Transition, batch_idx: int) -> None:
+        """Start the clock."""
+        self._batch_started = time.perf_counter()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The last moment before the weights move: norm, guard and noise floor."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # a loss scaler expects overflows: it skips the step and lowers its scale
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None and not bool(torch.isfinite(norm)):
+            assert self._experience is not None
+            raise GuardlitError(blame(self._outputs, float(norm), self.trainer.global_step, self._experience.round))
+        self._gradient_norm = norm
+        if self.trainer.global_step == 0:
+            self._report_noise_floor()
+
+    def _report_noise_floor(self) -> None:
+        line, too_high = noise_floor(self._outputs, self.objective.log_bounds(math.prod(self.policy.latent_shape)))
+        rank_zero_info(line)
+        if too_high:
+            rank_zero_warn(
+                "the noise floor exceeds half of the clip range: rounding alone decides what is clipped. Take a more "
+                "precise trainer.precision (32-true, or 16-mixed before bf16-mixed) or model.old_velocity: recomputed"
+            )
+
+    def on_train_batch_end(self, outputs: Any, batch: Transition, batch_idx: int) -> None:
+        """Log an update once it is made."""
+        self._update_seconds += time.perf_counter() - self._batch_started
+        announce(self.trainer, "update", batch_idx + 1, self._plan.micro_batches)
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            metrics = update_metrics(self._outputs) | {"train/grad_norm": self._gradient_norm}
+            self.log_dict(metrics, batch_size=1)
+            self._outputs = []
+
+    def on_train_epoch_end(self) -> None:
+        """Log the round."""
+        assert self._experience is not None
+        metrics = self.round_metrics
+        seconds = metrics["time/rollout_s"] + metrics["time/reward_s"] + self._update_seconds
+        metrics |= {
+            "time/update_s": self._update_seconds,
+            "time/images_per_s": self._experience.round.plan.images / seconds,
+            "round": float(self._experience.round.index),
+        }
+        self._update_seconds = 0.0
+        self.log_dict(metrics, batch_size=1)
+
+    # validation ---------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
+        """Draw and score one image a prompt, with noise that is the same at every validation."""
+        indices, prompts = [i for i, _ in batch], [p for _, p in batch]
+        images = self._draw(batch)
+        texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
+        result = self.scorer().score(RewardRequest(images, texts, metadata))
+        if not bool(result.valid.all()):
+            failed = texts[int((~result.valid).nonzero()[0])]
+            raise GuardlitError(f"reward '{self.reward.name}' failed in validation, first on prompt '{failed[:80]}'")
+        self.log(
+            "val/reward", result.values.mean().to(self.device), on_epoch=True, batch_size=len(batch), sync_dist=True
+        )
+        return {"images": images, "prompts": texts, "metadata": metadata, "reward": result.values, "index": indices}
+
+    def predict_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> Tensor:
+        """Images of (noise index, prompt) pairs by the evaluation settings, (B, 3, height, width) uint8."""
+        return self._draw(batch)
+
+    def _draw(self, batch: list[tuple[int, Prompt]]) -> Tensor:
+        return Collector.evaluate(self, ODE(), self.evaluation, [p for _, p in batch], [i for i, _ in batch])
+
+    # checkpoints --------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> dict[str, str]:
+        """What a checkpoint and a run must share to be one run."""
+        run = {"sde": f"{type(self.sde).__name__}{vars(self.sde)}", "rollout": str(self.rollout)}
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "plan"):
+            plan = vars(data.plan)
+            run |= {f"data.{k}": str(v) for k, v in plan.items() if k not in ("world", "micro_batch", "train_steps")}
+            run["data.seed"] = str(data.seed)
+        return self.policy.fingerprint() | run
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains; between two updates, also the old policy and the gradients so far."""
+        ckpt.keep_trainable(checkpoint, self)
+        ckpt.name_optimizer_states(checkpoint, self, self.trainer.optimizers)
+        part: dict[str, Any] = {"fingerprint": self.fingerprint(), "old": self.policy.old_state()}
+        if self._outputs:
+            part["gradients"] = {n: p.grad.cpu() for n, p in self.named_parameters() if p.grad is not None}
+            part["outputs"] = self._outputs
+        checkpoint[ckpt.KEY] = part
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what belongs to another run; put back what Lightning does not know."""
+        fitting = self.trainer.state.fn == "fit"
+        expected = self.fingerprint() if fitting else self.policy.fingerprint()
+        part = ckpt.check_fingerprint(checkpoint, expected)
+        self.policy.load_old_state(part["old"])
+        if fitting:
+            self._restored_gradients = part.get("gradients", {})
+            self._outputs = part.get("outputs", [])

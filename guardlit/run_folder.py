@@ -1,0 +1,89 @@
+"""A run folder that explains itself."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
+
+from guardlit.errors import GuardlitError
+from guardlit.schedule import schedule_table, write_csv
+
+if TYPE_CHECKING:
+    from guardlit.data import PromptDataModule
+    from guardlit.module import GRPOModule
+
+PACKAGES = ("guardlit", "guardlit-callbacks", "torch", "lightning", "diffusers", "transformers", "peft", "jsonargparse")
+
+
+class RunFolder(pl.Callback):
+    """Writes what a run is made of beside its logs, before the first image is drawn.
+
+    `config.yaml` (by the command line), `run.json` (versions, machine, command, checkpoint resumed from, who scores),
+    `schedule.csv` (the sampler's coefficients and every objective's gradient scale) and `batches.txt`.
+
+    Args:
+        command: the arguments of the command line.
+    """
+
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the batch arithmetic, and write the files."""
+        data: PromptDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        module: GRPOModule = pl_module  # type: ignore[assignment]
+        rank_zero_info(data.plan.describe())
+        if not trainer.is_global_zero or trainer.log_dir is None:
+            return
+        folder = Path(trainer.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "batches.txt").write_text(data.plan.describe() + "\n", encoding="utf-8")
+        table = schedule_table(module.coefficients(), range(module.train_steps))
+        write_csv(folder / "schedule.csv", table)
+        facts = {
+            "command": ["guardlit", *self._command],
+            "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "versions": {name: _version(name) for name in PACKAGES},
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "processes": trainer.world_size,
+            "precision": str(trainer.precision),
+            "reward": {"name": module.reward.name, "weights": dict(module.reward.weights)},
+            "prompts": {"train": len(data.train), "val": len(data.val)},
+        }
+        (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def next_version(root: Path) -> str:
+    """`version_K` with the first K that `root` does not have; raises `GuardlitError` where nothing can be written."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise GuardlitError(f"output folder {root} cannot be written: {error.strerror}") from error
+    taken = [int(p.name.removeprefix("version_")) for p in root.glob("version_*") if p.name[8:].isdigit()]
+    return f"version_{max(taken, default=-1) + 1}"
+
+
+def last_checkpoint(root: Path) -> Path:
+    """The newest checkpoint of any run under `root`; raises `GuardlitError` when there is none."""
+    found = sorted(root.glob("version_*/checkpoints/*.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise GuardlitError(f"--ckpt_path last: no checkpoint under {root}/version_*/checkpoints")
+    return found[-1]

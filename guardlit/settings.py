@@ -1,0 +1,69 @@
+"""Settings of a run that are no objects of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guardlit.errors import GuardlitError
+from guardlit.objective import KLKind
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn.
+
+    Attributes:
+        num_inference_steps: T, sampling steps.
+        guidance_scale: of classifier-free guidance; 1 for none.
+    """
+
+    num_inference_steps: int = 40
+    guidance_scale: float = 4.5
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise GuardlitError(f"num_inference_steps={self.num_inference_steps} must be at least 1")
+        if not self.guidance_scale >= 1:
+            raise GuardlitError(f"guidance_scale={self.guidance_scale} must be at least 1, which means no guidance")
+
+
+@dataclass(frozen=True)
+class Rollout(Sampling):
+    """How training images are drawn, and which of their steps are trained.
+
+    Attributes:
+        timestep_fraction: share of the steps, from the noisy end, that is trained: 0.99 leaves the last one out.
+    """
+
+    num_inference_steps: int = 10
+    timestep_fraction: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.timestep_fraction <= 1 or self.train_steps < 1:
+            raise GuardlitError(
+                f"timestep_fraction={self.timestep_fraction} of {self.num_inference_steps} steps trains "
+                f"{self.train_steps}; it must lie in (0, 1] and leave at least one"
+            )
+
+    @property
+    def train_steps(self) -> int:
+        """S, trained steps."""
+        return int(self.num_inference_steps * self.timestep_fraction + 1e-9)  # 100 x 0.29 is 28.999...
+
+
+@dataclass(frozen=True)
+class KL:
+    """A penalty on the distance to the base model.
+
+    Attributes:
+        weight: factor of the mean divergence per transition (Flow-GRPO's beta).
+        kind: `exact`, `velocity` or `flow_grpo`; see `guardlit.objective.kl_divergence`.
+    """
+
+    weight: float
+    kind: KLKind = "exact"
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise GuardlitError(f"kl.weight={self.weight} must be positive; leave kl out for no penalty")
