@@ -81,7 +81,8 @@ class TrainableEMA(Callback):
         """Starts from the weights, unless a checkpoint brought averages."""
         if not self._bind(pl_module):
             self._averages = {name: self._average_of(parameter) for name, parameter in self._parameters.items()}
-            self._updates, self._step = 0, trainer.global_step
+            self._updates = 0
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -100,6 +101,7 @@ class TrainableEMA(Callback):
         local = _local(parameter)
         return local.to(self.device or local.device, torch.float32, copy=True)
 
+    @torch.inference_mode(False)  # validation may be what binds, and training must be able to update what it made
     def _bind(self, pl_module: LightningModule) -> bool:
         """Finds the parameters and fits a loaded state to them; False if there are no averages yet."""
         every = {_clean(name): parameter for name, parameter in pl_module.named_parameters()}
@@ -110,7 +112,7 @@ class TrainableEMA(Callback):
             self._averages = {
                 name: self._average_of(_shard_like(full, every[name])) for name, full in loaded["averages"].items()
             }
-            self._updates, self._step = loaded["updates"], loaded["step"]
+            self._updates = loaded["updates"]
         self._parameters = {name: every[name] for name in self._averages or names}
         if not self._parameters:
             raise MisconfigurationException(
@@ -186,7 +188,7 @@ class TrainableEMA(Callback):
         if not self._averages:
             return {}
         averages = {name: _full(average, self._parameters[name]) for name, average in self._averages.items()}
-        return {"averages": averages, "updates": self._updates, "step": self._step}
+        return {"averages": averages, "updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the parameters exist: under FSDP2 they may be sharded after this."""

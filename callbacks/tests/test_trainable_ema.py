@@ -144,6 +144,19 @@ def test_validating_a_checkpoint_without_average_warns(small_module, loader, mak
         )
 
 
+def test_training_goes_on_after_validating_a_checkpoint(small_module, loader, make_trainer, tmp_path):
+    trainer = make_trainer(TrainableEMA())
+    trainer.fit(small_module(), loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    module, ema = small_module(seed=3), TrainableEMA()
+    trainer = make_trainer(ema, max_epochs=2)
+    trainer.validate(module, loader(1), ckpt_path=tmp_path / "a.ckpt", weights_only=False, verbose=False)
+    before = ema.state_dict()["averages"]["layer.weight"]
+    trainer.fit(module, loader(3))
+    assert ema.state_dict()["updates"] == 8 + 6
+    assert not torch.equal(ema.state_dict()["averages"]["layer.weight"], before)
+
+
 class SaveInValidation(Callback):
     def __init__(self, path):
         self.path = path
@@ -183,7 +196,7 @@ def test_compiled_wrapper_names_are_cleaned(small_module, loader, make_trainer):
 )
 def test_average_of_another_model_is_refused_in_one_line(small_module, averages, says):
     ema = TrainableEMA()
-    ema.load_state_dict({"averages": averages, "updates": 1, "step": 1})
+    ema.load_state_dict({"averages": averages, "updates": 1})
     with pytest.raises(MisconfigurationException, match=says) as error, ema.average(small_module()):
         pass
     assert "\n" not in str(error.value)
