@@ -1,0 +1,275 @@
+"""`guardlit schedule`: what a sampler's steps look like, and how large a gradient each objective gives them.
+
+No network is needed for it: a step is x_next = a x + g v + s noise, and Table 2's gradient scales follow from a, g, s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import difflib
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from torch import Tensor
+
+from guardlit.errors import GuardlitError
+from guardlit.objective import PRESETS
+from guardlit.sde import CPS, ODE, SDE, Coefficients, DanceSDE, FlowSDE, flow_match_sigmas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+SAMPLERS: dict[str, type[FlowSDE] | type[DanceSDE] | type[CPS]] = {"flow": FlowSDE, "dance": DanceSDE, "cps": CPS}
+DEFAULT_SHIFT, DEFAULT_TRAIN_TIMESTEPS = 3.0, 1000
+PLAIN_WIDTH = 160  # characters, where the output is not a terminal
+OTHER_SCHEDULES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal", "invert_sigmas")
+
+
+@dataclass(frozen=True)
+class ScheduleTable:
+    """One sampler on one schedule, step by step.
+
+    Attributes:
+        coefficients: t, dt, a, g, s and |g|/s by name, (T,) float64; |g|/s is NaN where the step is deterministic.
+        gradient_scales: predicted size of the loss gradient by preset of Table 2, (T,) float64; NaN where the step is
+            deterministic, for it has no ratio.
+        trained: which steps are trained, (T,) bool.
+    """
+
+    coefficients: Mapping[str, Tensor]
+    gradient_scales: Mapping[str, Tensor]
+    trained: Tensor
+
+    def __len__(self) -> int:
+        return len(self.trained)
+
+    def spread(self, scale: Tensor) -> float:
+        """Largest over smallest value at the trained steps, of (T,); NaN where none is trained."""
+        values = scale[self.trained]
+        return float(values.max() / values.min()) if len(values) else math.nan
+
+
+def schedule_table(coefficients: Coefficients, trained: Collection[int]) -> ScheduleTable:
+    """Lay out a sampler's steps.
+
+    Args:
+        coefficients: of T steps.
+        trained: indices of the steps that are trained.
+
+    Raises:
+        ValueError: a trained step that does not exist, or is deterministic and hence has no ratio.
+    """
+    c = coefficients
+    for step in trained:
+        if not 0 <= step < len(c) or c.std[step] == 0:
+            raise ValueError(
+                f"step {step} cannot be trained: steps 0 to {len(c) - 1} exist, and those with s = 0 are out"
+            )
+    noisy = c.std > 0
+
+    def of_noisy_steps(values: Tensor) -> Tensor:
+        return torch.where(noisy, values, torch.nan)
+
+    return ScheduleTable(
+        coefficients={
+            "t": c.sigmas[:-1],
+            "dt": c.dt,
+            "a": c.sample,
+            "g": c.velocity,
+            "s": c.std,
+            "|g|/s": of_noisy_steps(c.velocity.abs() / c.std),
+        },
+        gradient_scales={p.__name__: of_noisy_steps(p().gradient_scale(c.velocity, c.std, c.dt)) for p in PRESETS},
+        trained=torch.tensor([step in trained for step in range(len(c))]),
+    )
+
+
+def write_csv(path: Path, table: ScheduleTable) -> None:
+    """Write every step as a row, at full precision; NaN stays an empty cell."""
+    columns = {**table.coefficients, **table.gradient_scales}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["step", "trained", *columns])
+        for step in range(len(table)):
+            cells = [float(column[step]) for column in columns.values()]
+            writer.writerow([step, int(table.trained[step]), *("" if math.isnan(cell) else cell for cell in cells)])
+
+
+def main(args: list[str]) -> None:
+    """Run `guardlit schedule`.
+
+    Args:
+        args: the command's name and its options.
+
+    Raises:
+        GuardlitError: an option or a model folder that cannot be used.
+    """
+    options = _parse(args[1:])
+    shift, train_timesteps = _shift(options.model, options.shift)
+    try:
+        sigmas = flow_match_sigmas(options.steps, shift, train_timesteps)
+        coefficients = _sampler(options.sde, options.noise_level).coefficients(sigmas)
+    except ValueError as error:
+        raise GuardlitError(str(error)) from error
+    trained = _trained_steps(coefficients, options.timestep_fraction)
+    table = schedule_table(coefficients, trained)
+    _print(table, title=f"{options.sde}, {options.steps} steps, shift {shift:g}, {len(trained)} trained")
+    try:
+        if options.csv:
+            write_csv(options.csv, table)
+        if options.plot:
+            plot(options.plot, table)
+    except (OSError, ValueError) as error:  # matplotlib says ValueError to a file type it cannot write
+        raise GuardlitError(str(error)) from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise GuardlitError(message)
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = _Parser("guardlit schedule", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--steps", type=int, default=10, metavar="T", help="sampling steps (default: 10)")
+    add("--shift", type=float, help="timestep shift (default: the model's, or 3)")
+    add("--sde", choices=[*SAMPLERS, "ode"], default="flow", help="sampler (default: flow)")
+    add("--noise-level", type=float, metavar="ETA", help="default: 0.7 for flow, 0.3 for dance, 0.8 for cps")
+    add("--timestep-fraction", type=float, default=0.99, help="share of the steps that is trained (default: 0.99)")
+    add("--model", type=Path, metavar="FOLDER", help="pipeline folder whose scheduler gives the shift")
+    add("--plot", type=Path, metavar="PNG", help="draw the table into this file")
+    add("--csv", type=Path, metavar="CSV", help="write the table to this file")
+    options, unknown = parser.parse_known_args(args)
+    if unknown:
+        known = [string for action in parser._actions for string in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        raise GuardlitError(f"unknown option {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
+    return options
+
+
+def _shift(model: Path | None, shift: float | None) -> tuple[float, int]:
+    """The shift and the length of the training schedule, from a pipeline folder unless the option says otherwise."""
+    if model is None:
+        return (DEFAULT_SHIFT if shift is None else shift), DEFAULT_TRAIN_TIMESTEPS
+    path = model / "scheduler" / "scheduler_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = config["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GuardlitError(f"--model {model}: no scheduler configuration in {path} ({error})") from error
+    if found != "FlowMatchEulerDiscreteScheduler":
+        raise GuardlitError(f"{path}: found {found}, only FlowMatchEulerDiscreteScheduler is a flow-matching schedule")
+    for name in OTHER_SCHEDULES:
+        if config.get(name):
+            raise GuardlitError(f"{path}: {name} is set; only a static shift can be printed")
+    if config.get("use_dynamic_shifting") and shift is None:
+        low, high = (math.exp(config.get(key, default)) for key, default in (("base_shift", 0.5), ("max_shift", 1.15)))
+        raise GuardlitError(f"{path}: the shift depends on the image size; give --shift, from {low:.2f} to {high:.2f}")
+    own = config.get("shift", 1.0) if shift is None else shift  # 1.0 is diffusers' default
+    return own, config.get("num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS)
+
+
+def _sampler(name: str, noise_level: float | None) -> SDE:
+    if name == "ode":
+        if noise_level is not None:
+            raise GuardlitError("--sde ode draws no noise: leave --noise-level out")
+        return ODE()
+    return SAMPLERS[name]() if noise_level is None else SAMPLERS[name](noise_level)
+
+
+def _trained_steps(coefficients: Coefficients, fraction: float) -> list[int]:
+    """The first `fraction` of the steps, without deterministic ones."""
+    if not 0 < fraction <= 1:
+        raise GuardlitError(f"--timestep-fraction {fraction} must lie in (0, 1]")
+    count = math.floor(len(coefficients) * fraction + 1e-9)  # 100 x 0.29 is 28.999... in floating point
+    if count == 0:
+        raise GuardlitError(f"--timestep-fraction {fraction} of --steps {len(coefficients)} leaves no step to train")
+    return [step for step in range(count) if coefficients.std[step] > 0]
+
+
+def _print(table: ScheduleTable, title: str) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
+    console.print(_rich_table(table, title))
+    if not bool((table.coefficients["s"] > 0).all()):
+        console.print("A step with s = 0 is deterministic: it has no ratio and cannot be trained.")
+
+
+def _rich_table(table: ScheduleTable, title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    columns = {**table.coefficients, **table.gradient_scales}
+    grid = Table("step", box=box.SIMPLE, pad_edge=False, show_footer=True, title=title, title_justify="left")
+    grid.columns[0].footer = "max/min"
+    for name in table.coefficients:
+        grid.add_column(name, justify="right", overflow="fold")
+    grid.add_column("trained", justify="center")
+    for name, scale in table.gradient_scales.items():
+        grid.add_column(name, footer=_times(table.spread(scale)), justify="right", overflow="fold")
+    for step, trained in enumerate(table.trained.tolist()):
+        cells = [_number(float(column[step])) for column in columns.values()]
+        cells.insert(len(table.coefficients), "yes" if trained else "no")
+        grid.add_row(str(step), *cells, style=None if trained else "dim")
+    return grid
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.1e}"
+
+
+def _times(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0f}x" if value >= 10 else f"{value:.2f}x"
+
+
+def plot(path: Path, table: ScheduleTable) -> None:
+    """Draw s and |g|, and the six gradient scales, over t; steps that are not trained are hollow.
+
+    Args:
+        path: file to write; its suffix chooses the format.
+        table: what to draw.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: a file format matplotlib does not know.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curve(left, table, table.coefficients["s"], 0, "s, standard deviation")
+    _curve(left, table, table.coefficients["g"].abs(), 1, "|g|, factor of the velocity")
+    for style, (name, scale) in enumerate(table.gradient_scales.items()):
+        # the first two are drawn broad, for on-policy the fourth and the fifth coincide with them
+        _curve(right, table, scale, style, f"{name}, {_times(table.spread(scale))}", broad=style < 2)
+    left.set(title="Coefficients of a step", ylabel="coefficient", ylim=(0, None))
+    right.set(title="Predicted gradient scale, max/min over trained steps", ylabel="gradient scale", yscale="log")
+    for axes in (left, right):
+        axes.set(xlabel="t, from noise (1) to image (0); hollow: not trained", xlim=(1.03, -0.03))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _curve(axes: Axes, table: ScheduleTable, values: Tensor, style: int, label: str, broad: bool = False) -> None:
+    from guardlit_callbacks.figures import MARKERS, PALETTE
+
+    t, untrained = table.coefficients["t"].numpy(), ~table.trained.numpy()
+    colour, marker, size = PALETTE[style], MARKERS[style], 10 if broad else 5
+    axes.plot(
+        t, values.numpy(), label=label, color=colour, marker=marker, markersize=size, linewidth=4 if broad else 1.5
+    )
+    axes.plot(t[untrained], values.numpy()[untrained], marker, color=colour, mfc="white", markersize=size)
