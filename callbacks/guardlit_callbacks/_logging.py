@@ -65,14 +65,15 @@ def log_image(trainer: Trainer, key: str, image: NDArray[np.uint8], step: int) -
 
 
 def log_figure(trainer: Trainer, key: str, figure: Figure, step: int, path: Path | None = None) -> None:
-    """Hands a figure to the loggers, writes it to `path` as well if given, and closes it."""
+    """Draws a figure once, hands it to the loggers, writes it to `path` (PNG) as well if given, and closes it."""
     from matplotlib import pyplot as plt
 
     if trainer.is_global_zero:
+        image = figure_to_array(figure)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, bbox_inches="tight")
-        log_image(trainer, key, figure_to_array(figure), step)
+            plt.imsave(path, image)
+        log_image(trainer, key, image, step)
     plt.close(figure)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from guardlit_callbacks._gather import gather_objects
 from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from guardlit_callbacks._logging import log_scalars, run_dir
 from guardlit_callbacks._statistics import Array
+
+STEP_KEY = re.compile(r"/t\d+$")
 
 Rows = dict[str, Array]
 """Named columns of per-sample values, float64 (n,) each."""
@@ -89,18 +92,26 @@ class RoundCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Reports a round that a checkpoint brought back complete: Lightning is in the next one already."""
-        if self._round is not None and self._round != trainer.current_epoch:
-            self._finish(trainer, lambda metrics: log_scalars(trainer, metrics, trainer.global_step))
+        if self._round != trainer.current_epoch:
+            self._finish(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports the round."""
-        self._finish(trainer, lambda metrics: pl_module.log_dict(metrics, sync_dist=True))
+        self._finish(trainer)
 
-    def _finish(self, trainer: Trainer, log: Callable[[Mapping[str, float]], Any]) -> None:
-        if self._round is not None:
-            metrics = self.report(trainer, self._round, self._gather())
-            log({name: value for name, value in metrics.items() if not np.isnan(value)})
-            self._forget()
+    def _finish(self, trainer: Trainer) -> None:
+        """Reports and forgets.
+
+        The scalars go straight to the loggers: `pl_module.log` costs time in the square of the number of keys, and here
+        are hundreds. Those of the whole round can be monitored like any other.
+        """
+        if self._round is None:
+            return
+        metrics = {k: v for k, v in self.report(trainer, self._round, self._gather()).items() if not np.isnan(v)}
+        log_scalars(trainer, metrics, trainer.global_step)
+        of_round = {key: torch.tensor(value) for key, value in metrics.items() if not STEP_KEY.search(key)}
+        trainer.callback_metrics.update(of_round)
+        self._forget()
 
     def _forget(self) -> None:
         self._batches, self._restored, self._round = [], {}, None

@@ -19,7 +19,7 @@ from guardlit_callbacks._lightning import (
     Trainer,
     rank_zero_warn,
 )
-from guardlit_callbacks._logging import log_figure, log_scalars, run_dir
+from guardlit_callbacks._logging import is_rehearsal, log_figure, log_scalars, run_dir
 from guardlit_callbacks._outputs import read_output, read_value
 from guardlit_callbacks._scoring import ScoreRequest, Scorers, named, score, set_up
 from guardlit_callbacks._statistics import Array
@@ -114,7 +114,7 @@ class GoldScore(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Loads the scorers the first time."""
         self._samples = []
-        if not self._ready and not _partial(trainer):
+        if not self._ready and not is_rehearsal(trainer):
             for scorer in self.scorers.values():
                 set_up(scorer, pl_module.device)
             self._ready = True
@@ -129,7 +129,7 @@ class GoldScore(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Scores the batch's images."""
-        if _partial(trainer):
+        if is_rehearsal(trainer):
             return
         images = read_output(outputs, self.images, self, "images")
         prompts = list(read_value(outputs, self.prompts, self, "prompts"))
@@ -232,11 +232,6 @@ class GoldScore(Callback):
         """Continues the history."""
         self.history, self._base_prompts = list(state_dict["history"]), list(state_dict["base_prompts"])
         self._base_scores = {name: values.numpy() for name, values in state_dict["base_scores"].items()}
-
-
-def _partial(trainer: Trainer) -> bool:
-    """Whether this is a sanity check on some batches only, which says nothing."""
-    return bool(trainer.sanity_checking) and trainer.num_sanity_val_steps != float("inf")
 
 
 def _numpy(values: Tensor) -> Array:

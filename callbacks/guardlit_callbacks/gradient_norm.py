@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class GradientNorm(RoundCallback):
         step: key of the denoising step: its index, or a float timestep that falls while denoising.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
         parameters_every: rounds between measurements of the parameters' gradient, from round 0 on; 0 for never.
-        figure_every: rounds between figures; 0 for none.
+        draw_every: rounds between histograms and figures; 0 for none.
 
     Raises:
         MisconfigurationException: a key is not among the outputs, or not one value per sample; parameters are to be
@@ -76,12 +77,12 @@ class GradientNorm(RoundCallback):
         step: str = "step",
         sample_weight: str | None = None,
         parameters_every: int = 0,
-        figure_every: int = 10,
+        draw_every: int = 10,
     ) -> None:
         super().__init__()
         keys = {"step": step, "velocity": velocity, "sample_weight": sample_weight}
         self._keys = {argument: key for argument, key in keys.items() if key is not None}
-        self.parameters_every, self.figure_every = parameters_every, figure_every
+        self.parameters_every, self.draw_every = parameters_every, draw_every
         self._forget()
 
     def _forget(self) -> None:
@@ -146,18 +147,23 @@ class GradientNorm(RoundCallback):
     # --- the round -----------------------------------------------------------------------------------------------
 
     def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
-        """Logs histograms, writes the arrays, draws the figure; returns the statistics."""
+        """Writes the arrays, draws, and returns the statistics."""
         rows = {**unmasked(rows), **self._per_update(), **self._per_micro_batch()}
-        metrics, step = gradient_statistics(rows), trainer.global_step
-        for t, values in split(rows["step"], rows["velocity"]).items() if "velocity" in rows else ():
-            log_histogram(trainer, f"gradient/velocity/t{t:02d}", values, step)
         path = self.write(trainer, "gradient", round_index, rows)
-        panels = {f"d loss / d {name}": {"this run": _curve(rows, name)} for name in ("velocity", "parameters")}
-        panels = {title: curves for title, curves in panels.items() if curves["this run"]}
-        if trainer.is_global_zero and panels and self.figure_every and round_index % self.figure_every == 0:
-            figure = gradient_figure(panels, title=f"round {round_index}")
-            log_figure(trainer, "gradient/figure", figure, step, path.with_suffix(".png") if path else None)
-        return metrics
+        if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
+            self._draw(trainer, rows, f"round {round_index}", path)
+        return gradient_statistics(rows)
+
+    def _draw(self, trainer: Trainer, rows: Rows, title: str, path: Path | None) -> None:
+        for t, values in split(rows["step"], rows["velocity"]).items() if "velocity" in rows else ():
+            log_histogram(trainer, f"gradient/velocity/t{t:02d}", values, trainer.global_step)
+        curves = {f"d loss / d {name}": _curve(rows, name) for name in ("velocity", "parameters")}
+        panels = {panel: {"this run": curve} for panel, curve in curves.items() if curve}
+        if panels:
+            figure = gradient_figure(panels, title=title)
+            log_figure(
+                trainer, "gradient/figure", figure, trainer.global_step, path.with_suffix(".png") if path else None
+            )
 
     def _per_update(self) -> Rows:
         norms = torch.tensor([(float(before), float(after)) for before, after in self._updates], dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class RatioDistribution(RoundCallback):
             the highest of a round is step 0).
         clipped: key of whether the ratio lies outside the clip range, bool; None where nothing is clipped.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
-        figure_every: rounds between figures; 0 for none.
+        draw_every: rounds between histograms and figures; 0 for none.
 
     Raises:
         MisconfigurationException: a key is not among the outputs, or not one value per sample.
@@ -73,13 +74,13 @@ class RatioDistribution(RoundCallback):
         step: str = "step",
         clipped: str | None = "clipped",
         sample_weight: str | None = None,
-        figure_every: int = 10,
+        draw_every: int = 10,
     ) -> None:
         super().__init__()
         keys = {"step": step, "log_ratio": log_ratio, "advantage": advantage, "raw": raw, "normalized": normalized}
         keys |= {"clipped": clipped, "sample_weight": sample_weight}
         self._keys = {argument: key for argument, key in keys.items() if key is not None}
-        self.figure_every = figure_every
+        self.draw_every = draw_every
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,19 +89,21 @@ class RatioDistribution(RoundCallback):
         self.collect(trainer, {name: read_output(outputs, key, self, name) for name, key in self._keys.items()})
 
     def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
-        """Logs histograms, writes the arrays, draws the figure; returns the statistics."""
+        """Writes the arrays, draws, and returns the statistics."""
         rows = unmasked(rows)
         if not rows["step"].size:
             return {}
-        step = trainer.global_step
-        for kind in rows.keys() & KINDS.keys():
-            for t, values in split(rows["step"], rows[kind]).items():
-                log_histogram(trainer, f"ratio/{kind}/t{t:02d}", values, step)
         path = self.write(trainer, "ratio", round_index, rows)
-        if trainer.is_global_zero and self.figure_every and round_index % self.figure_every == 0:
-            figure = ratio_figure(_panels(rows), title=f"round {round_index}")
-            log_figure(trainer, "ratio/figure", figure, step, path.with_suffix(".png") if path else None)
+        if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
+            self._draw(trainer, rows, f"round {round_index}", path)
         return ratio_statistics(rows)
+
+    def _draw(self, trainer: Trainer, rows: Rows, title: str, path: Path | None) -> None:
+        for kind in KINDS.keys() & rows.keys():
+            for t, values in split(rows["step"], rows[kind]).items():
+                log_histogram(trainer, f"ratio/{kind}/t{t:02d}", values, trainer.global_step)
+        figure = ratio_figure(_panels(rows), title=title)
+        log_figure(trainer, "ratio/figure", figure, trainer.global_step, path.with_suffix(".png") if path else None)
 
 
 def ratio_statistics(rows: Rows) -> dict[str, float]:

@@ -12,7 +12,7 @@ CHECKPOINTS = import_module(GradientNorm.__mro__[2].__module__.rsplit(".", 1)[0]
 
 
 def measuring(**options):
-    return GradientNorm(**{"parameters_every": 1, "figure_every": 0, **options})
+    return GradientNorm(**{"parameters_every": 1, "draw_every": 0, **options})
 
 
 def load(folder, round_index=0):
@@ -56,8 +56,8 @@ def test_logged_keys_and_values(make_trainer, recorder):
     totals = ["gradient/clipped", "gradient/norm_after_clipping", "gradient/norm_before_clipping"]
     ratios = ["gradient/velocity/max_over_min", "gradient/parameters/max_over_min"]
     assert recorder.keys("gradient/") == sorted([*velocity, *parameters, *totals, *ratios])
-    assert [step for step, _ in recorder.values(velocity[0])] == [5, 11]
-    assert [step for step, _ in recorder.values(parameters[0])] == [5]  # round 0 only
+    assert [step for step, _ in recorder.values(velocity[0])] == [6, 12]
+    assert [step for step, _ in recorder.values(parameters[0])] == [6]  # round 0 only
     columns = spy.columns(0, 6)
     means = [columns["velocity_grad_norm"][columns["step"] == t].mean() for t in range(STEPS)]
     assert [recorder.values(key)[0][1] for key in velocity] == pytest.approx(means, rel=1e-6)
@@ -211,7 +211,7 @@ def test_a_missing_key_is_one_clear_line(make_trainer):
 
 def test_figure(make_trainer, tmp_path):
     make_trainer(
-        measuring(figure_every=1),
+        measuring(draw_every=1),
         logger=import_module(CHECKPOINTS.__name__.replace("callbacks", "loggers")).CSVLogger(
             tmp_path, name="", version=""
         ),

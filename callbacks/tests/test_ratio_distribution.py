@@ -13,7 +13,7 @@ KINDS = {"raw": "raw_log_ratio", "normalized": "norm_log_ratio"}
 
 
 def all_kinds(**options):
-    return RatioDistribution(**{**KINDS, "figure_every": 0, **options})
+    return RatioDistribution(**{**KINDS, "draw_every": 0, **options})
 
 
 def load(tmp_path, round_index):
@@ -24,9 +24,9 @@ def test_every_number_equals_a_float64_loop(make_trainer, recorder):
     spy, batches = Spy(), transitions()
     make_trainer(all_kinds(), spy, max_epochs=2, logger=recorder).fit(ToyFlow(), Rounds(batches))
     logged = {key: dict(recorder.values(key)) for key in recorder.keys("ratio/")}
-    assert {step for values in logged.values() for step in values} <= {5, 11}  # the last step of either round
+    assert {step for values in logged.values() for step in values} == {6, 12}  # at the end of either round
 
-    for last_step, first in ((5, 0), (11, len(batches))):
+    for last_step, first in ((6, 0), (12, len(batches))):
         columns = spy.columns(first, first + len(batches))
         checked = 0
         for suffix, sign in {"": None, "_positive": 1, "_negative": -1}.items():
@@ -82,7 +82,7 @@ def test_arrays_histograms_and_figure(make_trainer, tmp_path):
 
     root = import_module(RatioDistribution.__mro__[2].__module__.removesuffix(".callbacks.callback") + ".loggers")
     logger, spy = root.TensorBoardLogger(tmp_path, name="", version=""), Spy()
-    make_trainer(all_kinds(figure_every=1), spy, logger=logger).fit(ToyFlow(), Rounds(transitions()))
+    make_trainer(all_kinds(draw_every=1), spy, logger=logger).fit(ToyFlow(), Rounds(transitions()))
     arrays, columns = load(tmp_path, 0), spy.columns()
     assert set(arrays) == {"step", "log_ratio", "advantage", "raw", "normalized", "clipped"}
     assert arrays["step"].dtype == np.int64
@@ -107,7 +107,7 @@ def test_arrays_histograms_and_figure(make_trainer, tmp_path):
 
 
 def test_float_timesteps_count_from_the_noisiest(make_trainer, tmp_path):
-    callback = RatioDistribution(step="timestep", clipped=None, figure_every=0)
+    callback = RatioDistribution(step="timestep", clipped=None, draw_every=0)
     make_trainer(callback).fit(ToyFlow(), Rounds(transitions()))
     arrays = load(tmp_path, 0)
     assert {(t, round(s, 6)) for t, s in zip(arrays["step"], arrays["timestep"], strict=True)} == {
