@@ -179,8 +179,8 @@ def _draw_ridges(axes: Axes, samples: RatioSamples, steps: list[int]) -> None:
         centres = (edges[1:] + edges[:-1]) / 2
         ridge = row - RIDGE_OVERLAP * height / max(height.max(), 1)
         colour = colormaps["cividis"](0.1 + 0.75 * row / max(len(steps) - 1, 1))
-        axes.fill_between(centres, row, ridge, color=colour, alpha=0.85, lw=0, zorder=row + 1)
-        axes.plot(centres, ridge, color="white", lw=0.8, zorder=row + 1)
+        axes.fill_between(centres, row, ridge, color=colour, alpha=0.7, lw=0, zorder=row + 1)
+        axes.plot(centres, ridge, color=colour, lw=1.0, zorder=row + 1)
         axes.plot(np.clip(mean, -reach, reach), row, "o", color=VERMILION, mec="white", ms=5, zorder=len(steps) + 2)
         if std:
             axes.text(1.0, row - 0.08, f"{mean / std:+.2f}", transform=axes.get_yaxis_transform(), ha="right",

@@ -58,6 +58,14 @@ class PixelMetric(Metric):
         return self.total / self.seen
 
 
+class ImageMetric(PixelMetric):
+    """The blue channel alone."""
+
+    def update(self, images):
+        self.total += images[:, 2].float().mean((1, 2)).sum()
+        self.seen += len(images)
+
+
 class Painter(LightningModule):
     """Paints each prompt in one colour that depends on the step: red fades after step 4, the reward always rises."""
 
@@ -129,6 +137,12 @@ def test_logged_keys_and_values(make_trainer, recorder):
     assert gold.history[0]["average"] == 1.0
     assert gold.history[2]["average"] > 1.0 > gold.history[4]["average"]
     assert float(trainer.callback_metrics["gold/average"]) == pytest.approx(gold.history[-1]["average"])
+
+
+def test_a_metric_of_images_alone(make_trainer):
+    gold = GoldScore([ImageMetric()])
+    run(make_trainer, gold, max_epochs=1)
+    assert gold.history[-1]["imagemetric"] == 51.5
 
 
 def test_files(make_trainer, tmp_path):
