@@ -45,6 +45,27 @@ def keep_trainable(checkpoint: dict[str, Any], module: nn.Module) -> None:
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
 
 
+def close_epoch(checkpoint: dict[str, Any], epochs: int) -> None:
+    """Let Lightning's loop counters say what is true between two rounds: so many epochs are done, none is begun.
+
+    A checkpoint written at the last batch of an epoch, in its closing hooks or while the next rollout runs leaves them
+    half-way; a run that counts updates instead of epochs would then resume with a batch too many.
+
+    Args:
+        checkpoint: about to be written.
+        epochs: rounds that are finished.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    for count in ("total", "current"):
+        loops["epoch_progress"][count] = dict.fromkeys(loops["epoch_progress"][count], epochs)
+    batches = loops["epoch_loop.batch_progress"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["total"] = dict.fromkeys(batches["total"], batches["total"]["ready"])
+    batches["is_last_batch"] = False
+    updates = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = updates
+
+
 def check_fingerprint(checkpoint: Mapping[str, Any], expected: Mapping[str, str]) -> Mapping[str, Any]:
     """Return guardlit's part of a checkpoint; raises `GuardlitError` when it belongs to another model or run."""
     part = checkpoint.get(KEY)

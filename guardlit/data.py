@@ -124,6 +124,12 @@ class PromptDataModule(pl.LightningDataModule):
             return []
         return DataLoader(mine, batch_size=self.rollout_batch, collate_fn=list)  # type: ignore[arg-type]
 
+    @property
+    def finished_rounds(self) -> int | None:
+        """Rounds behind the run while it stands between two of them; None within one."""
+        loader = self._experience
+        return loader.round_index if loader is not None and loader.position == 0 else None
+
     def state_dict(self) -> dict[str, Any]:
         """Round, position and the round's experience; called on every process."""
         return {} if self._experience is None else self._experience.state()

@@ -55,22 +55,26 @@ class SignalGuard(pl.Callback):
         self._asked = signum
 
     def on_phase(self, trainer: pl.Trainer, phase: Phase, done: int, total: int) -> None:
-        """During a rollout nothing of the round is kept: the checkpoint starts it again."""
+        """Look between two denoising steps; the resumed run starts an unfinished rollout again."""
         if phase != "update":
-            self._stop_if_asked(trainer)
+            self._look(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """After a micro-batch, its gradients are kept."""
-        self._stop_if_asked(trainer)
+        """Look after a micro-batch, whose gradients are kept."""
+        self._look(trainer)
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+    def _look(self, trainer: pl.Trainer) -> None:
         # one process alone must not leave the others waiting in a collective
-        asked = trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False)
-        if not asked:
-            return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        path = folder / "checkpoints" / "interrupted.ckpt"
-        trainer.save_checkpoint(path)
-        signum = self._asked or signal.SIGTERM
-        name = signal.Signals(signum).name
-        raise Interrupted(f"stopped by {name} at update {trainer.global_step}; go on with --ckpt_path {path}", signum)
+        if trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
+            signum = self._asked or signal.SIGTERM
+            where = f"stopped by {signal.Signals(signum).name} at update {trainer.global_step}"
+            raise Interrupted(f"{where}; go on with --ckpt_path {_path(trainer)}", signum)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save only now: a rollout has left the old policy's weights by its own way out."""
+        if isinstance(exception, Interrupted):
+            trainer.save_checkpoint(_path(trainer))
+
+
+def _path(trainer: pl.Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"

@@ -313,6 +313,9 @@ class GRPOModule(pl.LightningModule):
         """Keep what trains; between two updates, also the old policy and the gradients so far."""
         ckpt.keep_trainable(checkpoint, self)
         ckpt.name_optimizer_states(checkpoint, self, self.trainer.optimizers)
+        finished = self.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
+        if finished is not None:
+            ckpt.close_epoch(checkpoint, finished)
         part: dict[str, Any] = {"fingerprint": self.fingerprint(), "old": self.policy.old_state()}
         if self._outputs:
             part["gradients"] = {n: p.grad.cpu() for n, p in self.named_parameters() if p.grad is not None}

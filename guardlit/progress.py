@@ -55,8 +55,8 @@ class RoundProgress(ProgressBar):
         """Show where in the round the run is."""
         if self._bar is not None:
             numbers = self._numbers(trainer, trainer.current_epoch)
-            where = {"round": self._round(trainer), "numbers": numbers}
-            self._bar.update(self._task, description=phase, completed=done, total=total, **where)
+            name = self._round(trainer)
+            self._bar.update(self._task, description=phase, completed=done, total=total, round=name, numbers=numbers)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Without a terminal, one line a round."""

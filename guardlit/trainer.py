@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
 from guardlit_callbacks import TrainableEMA
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from guardlit.checkpoint import SafeCheckpointIO, check_fingerprint
 from guardlit.errors import GuardlitError
@@ -49,11 +50,10 @@ class GuardlitTrainer(pl.Trainer):
         items = [(k, Prompt(text)) for text in texts for k in range(n)]
         if raw and (ema := find_ema(self)) is not None:
             ema.use_for_validation = False
-        loader: DataLoader[Any] = DataLoader(
-            items, batch_size=datamodule.rollout_batch if datamodule else n, collate_fn=list
-        )  # type: ignore[arg-type]
+        batch_size = datamodule.rollout_batch if datamodule else n
+        loader: DataLoader[Any] = DataLoader(cast("Dataset[Any]", items), batch_size=batch_size, collate_fn=list)
         batches = self.predict(model, loader, ckpt_path=ckpt_path)
-        images = torch.cat(batches)  # type: ignore[arg-type]
+        images = torch.cat(cast("list[Tensor]", batches))
         for path in write_images(images, texts, n, Path(out)):
             print(path)
 
