@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guardlit.assets.build_text import MAX_TOKENS
 from guardlit.rewards.base import Scorer
-from guardlit.rewards.digits import DigitDiversity, DigitGold, DigitProbability, DigitRealism
+from guardlit.rewards.digits import DigitDiversity, DigitGold, DigitProbability, DigitRealism, rms_distances
 from guardlit.rewards.digits_nets import DIGITS
 from guardlit.sde import SDE, FlowSDE
 from guardlit.types import RewardRequest, RewardResult
@@ -77,6 +77,24 @@ def measure(pipeline: Any, scorers: str, noise_level: float, per_prompt: int, se
         "gold_probability": gold.values.mean().item(),
         "realism": realism.values.mean().item(),
         "diversity": diversity.values.mean().item(),
+    }
+
+
+def measure_real(grey: Tensor, labels: Tensor) -> dict[str, float]:
+    """What realism and diversity would be for perfect pictures.
+
+    Args:
+        grey: the real digits in [0, 1], (N, 1, 32, 32).
+        labels: (N,).
+
+    Returns:
+        Mean distance of a real digit to the nearest other one, and to the others of its label.
+    """
+    distances = rms_distances(grey, grey)
+    same = (labels[:, None] == labels[None]).fill_diagonal_(False)
+    return {
+        "real_realism_without_itself": distances.clone().fill_diagonal_(torch.inf).amin(dim=1).mean().item(),
+        "real_diversity": ((distances * same).sum(dim=1) / same.sum(dim=1)).mean().item(),
     }
 
 
