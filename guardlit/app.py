@@ -53,7 +53,7 @@ class GuardlitCLI(LightningCLI):
             seed_everything_default=42,
             auto_configure_optimizers=False,
             parser_class=GuardlitParser,
-            parser_kwargs={"default_env": True, "env_prefix": "GUARDLIT"},
+            parser_kwargs={"prog": "guardlit", "default_env": True, "env_prefix": "GUARDLIT"},
         )
 
     @staticmethod
@@ -75,6 +75,9 @@ class GuardlitCLI(LightningCLI):
             config.ckpt_path = str(last_checkpoint(root))
         if config.get("ckpt_path") and not Path(config.ckpt_path).is_file():
             raise GuardlitError(f"checkpoint {config.ckpt_path} does not exist")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would read hyperparameters out of the checkpoint here; a run's are in its configuration alone."""
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add what every run has: loggers in one folder, progress, signals, safe checkpoints, its own description."""

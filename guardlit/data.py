@@ -76,9 +76,9 @@ class PromptDataModule(pl.LightningDataModule):
         for prompt in (*self.train, *self.val):
             module.check_prompt(prompt)
         if stage == "fit":
+            self.plan = RoundPlan(*self._sizes, train_steps=module.train_steps, world=self.trainer.world_size)
             if self.rollout_batch < 1:
                 raise GuardlitError(f"data.rollout_batch={self.rollout_batch} must be at least 1")
-            self.plan = RoundPlan(*self._sizes, train_steps=module.train_steps, world=self.trainer.world_size)
             self._accumulate(self.plan.micro_batches_per_update)
 
     def _accumulate(self, batches: int) -> None:
