@@ -169,6 +169,12 @@ class GRPOModule(pl.LightningModule):
         self.policy.refresh_old()
         return self._begin(Collector(self, round, batch_size).collect())
 
+    @property
+    def experience(self) -> Experience:
+        """The round that was collected last."""
+        assert self._experience is not None
+        return self._experience
+
     def _begin(self, experience: Experience) -> Experience:
         self._experience, self.round_metrics = experience, dict(experience.metrics)
         return experience
@@ -181,8 +187,7 @@ class GRPOModule(pl.LightningModule):
 
     def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one micro-batch; the other entries, detached, are what callbacks read (B,)."""
-        velocity = self._velocity(batch)
-        old = batch.old_velocity if self.old_velocity == "stored" else self._other_velocity(batch, "old")
+        velocity, old = self.velocities(batch)
         step = {"gain": batch.gain, "std": batch.std, "dt": batch.dt}
         out = self.objective(
             velocity=velocity,
@@ -213,6 +218,12 @@ class GRPOModule(pl.LightningModule):
             outputs["loss"] = out.loss + self.kl.weight * (batch.sample_weight * divergence).mean()
         self._outputs.append({k: v.detach() for k, v in outputs.items()})
         return outputs
+
+    def velocities(self, batch: Transition) -> tuple[Tensor, Tensor]:
+        """The trained policy's velocity, with gradient, and the old policy's, (B, C, H, W) each."""
+        velocity = self._velocity(batch)
+        old = batch.old_velocity if self.old_velocity == "stored" else self._other_velocity(batch, "old")
+        return velocity, old
 
     def _velocity(self, batch: Transition) -> Tensor:
         return self.policy.velocity(batch.latents, batch.sigma, batch.conditioning, self.rollout.guidance_scale)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import lightning.pytorch as pl
 
-Phase = Literal["encode", "rollout", "reward", "update"]
+Phase = Literal["encode", "rollout", "reward", "update", "analysis"]
 
 
 def announce(trainer: pl.Trainer, phase: Phase, done: int, total: int) -> None:

@@ -50,7 +50,7 @@ class RunFolder(pl.Callback):
         facts = {
             "command": ["guardlit", *self._command],
             "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "versions": {name: _version(name) for name in PACKAGES},
+            "versions": versions(),
             "python": sys.version.split()[0],
             "platform": platform.platform(),
             "processes": trainer.world_size,
@@ -59,6 +59,11 @@ class RunFolder(pl.Callback):
             "prompts": {"train": len(data.train), "val": len(data.val)},
         }
         (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that decide what a run computes."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:
