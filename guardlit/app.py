@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -61,7 +62,7 @@ class GuardlitCLI(LightningCLI):
         """Lightning's fit and validate, and guardlit's own methods of its Trainer."""
         own = {"model", "datamodule"}
         lightning = LightningCLI.subcommands()
-        return {"fit": lightning["fit"], "validate": lightning["validate"], "sample": own, "export": own}
+        return {"fit": lightning["fit"], "validate": lightning["validate"], "sample": own, "export": own, "ablate": own}
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """One seed for everything."""
@@ -104,6 +105,26 @@ class GuardlitCLI(LightningCLI):
         config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO()]
         trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
         return trainer
+
+
+class _Settings(GuardlitCLI):
+    """Parses a command line and builds nothing."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def settings_of(args: list[str]) -> dict[str, Any]:
+    """What a command line such as `["fit", "--config", "run.yaml"]` comes to, as plain data; mistakes exit with 2."""
+    sys.argv = [sys.argv[0], *args]
+    cli = _Settings(args)
+    settings: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    return settings[args[0]]  # type: ignore[no-any-return]
 
 
 def every_round() -> ModelCheckpoint:

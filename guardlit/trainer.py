@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,10 +13,14 @@ from guardlit_callbacks import TrainableEMA
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from guardlit.ablation import RolloutAnalysis, with_clips
+from guardlit.ablation_output import print_analysis, write_analysis
 from guardlit.checkpoint import SafeCheckpointIO, check_fingerprint
 from guardlit.errors import GuardlitError
 from guardlit.export import export_weights, find_ema, write_images
+from guardlit.progress import RoundProgress
 from guardlit.prompts import load_prompts
+from guardlit.run_folder import versions
 from guardlit.types import Prompt
 
 if TYPE_CHECKING:
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class GuardlitTrainer(pl.Trainer):
-    """A Trainer that can also draw images and export weights."""
+    """A Trainer that can also draw images, export weights and compare objectives."""
 
     def sample(
         self,
@@ -84,6 +90,56 @@ class GuardlitTrainer(pl.Trainer):
             ema.load_state_dict(averages)
         for folder in export_weights(model, ema if averages else None, Path(out)):
             print(folder)
+
+    def ablate(
+        self,
+        model: GRPOModule,
+        datamodule: PromptDataModule | None = None,
+        ckpt_path: str | None = None,
+        objectives: list[str] | None = None,
+        clip: dict[str, float | None] | None = None,
+        updates: int | None = None,
+        out: str = "runs/ablation",
+    ) -> None:
+        """Draw one round, make some of its updates, and evaluate every objective on it with the policy that results.
+
+        It is a `fit` that ends within its first round: nothing is saved, validated or reported on the way.
+
+        Args:
+            model: of the configuration; its objective and optimizer make the updates.
+            datamodule: whose prompts are drawn.
+            ckpt_path: a checkpoint to start from; the untrained model without one.
+            objectives: presets to evaluate; all by default.
+            clip: clip ranges by preset; by default the model's for its own objective, else the published ones.
+            updates: to make before the evaluation; all of the round's but the last by default.
+            out: folder for `analysis.csv`, `analysis.json` and `analysis.png`.
+        """
+        chosen = with_clips(model.objective, clip or {}, objectives or ())
+        analysis = RolloutAnalysis(chosen, updates)
+        mine: list[pl.Callback] = self.callbacks  # type: ignore[has-type]
+        self.callbacks = [*(c for c in mine if isinstance(c, RoundProgress)), analysis]
+        self.limit_val_batches = 0
+        self.fit_loop.max_epochs, self.fit_loop.min_epochs = -1, 0
+        self.fit_loop.epoch_loop.max_steps, self.fit_loop.epoch_loop.min_steps = -1, None
+        with warnings.catch_warnings():
+            # an average of the weights, or what else the checkpoint's callbacks keep, is not asked for
+            warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
+            self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        assert analysis.result is not None
+        print_analysis(analysis.result)
+        provenance = {
+            "command": ["guardlit", *sys.argv[1:]],
+            "checkpoint": ckpt_path,
+            "round": model.experience.round.index,
+            "seed": model.experience.round.seed,
+            "updates": analysis.updates,
+            "updates_by": type(model.objective).__name__,
+            "old_velocity": model.old_velocity,
+            "precision": str(self.precision),
+            "versions": versions(),
+        }
+        for path in write_analysis(analysis.result, provenance, Path(out)):
+            print(path)
 
 
 def _validation_prompts(datamodule: PromptDataModule | None) -> list[Prompt]:

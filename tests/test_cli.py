@@ -46,7 +46,10 @@ def test_the_module_runs_as_the_command_does():
     [
         (["fitt"], "guardlit: error: unknown command 'fitt': did you mean 'fit'?"),
         (["schedul"], "guardlit: error: unknown command 'schedul': did you mean 'schedule'?"),
-        (["zzz"], "guardlit: error: unknown command 'zzz': commands are fit, validate, sample, export, schedule"),
+        (
+            ["zzz"],
+            "guardlit: error: unknown command 'zzz': commands are fit, validate, sample, export, ablate, report, schedule",
+        ),
         (["--stps"], "guardlit: error: found '--stps' where the command belongs: guardlit COMMAND [options]"),
     ],
 )
