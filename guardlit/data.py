@@ -37,6 +37,7 @@ class PromptDataModule(pl.LightningDataModule):
         micro_batch: transitions per forward and backward pass on one process.
         rollout_batch: images sampled at once on one process; null takes `micro_batch`.
         val_limit: validation prompts to use; null for all.
+        val_images_per_prompt: validation images of each prompt, each with its own fixed noise.
         seed: of prompts, noise and order.
     """
 
@@ -51,13 +52,14 @@ class PromptDataModule(pl.LightningDataModule):
         micro_batch: int = 9,
         rollout_batch: int | None = None,
         val_limit: int | None = None,
+        val_images_per_prompt: int = 1,
         seed: int = 42,
     ) -> None:
         super().__init__()
         self.train_source, self.val_source = train, val
         self._sizes = (prompts_per_round, images_per_prompt, updates_per_round, inner_epochs, micro_batch)
         self.rollout_batch = micro_batch if rollout_batch is None else rollout_batch
-        self._val_limit = val_limit
+        self._val_limit, self._val_images = val_limit, val_images_per_prompt
         self.seed = seed
         self.train: list[Prompt] = []
         self.val: list[Prompt] = []
@@ -117,9 +119,10 @@ class PromptDataModule(pl.LightningDataModule):
         return self._experience
 
     def val_dataloader(self) -> DataLoader[tuple[int, Prompt]] | list[Any]:
-        """This process's share of the validation prompts, with their indices."""
+        """This process's share of the validation images: numbers and prompts, all prompts once, then again."""
         assert self.trainer is not None
-        mine = list(enumerate(self.val))[self.trainer.global_rank :: self.trainer.world_size]
+        images = list(enumerate(self.val * self._val_images))
+        mine = images[self.trainer.global_rank :: self.trainer.world_size]
         if not mine:
             return []
         return DataLoader(mine, batch_size=self.rollout_batch, collate_fn=list)  # type: ignore[arg-type]
