@@ -167,6 +167,7 @@ class GRPOModule(pl.LightningModule):
     def collect(self, round: Round, batch_size: int) -> Experience:
         """Draw, score and judge one round: the start of a Lightning epoch."""
         self.policy.refresh_old()
+        self._outputs = []  # left over where the Trainer cut the last round short
         return self._begin(Collector(self, round, batch_size).collect())
 
     @property
