@@ -1,15 +1,23 @@
-"""Lightning callbacks that watch policy-gradient training of generative models."""
+"""Lightning callbacks that watch policy-gradient training of generative models.
+
+Callbacks are imported when one is first asked for, so that a report needs neither torch nor Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from guardlit_callbacks.composite import Interval, bootstrap, composite
-from guardlit_callbacks.drift_sentinels import DriftSentinels
-from guardlit_callbacks.gold_score import GoldScore
-from guardlit_callbacks.gradient_norm import GradientNorm
-from guardlit_callbacks.over_optimization_stop import OverOptimizationStop
-from guardlit_callbacks.phase_timer import PhaseTimer
-from guardlit_callbacks.ratio_distribution import RatioDistribution
-from guardlit_callbacks.sample_grid import SampleGrid
-from guardlit_callbacks.sync_ddp import SyncDDP
-from guardlit_callbacks.trainable_ema import TrainableEMA
+
+if TYPE_CHECKING:
+    from guardlit_callbacks.drift_sentinels import DriftSentinels
+    from guardlit_callbacks.gold_score import GoldScore
+    from guardlit_callbacks.gradient_norm import GradientNorm
+    from guardlit_callbacks.over_optimization_stop import OverOptimizationStop
+    from guardlit_callbacks.phase_timer import PhaseTimer
+    from guardlit_callbacks.ratio_distribution import RatioDistribution
+    from guardlit_callbacks.sample_grid import SampleGrid
+    from guardlit_callbacks.sync_ddp import SyncDDP
+    from guardlit_callbacks.trainable_ema import TrainableEMA
 
 __version__ = "0.1.0"
 
@@ -27,3 +35,28 @@ __all__ = [
     "bootstrap",
     "composite",
 ]
+
+_MODULES = {
+    "DriftSentinels": "drift_sentinels",
+    "GoldScore": "gold_score",
+    "GradientNorm": "gradient_norm",
+    "OverOptimizationStop": "over_optimization_stop",
+    "PhaseTimer": "phase_timer",
+    "RatioDistribution": "ratio_distribution",
+    "SampleGrid": "sample_grid",
+    "SyncDDP": "sync_ddp",
+    "TrainableEMA": "trainable_ema",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The first callback that is asked for brings all: command lines find short class names among loaded classes."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for callback, module in _MODULES.items():
+        globals()[callback] = getattr(import_module(f"{__name__}.{module}"), callback)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -21,8 +21,9 @@ def test_every_callback_derives_from_the_lightning_at_hand(name):
 import sys
 import {name} as pl
 import guardlit_callbacks as g
-kinds = [v for v in vars(g).values() if isinstance(v, type) and "Callback" in [b.__name__ for b in v.__mro__]]
-assert len(kinds) >= 4 and all(issubclass(kind, pl.Callback) for kind in kinds), kinds
+kinds = [getattr(g, name) for name in g.__all__]
+kinds = [v for v in kinds if isinstance(v, type) and "Callback" in [b.__name__ for b in v.__mro__]]
+assert len(kinds) >= 8 and all(issubclass(kind, pl.Callback) for kind in kinds), kinds
 other = {{"lightning.pytorch", "pytorch_lightning"}} - {{"{name}"}}
 assert not other & set(sys.modules), other
 """
