@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +15,7 @@ from torch import Tensor
 from guardlit_callbacks._gather import gather_objects
 from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from guardlit_callbacks._logging import log_scalars, run_dir
-from guardlit_callbacks._statistics import Array
-
-STEP_KEY = re.compile(r"/t\d+$")
+from guardlit_callbacks._statistics import STEP_KEY, Array
 
 Rows = dict[str, Array]
 """Named columns of per-sample values, float64 (n,) each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+STEP_KEY = re.compile(r"/t\d+$")
+"""Logged keys that are of one denoising step."""
 
 
 class Moments(NamedTuple):

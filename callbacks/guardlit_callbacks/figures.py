@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from guardlit_callbacks._report_curves import Band
+
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 PALETTE = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -61,11 +63,25 @@ class ProxyGoldCurve:
     high: Array
 
 
+def turning_point(curve: ProxyGoldCurve) -> int | None:
+    """Where over-optimization starts: the index of the best gold score, or None where what follows is none.
+
+    It is some where a later gold score is lower by more than the noise (the two half-intervals, added as independent
+    errors) while the proxy is higher, as `OverOptimizationStop` judges it.
+    """
+    best = int(np.argmax(curve.gold))
+    noise = curve.gold - curve.low
+    fallen = curve.gold[best] - curve.gold > np.hypot(noise[best], noise)
+    risen = True if curve.proxy is None else curve.proxy > curve.proxy[best]
+    return best if np.any((fallen & risen)[best:]) else None
+
+
 def ratio_figure(panels: Mapping[str, RatioSamples], *, title: str = "") -> Figure:
     """Distribution of the log ratio at every denoising step (Fig. 2), one panel a method or kind of ratio.
 
-    Each ridge is a histogram within 3.5 standard deviations, scaled to its own peak, its dot the mean; the number
-    beside it is the mean in units of the step's standard deviation. Bars show the share of samples clipped below (left)
+    Each ridge is a histogram within 3.5 standard deviations, scaled to its own peak, of the ratios that are not exactly
+    1 (those of a round's first update are); its dot is the mean of all, the number beside it that mean in units of the
+    step's standard deviation. Bars show the share of samples clipped below (left)
     and above (right) the range.
 
     Args:
@@ -118,8 +134,7 @@ def gradient_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, 
 def proxy_gold_figure(curves: Mapping[str, ProxyGoldCurve], *, title: str = "") -> Figure:
     """Proxy (dashed) and gold (solid, with its interval) over training, both as multiples of their start (Fig. 1).
 
-    A vertical dotted line marks a run's best gold score where a later one lies below that one's interval: what comes
-    after it is over-optimization.
+    A ring marks a run's best gold score where over-optimization follows it (`turning_point`).
 
     Args:
         curves: the evaluations of each run under its name; one run takes two colours, several take one each.
@@ -136,16 +151,58 @@ def proxy_gold_figure(curves: Mapping[str, ProxyGoldCurve], *, title: str = "") 
             axes.plot(curve.step, _relative(curve.proxy), label=f"{prefix}proxy", **style)
         axes.fill_between(curve.step, curve.low, curve.high, color=gold_colour, alpha=0.2, lw=0)
         axes.plot(curve.step, curve.gold, color=gold_colour, marker=marker, ms=4, label=f"{prefix}gold")
-        best = int(np.argmax(curve.gold))
-        if np.any(curve.gold[best:] < curve.low[best]):
-            axes.axvline(curve.step[best], color=gold_colour, ls=":", lw=1.2, label=f"{prefix}best gold")
+        if (best := turning_point(curve)) is not None:
+            _mark_best(axes, curve, best, gold_colour)
     axes.axhline(1.0, color=GREY, lw=0.8)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("score / score at the start")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(
+        loc="outside lower center", ncols=len(curves) if len(curves) in (2, 3) else 3, frameon=False, fontsize=9
+    )
     _tidy(axes)
     return figure
+
+
+def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, title: str = "") -> Figure:
+    """Training curves of one or more methods (Fig. 7): the mean over seeds, and their range as a band.
+
+    Args:
+        panels: panel title (what is shown) -> unit of its axis, and method -> curve.
+        title: of the whole figure.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(max(3.3 * columns + 0.3, 6.4), 2.5 * rows + 0.5, title)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    colours = dict(zip(dict.fromkeys(name for _, curves in panels.values() for name in curves), PALETTE, strict=False))
+    lines = {}
+    for axes, (name, (unit, curves)) in zip(grid, panels.items(), strict=False):
+        for label, curve in curves.items():
+            if curve.runs > 1:
+                axes.fill_between(curve.step, curve.low, curve.high, color=colours[label], alpha=0.2, lw=0)
+            (lines[label],) = axes.plot(curve.step, curve.mean, color=colours[label], lw=1.3, label=label)
+        axes.set_title(name, fontsize=10)
+        axes.set_ylabel(unit)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        _tidy(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _mark_best(axes: Axes, curve: ProxyGoldCurve, best: int, colour: str) -> None:
+    """A ring on the gold curve, and a dotted line up or down to the proxy there."""
+    at, gold = curve.step[best], curve.gold[best]
+    if curve.proxy is not None:
+        axes.plot([at, at], [gold, _relative(curve.proxy)[best]], color=colour, ls=":", lw=1.2)
+    axes.plot(at, gold, "o", color=colour, mfc="none", ms=11, mew=1.5)
+    axes.annotate("best gold", (at, gold), (0, -9), textcoords="offset points", ha="center", va="top", fontsize=8)
 
 
 def _figure(width: float, height: float, title: str) -> Figure:
@@ -175,7 +232,8 @@ def _draw_ridges(axes: Axes, samples: RatioSamples, steps: list[int]) -> None:
         if t not in by_step:
             continue
         mean, std, _ = moments(by_step[t])
-        height, edges = np.histogram(by_step[t], RIDGE_BINS, (mean - 3.5 * std, mean + 3.5 * std))
+        moved = by_step[t][by_step[t] != 0]
+        height, edges = np.histogram(moved, RIDGE_BINS, (mean - 3.5 * std, mean + 3.5 * std))
         centres = (edges[1:] + edges[:-1]) / 2
         ridge = row - RIDGE_OVERLAP * height / max(height.max(), 1)
         colour = colormaps["cividis"](0.1 + 0.75 * row / max(len(steps) - 1, 1))

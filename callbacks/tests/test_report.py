@@ -1,0 +1,237 @@
+import json
+import re
+import subprocess
+import sys
+from importlib import import_module
+
+import guardlit_callbacks.report as report
+import numpy as np
+import pytest
+import torch
+from guardlit_callbacks import GoldScore, GradientNorm, RatioDistribution
+from guardlit_callbacks._lightning import Callback
+from guardlit_callbacks._report_data import read_run
+from guardlit_callbacks._report_methods import group, ratio_by_step
+from guardlit_callbacks.figures import gradient_figure, proxy_gold_figure, training_figure
+from run_folders import write_csv, write_gold, write_metrics, write_ratio, write_run
+from toy_flow import Rounds, ToyFlow, transitions
+
+ROOT = Callback.__module__.removesuffix(".callbacks.callback")
+FIGURES = {"fig1_proxy_gold", "fig2_ratio", "fig3_gradient", "fig7_training"}
+
+
+def four_runs(folder):
+    """Two methods of two seeds; the first over-optimizes."""
+    steady = {"average": (1.0, 1.1, 1.2), "proxy": (0.5, 0.55, 0.6)}
+    return [
+        str(write_run(folder / f"{name}{seed}", objective=name, seed=seed, shift=shift, **gold))
+        for name, shift, gold in (("FlowGRPO", -0.5, {}), ("GRPOGuard", 0.05, steady))
+        for seed in (1, 2)
+    ]
+
+
+def test_a_report_is_one_page_and_each_figure_twice(tmp_path):
+    page = report.build(four_runs(tmp_path), tmp_path / "deep" / "out").read_text()
+    written = {path.name for path in (tmp_path / "deep" / "out").iterdir()}
+    assert written == {"index.html"} | {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+    for name in FIGURES:
+        assert (tmp_path / f"deep/out/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"<svg" in (tmp_path / f"deep/out/{name}.svg").read_bytes()
+    assert "<h1>FlowGRPO against GRPOGuard</h1>" in page
+    assert page.count("<img ") == len(FIGURES)
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path):
+    page = report.build(four_runs(tmp_path), tmp_path / "out").read_text()
+    assert "<script" not in page
+    assert not re.search(r"@import|<link|url\(", page)
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+
+
+def test_the_page_says_where_over_optimization_starts_and_what_differs(tmp_path):
+    page = report.build(four_runs(tmp_path), tmp_path / "out").read_text()
+    assert "<p>FlowGRPO: gold is highest at step 10 and falls from there while the proxy rises" in page
+    assert "<p>GRPOGuard: gold never falls from its highest beyond its noise while the proxy rises.</p>" in page
+    assert '<td class="text">model.objective.class_path</td><td class="text">project.objective.FlowGRPO</td>' in page
+    assert '<td class="text">versions.torch</td><td class="text">2.14.1</td>' in page
+    assert "<summary>command: FlowGRPO, seed 2</summary><pre>train --fast</pre>" in page
+    assert "resumed_from" in page
+    assert "Not shown" not in page
+
+
+def test_the_same_runs_make_the_same_files(tmp_path):
+    runs = four_runs(tmp_path)
+    for name in ("a", "b"):
+        report.build(runs, tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_names_are_escaped(tmp_path):
+    page = report.build([str(write_run(tmp_path / "run"))], tmp_path / "out", ["<b>&"], "<script>").read_text()
+    assert "<b>" not in page
+    assert "<script>" not in page
+    assert '<td class="text">&lt;b&gt;&amp;</td>' in page
+
+
+def test_a_run_with_a_few_metrics_shows_these_and_says_what_is_not_there(tmp_path):
+    write_metrics(tmp_path / "run")
+    page = report.build([str(tmp_path / "run")], tmp_path / "out").read_text()
+    assert page.count("Not shown: no run has ") == 3
+    assert "gold.csv, which GoldScore writes" in page
+    assert "gold.csv, ratio/round_*.npz, gradient/round_*.npz, config.yaml, run.json" in page
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"index", "fig7_training"}
+
+
+def test_curves_are_chosen_by_pattern(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "guardlit_callbacks._report_sections.training_figure",
+        lambda panels: drawn.append({key: unit for key, (unit, _) in panels.items()}) or training_figure(panels),
+    )
+    keys = ["gradient/norm_before_clipping", "train/grad_norm", "train/kl", "val/reward", "ratio/clipped", "other/x"]
+    write_csv(tmp_path / "run/metrics.csv", [{"step": s} | dict.fromkeys(keys, s) for s in range(3)])
+    report.build([str(tmp_path / "run")], tmp_path / "out")
+    report.build([str(tmp_path / "run")], tmp_path / "out", curves=["other/*", "train/*"])
+    assert drawn == [
+        {
+            "val/reward": "reward",
+            "ratio/clipped": "share of samples",
+            "train/kl": "KL divergence",
+            "gradient/norm_before_clipping": "norm, loss / parameter",
+        },
+        {"other/x": "value", "train/grad_norm": "norm, loss / parameter", "train/kl": "KL divergence"},
+    ]
+
+
+def test_six_methods_take_ratio_figures_of_two(tmp_path):
+    for i in range(5):
+        write_ratio(tmp_path / f"r{i}", 0)
+    report.build([str(tmp_path / f"r{i}") for i in range(5)], tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert names == {"fig2_ratio_1.png", "fig2_ratio_2.png", "fig2_ratio_3.png"}
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_needs_neither_torch_nor_lightning(tmp_path):
+    runs = four_runs(tmp_path)
+    code = """
+import sys
+from guardlit_callbacks.report import main
+code = main(sys.argv[1:])
+print(*sorted({"torch", "lightning", "pytorch_lightning", "torchmetrics", "matplotlib.pyplot"} & set(sys.modules)))
+sys.exit(code)
+"""
+    arguments = [*runs, "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [str(tmp_path / "out" / "index.html"), ""]
+
+
+def test_the_module_runs_as_a_program(tmp_path):
+    command = [sys.executable, "-m", "guardlit_callbacks.report", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"python -m guardlit_callbacks.report: error: run {tmp_path} holds no logged data")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUN"], "the following arguments are required: --out"),
+        (["--out", "out"], "the following arguments are required: RUN"),
+        (["nowhere", "--out", "out"], "run nowhere is no folder; give the one that holds its metrics.csv"),
+        (["RUN", "--out", "FILE"], r"--out .*file cannot be written: File exists"),
+        (["RUN", "--out", "FILE/out"], r"--out .*file/out cannot be written: Not a directory"),
+        (["RUN", "--out", "out", "--curves", "lr"], "--curves 'lr' is no logged key; there are reward/x_mean"),
+        (["RUN", "--out", "out", "--label", "a", "--label", "b"], "--label is given 2 times for 1 runs"),
+        (["RUN", "GOLD", "--out", "out"], r"the runs have nothing in common to compare: run has reward/x_mean; gold "),
+        (["RUN", "--out", "out", "--titel", "x"], "unrecognized arguments: --titel x"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_metrics(tmp_path / "run")
+    write_gold(tmp_path / "gold")
+    (tmp_path / "file").touch()
+    places = {"RUN": tmp_path / "run", "GOLD": tmp_path / "gold", "FILE": "file", "FILE/out": "file/out"}
+    assert report.main([str(places.get(argument, argument)) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+    assert not (tmp_path / "out").exists()
+
+
+# --- what the callbacks really write ----------------------------------------------------------------------------------
+
+
+class Brightness:
+    name = "brightness"
+
+    def setup(self, device):
+        pass
+
+    def score(self, request):
+        values = request.images.float().mean(dim=(1, 2, 3))
+        return type("Result", (), {"values": values, "valid": torch.ones(len(values), dtype=torch.bool)})
+
+
+class Painter(ToyFlow):
+    """Paints two flat images whose brightness falls with every step while the reward grows."""
+
+    def validation_step(self, batch, batch_idx):
+        at = self.global_step
+        images = torch.full((2, 3, 8, 8), 100 - at, dtype=torch.uint8)
+        images[1] += 50
+        return {"images": images, "prompts": ["a", "b"], "reward": torch.tensor([1.0 + at, 2.0 + at])}
+
+
+def test_what_the_callbacks_write_is_what_the_report_shows(tmp_path, make_trainer):
+    logger = import_module(f"{ROOT}.loggers").CSVLogger(tmp_path, "run", "version_0")
+    callbacks = [
+        RatioDistribution(raw="raw_log_ratio", normalized="norm_log_ratio", sample_weight="sample_weight"),
+        GradientNorm(parameters_every=1),
+        GoldScore([Brightness()], metadata=None),
+    ]
+    trainer = make_trainer(*callbacks, logger=logger, max_epochs=3, num_sanity_val_steps=-1)
+    trainer.fit(Painter(), Rounds(transitions()), torch.utils.data.DataLoader([0]))
+    folder = tmp_path / "run" / "version_0"
+    (method,) = group([read_run(str(folder))], ["toy"])
+
+    logged = trainer.logged_metrics | {k: float(v) for k, v in trainer.callback_metrics.items()}
+    shares = [float(np.mean(arrays["clipped"])) for arrays in method.runs[0].ratio.arrays]
+    assert method.scalar("ratio/clipped").mean.tolist() == pytest.approx(shares)
+    assert method.runs[0].gold["average"][-1] == pytest.approx(logged["gold/average"])
+    assert method.proxy_gold().proxy.tolist() == [1.5, 7.5, 13.5, 19.5]  # six optimizer steps a round
+    assert set(ratio_by_step(method)) == {0, 1, 2}
+    assert set(method.gradient("velocity")) == set(method.gradient("parameters")) == {0, 1, 2}
+
+    page = report.build([str(folder)], tmp_path / "out").read_text()
+    assert "<p>run/version_0: gold is highest at step 0 and falls from there" in page
+    assert "d loss / d parameters" in page
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == FIGURES | {"index"}
+
+
+def test_the_verdict_of_the_stop_is_on_the_page(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "over_optimization.json").write_text(json.dumps({"reason": "over-optimization: gold fell"}))
+    page = report.build([str(folder)], tmp_path / "out").read_text()
+    assert "<p>FlowGRPO, seed 1, while training: over-optimization: gold fell.</p>" in page
+
+
+def test_figures_label_their_axes_with_units(tmp_path):
+    methods = group([read_run(run) for run in four_runs(tmp_path)], [])
+    gold = proxy_gold_figure({m.label: m.proxy_gold() for m in methods}).axes[0]
+    assert (gold.get_xlabel(), gold.get_ylabel()) == ("optimizer step", "score / score at the start")
+    assert [line.get_xdata()[0] for line in gold.lines if line.get_linestyle() == ":"] == [10]
+    gradient = gradient_figure({"d loss / d velocity": {m.label: m.gradient("velocity") for m in methods}}).axes[0]
+    assert gradient.get_ylabel() == "mean gradient norm"
+    curves = {m.label: m.scalar("reward/x_mean") for m in methods}
+    training = training_figure({"reward/x_mean": ("reward", curves)})
+    assert (training.axes[0].get_xlabel(), training.axes[0].get_ylabel()) == ("optimizer step", "reward")
+    assert [text.get_text() for text in training.legends[0].texts] == ["FlowGRPO", "GRPOGuard"]
+    assert training.axes[0].lines[0].get_ydata().tolist() == [0, 1.5, 3, 4.5]
