@@ -68,22 +68,19 @@ def analyse(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
     experience = module.experience
     rows, steps = len(experience.latents), experience.latents.shape[1]
     chunks = [list(range(start, min(start + batch_size, rows))) for start in range(0, rows, batch_size)]
-    total: Tensor | float = 0.0
+    size = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    total = torch.zeros(len(objectives), size)
     columns, cosines = [], []
     for step in range(steps):
-        gradients: Tensor | float = 0.0
+        gradients = torch.zeros_like(total)
         seen = []
         for number, chunk in enumerate(chunks, start=1):
             announce(module.trainer, "analysis", step * len(chunks) + number, steps * len(chunks))
             batch = experience.take(chunk, [step] * len(chunk)).to(module.device)
-            facts, gradient = _evaluate(module, list(objectives.values()), batch)
-            gradients = gradients + gradient * (len(chunk) / rows)
-            seen.append(facts)
-        assert isinstance(gradients, Tensor)
+            seen.append(_evaluate(module, list(objectives.values()), batch, gradients, len(chunk) / rows))
         columns.append(_summary({name: torch.cat([s[name] for s in seen], dim=1) for name in seen[0]}, gradients))
         cosines.append(cosine_matrix(gradients))
-        total = total + gradients / steps
-    assert isinstance(total, Tensor)
+        total.add_(gradients, alpha=1 / steps)
     c = experience.coefficients
     predicted = [o.gradient_scale(c.velocity[:steps], c.std[:steps], c.dt[:steps]) for o in objectives.values()]
     measures = {name: torch.stack([column[name] for column in columns], dim=1) for name in columns[0]}
@@ -99,15 +96,14 @@ def analyse(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
 
 
 def _evaluate(
-    module: GRPOModule, objectives: Sequence[Objective], batch: Transition
-) -> tuple[dict[str, Tensor], Tensor]:
-    """What the objectives say of each transition, (O, B) each, and their parameter gradients, (O, P), on the CPU."""
+    module: GRPOModule, objectives: Sequence[Objective], batch: Transition, gradients: Tensor, share: float
+) -> dict[str, Tensor]:
+    """What the objectives say of each transition, (O, B) each; `share` of their gradients is added to (O, P) ones."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     with module.trainer.precision_plugin.train_step_context():
         velocity, old = module.velocities(batch)
     facts: dict[str, list[Tensor]] = {"log_ratio": [], "above": [], "below": [], "velocity_gradient": []}
-    rows = []
-    for objective in objectives:
+    for objective, row in zip(objectives, gradients, strict=True):
         leaf = velocity.detach().requires_grad_()
         out = objective(
             velocity=leaf,
@@ -125,12 +121,12 @@ def _evaluate(
         parts = torch.autograd.grad(
             velocity, parameters, gradient / size, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        rows.append((size * torch.cat([part.flatten().float() for part in parts])).cpu())
+        row.add_((size * torch.cat([part.flatten().float() for part in parts])).cpu(), alpha=share)
         facts["log_ratio"].append(out.log_ratio)
         facts["above"].append(out.clipped & (out.log_ratio > 0))
         facts["below"].append(out.clipped & (out.log_ratio < 0))
         facts["velocity_gradient"].append(len(batch) * gradient.flatten(1).norm(dim=1))
-    return {name: torch.stack(values).double().cpu() for name, values in facts.items()}, torch.stack(rows)
+    return {name: torch.stack(values).double().cpu() for name, values in facts.items()}
 
 
 def _summary(facts: Mapping[str, Tensor], gradients: Tensor) -> dict[str, Tensor]:
