@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from guardlit.errors import GuardlitError
+
+if TYPE_CHECKING:
+    from guardlit.module import GRPOModule
 
 KEY = "guardlit"
 
@@ -45,25 +48,16 @@ def keep_trainable(checkpoint: dict[str, Any], module: nn.Module) -> None:
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
 
 
-def close_epoch(checkpoint: dict[str, Any], epochs: int) -> None:
-    """Let Lightning's loop counters say what is true between two rounds: so many epochs are done, none is begun.
-
-    A checkpoint written at the last batch of an epoch, in its closing hooks or while the next rollout runs leaves them
-    half-way; a run that counts updates instead of epochs would then resume with a batch too many.
-
-    Args:
-        checkpoint: about to be written.
-        epochs: rounds that are finished.
-    """
-    loops = checkpoint["loops"]["fit_loop"]
-    for count in ("total", "current"):
-        loops["epoch_progress"][count] = dict.fromkeys(loops["epoch_progress"][count], epochs)
-    batches = loops["epoch_loop.batch_progress"]
-    batches["current"] = dict.fromkeys(batches["current"], 0)
-    batches["total"] = dict.fromkeys(batches["total"], batches["total"]["ready"])
-    batches["is_last_batch"] = False
-    updates = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = updates
+def fingerprint(module: GRPOModule) -> dict[str, str]:
+    """What a checkpoint and a run must share to be one run: model, sampler, batch arithmetic and seed."""
+    run = {"sde": f"{type(module.sde).__name__}{vars(module.sde)}", "rollout": str(module.rollout)}
+    data = getattr(module.trainer, "datamodule", None)
+    if data is not None and hasattr(data, "plan"):
+        # any number of processes and any micro-batch make the same updates
+        free = ("world", "micro_batch", "train_steps")
+        run |= {f"data.{name}": str(value) for name, value in vars(data.plan).items() if name not in free}
+        run["data.seed"] = str(data.seed)
+    return module.policy.fingerprint() | run
 
 
 def check_fingerprint(checkpoint: Mapping[str, Any], expected: Mapping[str, str]) -> Mapping[str, Any]:

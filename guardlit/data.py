@@ -191,11 +191,17 @@ class ExperienceLoader:
         state: dict[str, Any] = {"round": self.round_index, "position": self.position}
         if self._experience is not None:
             state["experience"] = self._experience.state(self._module.gather)
+            state["micro_batches"] = len(self)
         elif self._resuming is not None:
-            state["experience"] = self._resuming
+            state |= {"experience": self._resuming, "micro_batches": len(self)}
         return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
+        """Continue from `state`; raises `GuardlitError` within a round that was cut in another way."""
         self.round_index, self.position = state["round"], state["position"]
         self._resuming = state.get("experience")
+        if self._resuming is not None and state["micro_batches"] != len(self):
+            raise GuardlitError(
+                f"the checkpoint stands within a round of {state['micro_batches']} micro-batches, this run has "
+                f"{len(self)}: resume with the same data.micro_batch and processes, or from the end of a round"
+            )

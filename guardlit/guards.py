@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.experience import Round
 from guardlit.objective import Objective
 from guardlit.plan import RoundPlan
+from guardlit.sde import Coefficients
 
 HOPELESS = 10.0
 """RatioNorm's clip range in nats of summed log-likelihood that no update reaches; published ranges are 0.13 to 0.26."""
@@ -45,6 +47,16 @@ def check_clip(objective: Objective, plan: RoundPlan, elements: int) -> None:
         )
 
 
+def check_noise(coefficients: Coefficients, train_steps: int, sampler: str) -> None:
+    """Refuse trained steps that draw no noise: raises `GuardlitError`, naming the sampler and the steps."""
+    silent = (coefficients.std[:train_steps] <= 0).nonzero().flatten().tolist()
+    if silent:
+        raise GuardlitError(
+            f"{sampler} draws no noise at trained steps {silent}: the ratio does not exist there; "
+            "raise its noise_level or lower rollout.timestep_fraction"
+        )
+
+
 def noise_floor(outputs: Sequence[Outputs], bounds: tuple[float, float]) -> tuple[str, bool]:
     """How far two forward passes of unchanged weights are apart, beside the clip range.
 
@@ -62,6 +74,17 @@ def noise_floor(outputs: Sequence[Outputs], bounds: tuple[float, float]) -> tupl
     listed = " ".join(f"{s}:{size:.1e}" for s, size in sizes.items())
     line = f"noise floor of the log ratio by step, before the first update: {listed}; clip range {limit:.1e}"
     return line, max(sizes.values()) > limit / 2
+
+
+def report_noise_floor(outputs: Sequence[Outputs], bounds: tuple[float, float]) -> None:
+    """Log the noise floor, and warn with the remedy where it decides what is clipped."""
+    line, too_high = noise_floor(outputs, bounds)
+    rank_zero_info(line)
+    if too_high:
+        rank_zero_warn(
+            "the noise floor exceeds half of the clip range: rounding alone decides what is clipped. Take a more "
+            "precise trainer.precision (32-true, or 16-mixed before bf16-mixed) or model.old_velocity: recomputed"
+        )
 
 
 def blame(outputs: Sequence[Outputs], norm: float, update: int, round: Round) -> str:

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import torch
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from guardlit import checkpoint as ckpt
@@ -18,7 +17,8 @@ from guardlit.advantage import GroupAdvantage
 from guardlit.collect import Collector
 from guardlit.errors import GuardlitError
 from guardlit.experience import Experience, Round
-from guardlit.guards import blame, check_clip, noise_floor
+from guardlit.guards import blame, check_clip, check_noise, report_noise_floor
+from guardlit.loops import close_epoch, validate_now
 from guardlit.objective import GRPOGuard, Objective, kl_divergence
 from guardlit.phases import announce
 from guardlit.plan import RoundPlan
@@ -113,12 +113,7 @@ class GRPOModule(pl.LightningModule):
     def coefficients(self) -> Coefficients:
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
-        silent = (coefficients.std[: self.train_steps] <= 0).nonzero().flatten().tolist()
-        if silent:
-            raise GuardlitError(
-                f"{type(self.sde).__name__} draws no noise at trained steps {silent}: the ratio does not exist there; "
-                "raise its noise_level or lower rollout.timestep_fraction"
-            )
+        check_noise(coefficients, self.train_steps, type(self.sde).__name__)
         return coefficients
 
     def scorer(self) -> Scorer:
@@ -131,7 +126,11 @@ class GRPOModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Load the reward before anything is drawn, and refuse a clip that cannot act."""
         self.scorer()
-        check_clip(self.objective, self._plan, math.prod(self.policy.latent_shape))
+        check_clip(self.objective, self._plan, self._elements)
+
+    @property
+    def _elements(self) -> int:
+        return math.prod(self.policy.latent_shape)
 
     @property
     def _plan(self) -> RoundPlan:
@@ -145,17 +144,7 @@ class GRPOModule(pl.LightningModule):
             parameters[name].grad = gradient.to(parameters[name].device)
         self._restored_gradients = {}
         if self.trainer.global_step == 0:
-            self._validate_now()
-
-    def _validate_now(self) -> None:
-        """Lightning validates after training batches only; this is its own call, made before the first."""
-        loop = self.trainer.fit_loop.epoch_loop.val_loop
-        loop.setup_data()
-        if loop.skip:
-            return
-        self.trainer.validating = True
-        loop.run()
-        self.trainer.training = True
+            validate_now(self.trainer)
 
     # the round ----------------------------------------------------------------------------------------------------
 
@@ -190,14 +179,8 @@ class GRPOModule(pl.LightningModule):
         """Loss of one micro-batch; the other entries, detached, are what callbacks read (B,)."""
         velocity, old = self.velocities(batch)
         step = {"gain": batch.gain, "std": batch.std, "dt": batch.dt}
-        out = self.objective(
-            velocity=velocity,
-            old_velocity=old,
-            noise=batch.noise,
-            advantage=batch.advantage,
-            sample_weight=batch.sample_weight,
-            **step,
-        )
+        judged = {"advantage": batch.advantage, "sample_weight": batch.sample_weight}
+        out = self.objective(velocity, old, batch.noise, **judged, **step)
         # the graph from the loss to the velocity is a few elementwise operations; the network is not touched
         (gradient,) = torch.autograd.grad(out.loss, velocity, retain_graph=True)
         outputs = {
@@ -206,8 +189,7 @@ class GRPOModule(pl.LightningModule):
             "raw_log_ratio": out.raw_log_ratio,
             "norm_log_ratio": out.norm_log_ratio,
             "clipped": out.clipped,
-            "advantage": batch.advantage,
-            "sample_weight": batch.sample_weight,
+            **judged,
             "timestep": batch.sigma,
             "step": batch.step,
             "sample": batch.sample,
@@ -249,20 +231,10 @@ class GRPOModule(pl.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         # a loss scaler expects overflows: it skips the step and lowers its scale
         if getattr(self.trainer.precision_plugin, "scaler", None) is None and not bool(torch.isfinite(norm)):
-            assert self._experience is not None
-            raise GuardlitError(blame(self._outputs, float(norm), self.trainer.global_step, self._experience.round))
+            raise GuardlitError(blame(self._outputs, float(norm), self.trainer.global_step, self.experience.round))
         self._gradient_norm = norm
         if self.trainer.global_step == 0:
-            self._report_noise_floor()
-
-    def _report_noise_floor(self) -> None:
-        line, too_high = noise_floor(self._outputs, self.objective.log_bounds(math.prod(self.policy.latent_shape)))
-        rank_zero_info(line)
-        if too_high:
-            rank_zero_warn(
-                "the noise floor exceeds half of the clip range: rounding alone decides what is clipped. Take a more "
-                "precise trainer.precision (32-true, or 16-mixed before bf16-mixed) or model.old_velocity: recomputed"
-            )
+            report_noise_floor(self._outputs, self.objective.log_bounds(self._elements))
 
     def on_train_batch_end(self, outputs: Any, batch: Transition, batch_idx: int) -> None:
         """Log an update once it is made."""
@@ -275,15 +247,11 @@ class GRPOModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the round."""
-        assert self._experience is not None
         metrics = self.round_metrics
-        seconds = metrics["time/rollout_s"] + metrics["time/reward_s"] + self._update_seconds
-        metrics |= {
-            "time/update_s": self._update_seconds,
-            "time/images_per_s": self._experience.round.plan.images / seconds,
-            "round": float(self._experience.round.index),
-        }
-        self._update_seconds = 0.0
+        metrics["time/update_s"], self._update_seconds = self._update_seconds, 0.0
+        seconds = metrics["time/rollout_s"] + metrics["time/reward_s"] + metrics["time/update_s"]
+        metrics["time/images_per_s"] = self._plan.images / seconds
+        metrics["round"] = float(self.experience.round.index)
         self.log_dict(metrics, batch_size=1)
 
     # validation ---------------------------------------------------------------------------------------------------
@@ -291,35 +259,21 @@ class GRPOModule(pl.LightningModule):
     def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
         """Draw and score one image a prompt, with noise that is the same at every validation."""
         indices, prompts = [i for i, _ in batch], [p for _, p in batch]
-        images = self._draw(batch)
+        images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
         result = self.scorer().score(RewardRequest(images, texts, metadata))
         if not bool(result.valid.all()):
             failed = texts[int((~result.valid).nonzero()[0])]
             raise GuardlitError(f"reward '{self.reward.name}' failed in validation, first on prompt '{failed[:80]}'")
-        self.log(
-            "val/reward", result.values.mean().to(self.device), on_epoch=True, batch_size=len(batch), sync_dist=True
-        )
+        mean = result.values.mean().to(self.device)
+        self.log("val/reward", mean, on_epoch=True, batch_size=len(batch), sync_dist=True)
         return {"images": images, "prompts": texts, "metadata": metadata, "reward": result.values, "index": indices}
 
     def predict_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> Tensor:
         """Images of (noise index, prompt) pairs by the evaluation settings, (B, 3, height, width) uint8."""
-        return self._draw(batch)
-
-    def _draw(self, batch: list[tuple[int, Prompt]]) -> Tensor:
         return Collector.evaluate(self, ODE(), self.evaluation, [p for _, p in batch], [i for i, _ in batch])
 
     # checkpoints --------------------------------------------------------------------------------------------------
-
-    def fingerprint(self) -> dict[str, str]:
-        """What a checkpoint and a run must share to be one run."""
-        run = {"sde": f"{type(self.sde).__name__}{vars(self.sde)}", "rollout": str(self.rollout)}
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None and hasattr(data, "plan"):
-            plan = vars(data.plan)
-            run |= {f"data.{k}": str(v) for k, v in plan.items() if k not in ("world", "micro_batch", "train_steps")}
-            run["data.seed"] = str(data.seed)
-        return self.policy.fingerprint() | run
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains; between two updates, also the old policy and the gradients so far."""
@@ -327,8 +281,8 @@ class GRPOModule(pl.LightningModule):
         ckpt.name_optimizer_states(checkpoint, self, self.trainer.optimizers)
         finished = self.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
         if finished is not None:
-            ckpt.close_epoch(checkpoint, finished)
-        part: dict[str, Any] = {"fingerprint": self.fingerprint(), "old": self.policy.old_state()}
+            close_epoch(checkpoint, finished)
+        part: dict[str, Any] = {"fingerprint": ckpt.fingerprint(self), "old": self.policy.old_state()}
         if self._outputs:
             part["gradients"] = {n: p.grad.cpu() for n, p in self.named_parameters() if p.grad is not None}
             part["outputs"] = self._outputs
@@ -337,7 +291,7 @@ class GRPOModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what belongs to another run; put back what Lightning does not know."""
         fitting = self.trainer.state.fn == "fit"
-        expected = self.fingerprint() if fitting else self.policy.fingerprint()
+        expected = ckpt.fingerprint(self) if fitting else self.policy.fingerprint()
         part = ckpt.check_fingerprint(checkpoint, expected)
         self.policy.load_old_state(part["old"])
         if fitting:

@@ -124,3 +124,11 @@ def test_after_sigkill_the_last_checkpoint_continues_the_run(undisturbed, tmp_pa
 
 def test_interrupted_is_no_plain_error():
     assert not issubclass(Interrupted, KeyboardInterrupt)
+
+
+def test_a_round_cut_in_another_way_is_refused_within_and_fine_between(undisturbed, tmp_path: Path, capsys):
+    path, checkpoints = undisturbed
+    other = ("--config", path, "--data.micro_batch", 8, "--trainer.default_root_dir", tmp_path / "runs")
+    assert guardlit("fit", *other, "--ckpt_path", checkpoints["update_2"]) == 2
+    assert "within a round of 16 micro-batches, this run has 8" in capsys.readouterr().err.splitlines()[-1]
+    assert guardlit("fit", *other, "--ckpt_path", checkpoints["round_1"]) == 0

@@ -1,0 +1,38 @@
+"""What Lightning's loops do not do by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+def validate_now(trainer: pl.Trainer) -> None:
+    """Validate before the first training batch; Lightning does so only after one."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.setup_data()
+    if not loop.skip:
+        trainer.validating = True
+        loop.run()
+        trainer.training = True
+
+
+def close_epoch(checkpoint: dict[str, Any], epochs: int) -> None:
+    """Let Lightning's loop counters say what is true between two rounds: so many epochs are done, none is begun.
+
+    A checkpoint written at the last batch of an epoch, in its closing hooks or while the next rollout runs leaves them
+    half-way; a run that counts updates instead of epochs would then resume with a batch too many.
+
+    Args:
+        checkpoint: about to be written.
+        epochs: rounds that are finished.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    for count in ("total", "current"):
+        loops["epoch_progress"][count] = dict.fromkeys(loops["epoch_progress"][count], epochs)
+    batches = loops["epoch_loop.batch_progress"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["total"] = dict.fromkeys(batches["total"], batches["total"]["ready"])
+    batches["is_last_batch"] = False
+    updates = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = updates
