@@ -5,6 +5,7 @@ from typing import Literal
 import lightning.pytorch as pl
 import pytest
 import torch
+from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LightningCLI, OptimizerCallable
 
 from guardlit.errors import GuardlitError
@@ -29,7 +30,7 @@ class Module(pl.LightningModule):
     def __init__(
         self,
         width: int = 4,
-        sde: SDE = FlowSDE(),  # noqa: B008
+        sde: SDE = lazy_instance(FlowSDE),  # noqa: B008 - as in the application
         objective: Objective | None = None,
         rewards: Reward | list[Reward] | dict[str, Reward] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,

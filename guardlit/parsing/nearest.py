@@ -95,5 +95,6 @@ def concrete_subclasses(base: type) -> set[type]:
     found: set[type] = set() if inspect.isabstract(base) or base.__name__.startswith("_") else {base}
     subclasses: list[type] = base.__subclasses__()
     for subclass in subclasses:
-        found |= concrete_subclasses(subclass)
+        if not hasattr(subclass, "lazy_get_init_args"):  # jsonargparse's stand-ins for default instances
+            found |= concrete_subclasses(subclass)
     return found
