@@ -138,7 +138,7 @@ def test_the_published_settings_train_tiny_folders(sd3_folder: Path, clip_folder
 @pytest.mark.timeout(7200)
 @pytest.mark.usefixtures("own_cache")
 def test_a_whole_published_round_on_tiny_folders(sd3_folder: Path, clip_folder: Path, tmp_path: Path):
-    """1152 images of 512 pixels and 120 validation images: a quarter of an hour and more on two cores."""
+    """1152 images of 512 pixels and 120 validation images: half an hour on one idle core."""
     started = time.perf_counter()
     assert _fit_published(sd3_folder, clip_folder, tmp_path / "runs") == 0
     print(f"one round of {PUBLISHED.name} on tiny folders: {time.perf_counter() - started:.0f} s")
