@@ -1,9 +1,9 @@
 """How much of a round is spent inside the model: `python benchmarks/loop.py [--size tiny|mid] [--rounds 3]`.
 
-Trains a random Stable Diffusion 3 model through `guardlit fit`'s own module, loader and Trainer, and times every call of
-the transformer and every backward pass inside the same run. The share is a ratio within one run, so that a noisy machine
-matters little; what is left over is guardlit's and Lightning's: noise, objective, gathering, optimizer, logging. VAE
-decoding and scoring stand in columns of their own.
+Trains a random Stable Diffusion 3 model through guardlit's own module, loader and Lightning's Trainer, and times every
+call of the transformer and every backward pass inside the same run. The share is a ratio within that run: a noisy
+machine matters little. What is left over is guardlit's and Lightning's: noise, objective, optimizer, logging, the
+checkpoint of the round, and in the rollout VAE decoding and scoring.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def test_the_module_runs_as_the_command_does():
         (["schedul"], "guardlit: error: unknown command 'schedul': did you mean 'schedule'?"),
         (
             ["zzz"],
-            "guardlit: error: unknown command 'zzz': commands are fit, validate, sample, export, ablate, report, schedule",
+            "guardlit: error: unknown command 'zzz': "
+            "commands are fit, validate, sample, export, ablate, report, schedule",
         ),
         (["--stps"], "guardlit: error: found '--stps' where the command belongs: guardlit COMMAND [options]"),
     ],
