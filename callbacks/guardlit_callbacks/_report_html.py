@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -25,7 +26,7 @@ th, td { padding: .22em .9em .22em 0; text-align: right; vertical-align: top; wh
 th { border-bottom: 1px solid #1a1a1a; vertical-align: bottom; font-weight: 600; }
 th { white-space: normal; }
 th.text, td.text { text-align: left; }
-.wrap th.text, .wrap td.text { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
+.wrap th.text, .wrap td.text { white-space: normal; }
 tbody + tbody td { border-top: 0; }
 tbody tr:first-child td { border-top: 1px solid #ccc; }
 tr { break-inside: avoid; }
@@ -83,12 +84,13 @@ def picture(svg: bytes, alt: str, caption: str) -> str:
 def table(header: Sequence[str], *groups: Rows, text: int = 1, caption: str = "", wrap: bool = False) -> str:
     """A table: numbers to the right, the first `text` columns to the left; a line above each group of rows.
 
-    `wrap` breaks long names, such as paths, anywhere.
+    `wrap` breaks long lines at spaces, and names and paths at their separators.
     """
 
     def row(cells: Sequence[str], tag: str) -> str:
         style = [' class="text"' if i < text else "" for i in range(len(cells))]
-        return "<tr>" + "".join(f"<{tag}{s}>{escape(c)}</{tag}>" for s, c in zip(style, cells, strict=True)) + "</tr>"
+        texts = [re.sub(r"([/._])", r"\1<wbr>", escape(c)) if wrap else escape(c) for c in cells]
+        return "<tr>" + "".join(f"<{tag}{s}>{t}</{tag}>" for s, t in zip(style, texts, strict=True)) + "</tr>"
 
     bodies = ["<tbody>" + "\n".join(row(cells, "td") for cells in rows) + "</tbody>" for rows in groups if rows]
     css = ' class="wrap"' if wrap else ""

@@ -58,7 +58,10 @@ def gold_section(methods: Sequence[Method], draw: Draw) -> str:
         return _absent(title, "gold.csv, which GoldScore writes")
     caption = (
         "Proxy reward (dashed), which is trained on, and the average of the gold scores (solid), which are only "
-        "watched, both over their value at the start. The band is the 95 % interval over prompts." + _seeds(methods)
+        "watched, both over their value at the start. The band is the 95 % interval over prompts."
+        + _seeds(methods)
+        + " A ring marks where "
+        "gold is highest before over-optimization."
     )
     points = {label: over_optimized_at(curve) for label, curve in curves.items()}
     said = [

@@ -16,6 +16,9 @@ from guardlit_callbacks._report_methods import Method, differences, flatten, rat
 from guardlit_callbacks._statistics import max_over_min
 
 AVERAGE = ("average", "average_low", "average_high")
+MAX_COLUMNS = 4
+"""More runs than this are rows, not columns, of the table of settings."""
+
 UNTOLD = ("trainer.default_root_dir", "run.json: command")
 """Differ from run to run and say nothing."""
 
@@ -37,7 +40,7 @@ def contents_table(methods: Sequence[Method]) -> str:
     rows = [
         [
             method.label,
-            name,
+            name.replace(" ", "\N{NO-BREAK SPACE}"),
             " + ".join(map(str, run.folders)),
             number(last_step(run), ".0f"),
             str(len(run.gold.get("step", ()))),
@@ -182,8 +185,12 @@ def settings_parts(methods: Sequence[Method]) -> list[str]:
     names = [f"{method.label}, {name}" for method, name, _ in each]
     settings = [flatten(run.config) | flatten(run.facts, "run.json: ") for _, _, run in each]
     differing = [key for key in differences(settings) if not key.startswith(UNTOLD)]
-    rows = [[key, *(setting.get(key, DASH) for setting in settings)] for key in differing]
-    parts = [table(["", *names], rows, text=1 + len(each), caption="Where the runs differ", wrap=True)] if rows else []
+    grid = [["", *names], *([key, *(setting.get(key, DASH) for setting in settings)] for key in differing)]
+    if len(each) > MAX_COLUMNS:
+        grid = [list(column) for column in zip(*grid, strict=True)]
+    header, *rows = grid
+    caption = "Where the runs differ"
+    parts = [table(header, rows, text=len(header), caption=caption, wrap=True)] if differing else []
     facts = flatten(each[0][2].facts)
     shared = [
         [key, value]

@@ -152,7 +152,7 @@ def proxy_gold_figure(curves: Mapping[str, ProxyGoldCurve], *, title: str = "") 
         axes.fill_between(curve.step, curve.low, curve.high, color=gold_colour, alpha=0.2, lw=0)
         axes.plot(curve.step, curve.gold, color=gold_colour, marker=marker, ms=4, label=f"{prefix}gold")
         if (best := turning_point(curve)) is not None:
-            _mark_best(axes, curve, best, gold_colour)
+            _mark_best(axes, curve, best, gold_colour, "best gold" if len(curves) == 1 else "")
     axes.axhline(1.0, color=GREY, lw=0.8)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("score / score at the start")
@@ -196,13 +196,13 @@ def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, tit
     return figure
 
 
-def _mark_best(axes: Axes, curve: ProxyGoldCurve, best: int, colour: str) -> None:
+def _mark_best(axes: Axes, curve: ProxyGoldCurve, best: int, colour: str, text: str) -> None:
     """A ring on the gold curve, and a dotted line up or down to the proxy there."""
     at, gold = curve.step[best], curve.gold[best]
     if curve.proxy is not None:
         axes.plot([at, at], [gold, _relative(curve.proxy)[best]], color=colour, ls=":", lw=1.2)
     axes.plot(at, gold, "o", color=colour, mfc="none", ms=11, mew=1.5)
-    axes.annotate("best gold", (at, gold), (0, -9), textcoords="offset points", ha="center", va="top", fontsize=8)
+    axes.annotate(text, (at, gold), (0, -9), textcoords="offset points", ha="center", va="top", fontsize=8)
 
 
 def _figure(width: float, height: float, title: str) -> Figure:

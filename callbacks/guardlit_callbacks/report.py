@@ -73,10 +73,14 @@ def build(
             section("Settings and provenance", *settings_parts(methods), paragraph(made_with(), "note")),
         ]
         path = out / "index.html"
-        path.write_text(page(title or " against ".join(m.label for m in methods), sections), encoding="utf-8")
+        path.write_text(page(title or _title([m.label for m in methods]), sections), encoding="utf-8")
     except OSError as error:
         raise ReportError(f"--out {out} cannot be written: {error.strerror}") from error
     return path
+
+
+def _title(labels: Sequence[str]) -> str:
+    return " against ".join(labels) if len(labels) == 2 else ", ".join(labels)
 
 
 def _write_figure(figure: Figure, path: Path) -> bytes:
@@ -84,6 +88,7 @@ def _write_figure(figure: Figure, path: Path) -> bytes:
     from matplotlib import rc_context
 
     figure.savefig(path.with_suffix(".png"), dpi=160, metadata={"Software": None})
+    figure.set_layout_engine("none")  # it is laid out, and need not be a second time
     buffer = BytesIO()
     with rc_context({"svg.hashsalt": path.name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -73,7 +73,10 @@ def test_proxy_gold_figure_marks_the_best_gold_only_where_it_falls_beyond_its_no
     figure = proxy_gold_figure({"a": falling, "b": steady})
     drawn(figure)
     assert [word for word in texts(figure) if ": " in word] == ["a: proxy", "a: gold", "b: gold"]
-    assert texts(figure).count("best gold") == 1
+    rings = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_markersize() == 11]
+    assert rings == [10]
+    assert "best gold" in texts(proxy_gold_figure({"run": falling}))
+    assert "best gold" not in texts(proxy_gold_figure({"run": steady}))
     proxy = figure.axes[0].lines[0]
     assert proxy.get_ydata().tolist() == pytest.approx([1, 1.2, 1.4, 1.5])
     dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]

@@ -27,7 +27,7 @@ def test_the_example_runs_and_leaves_its_pictures(name, tmp_path):
 
 
 def test_every_callback_is_in_the_table():
-    public = vars(guardlit_callbacks)
-    callbacks = {name for name in guardlit_callbacks.__all__ if isinstance(public[name], type)}
+    public = {name: getattr(guardlit_callbacks, name) for name in guardlit_callbacks.__all__}
+    callbacks = {name for name in public if isinstance(public[name], type)}
     callbacks = {name for name in callbacks if issubclass(public[name], Callback)}
     assert callbacks == set(re.findall(r"^\| `(\w+)`", README, re.MULTILINE))

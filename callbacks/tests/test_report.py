@@ -51,7 +51,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path):
 
 
 def test_the_page_says_where_over_optimization_starts_and_what_differs(tmp_path):
-    page = report.build(four_runs(tmp_path), tmp_path / "out").read_text()
+    page = report.build(four_runs(tmp_path), tmp_path / "out").read_text().replace("<wbr>", "")
     assert "<p>FlowGRPO: gold is highest at step 10 and falls from there while the proxy rises" in page
     assert "<p>GRPOGuard: gold never falls from its highest beyond its noise while the proxy rises.</p>" in page
     assert '<td class="text">model.objective.class_path</td><td class="text">project.objective.FlowGRPO</td>' in page
@@ -59,6 +59,13 @@ def test_the_page_says_where_over_optimization_starts_and_what_differs(tmp_path)
     assert "<summary>command: FlowGRPO, seed 2</summary><pre>train --fast</pre>" in page
     assert "resumed_from" in page
     assert "Not shown" not in page
+
+
+def test_settings_of_many_runs_are_rows(tmp_path):
+    runs = [write_run(tmp_path / f"r{i}", seed=i) for i in range(5)]
+    page = report.build([str(run) for run in runs], tmp_path / "out").read_text().replace("<wbr>", "")
+    assert '<th class="text"></th><th class="text">seed_everything</th></tr>' in page
+    assert '<tr><td class="text">FlowGRPO, seed 4</td><td class="text">4</td></tr>' in page
 
 
 def test_the_same_runs_make_the_same_files(tmp_path):
@@ -78,7 +85,7 @@ def test_names_are_escaped(tmp_path):
 
 def test_a_run_with_a_few_metrics_shows_these_and_says_what_is_not_there(tmp_path):
     write_metrics(tmp_path / "run")
-    page = report.build([str(tmp_path / "run")], tmp_path / "out").read_text()
+    page = report.build([str(tmp_path / "run")], tmp_path / "out").read_text().replace("<wbr>", "")
     assert page.count("Not shown: no run has ") == 3
     assert "gold.csv, which GoldScore writes" in page
     assert "gold.csv, ratio/round_*.npz, gradient/round_*.npz, config.yaml, run.json" in page
