@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
@@ -144,6 +145,8 @@ def main(args: list[str]) -> None:
     except Interrupted as stop:
         print(f"guardlit {args[0]}: {stop}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
+    except MisconfigurationException as error:  # how Lightning and the callbacks name a user's mistake
+        raise GuardlitError(str(error)) from error
 
 
 MEANT = (

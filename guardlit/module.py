@@ -258,7 +258,7 @@ class GRPOModule(pl.LightningModule):
 
     def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
         """Draw and score one image a prompt, with noise that is the same at every validation."""
-        indices, prompts = [i for i, _ in batch], [p for _, p in batch]
+        prompts = [p for _, p in batch]
         images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
         result = self.scorer().score(RewardRequest(images, texts, metadata))
@@ -267,7 +267,8 @@ class GRPOModule(pl.LightningModule):
             raise GuardlitError(f"reward '{self.reward.name}' failed in validation, first on prompt '{failed[:80]}'")
         mean = result.values.mean().to(self.device)
         self.log("val/reward", mean, on_epoch=True, batch_size=len(batch), sync_dist=True)
-        return {"images": images, "prompts": texts, "metadata": metadata, "reward": result.values, "index": indices}
+        index = torch.tensor([i for i, _ in batch])
+        return {"images": images, "prompts": texts, "metadata": metadata, "reward": result.values, "index": index}
 
     def predict_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> Tensor:
         """Images of (noise index, prompt) pairs by the evaluation settings, (B, 3, height, width) uint8."""
