@@ -1,7 +1,7 @@
 """What the callbacks of a run cost: `python benchmarks/callbacks.py [--config configs/tiny_digits.yaml] [--rounds 10]`.
 
 Runs `guardlit fit` with every hook of every `guardlit_callbacks` callback timed, and prints each callback's share of
-the seconds between the start and the end of training: a ratio within one run. `TrainableEMA`, `GoldScore` and `SampleGrid`
+the seconds between the start and the end of training: a ratio within one run. `TrainableEMA`, `GoldScore` and others
 do work in validation too; the drawing of the validation images is not theirs.
 """
 
