@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -28,7 +29,7 @@ from guardlit.run_folder import RunFolder, last_checkpoint, next_version
 from guardlit.trainer import GuardlitTrainer
 
 DEFAULTS = {
-    "accelerator": "auto",
+    "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # ratios need float64, which Apple's MPS lacks
     "devices": 1,
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,  # validation at step 0 is the first point of every curve, not a rehearsal

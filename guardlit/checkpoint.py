@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import nn
+from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 
@@ -40,6 +41,15 @@ def name_optimizer_states(checkpoint: dict[str, Any], module: nn.Module, optimiz
         by_id = dict(zip(ids, mine, strict=True)) if ids == list(range(len(mine))) else dict(enumerate(everything))
         state["state"] = {by_id[i]: value for i, value in state["state"].items()}
         state["param_groups"] = [{**g, "params": [by_id[i] for i in g["params"]]} for g in state["param_groups"]]
+
+
+def gradients(module: pl.LightningModule) -> dict[str, Tensor]:
+    """What an update has accumulated so far, by name, averaged over processes; to be called by all of them.
+
+    Each process gets the average back on a resume, and the average of averages is what the update needs.
+    """
+    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return {name: module.trainer.strategy.reduce(g.clone(), reduce_op="mean").cpu() for name, g in found.items()}
 
 
 def keep_trainable(checkpoint: dict[str, Any], module: nn.Module) -> None:

@@ -50,9 +50,9 @@ class Collector:
             for samples in self._batches:
                 trajectory = self._draw(samples, conditioning)
                 images = module.policy.decode(trajectory.final)
-                scoring = time.perf_counter()
+                scoring = _now(images.device)
                 results.append(self._score(images, samples))
-                reward_seconds += time.perf_counter() - scoring
+                reward_seconds += _now(images.device) - scoring
                 trajectories.append(trajectory)
         rewards = self._gather(results)
         failed = self._check_failures(rewards)
@@ -94,7 +94,8 @@ class Collector:
 
     def _gather(self, results: list[RewardResult]) -> dict[str, Tensor]:
         """Rewards of all processes by image, (N,) float32 each on the CPU; NaN where one failed."""
-        named = {self._module.reward.name: torch.cat([r.values for r in results])}
+        values = [torch.where(r.valid, r.values, torch.nan) for r in results]
+        named = {self._module.reward.name: torch.cat(values)}
         if self._module.reward.weights:
             named = {name: torch.cat([r.details[name] for r in results]) for name in self._module.reward.weights}
         gathered = {name: self._module.gather(values.to(self._module.device)) for name, values in named.items()}
@@ -128,6 +129,13 @@ class Collector:
         conditioning = module.policy.conditioning(texts)
         drawn = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale)
         return module.policy.decode(drawn.final)
+
+
+def _now(device: torch.device) -> float:
+    """The clock, once a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _reward_metrics(rewards: dict[str, Tensor]) -> dict[str, float]:

@@ -75,6 +75,11 @@ class PromptDataModule(pl.LightningDataModule):
             self.val = load_prompts(self.val_source, limit=self._val_limit)
         if stage == "fit" and not self.train:
             self.train = load_prompts(self.train_source)
+        if 0 < len(self.val) * self._val_images < self.trainer.world_size:
+            raise GuardlitError(
+                f"{len(self.val) * self._val_images} validation images are fewer than {self.trainer.world_size} "
+                "processes: raise data.val_images_per_prompt"
+            )
         for prompt in (*self.train, *self.val):
             module.check_prompt(prompt)
         if stage == "fit":

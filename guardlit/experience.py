@@ -100,8 +100,12 @@ class Experience:
     coefficients: Coefficients
 
     @cached_property
-    def _weights(self) -> Tensor:
-        return self.round.sample_weights(self.mask)
+    def _tables(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What a transition takes by denoising step, (T,), and by image, (N,), on the device."""
+        c, device = self.coefficients, self.latents.device
+        by_step = {"sigma": c.sigmas.float(), "gain": c.velocity, "std": c.std, "dt": c.dt}
+        by_image = {"advantage": self.advantage, "sample_weight": self.round.sample_weights(self.mask)}
+        return {k: v.to(device) for k, v in by_step.items()}, {k: v.to(device) for k, v in by_image.items()}
 
     @cached_property
     def _noise(self) -> NoiseSource:
@@ -109,24 +113,23 @@ class Experience:
 
     def take(self, rows: list[int], steps: list[int]) -> Transition:
         """The micro-batch of B local rows at B steps, on the trajectories' device."""
-        device, c = self.latents.device, self.coefficients
         samples = [self.round.samples[row] for row in rows]
-        step, sample = torch.tensor(steps), torch.tensor(samples)
-        row_index, step_index = torch.tensor(rows, device=device), step.to(device)
-        prompt = (sample // self.round.plan.images_per_prompt).to(device)
+        noise = self._noise.draw(samples, steps)
+        index = torch.tensor([rows, steps, samples])
+        if self.latents.is_cuda:  # from pinned memory the copies wait for nothing
+            noise, index = noise.pin_memory(), index.pin_memory()
+        row, step, sample = index.to(self.latents.device, non_blocking=True)
+        prompt = sample // self.round.plan.images_per_prompt
+        by_step, by_image = self._tables
         return Transition(
-            latents=self.latents[row_index, step_index],
-            noise=self._noise.draw(samples, steps).to(device, non_blocking=True),
-            old_velocity=self.velocity[row_index, step_index],
-            advantage=self.advantage[sample].to(device),
-            sample_weight=self._weights[sample].to(device),
-            sigma=c.sigmas[step].float().to(device),
-            gain=c.velocity[step].to(device),
-            std=c.std[step].to(device),
-            dt=c.dt[step].to(device),
-            step=step_index,
-            sample=sample.to(device),
+            latents=self.latents[row, step],
+            noise=noise.to(self.latents.device, non_blocking=True),
+            old_velocity=self.velocity[row, step],
+            step=step,
+            sample=sample,
             conditioning={name: table[prompt] for name, table in self.conditioning.items()},
+            **{name: table[step] for name, table in by_step.items()},
+            **{name: table[sample] for name, table in by_image.items()},
         )
 
     def state(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
@@ -136,12 +139,16 @@ class Experience:
             gather: (n, ...) on every process -> (world, n, ...); called by all of them.
         """
         return {
-            "latents": self.round.by_image(gather(self.latents)).cpu(),
-            "velocity": self.round.by_image(gather(self.velocity)).cpu(),
+            "latents": self._gathered(self.latents, gather),
+            "velocity": self._gathered(self.velocity, gather),
             "advantage": self.advantage,
             "mask": self.mask,
             "metrics": dict(self.metrics),
         }
+
+    def _gathered(self, rows: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+        alone = self.round.plan.world == 1
+        return self.round.by_image(rows.cpu().unsqueeze(0) if alone else gather(rows)).cpu()
 
     @classmethod
     def restore(

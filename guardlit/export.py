@@ -84,5 +84,7 @@ class ExportAtEnd(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export."""
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "export"
-        written = export_weights(pl_module, find_ema(trainer), folder)  # type: ignore[arg-type]
-        rank_zero_info(f"trained weights: {', '.join(map(str, written))}")
+        if trainer.is_global_zero:
+            written = export_weights(pl_module, find_ema(trainer), folder)  # type: ignore[arg-type]
+            rank_zero_info(f"trained weights: {', '.join(map(str, written))}")
+        trainer.strategy.barrier()

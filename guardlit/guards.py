@@ -20,6 +20,15 @@ HOPELESS = 10.0
 Outputs = Mapping[str, Tensor]
 
 
+def check_precision(precision: str) -> None:
+    """Refuse a precision that would take what trains, noise and ratios out of float32."""
+    if precision in ("16-true", "bf16-true"):
+        raise GuardlitError(
+            f"trainer.precision={precision} would train in half precision: take {precision.removesuffix('true')}mixed, "
+            "and weights_dtype of the policy for storing what is frozen"
+        )
+
+
 def check_clip(objective: Objective, plan: RoundPlan, elements: int) -> None:
     """Refuse a clip range that can never act; `clip_range: null` says that none is wanted.
 
@@ -85,6 +94,27 @@ def report_noise_floor(outputs: Sequence[Outputs], bounds: tuple[float, float]) 
             "the noise floor exceeds half of the clip range: rounding alone decides what is clipped. Take a more "
             "precise trainer.precision (32-true, or 16-mixed before bf16-mixed) or model.old_velocity: recomputed"
         )
+
+
+def check_gradient(norm: Tensor, outputs: Sequence[Outputs], scaled: bool, update: int, round: Round) -> None:
+    """Stop before NaN or infinity reaches the weights.
+
+    Args:
+        norm: of the update's gradient, ().
+        outputs: of its micro-batches.
+        scaled: whether a loss scaler is at work; it expects overflows in the backward pass, skips the step and lowers
+            its scale. A loss that is not finite is a mistake all the same.
+        update: index of the update in the run.
+        round: the round it belongs to.
+
+    Raises:
+        GuardlitError: naming the round, the step and the prompt.
+    """
+    if bool(torch.isfinite(norm)):
+        return
+    finite = all(bool(torch.isfinite(o["loss"])) and bool(torch.isfinite(o["log_ratio"]).all()) for o in outputs)
+    if not (scaled and finite):
+        raise GuardlitError(blame(outputs, float(norm), update, round))
 
 
 def blame(outputs: Sequence[Outputs], norm: float, update: int, round: Round) -> str:

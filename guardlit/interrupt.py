@@ -25,9 +25,10 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 class SignalGuard(pl.Callback):
-    """On SIGINT, SIGTERM or SIGUSR1: write `checkpoints/interrupted.ckpt` and stop, within one micro-batch.
+    """On SIGINT, SIGTERM or SIGUSR1: write `checkpoints/interrupted.ckpt` and stop.
 
-    A second signal stops at once. The checkpoint holds the round in progress and the gradients accumulated so far, so
+    It does so within one micro-batch or denoising step; a validation or the encoding of prompts is finished first. A
+    second signal stops at once. The checkpoint holds the round in progress and the gradients accumulated so far, so
     that the resumed run is the undisturbed one, bit for bit.
     """
 

@@ -17,7 +17,7 @@ from guardlit.advantage import GroupAdvantage
 from guardlit.collect import Collector
 from guardlit.errors import GuardlitError
 from guardlit.experience import Experience, Round
-from guardlit.guards import blame, check_clip, check_noise, report_noise_floor
+from guardlit.guards import check_clip, check_gradient, check_noise, check_precision, report_noise_floor
 from guardlit.loops import close_epoch, validate_now
 from guardlit.objective import GRPOGuard, Objective, kl_divergence
 from guardlit.phases import announce
@@ -79,8 +79,7 @@ class GRPOModule(pl.LightningModule):
         self._experience: Experience | None = None
         self._outputs: list[dict[str, Tensor]] = []  # of the update in progress
         self._restored_gradients: dict[str, Tensor] = {}
-        self._update_seconds = 0.0
-        self._batch_started = 0.0
+        self._collected = 0.0
 
     # set-up -------------------------------------------------------------------------------------------------------
 
@@ -124,7 +123,8 @@ class GRPOModule(pl.LightningModule):
         return self.reward
 
     def on_fit_start(self) -> None:
-        """Load the reward before anything is drawn, and refuse a clip that cannot act."""
+        """Load the reward before anything is drawn, and refuse what cannot work."""
+        check_precision(str(self.trainer.precision))
         self.scorer()
         check_clip(self.objective, self._plan, self._elements)
 
@@ -143,6 +143,7 @@ class GRPOModule(pl.LightningModule):
         for name, gradient in self._restored_gradients.items():
             parameters[name].grad = gradient.to(parameters[name].device)
         self._restored_gradients = {}
+        self._outputs = [{k: v.to(self.device) for k, v in o.items()} for o in self._outputs]
         if self.trainer.global_step == 0:
             validate_now(self.trainer)
 
@@ -150,8 +151,7 @@ class GRPOModule(pl.LightningModule):
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows (n, ...) of every process, (world, n, ...); to be called by all."""
-        gathered: Tensor = self.all_gather(rows)  # type: ignore[assignment]
-        return gathered if self.trainer.world_size > 1 else rows.unsqueeze(0)
+        return self.all_gather(rows) if self.trainer.world_size > 1 else rows.unsqueeze(0)  # type: ignore[return-value]
 
     def collect(self, round: Round, batch_size: int) -> Experience:
         """Draw, score and judge one round: the start of a Lightning epoch."""
@@ -167,6 +167,7 @@ class GRPOModule(pl.LightningModule):
 
     def _begin(self, experience: Experience) -> Experience:
         self._experience, self.round_metrics = experience, dict(experience.metrics)
+        self._collected = time.perf_counter()
         return experience
 
     def restore_experience(self, state: Any, round: Round) -> Experience:
@@ -221,54 +222,50 @@ class GRPOModule(pl.LightningModule):
 
     # one update ---------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: Transition, batch_idx: int) -> None:
-        """Start the clock."""
-        self._batch_started = time.perf_counter()
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The last moment before the weights move: norm, guard and noise floor."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        # a loss scaler expects overflows: it skips the step and lowers its scale
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None and not bool(torch.isfinite(norm)):
-            raise GuardlitError(blame(self._outputs, float(norm), self.trainer.global_step, self.experience.round))
-        self._gradient_norm = norm
+        """The last moment before the weights move: norm, guard, noise floor, and the update's log line."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        check_gradient(norm, self._outputs, scaled, self.trainer.global_step, self.experience.round)
         if self.trainer.global_step == 0:
             report_noise_floor(self._outputs, self.objective.log_bounds(self._elements))
+        # here and not after the step: a checkpoint written then finds no update in progress
+        self.log_dict(update_metrics(self._outputs) | {"train/grad_norm": norm}, batch_size=1, sync_dist=True)
+        self._outputs = []
 
     def on_train_batch_end(self, outputs: Any, batch: Transition, batch_idx: int) -> None:
-        """Log an update once it is made."""
-        self._update_seconds += time.perf_counter() - self._batch_started
+        """Tell how far the round is."""
         announce(self.trainer, "update", batch_idx + 1, self._plan.micro_batches)
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            metrics = update_metrics(self._outputs) | {"train/grad_norm": self._gradient_norm}
-            self.log_dict(metrics, batch_size=1)
-            self._outputs = []
 
     def on_train_epoch_end(self) -> None:
         """Log the round."""
         metrics = self.round_metrics
-        metrics["time/update_s"], self._update_seconds = self._update_seconds, 0.0
+        metrics["time/update_s"] = time.perf_counter() - self._collected
         seconds = metrics["time/rollout_s"] + metrics["time/reward_s"] + metrics["time/update_s"]
         metrics["time/images_per_s"] = self._plan.images / seconds
         metrics["round"] = float(self.experience.round.index)
-        self.log_dict(metrics, batch_size=1)
+        self.log_dict(metrics, batch_size=1, sync_dist=True)
 
     # validation ---------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Encode all prompts at once: the text encoders load at most one time."""
+        self.policy.encode([prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])])
 
     def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
         """Draw and score one image a prompt, with noise that is the same at every validation."""
         prompts = [p for _, p in batch]
         images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
-        result = self.scorer().score(RewardRequest(images, texts, metadata))
+        with torch.autocast(self.device.type, enabled=False):
+            result = self.scorer().score(RewardRequest(images, texts, metadata))
         if not bool(result.valid.all()):
             failed = texts[int((~result.valid).nonzero()[0])]
             raise GuardlitError(f"reward '{self.reward.name}' failed in validation, first on prompt '{failed[:80]}'")
         mean = result.values.mean().to(self.device)
         self.log("val/reward", mean, on_epoch=True, batch_size=len(batch), sync_dist=True)
-        index = torch.tensor([i for i, _ in batch])
-        return {"images": images, "prompts": texts, "metadata": metadata, "reward": result.values, "index": index}
+        numbered = {"reward": result.values, "index": torch.tensor([i for i, _ in batch])}
+        return {"images": images, "prompts": texts, "metadata": metadata, **numbered}
 
     def predict_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> Tensor:
         """Images of (noise index, prompt) pairs by the evaluation settings, (B, 3, height, width) uint8."""
@@ -283,10 +280,12 @@ class GRPOModule(pl.LightningModule):
         finished = self.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
         if finished is not None:
             close_epoch(checkpoint, finished)
-        part: dict[str, Any] = {"fingerprint": ckpt.fingerprint(self), "old": self.policy.old_state()}
+        part: dict[str, Any] = {"fingerprint": ckpt.fingerprint(self)}
+        if finished is None:
+            part["old"] = self.policy.old_state()
         if self._outputs:
-            part["gradients"] = {n: p.grad.cpu() for n, p in self.named_parameters() if p.grad is not None}
-            part["outputs"] = self._outputs
+            part["gradients"] = ckpt.gradients(self)
+            part["outputs"] = [{k: v.cpu() for k, v in o.items()} for o in self._outputs]
         checkpoint[ckpt.KEY] = part
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -294,7 +293,8 @@ class GRPOModule(pl.LightningModule):
         fitting = self.trainer.state.fn == "fit"
         expected = ckpt.fingerprint(self) if fitting else self.policy.fingerprint()
         part = ckpt.check_fingerprint(checkpoint, expected)
-        self.policy.load_old_state(part["old"])
+        if "old" in part:
+            self.policy.load_old_state(part["old"])
         if fitting:
             self._restored_gradients = part.get("gradients", {})
             self._outputs = part.get("outputs", [])

@@ -39,9 +39,9 @@ class NoiseSource:
     def draw(self, samples: Sequence[int], steps: Sequence[int] | int) -> Tensor:
         """Noise of images in the round at their steps, drawn on the CPU; (B, C, H, W) float32."""
         steps = [steps] * len(samples) if isinstance(steps, int) else steps
-        out = torch.empty(len(samples), *self._shape)
+        out = torch.empty(len(samples), *self._shape, dtype=torch.float32)
         generator = torch.Generator()
         for row, sample, step in zip(out, samples, steps, strict=True):
             generator.manual_seed(mix(self._seed, self._round, sample, step))
-            torch.randn(self._shape, generator=generator, out=row)
+            row.normal_(generator=generator)
         return out

@@ -28,6 +28,7 @@ class RoundProgress(ProgressBar):
         self._started = 0.0
         self._first_round = 0
         self._enabled = True
+        self._shown = ""
 
     def disable(self) -> None:
         """Lightning turns progress bars off on all processes but the first."""
@@ -54,8 +55,9 @@ class RoundProgress(ProgressBar):
     def on_phase(self, trainer: pl.Trainer, phase: Phase, done: int, total: int) -> None:
         """Show where in the round the run is."""
         if self._bar is not None:
-            numbers = self._numbers(trainer, trainer.current_epoch)
-            name = self._round(trainer)
+            if phase != "update" or done == total or not self._shown:
+                self._shown = self._numbers(trainer, trainer.current_epoch)  # reads tensors: not at every micro-batch
+            name, numbers = self._round(trainer), self._shown
             self._bar.update(self._task, description=phase, completed=done, total=total, round=name, numbers=numbers)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

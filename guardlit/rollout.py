@@ -44,7 +44,8 @@ def sample(
     states, velocities = [], []
     a, g, s = (column.tolist() for column in (coefficients.sample, coefficients.velocity, coefficients.std))
     for step, sigma in enumerate(coefficients.sigmas[:-1].tolist()):
-        v = policy.velocity(x, torch.full((len(samples),), sigma, device=device), conditioning, guidance_scale)
+        t = torch.full((len(samples),), sigma, device=device, dtype=torch.float32)
+        v = policy.velocity(x, t, conditioning, guidance_scale)
         if step < record:
             states.append(x)
             velocities.append(v)

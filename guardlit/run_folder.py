@@ -40,9 +40,10 @@ class RunFolder(pl.Callback):
         data: PromptDataModule = trainer.datamodule  # type: ignore[attr-defined]
         module: GRPOModule = pl_module  # type: ignore[assignment]
         rank_zero_info(data.plan.describe())
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        log_dir = trainer.log_dir  # a broadcast: every process asks
+        if not trainer.is_global_zero or log_dir is None:
             return
-        folder = Path(trainer.log_dir)
+        folder = Path(log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "batches.txt").write_text(data.plan.describe() + "\n", encoding="utf-8")
         table = schedule_table(module.coefficients(), range(module.train_steps))

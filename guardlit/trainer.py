@@ -58,6 +58,8 @@ class GuardlitTrainer(pl.Trainer):
             ema.use_for_validation = False
         batch_size = datamodule.rollout_batch if datamodule else n
         loader: DataLoader[Any] = DataLoader(cast("Dataset[Any]", items), batch_size=batch_size, collate_fn=list)
+        model.configure_model()
+        model.policy.encode(texts)  # all at once: the text encoders load at most one time
         batches = self.predict(model, loader, ckpt_path=ckpt_path)
         images = torch.cat(cast("list[Tensor]", batches))
         for path in write_images(images, texts, n, Path(out)):

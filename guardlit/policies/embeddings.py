@@ -26,7 +26,7 @@ class EmbeddingCache:
         capacity: entries held in memory; older ones are read from disk again. Without a folder nothing is dropped.
     """
 
-    def __init__(self, key: str, folder: Path | None, capacity: int = 4096) -> None:
+    def __init__(self, key: str, folder: Path | None, capacity: int = 1024) -> None:
         self._key = key
         self._folder = folder
         self._capacity = capacity

@@ -170,7 +170,10 @@ class FullWeights:
         with _other_weights():
             trained = {name: p.data for name, p in self._transformer.named_parameters()}
             for name, p in self._transformer.named_parameters():
-                p.data = self._copies[weights][name].to(p.device)
+                copy = self._copies[weights][name].to(p.device)
+                if self._device is None:
+                    self._copies[weights][name] = copy  # the weights have moved since the copy was made
+                p.data = copy
             try:
                 yield
             finally:
