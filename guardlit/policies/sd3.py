@@ -215,7 +215,9 @@ class SD3Policy(FlowPolicy):
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """`prompt_embeds` (P, L, D) and `pooled` (P, D') on the transformer's device."""
-        return {k: v.to(self.device) for k, v in self._embeddings.get(prompts).items()}
+        with torch.autocast("cpu", enabled=False):  # it cannot stack float16
+            table = self._embeddings.get(prompts)
+        return {k: v.to(self.device, self.transformer.dtype) for k, v in table.items()}
 
     def _empty_prompt(self) -> Conditioning:
         if self._empty is None or self._empty["pooled"].device != self.device:
@@ -234,12 +236,11 @@ class SD3Policy(FlowPolicy):
             embeds = torch.cat([empty["prompt_embeds"].expand(rows, -1, -1), embeds])
             pooled = torch.cat([empty["pooled"].expand(rows, -1), pooled])
             latents, sigma = latents.repeat(2, 1, 1, 1), sigma.repeat(2)
-        dtype = self.transformer.dtype
         prediction: Tensor = self.transformer(
-            hidden_states=latents.to(dtype),
+            hidden_states=latents.to(self.transformer.dtype),
             timestep=sigma * 1000,
-            encoder_hidden_states=embeds.to(dtype),
-            pooled_projections=pooled.to(dtype),
+            encoder_hidden_states=embeds,
+            pooled_projections=pooled,
             return_dict=False,
         )[0].float()
         if not guided:
