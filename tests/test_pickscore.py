@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip_preprocess import ClipPreprocess, resize_shortest_edge
+from guardlit.rewards.network import Placement
 from guardlit.rewards.pickscore import PickScore
 from guardlit.types import RewardRequest
 
@@ -128,7 +129,7 @@ def test_wrong_ways_to_score_are_seen(scorer: PickScore, clip_folder: Path):
 def test_batches_and_order_do_not_matter(scorer: PickScore, clip_folder: Path):
     images = pictures()
     whole = scorer.score(request(images, PROMPTS)).values
-    small = PickScore(str(clip_folder), batch_size=2)
+    small = PickScore(str(clip_folder), placement=Placement(batch_size=2))
     small.setup(CPU)
     torch.testing.assert_close(small.score(request(images, PROMPTS)).values, whole, rtol=1e-5, atol=0)
     order = [3, 0, 5, 1, 4, 2]
@@ -158,11 +159,11 @@ def test_precision_is_the_one_asked_for(clip_folder: Path, tmp_path: Path, score
     safetensors.torch.save_file({k: v.half() for k, v in weights.items()}, half / "model.safetensors", {"format": "pt"})
     full = PickScore(str(half))
     full.setup(CPU)
-    assert {p.dtype for p in full._clip.parameters()} == {torch.float32}
-    low = PickScore(str(clip_folder), dtype="bf16")
+    assert {p.dtype for p in full.network.parameters()} == {torch.float32}
+    low = PickScore(str(clip_folder), placement=Placement(dtype="bf16"))
     low.setup(CPU)
     result = low.score(request(pictures(), PROMPTS))
-    assert low._clip.dtype == torch.bfloat16
+    assert low.network.dtype == torch.bfloat16
     assert result.values.dtype == torch.float32
     torch.testing.assert_close(result.values, scorer.score(request(pictures(), PROMPTS)).values, rtol=0, atol=5)
     assert result.provenance["dtype"] == "bf16"
@@ -203,7 +204,7 @@ def remove(*names: str) -> Callable[[Path], object]:
         (edit_json("preprocessor_config.json", resample=2), "something else than CLIP's preprocessing"),
         (edit_json("preprocessor_config.json", do_center_crop=False), "something else than CLIP's preprocessing"),
         (edit_json("preprocessor_config.json", size={"height": 32, "width": 32}), "something else than CLIP's"),
-        (remove("preprocessor_config.json"), "laion/CLIP-ViT-H-14-laion2B-s32B-b79K: neither a folder nor in"),
+        (remove("preprocessor_config.json"), "laion/CLIP-ViT-H-14-laion2B-s32B-b79K: neither here nor in"),
     ],
 )
 def test_bad_folders_give_one_line(clip_folder: Path, tmp_path: Path, spoil: Callable[[Path], object], expected: str):
@@ -233,7 +234,10 @@ def test_old_bin_files_load_and_code_in_them_does_not_run(clip_folder: Path, tmp
 
 @pytest.mark.parametrize(
     ("model", "expected"),
-    [("/nowhere/clip", "there is no folder /nowhere/clip"), ("nobody/nothing", "run `hf download nobody/nothing`")],
+    [
+        ("/nowhere/clip", "there is no /nowhere/clip; a CLIP folder"),
+        ("nobody/nothing", "run `hf download nobody/nothing`"),
+    ],
 )
 def test_models_that_are_not_here(model: str, expected: str):
     with pytest.raises(GuardlitError) as caught:

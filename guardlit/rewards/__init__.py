@@ -11,4 +11,6 @@ from guardlit.rewards.digits import DigitGold as DigitGold
 from guardlit.rewards.digits import DigitProbability as DigitProbability
 from guardlit.rewards.digits import DigitRealism as DigitRealism
 from guardlit.rewards.jpeg import JPEGCompressibility as JPEGCompressibility
+from guardlit.rewards.network import NetworkScorer as NetworkScorer
+from guardlit.rewards.network import Placement as Placement
 from guardlit.rewards.pickscore import PickScore as PickScore

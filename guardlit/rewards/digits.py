@@ -15,6 +15,7 @@ from guardlit.assets import resolve
 from guardlit.errors import GuardlitError
 from guardlit.rewards.base import Scorer
 from guardlit.rewards.digits_nets import DIGITS, GoldNet, ProxyNet, to_grey, upscale
+from guardlit.rewards.weights import sha256
 from guardlit.types import RewardRequest, RewardResult
 
 SCORERS = "guardlit://digits_scorers"
@@ -41,18 +42,41 @@ def asked_digit(prompt: str, metadata: Mapping[str, object]) -> int:
     return named.pop()
 
 
-class _Classifier(Scorer):
-    """Probability of the asked digit under a bundled classifier, in [0, 1]; higher is better.
+class _Bundled(Scorer):
+    """A scorer that reads one safetensors file.
 
     Args:
-        path: folder with the classifier's safetensors file, or a `guardlit://` name.
+        path: folder with the scorer's safetensors file, or a `guardlit://` name.
     """
 
-    network: ClassVar[type[nn.Module]]
     file: ClassVar[str]
 
     def __init__(self, path: str = SCORERS) -> None:
         self.path = path
+        self._sha256 = ""
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Scorer and file."""
+        return {"scorer": self.name, "weights": self.file, "weights_sha256": self._sha256}
+
+    def _read(self) -> tuple[Path, dict[str, Tensor]]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = Path(resolve(self.path)) / self.file
+        try:
+            tensors = load_file(file)
+            self._sha256 = sha256(file)
+        except (OSError, SafetensorError) as error:
+            raise GuardlitError(f"{file}: cannot be read as a safetensors file ({error})") from error
+        return file, tensors
+
+
+class _Classifier(_Bundled):
+    """Probability of the asked digit under a bundled classifier, in [0, 1]; higher is better."""
+
+    network: ClassVar[type[nn.Module]]
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
         """Raise `ValueError` unless the prompt asks for one digit."""
@@ -60,7 +84,7 @@ class _Classifier(Scorer):
 
     def setup(self, device: torch.device) -> None:
         """Load the classifier; raises `GuardlitError` when the file is missing or holds another network."""
-        file, tensors = _load(self.path, self.file)
+        file, tensors = self._read()
         with torch.device("meta"):  # no weights are drawn, so that setup leaves the global random state alone
             net = self.network()
         try:
@@ -69,7 +93,6 @@ class _Classifier(Scorer):
             raise GuardlitError(f"{file}: these are not the weights of {self.network.__name__}") from error
         self._net = net.to(device).eval().requires_grad_(False)
         self._device = device
-        self._provenance = {"scorer": self.name, "weights": str(file)}
 
     @torch.no_grad()
     def score(self, request: RewardRequest) -> RewardResult:
@@ -79,7 +102,7 @@ class _Classifier(Scorer):
         probabilities = self._net(to_grey(request.images.to(self._device))).softmax(dim=1)
         values = probabilities.gather(1, digits[:, None])[:, 0]
         success = (probabilities.argmax(dim=1) == digits).float().cpu()
-        return RewardResult.from_values(values, details={"success": success}, provenance=self._provenance)
+        return self.result(values, success=success)
 
 
 class DigitProbability(_Classifier):
@@ -99,29 +122,24 @@ class DigitGold(_Classifier):
     file = "gold.safetensors"
 
 
-class DigitRealism(Scorer):
+class DigitRealism(_Bundled):
     """Gold: distance to the nearest of 1797 real digits, whichever digit it shows; lower is better.
 
     Unit: root mean square difference of grey values in [0, 1] at 32 x 32 pixels; 0 for a real digit, 1 at most.
-
-    Args:
-        path: folder with `real.safetensors`, or a `guardlit://` name.
     """
 
-    def __init__(self, path: str = SCORERS) -> None:
-        self.path = path
+    file = "real.safetensors"
 
     def setup(self, device: torch.device) -> None:
         """Load the real digits; raises `GuardlitError` when the file is missing."""
-        file, tensors = _load(self.path, "real.safetensors")
+        _, tensors = self._read()
         self._real = upscale(tensors["images"]).to(device).float() / 255
-        self._provenance = {"scorer": self.name, "weights": str(file)}
 
     @torch.no_grad()
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images: values (B,) are distances."""
         distances = rms_distances(to_grey(request.images.to(self._real.device)), self._real)
-        return RewardResult.from_values(distances.amin(dim=1), provenance=self._provenance)
+        return self.result(distances.amin(dim=1))
 
 
 class DigitDiversity(Scorer):
@@ -143,7 +161,7 @@ class DigitDiversity(Scorer):
             rows = torch.tensor([i for i, other in enumerate(request.prompts) if other == prompt], device=self._device)
             if len(rows) > 1:
                 values[rows] = rms_distances(grey[rows], grey[rows]).sum(dim=1) / (len(rows) - 1)
-        return RewardResult.from_values(values, provenance={"scorer": self.name})
+        return self.result(values)
 
 
 def rms_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -153,14 +171,3 @@ def rms_distances(a: Tensor, b: Tensor) -> Tensor:
     exact = "donot_use_mm_for_euclid_dist"
     distances: Tensor = torch.cdist(a.flatten(1), b.flatten(1), compute_mode=exact)
     return distances / math.sqrt(pixels)
-
-
-def _load(folder: str, name: str) -> tuple[Path, dict[str, Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = Path(resolve(folder)) / name
-    try:
-        return file, load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise GuardlitError(f"{file}: cannot be read as a safetensors file ({error})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -27,6 +28,11 @@ class JPEGCompressibility(Scorer):
         if incompressible:
             self.name = "jpeg_incompressibility"
 
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Scorer and the file's quality."""
+        return {"scorer": self.name, "quality": str(_QUALITY)}
+
     def setup(self, device: torch.device) -> None:
         """Nothing to load."""
 
@@ -34,8 +40,7 @@ class JPEGCompressibility(Scorer):
         """Score B images of any size; prompts play no part."""
         pixels = request.images.permute(0, 2, 3, 1).cpu().numpy()
         kilobytes = torch.tensor([_jpeg_bytes(image) / 1000 for image in pixels])
-        provenance = {"scorer": self.name, "quality": str(_QUALITY)}
-        return RewardResult.from_values(self.sign * kilobytes / 500, provenance=provenance)
+        return self.result(self.sign * kilobytes / 500)
 
 
 def _jpeg_bytes(pixels: np.ndarray) -> int:

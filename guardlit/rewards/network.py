@@ -1,0 +1,137 @@
+"""Scorers with a network of their own: where it lives, how precise it is, how many images it takes at once."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from guardlit.errors import GuardlitError
+from guardlit.rewards.base import Scorer
+from guardlit.types import RewardRequest, RewardResult
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Rows = TypeVar("Rows", Tensor, list[str])
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a scorer's network lives and how it is fed.
+
+    Attributes:
+        device: `same` as the policy's, `cpu`, or a GPU such as `cuda:1`.
+        dtype: precision of the network; a score is float32 in any case.
+        batch_size: images, or texts, that go through the network at once.
+        offload: keep the weights on the CPU and bring them to the device for each request.
+    """
+
+    device: str = "same"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_size: int = 32
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size of a scorer's placement is {self.batch_size}; it must be at least 1")
+
+    def resolve(self, device: torch.device) -> torch.device:
+        """The device meant, where the policy's is `device`; raises `GuardlitError` for one that is not here."""
+        if self.device == "same":
+            return device
+        try:
+            chosen = torch.device(self.device)
+        except RuntimeError:
+            chosen = None
+        if chosen is None or chosen.type not in ("cpu", "cuda"):
+            raise GuardlitError(f"placement.device '{self.device}' of a scorer is not one of same, cpu, cuda, cuda:N")
+        if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+            raise GuardlitError(
+                f"placement.device '{self.device}' of a scorer is not here: torch sees {torch.cuda.device_count()} GPUs"
+            )
+        return chosen
+
+    def batches(self, total: int) -> list[slice]:
+        """`total` rows cut into batches."""
+        return [slice(start, start + self.batch_size) for start in range(0, total, self.batch_size)]
+
+
+class NetworkScorer(Scorer):
+    """A scorer that asks a network which fits in this process.
+
+    A subclass writes `load` and `judge`; placement, precision, batches, offloading and provenance are done here.
+
+    Args:
+        placement: where the network lives and how it is fed.
+    """
+
+    network: nn.Module
+    """What `load` returned, in eval mode and without gradients."""
+    device: torch.device
+    """Where requests are computed."""
+
+    def __init__(self, placement: Placement = Placement()) -> None:
+        self.placement = placement
+        self._files: Mapping[str, str] = {}
+
+    @abstractmethod
+    def load(self) -> tuple[nn.Module, Mapping[str, str]]:
+        """Read the network, and whatever else the scorer needs, to the CPU.
+
+        Returns:
+            The network in any dtype, and what to add to the provenance: names and SHA-256 of the weights.
+
+        Raises:
+            GuardlitError: a file that is missing, or holds other weights than the network's.
+        """
+
+    @abstractmethod
+    def judge(self, request: RewardRequest) -> RewardResult:
+        """Score B images; the network is on `device`, gradients are off."""
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Scorer, files, precision."""
+        return {"scorer": self.name, **self._files, "dtype": self.placement.dtype}
+
+    def setup(self, device: torch.device) -> None:
+        """Load the network to the device that the placement means."""
+        self.device = self.placement.resolve(device)
+        network, self._files = self.load()
+        self.network = network.to(DTYPES[self.placement.dtype]).eval().requires_grad_(False)
+        if not self.placement.offload:
+            self.network.to(self.device)
+
+    @torch.no_grad()
+    def score(self, request: RewardRequest) -> RewardResult:
+        """Score B images, (B,)."""
+        with self._on_device():
+            return self.judge(request)
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        if not self.placement.offload:
+            yield
+            return
+        self.network.to(self.device)
+        try:
+            yield
+        finally:
+            self.network.to("cpu")
+
+    def in_batches(self, rows: Rows, embed: Callable[[Rows], Tensor]) -> Tensor:
+        """`embed` of all rows, a batch at a time, (len(rows), ...) float32."""
+        return torch.cat([embed(rows[batch]).float() for batch in self.placement.batches(len(rows))])
+
+    def once_each(self, prompts: list[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
+        """`embed` of every different prompt once, handed out by prompt: (B, ...) float32.
+
+        A group's images share their prompt, so this is a small part of `prompts`.
+        """
+        rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        return self.in_batches(list(rows), embed)[[rows[prompt] for prompt in prompts]]
