@@ -31,6 +31,7 @@ from guardlit.rewards.http_parts import (
     checked_url,
     describe,
 )
+from guardlit.rewards.outcome import Outcome as Outcome
 
 T = TypeVar("T")
 
@@ -87,14 +88,6 @@ class Call(Generic[T]):
     content_type: str = "application/json"
 
 
-@dataclass(frozen=True)
-class Outcome(Generic[T]):
-    """What became of a call: `value`, or else `error`, one line."""
-
-    value: T | None = None
-    error: str | None = None
-
-
 class Client:
     """A server that is asked for scores.
 
@@ -148,16 +141,19 @@ class Client:
 
     def map(self, calls: Sequence[Call[T]]) -> list[Outcome[T]]:
         """Make all calls, `concurrency` at once; outcomes are in the calls' order, and no failure raises."""
-        future = self._portal.start_task_soon(self._map, calls)
+        return self._wait_for(calls, self.limits.total)
+
+    def _wait_for(self, calls: Sequence[Call[T]], seconds: float) -> list[Outcome[T]]:
+        future = self._portal.start_task_soon(self._map, calls, seconds)
         try:
             return future.result()
         except BaseException:  # such as ctrl-C
             future.cancel()
             raise
 
-    def ask(self, call: Call[T]) -> T:
-        """Make one call; raises `GuardlitError` where `map` would have an error."""
-        (outcome,) = self.map([call])
+    def ask(self, call: Call[T], seconds: float | None = None) -> T:
+        """Make one call, with all its attempts within `seconds`; raises `GuardlitError` where `map` has an error."""
+        (outcome,) = self._wait_for([call], seconds or self.limits.total)
         if outcome.error is not None:
             raise GuardlitError(f"{self.url}: {outcome.error}")
         return outcome.value  # type: ignore[return-value]  # it may be None, if that is what `read` made
@@ -173,7 +169,7 @@ class Client:
         counts, self._counts = self._counts, Counts()
         return counts
 
-    async def _map(self, calls: Sequence[Call[T]]) -> list[Outcome[T]]:
+    async def _map(self, calls: Sequence[Call[T]], seconds: float) -> list[Outcome[T]]:
         import anyio
 
         outcomes: list[Outcome[T]] = [Outcome()] * len(calls)
@@ -181,7 +177,7 @@ class Client:
 
         async def make(index: int) -> None:
             async with self._slots:
-                outcomes[index] = await self._make(calls[index], pulse)
+                outcomes[index] = await self._make(calls[index], seconds, pulse)
             self._counts.calls += 1
             self._counts.failures += outcomes[index].error is not None
 
@@ -190,17 +186,17 @@ class Client:
                 group.start_soon(make, index)
         return outcomes
 
-    async def _make(self, call: Call[T], pulse: Pulse) -> Outcome[T]:
+    async def _make(self, call: Call[T], seconds: float, pulse: Pulse) -> Outcome[T]:
         import anyio
 
         if pulse.flat:
             return Outcome(error=f"{call.method} {call.path}: not sent, as the server stopped answering")
         try:
-            with anyio.fail_after(self.limits.total):
+            with anyio.fail_after(seconds):
                 value = await self._insist(call)
         except TimeoutError:
             pulse.note(alive=False)
-            return Outcome(error=f"{call.method} {call.path}: no answer within {self.limits.total:g} s")
+            return Outcome(error=f"{call.method} {call.path}: no answer within {seconds:g} s")
         except ReplyError as failure:
             pulse.note(alive=failure.alive)
             return Outcome(error=f"{call.method} {call.path}: {failure}")
