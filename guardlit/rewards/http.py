@@ -15,9 +15,10 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.http_parts import (
@@ -115,6 +116,7 @@ class Client:
         self.url, loopback = checked_url(base_url)
         self.limits = limits
         self._counts = Counts()
+        self._running: set[Future[Any]] = set()
         self._jitter = random.Random()  # its own, as scoring must leave the global random state alone
         self._slots = anyio.Semaphore(limits.concurrency)
         http = httpx2.AsyncClient(
@@ -136,7 +138,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Drop the connections and end the thread; the client cannot be used again."""
+        """Drop the connections and end the thread; a `map` in another thread fails, and no further one is possible."""
+        for future in list(self._running):
+            future.cancel()
         self._stack.close()
 
     def map(self, calls: Sequence[Call[T]]) -> list[Outcome[T]]:
@@ -145,11 +149,14 @@ class Client:
 
     def _wait_for(self, calls: Sequence[Call[T]], seconds: float) -> list[Outcome[T]]:
         future = self._portal.start_task_soon(self._map, calls, seconds)
+        self._running.add(future)
         try:
             return future.result()
         except BaseException:  # such as ctrl-C
             future.cancel()
             raise
+        finally:
+            self._running.discard(future)
 
     def ask(self, call: Call[T], seconds: float | None = None) -> T:
         """Make one call, with all its attempts within `seconds`; raises `GuardlitError` where `map` has an error."""

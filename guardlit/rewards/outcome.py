@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,8 +17,6 @@ class Outcome(Generic[T]):
     error: str | None = None
 
 
-def report_failures(scorer: str, outcomes: Sequence[Outcome[T]]) -> None:
-    """Log one line that says how many samples failed, and why the first of them did."""
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if errors:
-        _log.warning("%s: %d of %d samples failed; the first: %s", scorer, len(errors), len(outcomes), errors[0])
+def first_error(outcomes: Sequence[Outcome[T]]) -> str:
+    """Why the first sample that failed did; empty if none failed."""
+    return next((outcome.error for outcome in outcomes if outcome.error is not None), "")

@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.base import Scorer
 from guardlit.rewards.http import Call, Client, Limits
-from guardlit.rewards.outcome import report_failures
+from guardlit.rewards.outcome import first_error
 from guardlit.rewards.unifiedreward_texts import IMAGE_LINE, TEMPLATES
 from guardlit.types import RewardRequest, RewardResult
 
@@ -116,17 +115,16 @@ class UnifiedReward(Scorer):
         pixels = request.images.permute(0, 2, 3, 1).cpu().numpy()
         bodies = [partial(self._body, image, prompt) for image, prompt in zip(pixels, request.prompts, strict=True)]
         outcomes = self._client.map([Call("POST", "/v1/chat/completions", self._read, body) for body in bodies])
-        report_failures(self.name, outcomes)
         labels = TEMPLATES[self.template].labels
         failed = (float("nan"),) * len(labels)
         scores = torch.tensor([failed if o.value is None else o.value for o in outcomes]).view(-1, len(labels))
-        return self.result(scores.mean(dim=1), **self._details(labels, scores))
-
-    @staticmethod
-    def _details(labels: tuple[str, ...], scores: Tensor) -> dict[str, Tensor]:
-        if len(labels) == 1:
-            return {}
-        return {label.split()[0].lower(): column for label, column in zip(labels, scores.T, strict=True)}
+        axes = {label.split()[0].lower(): column for label, column in zip(labels, scores.T, strict=True)}
+        return RewardResult.from_values(
+            scores.mean(dim=1),
+            details=axes if len(axes) > 1 else {},
+            provenance=self.provenance,
+            reason=first_error(outcomes),
+        )
 
     def _body(self, pixels: np.ndarray, prompt: str) -> bytes:
         template = TEMPLATES[self.template]

@@ -50,7 +50,7 @@ _AXES = (
 _LABEL = r"\b{label}[ \t]*(?:\(1-5\))?\**[ \t]*:(?!['\"\u2019\u201d`])\**\s*\**"  # in quotes it is mentioned, not given
 _NUMBER = re.compile(
     r"([0-9]+(?:\.[0-9]+)?)(?:[ \t]*/[ \t]*5(?:\.0+)?)?\**"
-    r"(?=[.,;!)\]'\"\u2019\u201d]*(?:\s|\Z))"  # nothing sticks to it, as in 45, 4.5.1, 4,5, 4e3, 4%
+    r"(?=[.,;!)\]'\"\u2019\u201d]*(?:\s|<[|/]|\Z))"  # nothing sticks to it, as in 45, 4.5.1, 4,5, 4e3, 4%
     r"(?![ \t]*(?:[0-9/%*^x]|[:\u2013-][ \t]*[0-9]|(?:to|or)\b|out[ \t]+of[ \t]+(?!5\b)))",  # 4 / 10, 4 - 5, 4 to 5
     re.IGNORECASE,
 )
