@@ -93,6 +93,7 @@ class UnifiedReward(Scorer):
         try:
             served = client.ask(Call("GET", "/v1/models", _served), _PROBE_SECONDS)
             self.model = self._choose(served)
+            client.counters()  # begin anew: this was no score
         except BaseException:
             client.close()
             raise
