@@ -10,6 +10,7 @@ The client runs its event loop in one thread of its own and is used from ordinar
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import random
@@ -23,6 +24,7 @@ from typing import Any, Generic, Self, TypeVar
 from guardlit.errors import GuardlitError
 from guardlit.rewards.http_parts import (
     Counts,
+    Patience,
     Pulse,
     RefusedError,
     ReplyError,
@@ -35,8 +37,6 @@ from guardlit.rewards.http_parts import (
 from guardlit.rewards.outcome import Outcome as Outcome
 
 T = TypeVar("T")
-
-_REREADS = 2  # at temperature 0 a model mostly repeats itself
 
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # else every retry prints its bare event name
 
@@ -109,7 +109,6 @@ class Client:
     """
 
     def __init__(self, base_url: str, limits: Limits = Limits(), token_env: str | None = None) -> None:
-        import anyio
         import httpx2
         from anyio.from_thread import start_blocking_portal
 
@@ -118,7 +117,8 @@ class Client:
         self._counts = Counts()
         self._running: set[Future[Any]] = set()
         self._jitter = random.Random()  # its own, as scoring must leave the global random state alone
-        self._slots = anyio.Semaphore(limits.concurrency)
+        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._no_reply = httpx2.RequestError
         http = httpx2.AsyncClient(
             base_url=self.url,
             headers={} if token_env is None else {"authorization": f"Bearer {bearer_token(token_env)}"},
@@ -177,8 +177,6 @@ class Client:
         return counts
 
     async def _map(self, calls: Sequence[Call[T]], seconds: float) -> list[Outcome[T]]:
-        import anyio
-
         outcomes: list[Outcome[T]] = [Outcome()] * len(calls)
         pulse = Pulse(self.limits.concurrency)
 
@@ -188,19 +186,17 @@ class Client:
             self._counts.calls += 1
             self._counts.failures += outcomes[index].error is not None
 
-        async with anyio.create_task_group() as group:
+        async with asyncio.TaskGroup() as group:
             for index in range(len(calls)):
-                group.start_soon(make, index)
+                group.create_task(make(index))
         return outcomes
 
     async def _make(self, call: Call[T], seconds: float, pulse: Pulse) -> Outcome[T]:
-        import anyio
-
         if pulse.flat:
             return Outcome(error=f"{call.method} {call.path}: not sent, as the server stopped answering")
         try:
-            with anyio.fail_after(seconds):
-                value = await self._insist(call)
+            async with asyncio.timeout(seconds):
+                value = await self._insist(call, time.monotonic() + seconds)
         except TimeoutError:
             pulse.note(alive=False)
             return Outcome(error=f"{call.method} {call.path}: no answer within {seconds:g} s")
@@ -210,44 +206,22 @@ class Client:
         pulse.note(alive=True)
         return Outcome(value)
 
-    async def _insist(self, call: Call[T]) -> T:
+    async def _insist(self, call: Call[T], deadline: float) -> T:
         """The value of a call, after at most `attempts` tries."""
-        import anyio
-        import stamina
-
-        tried, unread = 0, 0
-
-        def pause(error: Exception) -> float | bool:
-            """Seconds until the next try, or False where it would be in vain."""
-            nonlocal tried, unread
-            tried, unread = tried + 1, unread + isinstance(error, UnreadableError)
-            if (
-                not isinstance(error, ReplyError)
-                or not error.again
-                or tried >= self.limits.attempts
-                or unread > _REREADS
-            ):
-                return False
-            seconds: float = max(error.wait, min(0.25 * 2 ** (tried - 1), 10) * self._jitter.uniform(0.5, 1))
-            if anyio.current_time() + seconds >= anyio.current_effective_deadline():
-                return False
-            self._counts.retries += 1
-            return seconds
-
-        body = None if call.body is None else await anyio.to_thread.run_sync(call.body)
-        async for attempt in stamina.retry_context(pause, attempts=self.limits.attempts, timeout=None):
+        body = None if call.body is None else await asyncio.to_thread(call.body)
+        patience = Patience(self.limits.attempts, deadline, self._jitter)
+        async for attempt in patience.attempts():
+            self._counts.retries += attempt.num > 1
             with attempt:
                 return await self._try(call, body)
         raise AssertionError("stamina ends with a value or an error")
 
     async def _try(self, call: Call[T], body: bytes | None) -> T:
-        import httpx2
-
         headers = {} if body is None else {"content-type": call.content_type}
         start = time.monotonic()
         try:
             response = await self._http.request(call.method, call.path, content=body, headers=headers)
-        except httpx2.RequestError as error:
+        except self._no_reply as error:
             raise UnreachedError(describe(error)) from error
         if not response.is_success:
             raise RefusedError(response)
