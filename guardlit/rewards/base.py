@@ -55,12 +55,5 @@ class Scorer(ABC):
         """Wrap raw scores (B,) and further named ones; NaN and infinity become invalid."""
         return RewardResult.from_values(values, details=details, provenance=self.provenance)
 
-    def counters(self) -> Mapping[str, float]:
-        """What happened since the last time this was asked, by name: failures, retries, seconds of latency, ...
-
-        To be logged once a round. Empty for a scorer that asks nobody outside this process.
-        """
-        return {}
-
     def close(self) -> None:  # noqa: B027 - optional hook
         """Give back what `setup` took beside memory: processes, connections. `setup` may be called again after it."""
