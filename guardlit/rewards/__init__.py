@@ -13,4 +13,6 @@ from guardlit.rewards.digits import DigitRealism as DigitRealism
 from guardlit.rewards.jpeg import JPEGCompressibility as JPEGCompressibility
 from guardlit.rewards.network import NetworkScorer as NetworkScorer
 from guardlit.rewards.network import Placement as Placement
+from guardlit.rewards.ocr import OCR as OCR
 from guardlit.rewards.pickscore import PickScore as PickScore
+from guardlit.rewards.unifiedreward import UnifiedReward as UnifiedReward
