@@ -137,6 +137,12 @@ def picture(height: int, width: int, seed: int) -> np.ndarray:
     return image.astype(np.uint8)
 
 
+def pixels(seed: int) -> np.ndarray:
+    """What a network is fed: (1, 3, 96, 160) float32, normalised."""
+    image = picture(96, 160, seed).astype(np.float32)
+    return np.ascontiguousarray(((image - 120) / 58).transpose(2, 0, 1)[None])
+
+
 def logits(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Class and mask logits of an image, (100, 81) and (100, 24, 32) float32: smooth masks, some of them empty."""
     random = np.random.default_rng(seed)
