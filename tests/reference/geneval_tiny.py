@@ -81,7 +81,9 @@ def _head(version: int) -> Shapes:
     shapes |= _conv("pixel_decoder.mask_feature", WIDTH, WIDTH, 1, True)
     for i in range(DECODER_LAYERS):
         layer = f"transformer_decoder.layers.{i}"
-        cross, own, ffn = ("cross_attn", "self_attn", "ffn") if version == 3 else ("attentions.0", "attentions.1", "ffns.0")
+        cross, own, ffn = (
+            ("cross_attn", "self_attn", "ffn") if version == 3 else ("attentions.0", "attentions.1", "ffns.0")
+        )
         for attention in (cross, own):
             shapes |= {f"{layer}.{attention}.attn.in_proj_weight": (3 * WIDTH, WIDTH)}
             shapes |= {f"{layer}.{attention}.attn.in_proj_bias": (3 * WIDTH,)}
