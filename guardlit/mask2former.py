@@ -134,8 +134,8 @@ def _reordered(weight: Tensor) -> Tensor:
 
     mmdet numbers the four neighbours by row, transformers by column.
     """
-    by_neighbour = weight.unflatten(-1, (-1, 4)).transpose(-1, -2)
-    return by_neighbour[..., (0, 2, 1, 3), :].flatten(-2).contiguous()
+    by_neighbour = weight.reshape(*weight.shape[:-1], -1, 4).transpose(-1, -2)
+    return by_neighbour[..., (0, 2, 1, 3), :].flatten(-2)
 
 
 def idle(classes: int, converted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from guardlit.rewards.digits import DigitDiversity as DigitDiversity
 from guardlit.rewards.digits import DigitGold as DigitGold
 from guardlit.rewards.digits import DigitProbability as DigitProbability
 from guardlit.rewards.digits import DigitRealism as DigitRealism
+from guardlit.rewards.geneval import GenEval as GenEval
+from guardlit.rewards.geneval_rules import task_means as task_means
 from guardlit.rewards.hpsv2 import HPSv2 as HPSv2
 from guardlit.rewards.imagereward import ImageReward as ImageReward
 from guardlit.rewards.jpeg import JPEGCompressibility as JPEGCompressibility

@@ -25,7 +25,7 @@ class Found:
         colour: what its pixels look like; None if no clause asks.
     """
 
-    box: tuple[float, float, float, float]
+    box: Sequence[float]
     colour: str | None = None
 
 
