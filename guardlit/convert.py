@@ -96,4 +96,5 @@ def _write(weights: dict[str, Tensor], sizes: dict[str, Any], folder: Path) -> N
         config.label2id = {name: i for i, name in enumerate(CLASSES)}
     config.save_pretrained(folder)
     tensors = {name: weight.contiguous() for name, weight in weights.items()}
-    save_file(tensors | mask2former.idle(config.num_labels, weights), folder / "model.safetensors", {"format": "pt"})
+    tensors |= mask2former.idle(config.num_labels, backbone.hidden_size)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -138,13 +138,14 @@ def _reordered(weight: Tensor) -> Tensor:
     return by_neighbour[..., (0, 2, 1, 3), :].flatten(-2)
 
 
-def idle(classes: int, converted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that transformers expects beside `converted`, mmdet has not, and no detection depends on.
+def idle(classes: int, width: int) -> dict[str, Tensor]:
+    """Weights that transformers expects and mmdet has not, for no detection depends on them.
 
-    They are a norm behind the last stage, and the weight of each class in the loss.
+    Args:
+        classes: the loss holds a weight for each, and for no object.
+        width: channels of the backbone's last stage, behind which there is a norm that nobody asks.
     """
     norm = _BACKBONE + "swin.layernorm."
-    width = len(converted[_BACKBONE + "hidden_states_norms.stage4.weight"])
     loss = torch.tensor([1.0] * classes + [0.1])
     return {norm + "weight": torch.ones(width), norm + "bias": torch.zeros(width), "criterion.empty_weight": loss}
 
