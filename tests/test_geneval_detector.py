@@ -90,6 +90,39 @@ def test_logits_are_mmdets(tmp_path: Path, version: int, capsys: pytest.CaptureF
     assert distance(masks, expected["masks"]) < 5e-6
 
 
+OFFICIAL = {
+    "EMBED": 96,
+    "DEPTHS": (2, 2, 18, 2),
+    "HEADS": (3, 6, 12, 24),
+    "WINDOW": 7,
+    "WIDTH": 256,
+    "QUERIES": 100,
+    "ATTENTION_HEADS": 8,
+    "ENCODER_LAYERS": 6,
+    "ENCODER_FFN": 1024,
+    "DECODER_LAYERS": 9,
+    "DECODER_FFN": 2048,
+}
+
+
+def test_the_official_sizes_are_recognised(monkeypatch: pytest.MonkeyPatch):
+    """transformers' defaults are those of the hub's Swin-S model."""
+    from transformers import Mask2FormerConfig
+
+    for name, value in OFFICIAL.items():
+        monkeypatch.setattr(tiny, name, value)
+    state = {name: torch.empty(shape, device="meta") for name, shape in tiny.layout(2).items()}
+    assert 68e6 < sum(w.numel() for w in state.values()) < 70e6
+    sizes = mask2former.describe(mask2former.in_new_names(state))
+    backbone = sizes.pop("backbone_config")
+    defaults = Mask2FormerConfig()
+    assert sizes.pop("num_labels") == 80
+    assert sizes == {name: getattr(defaults, name) for name in sizes}
+    expected = {"embed_dim": 96, "num_heads": [3, 6, 12, 24], "window_size": 7, "depths": [2, 2, 18, 2]}
+    assert {name: backbone[name] for name in expected} == expected
+    assert backbone["mlp_ratio"] == defaults.backbone_config.mlp_ratio
+
+
 def without_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask2former, "_reordered", lambda weight: weight)
 

@@ -115,7 +115,7 @@ def relations(box: Sequence[float], target: Sequence[float]) -> set[str]:
     """Where a box lies, seen from another: up to two of `RELATIONS`, none if the two are too close to tell.
 
     The offset of the centres, less a tenth of the summed extents on each axis, is compared with half the distance of
-    the centres. In float32, as the benchmark computes it, so that ties fall the same way.
+    the centres; in float32, as the benchmark computes it.
     """
     corners = np.array([box, target], dtype=np.float32).reshape(2, 2, 2)  # box, corner, axis
     centres, extents = corners.mean(axis=1), np.abs(corners[:, 1] - corners[:, 0])
