@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Per channel, of the images that CLIP was trained on."""
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Per channel, of the same images."""
 
 _BICUBIC = 3  # PIL's number
 _FIXED_POINT = 2**22  # PIL's weights for 8-bit images are whole multiples of 1 / 2^22
@@ -49,6 +55,11 @@ def _to_levels(sums: Tensor) -> Tensor:
     return torch.floor(sums / _FIXED_POINT + 0.5).clamp(0, 255)
 
 
+def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(pixels - mean) / std per channel, for pixels (B, 3, height, width) in [0, 1]."""
+    return (pixels - pixels.new_tensor(mean).view(-1, 1, 1)) / pixels.new_tensor(std).view(-1, 1, 1)
+
+
 @dataclass(frozen=True)
 class ClipPreprocess:
     """Resize the shorter edge, crop the centre, normalise.
@@ -58,12 +69,15 @@ class ClipPreprocess:
         crop: (height, width) of the crop; at most `size` each.
         mean: per channel, for pixels in [0, 1].
         std: per channel, for pixels in [0, 1].
+        margin: how half a pixel of margin, where what is cut off is odd, rounds: down, as transformers does with PIL
+            images, or to the even number, as torchvision does.
     """
 
     size: int
     crop: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+    margin: Literal["down", "even"] = "down"
 
     @classmethod
     def like(cls, processor: Any) -> ClipPreprocess:
@@ -82,10 +96,7 @@ class ClipPreprocess:
         if images.dtype != torch.uint8:
             raise TypeError(f"images are {images.dtype}; scores are defined on uint8, as a PNG file would hold them")
         pixels = resize_shortest_edge(images, self.size)
-        # An odd margin is split as transformers does with PIL images, the smaller half first; torchvision's
-        # rounding to even would shift the crop by a pixel.
-        top, left = ((have - want) // 2 for have, want in zip(pixels.shape[-2:], self.crop, strict=True))
+        to_whole = math.floor if self.margin == "down" else round
+        top, left = (to_whole((have - want) / 2) for have, want in zip(pixels.shape[-2:], self.crop, strict=True))
         pixels = pixels[..., top : top + self.crop[0], left : left + self.crop[1]] / 255
-        mean = pixels.new_tensor(self.mean).view(-1, 1, 1)
-        std = pixels.new_tensor(self.std).view(-1, 1, 1)
-        return (pixels - mean) / std
+        return normalise(pixels, self.mean, self.std)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -110,19 +110,21 @@ class NetworkScorer(Scorer):
     @torch.no_grad()
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images, (B,)."""
-        with self._on_device():
+        with self._on_device() if self.placement.offload else nullcontext():
             return self.judge(request)
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        if not self.placement.offload:
-            yield
-            return
-        self.network.to(self.device)
+        """Lend the weights to the device; back home they need no copy, for scoring does not change them."""
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        homes = [tensor.data for tensor in tensors]
         try:
+            for tensor in tensors:
+                tensor.data = tensor.data.to(self.device)
             yield
         finally:
-            self.network.to("cpu")
+            for tensor, home in zip(tensors, homes, strict=True):
+                tensor.data = home
 
     def in_batches(self, rows: Rows, embed: Callable[[Rows], Tensor]) -> Tensor:
         """`embed` of all rows, a batch at a time, (len(rows), ...) float32."""

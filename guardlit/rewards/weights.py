@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 
@@ -43,6 +49,77 @@ def folder_sha256(name: str) -> str:
     raise GuardlitError(f"{name}: holds none of {', '.join(_SINGLE)}")
 
 
+def find_file(name: str, file: str, kind: str) -> Path:
+    """A file of weights: `name` itself, or else `file` in the folder or hub repository of that name.
+
+    Raises:
+        GuardlitError: it is neither here nor to be had.
+    """
+    from transformers.utils import cached_file
+
+    path = Path(expanded(name))
+    if path.is_file():
+        return path
+    with one_line(str(path) if path.exists() else name, kind, file):
+        return Path(cached_file(str(path) if path.exists() else name, file))
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What a safetensors file holds, or a file that `torch.save` wrote; code in the latter is never run.
+
+    Raises:
+        GuardlitError: a file that cannot be read, or whose pickle asks for more than tensors and plain containers.
+    """
+    from safetensors.torch import load_file
+
+    with one_line(str(path), "file of weights"):
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except pickle.UnpicklingError as error:
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            if named is None:
+                raise GuardlitError(f"{path}: not a readable file of weights (damaged, or of another kind)") from error
+            raise GuardlitError(
+                f"{path}: its pickle asks for {named[1]}, and code in a file of weights is not run here; if you trust "
+                f"the file, convert it to safetensors once, as docs/rewards.md says"
+            ) from error
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, not named tensors")
+        return content
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Networks built in here have buffers with their values, but parameters without memory, for `fill` to bring.
+
+    Nothing is drawn from the global random state.
+    """
+    from accelerate import init_empty_weights
+
+    with torch.random.fork_rng(devices=[]), init_empty_weights():
+        yield
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Make a file's tensors the weights of a network, without a copy: all of them, and only them.
+
+    Args:
+        network: built `without_weights`.
+        tensors: by the network's own keys.
+        path: of the file, for the message.
+
+    Raises:
+        GuardlitError: naming what is missing, unexpected or of another shape.
+    """
+    expected = network.state_dict()
+    shapes = {key: tensor.shape for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    misshapen = {key for key in expected.keys() & shapes.keys() if expected[key].shape != shapes[key]}
+    _refuse(path, expected.keys() - shapes.keys(), tensors.keys() - expected.keys(), misshapen, type(network).__name__)
+    network.load_state_dict(tensors, assign=True)
+
+
 def check_report(name: str, report: Mapping[str, Any], no_weights: frozenset[str] = frozenset()) -> None:
     """Refuse a folder whose file does not hold exactly a network's weights.
 
@@ -56,27 +133,30 @@ def check_report(name: str, report: Mapping[str, Any], no_weights: frozenset[str
     Raises:
         GuardlitError: naming what is missing, unexpected or of another shape.
     """
-    wrong = {
-        "missing": set(report["missing_keys"]),
-        "unexpected": set(report["unexpected_keys"]) - no_weights,
-        "of wrong shape": {key for key, *_ in report["mismatched_keys"]},
-    }
+    misshapen = {key for key, *_ in report["mismatched_keys"]}
+    unexpected = set(report["unexpected_keys"]) - no_weights
+    _refuse(name, set(report["missing_keys"]), unexpected, misshapen, "model that its config.json describes")
+
+
+def _refuse(name: object, missing: Set[str], unexpected: Set[str], misshapen: Set[str], network: str) -> None:
+    wrong = {"missing": missing, "unexpected": unexpected, "of wrong shape": misshapen}
     for problem, keys in wrong.items():
         if keys:
             first = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
             raise GuardlitError(
                 f"{name}: {len(keys)} weights {problem} ({first}); the file must hold exactly the weights of the "
-                f"model that its config.json describes"
+                f"{network}"
             )
 
 
 @contextmanager
-def one_line(name: str, kind: str) -> Iterator[None]:
+def one_line(name: str, kind: str, file: str = "") -> Iterator[None]:
     """Turn whatever a library raises over a folder, file or hub id into one line that says what would be right.
 
     Args:
         name: folder, file or hub id that is being read.
         kind: what it must be, e.g. "CLIP folder".
+        file: the one that is wanted from a folder or hub id; all of them if left out.
     """
     try:
         yield
@@ -90,5 +170,5 @@ def one_line(name: str, kind: str) -> Iterator[None]:
             raise GuardlitError(f"there is no {Path(name).absolute()}; a {kind} is needed here") from error
         raise GuardlitError(
             f"{name}: neither here nor in the Hugging Face cache, and the hub is out of reach or lacks it; "
-            f"run `hf download {name}` on a machine that is online, or name a local {kind}"
+            f"run `{' '.join(('hf download', name, file)).strip()}` on a machine that is online, or name a local {kind}"
         ) from error
