@@ -85,7 +85,7 @@ class GRPOModule(pl.LightningModule):
 
     @property
     def train_steps(self) -> int:
-        """S, trained denoising steps."""
+        """S, trained denoising steps of an image."""
         return self.rollout.train_steps
 
     def check_prompt(self, prompt: Prompt) -> None:
@@ -112,7 +112,7 @@ class GRPOModule(pl.LightningModule):
     def coefficients(self) -> Coefficients:
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
-        check_noise(coefficients, self.train_steps, type(self.sde).__name__)
+        check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
         return coefficients
 
     def scorer(self) -> Scorer:
