@@ -140,6 +140,15 @@ class Experience:
         table = self.round.trained_steps
         return [int(table[self.round.samples[row], slot]) for row, slot in zip(rows, slots, strict=True)]
 
+    def places(self) -> dict[int, list[tuple[int, int]]]:
+        """Every (local row, slot) of each trained denoising step, the steps rising."""
+        rows, slots = self.latents.shape[:2]
+        found: dict[int, list[tuple[int, int]]] = {}
+        for row in range(rows):
+            for slot, step in enumerate(self.steps_of([row] * slots, range(slots))):
+                found.setdefault(step, []).append((row, slot))
+        return dict(sorted(found.items()))
+
     def take(self, rows: list[int], slots: list[int]) -> Transition:
         """The micro-batch of B local rows, each at one of its S trained steps, on the trajectories' device."""
         samples = [self.round.samples[row] for row in rows]
