@@ -18,8 +18,9 @@ from guardlit.collect import Collector
 from guardlit.errors import GuardlitError
 from guardlit.experience import Experience, Round
 from guardlit.guards import check_clip, check_gradient, check_noise, check_precision, report_noise_floor
+from guardlit.kl import kl_divergence
 from guardlit.loops import close_epoch, validate_now
-from guardlit.objective import GRPOGuard, Objective, kl_divergence
+from guardlit.objective import GRPOGuard, Objective
 from guardlit.phases import announce
 from guardlit.plan import RoundPlan
 from guardlit.policies.base import FlowPolicy

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guardlit.errors import GuardlitError
-from guardlit.objective import KLKind
+from guardlit.kl import KLKind
 from guardlit.windows import Window
 
 
@@ -75,7 +75,7 @@ class KL:
 
     Attributes:
         weight: factor of the mean divergence per transition (Flow-GRPO's beta).
-        kind: `exact`, `velocity` or `flow_grpo`; see `guardlit.objective.kl_divergence`.
+        kind: `exact`, `velocity` or `flow_grpo`; see `guardlit.kl.kl_divergence`.
     """
 
     weight: float
