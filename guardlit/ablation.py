@@ -36,21 +36,23 @@ class Analysis:
 
     Attributes:
         objectives: by name.
+        steps: indices of the trained steps.
         sigma: t of each step, (S,).
         measures: `MEASURES`, (O, S) float64 each.
         step_cosines: between the objectives' parameter gradients at each step, (S, O, O); NaN where one is zero.
         cosines: between the gradients of all steps together, (O, O).
         gradient_norms: of those, (O,).
-        transitions: at each step.
+        transitions: at each step; they are equal unless a window chooses the steps.
     """
 
     objectives: Mapping[str, Objective]
+    steps: list[int]
     sigma: Tensor
     measures: Mapping[str, Tensor]
     step_cosines: Tensor
     cosines: Tensor
     gradient_norms: Tensor
-    transitions: int
+    transitions: list[int]
 
 
 def analyse(module: GRPOModule, objectives: Mapping[str, Objective], batch_size: int) -> Analysis:
@@ -66,32 +68,35 @@ def analyse(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
         batch_size: transitions at once.
     """
     experience = module.experience
-    rows, steps = len(experience.latents), experience.latents.shape[1]
-    chunks = [list(range(start, min(start + batch_size, rows))) for start in range(0, rows, batch_size)]
+    places = experience.places()
+    everything = sum(map(len, places.values()))
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = torch.zeros(len(objectives), size)
     columns, cosines = [], []
-    for step in range(steps):
+    done = 0
+    for there in places.values():
         gradients = torch.zeros_like(total)
         seen = []
-        for number, chunk in enumerate(chunks, start=1):
-            announce(module.trainer, "analysis", step * len(chunks) + number, steps * len(chunks))
-            batch = experience.take(chunk, [step] * len(chunk)).to(module.device)
-            seen.append(_evaluate(module, list(objectives.values()), batch, gradients, len(chunk) / rows))
+        for start in range(0, len(there), batch_size):
+            chunk = there[start : start + batch_size]
+            announce(module.trainer, "analysis", done := done + len(chunk), everything)
+            batch = experience.take([row for row, _ in chunk], [slot for _, slot in chunk]).to(module.device)
+            seen.append(_evaluate(module, list(objectives.values()), batch, gradients, len(chunk) / len(there)))
         columns.append(_summary({name: torch.cat([s[name] for s in seen], dim=1) for name in seen[0]}, gradients))
         cosines.append(cosine_matrix(gradients))
-        total.add_(gradients, alpha=1 / steps)
-    c = experience.coefficients
-    predicted = [o.gradient_scale(c.velocity[:steps], c.std[:steps], c.dt[:steps]) for o in objectives.values()]
+        total.add_(gradients, alpha=len(there) / everything)
+    c, steps = experience.coefficients, list(places)
+    predicted = [o.gradient_scale(c.velocity[steps], c.std[steps], c.dt[steps]) for o in objectives.values()]
     measures = {name: torch.stack([column[name] for column in columns], dim=1) for name in columns[0]}
     return Analysis(
         objectives=objectives,
-        sigma=c.sigmas[:steps].double(),
+        steps=steps,
+        sigma=c.sigmas[steps].double(),
         measures={name: (measures | {"predicted_scale": torch.stack(predicted)})[name] for name in MEASURES},
         step_cosines=torch.stack(cosines),
         cosines=cosine_matrix(total),
         gradient_norms=total.norm(dim=1).double(),
-        transitions=rows,
+        transitions=[len(there) for there in places.values()],
     )
 
 
@@ -144,7 +149,8 @@ def _summary(facts: Mapping[str, Tensor], gradients: Tensor) -> dict[str, Tensor
 def cosine_matrix(vectors: Tensor) -> Tensor:
     """Cosines between O vectors, (O, P) -> (O, O) float64; NaN beside a zero vector."""
     unit = vectors / vectors.norm(dim=1, keepdim=True)
-    return torch.mm(unit, unit.T).double()
+    products = torch.mm(unit, unit.T).double()
+    return (products + products.T) / 2  # a matrix product need not be symmetric to the last bit
 
 
 def with_clips(

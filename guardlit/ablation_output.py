@@ -52,8 +52,8 @@ def _write_csv(path: Path, analysis: Analysis) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["objective", "step", "t", *MEASURES])
         for row, name in enumerate(analysis.objectives):
-            for step, sigma in enumerate(analysis.sigma.tolist()):
-                writer.writerow([name, step, sigma, *(float(analysis.measures[m][row, step]) for m in MEASURES)])
+            for column, (step, sigma) in enumerate(zip(analysis.steps, analysis.sigma.tolist(), strict=True)):
+                writer.writerow([name, step, sigma, *(float(analysis.measures[m][row, column]) for m in MEASURES)])
 
 
 def _document(analysis: Analysis) -> dict[str, Any]:
@@ -68,6 +68,7 @@ def _document(analysis: Analysis) -> dict[str, Any]:
     }
     return {
         "measures": MEASURES,
+        "steps": analysis.steps,
         "transitions_per_step": analysis.transitions,
         "t": analysis.sigma.tolist(),
         "objectives": per_objective,
@@ -148,7 +149,7 @@ def _by_step(analysis: Analysis, cell: Callable[[int, int], str], footer: list[s
     for name, foot in zip(["step", *analysis.objectives], footer or [""] * (len(analysis.objectives) + 1), strict=True):
         grid.add_column(name, footer=foot, justify="right")
     for step in range(len(analysis.sigma)):
-        grid.add_row(str(step), *(cell(row, step) for row in range(len(analysis.objectives))))
+        grid.add_row(str(analysis.steps[step]), *(cell(row, step) for row in range(len(analysis.objectives))))
     return grid
 
 
@@ -195,7 +196,7 @@ def analysis_figure(analysis: Analysis) -> Figure:
     _draw(velocity, analysis, _relative(m["predicted_scale"]), dashed=True)
     for axes in (clips, velocity, parameters):
         axes.set_xlabel("denoising step (0 = most noise)")
-        axes.set_xticks(range(len(analysis.sigma)))
+        axes.set_xticks(range(len(analysis.sigma)), list(map(str, analysis.steps)))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8, ncols=2 if axes is clips else 1)

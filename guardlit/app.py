@@ -67,12 +67,15 @@ class GuardlitCLI(LightningCLI):
         return {"fit": lightning["fit"], "validate": lightning["validate"], "sample": own, "export": own, "ablate": own}
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """One seed for everything."""
+        """One seed for everything, and what the parser has already followed when it sees the key `base`."""
+        files = "files that a configuration file builds on, each relative to it: as if given before it by --config"
+        parser.add_argument("--base", type=list[str] | str | None, default=None, help=files)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
     def before_instantiate_classes(self) -> None:
         """Find `--ckpt_path last`, and miss no checkpoint late."""
         config = self.config[self.subcommand]
+        config.base = None  # what they say is in the resolved configuration, which is kept
         root = Path(config.trainer.default_root_dir)
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(last_checkpoint(root))

@@ -76,10 +76,20 @@ class Collector:
         prompt = torch.tensor(samples) // round.plan.images_per_prompt
         table = {name: t[prompt.to(t.device)] for name, t in conditioning.items()}
         noise = NoiseSource(round.seed, round.index, module.policy.latent_shape)
-        guidance = module.rollout.guidance_scale
+        group = round.plan.images_per_prompt
+        shared = module.rollout.initial_noise == "group"
         with module.trainer.precision_plugin.forward_context():
             return sample(
-                module.policy, self._coefficients, table, noise, samples, guidance, module.train_steps, self._tick
+                module.policy,
+                self._coefficients,
+                table,
+                noise,
+                samples,
+                module.rollout.guidance_scale,
+                record=round.trained_steps[samples],
+                noisy=round.noisy_steps(samples, len(self._coefficients)),
+                origins=[i // group * group for i in samples] if shared else samples,
+                tick=self._tick,
             )
 
     def _tick(self) -> None:

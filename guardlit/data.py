@@ -108,7 +108,9 @@ class PromptDataModule(pl.LightningDataModule):
             ahead = [p.text for p in (*self.train, *self.val)]
         else:
             ahead = [p.text for k in range(index, index + ENCODE_ROUNDS) for p in prompts(k)]
-        return Round(index, prompts(index), ahead, self.plan, self.seed, self.trainer.global_rank)
+        rollout, rank = self._module.rollout, self.trainer.global_rank
+        steps = rollout.available_steps
+        return Round(index, prompts(index), ahead, self.plan, self.seed, rank, rollout.window, steps)
 
     @property
     def _module(self) -> GRPOModule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from guardlit.noise import NoiseSource
 from guardlit.plan import RoundPlan
 from guardlit.sde import Coefficients
 from guardlit.types import Conditioning, Prompt, Transition
+from guardlit.windows import Window
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Round:
         plan: the arithmetic.
         seed: of the run.
         rank: of this process.
+        window: which of an image's steps are trained; null for the first S.
+        available_steps: steps that a window can choose from.
     """
 
     index: int
@@ -35,6 +38,8 @@ class Round:
     plan: RoundPlan
     seed: int
     rank: int = 0
+    window: Window | None = None
+    available_steps: int = 0
 
     @cached_property
     def order(self) -> Tensor:
@@ -46,6 +51,21 @@ class Round:
         """Images of this process by local row."""
         local: list[int] = self.order[self.rank :: self.plan.world].tolist()
         return local
+
+    @cached_property
+    def trained_steps(self) -> Tensor:
+        """The S trained steps of each image, rising, (N, S)."""
+        images, group = self.plan.images, self.plan.images_per_prompt
+        if self.window is None:
+            return torch.arange(self.plan.train_steps).expand(images, -1)
+        return self.window.table(self.available_steps, self.seed, self.index, images, group)
+
+    def noisy_steps(self, samples: Sequence[int], num_steps: int) -> Tensor:
+        """Which of T steps draw noise where the sampler has some, (B, T) bool, of B images."""
+        if self.window is None or self.window.noise_elsewhere:
+            return torch.ones(len(samples), num_steps, dtype=torch.bool)
+        noisy = torch.zeros(len(samples), num_steps, dtype=torch.bool)
+        return noisy.scatter(1, self.trained_steps[list(samples)], True)
 
     @property
     def group_ids(self) -> Tensor:
@@ -81,7 +101,7 @@ class Experience:
 
     Attributes:
         round: what was asked for.
-        latents: x_t before each trained step, (n, S, C, H, W) float32, n local rows.
+        latents: x_t before each of an image's trained steps, (n, S, C, H, W) float32, n local rows.
         velocity: the sampling policy's, (n, S, C, H, W) float32.
         advantage: (N,) by image.
         mask: images that count, (N,) bool.
@@ -104,32 +124,51 @@ class Experience:
         """What a transition takes by denoising step, (T,), and by image, (N,), on the device."""
         c, device = self.coefficients, self.latents.device
         by_step = {"sigma": c.sigmas.float(), "gain": c.velocity, "std": c.std, "dt": c.dt}
-        by_image = {"advantage": self.advantage, "sample_weight": self.round.sample_weights(self.mask)}
+        by_image = {
+            "advantage": self.advantage,
+            "sample_weight": self.round.sample_weights(self.mask),
+            "step": self.round.trained_steps,
+        }
         return {k: v.to(device) for k, v in by_step.items()}, {k: v.to(device) for k, v in by_image.items()}
 
     @cached_property
     def _noise(self) -> NoiseSource:
         return NoiseSource(self.round.seed, self.round.index, self.latents.shape[2:])
 
-    def take(self, rows: list[int], steps: list[int]) -> Transition:
-        """The micro-batch of B local rows at B steps, on the trajectories' device."""
+    def steps_of(self, rows: Sequence[int], slots: Sequence[int]) -> list[int]:
+        """The denoising step that stands at each row's slot."""
+        table = self.round.trained_steps
+        return [int(table[self.round.samples[row], slot]) for row, slot in zip(rows, slots, strict=True)]
+
+    def places(self) -> dict[int, list[tuple[int, int]]]:
+        """Every (local row, slot) of each trained denoising step, the steps rising."""
+        rows, slots = self.latents.shape[:2]
+        found: dict[int, list[tuple[int, int]]] = {}
+        for row in range(rows):
+            for slot, step in enumerate(self.steps_of([row] * slots, range(slots))):
+                found.setdefault(step, []).append((row, slot))
+        return dict(sorted(found.items()))
+
+    def take(self, rows: list[int], slots: list[int]) -> Transition:
+        """The micro-batch of B local rows, each at one of its S trained steps, on the trajectories' device."""
         samples = [self.round.samples[row] for row in rows]
-        noise = self._noise.draw(samples, steps)
-        index = torch.tensor([rows, steps, samples])
+        noise = self._noise.draw(samples, self.steps_of(rows, slots))
+        index = torch.tensor([rows, slots, samples])
         if self.latents.is_cuda:  # from pinned memory the copies wait for nothing
             noise, index = noise.pin_memory(), index.pin_memory()
-        row, step, sample = index.to(self.latents.device, non_blocking=True)
+        row, slot, sample = index.to(self.latents.device, non_blocking=True)
         prompt = sample // self.round.plan.images_per_prompt
         by_step, by_image = self._tables
+        step = by_image["step"][sample, slot]
         return Transition(
-            latents=self.latents[row, step],
+            latents=self.latents[row, slot],
             noise=noise.to(self.latents.device, non_blocking=True),
-            old_velocity=self.velocity[row, step],
+            old_velocity=self.velocity[row, slot],
             step=step,
             sample=sample,
             conditioning={name: table[prompt] for name, table in self.conditioning.items()},
             **{name: table[step] for name, table in by_step.items()},
-            **{name: table[sample] for name, table in by_image.items()},
+            **{name: table[sample] for name, table in by_image.items() if name != "step"},
         )
 
     def state(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:

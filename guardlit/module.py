@@ -18,8 +18,9 @@ from guardlit.collect import Collector
 from guardlit.errors import GuardlitError
 from guardlit.experience import Experience, Round
 from guardlit.guards import check_clip, check_gradient, check_noise, check_precision, report_noise_floor
+from guardlit.kl import kl_divergence
 from guardlit.loops import close_epoch, validate_now
-from guardlit.objective import GRPOGuard, Objective, kl_divergence
+from guardlit.objective import GRPOGuard, Objective
 from guardlit.phases import announce
 from guardlit.plan import RoundPlan
 from guardlit.policies.base import FlowPolicy
@@ -85,7 +86,7 @@ class GRPOModule(pl.LightningModule):
 
     @property
     def train_steps(self) -> int:
-        """S, trained denoising steps."""
+        """S, trained denoising steps of an image."""
         return self.rollout.train_steps
 
     def check_prompt(self, prompt: Prompt) -> None:
@@ -112,7 +113,7 @@ class GRPOModule(pl.LightningModule):
     def coefficients(self) -> Coefficients:
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
-        check_noise(coefficients, self.train_steps, type(self.sde).__name__)
+        check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
         return coefficients
 
     def scorer(self) -> Scorer:

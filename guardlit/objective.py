@@ -22,8 +22,7 @@ from torch import Tensor
 
 LogRatio = Literal["raw", "mean_revised", "ratio_norm"]
 StepWeight = Literal["one", "std", "inverse_dt", "inverse_gain"]
-ClipRange = float | tuple[float, float] | None
-KLKind = Literal["exact", "velocity", "flow_grpo"]
+ClipRange = float | tuple[float, float] | Literal["auto"] | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ def velocity_difference(velocity: Tensor, other: Tensor) -> Tensor:
     return velocity.double() - other.double()
 
 
-def _at_least_float32(x: Tensor) -> torch.dtype:
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """The dtype of x, or float32 where that is less precise."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -72,9 +72,12 @@ class Objective:
         log_ratio: `raw` (eq. 7), `mean_revised` (its bias taken out) or `ratio_norm` (eq. 8).
         weight: of a step: `one`; `std` = s (TempFlow-GRPO); `inverse_dt` = 1 / dt (GRPO-Guard, eq. 12);
             `inverse_gain` = 1 / |g|, which makes the gradient of RatioNorm equally large at every step of any sampler.
-        clip_range: the ratio is clipped at 1 +- this, or at 1 - first and 1 + second of a pair; null clips nothing.
+        clip_range: the ratio is clipped at 1 +- this, or at 1 - first and 1 + second of a pair; null clips nothing;
+            `auto` clips nothing until somebody calls `calibrate`, as a run does after its first off-policy update.
         clip_unit: `mean`, the published unit, for ratios of mean log-probabilities; `sum`, the same number times the
             D latent elements, which survives a change of resolution (4e-6 at 512 px is 0.26).
+        normalize_weight: divide the weights by their mean over the trained steps, once `on_schedule` has told them, so
+            that they leave the size of the loss alone.
 
     Raises:
         ValueError: a clip range that is not positive, or in unit `mean` not below 1.
@@ -86,11 +89,15 @@ class Objective:
         weight: StepWeight = "inverse_dt",
         clip_range: ClipRange = 4e-6,
         clip_unit: Literal["mean", "sum"] = "mean",
+        normalize_weight: bool = False,
     ) -> None:
-        self.form, self.weight = log_ratio, weight
-        self.clip_range = (clip_range, clip_range) if isinstance(clip_range, float | int) else clip_range
-        if self.clip_range is not None:
-            low, high = self.clip_range
+        self.form, self.weight, self.normalize_weight = log_ratio, weight, normalize_weight
+        self._weight_scale = 1.0
+        self.auto = clip_range == "auto"  # to be calibrated
+        self.clip_range: tuple[float, float] | None = None
+        if clip_range is not None and clip_range != "auto":
+            low, high = (clip_range, clip_range) if isinstance(clip_range, float | int) else clip_range
+            self.clip_range = (low, high)
             if not (low > 0 and 0 < high < math.inf) or (clip_unit == "mean" and low >= 1):
                 raise ValueError(
                     f"clip_range={clip_range} must be positive, and below 1 on its lower side in unit mean"
@@ -134,7 +141,7 @@ class Objective:
         delta = velocity_difference(velocity, old_velocity.detach())
         raw, normalised = self._log_ratios(delta, noise, gain, std)
         log_ratio = {"raw": raw, "mean_revised": normalised / std, "ratio_norm": normalised}[self.form]
-        dtype = _at_least_float32(velocity)
+        dtype = at_least_float32(velocity)
         low, high = self.log_bounds(delta[0].numel())
         gradient_ratio = torch.expm1(log_ratio)
         bounded_ratio = torch.expm1(log_ratio.clamp(low, high))
@@ -170,8 +177,23 @@ class Objective:
         # a range of summed log-likelihoods may reach 1 - low <= 0
         return (math.log1p(-low) if low < 1 else -math.inf), math.log1p(high)
 
+    def calibrate(self, log_ratio: float, elements: int) -> None:
+        """Clip at log ratios of that size and above, for latents of that many elements; raises `ValueError` at 0."""
+        if not 0 < log_ratio < math.inf:
+            raise ValueError(f"a clip range must be positive and finite, found log ratio {log_ratio}")
+        unit = elements if self.clip_unit == "sum" else 1
+        self.clip_range = (-math.expm1(-log_ratio) * unit, math.expm1(log_ratio) * unit)
+
+    def on_schedule(self, gain: Tensor, std: Tensor, dt: Tensor) -> None:
+        """Tell the steps that are trained, (S,) x 3, on whose mean weight `normalize_weight` depends."""
+        if self.normalize_weight:
+            self._weight_scale = 1 / float(self._weight(gain, std, dt).mean())
+
     def step_weight(self, gain: Tensor, std: Tensor, dt: Tensor) -> Tensor:
         """The factor of each step's term, of g, s and dt (B,) -> (B,)."""
+        return self._weight_scale * self._weight(gain, std, dt)
+
+    def _weight(self, gain: Tensor, std: Tensor, dt: Tensor) -> Tensor:
         match self.weight:
             case "one":
                 return torch.ones_like(dt)
@@ -204,7 +226,7 @@ class FlowGRPO(Objective):
 
 
 class TempFlowGRPO(Objective):
-    """Temp-Reweight: the baseline weighted by the step's noise level s (TempFlow-GRPO, arXiv 2508.04324).
+    """Temp-Reweight: the baseline weighted by the step's noise level s, 1 on average (TempFlow-GRPO, arXiv 2508.04324).
 
     Args:
         clip_range: as for the baseline.
@@ -212,7 +234,7 @@ class TempFlowGRPO(Objective):
     """
 
     def __init__(self, clip_range: ClipRange = 1e-4, clip_unit: Literal["mean", "sum"] = "mean") -> None:
-        super().__init__("raw", "std", clip_range, clip_unit)
+        super().__init__("raw", "std", clip_range, clip_unit, normalize_weight=True)
 
 
 class MeanRevised(Objective):
@@ -275,26 +297,3 @@ class GuardReweight(GRPOGuard):
 
 PRESETS: tuple[type[Objective], ...] = (FlowGRPO, TempFlowGRPO, GuardReweight, MeanRevised, RatioNorm, GRPOGuard)
 """Table 2, row by row."""
-
-
-def kl_divergence(
-    kind: KLKind, velocity: Tensor, reference_velocity: Tensor, gain: Tensor, std: Tensor, dt: Tensor
-) -> Tensor:
-    """Divergence of a step from the reference policy's, per sample; means over latent elements.
-
-    Args:
-        kind: `exact`, the Gaussian KL g^2 mean(dv^2) / (2 s^2); `velocity`, mean(dv^2); `flow_grpo`, the formula of
-            the published Flow-GRPO code, whose denominator lacks dt: the exact KL times dt.
-        velocity: the trained policy's, (B, C, H, W), with gradient.
-        reference_velocity: (B, C, H, W).
-        gain: g, (B,).
-        std: s, (B,).
-        dt: (B,).
-
-    Returns:
-        (B,) with gradient.
-    """
-    squared = mean_of_elements(velocity_difference(velocity, reference_velocity.detach()).square())
-    exact = (gain.double() / std.double()).square() * squared / 2
-    value = {"exact": exact, "velocity": squared, "flow_grpo": exact * dt.double()}[kind]
-    return value.to(_at_least_float32(velocity))

@@ -23,7 +23,7 @@ class RoundPlan:
         updates_per_round: optimizer steps on one round's images, over all inner epochs.
         inner_epochs: passes over the images.
         micro_batch: transitions (one image at one denoising step) per forward and backward pass on a process.
-        train_steps: S, denoising steps that are trained.
+        train_steps: S, denoising steps that are trained of each image.
         world: processes.
 
     Raises:
@@ -129,9 +129,10 @@ class RoundPlan:
         return _permutation(self.images, mix(seed, _ORDER, round))
 
     def passes(self, seed: int, round: int) -> list[tuple[list[int], list[int]]]:
-        """The micro-batches of one process: (local rows, steps) of each, over all inner epochs.
+        """The micro-batches of one process: (local rows, slots) of each, over all inner epochs.
 
-        A process's row q is position q * world + rank. Inside an update the order is by step, so that a micro-batch
+        A process's row q is position q * world + rank; slot k of S is the k-th of an image's trained steps, the same
+        step for all images unless a window chooses them. Inside an update the order is by slot, so that a micro-batch
         that divides the images of an update stays at one timestep. Later inner epochs take the updates in a new order.
         """
         rows = self.images_per_update
@@ -141,10 +142,10 @@ class RoundPlan:
             if epoch:
                 updates = _permutation(self.updates_per_epoch, mix(seed, _EPOCH, round, epoch))
             for update in updates.tolist():
-                pairs = [(update * rows + q, step) for step in range(self.train_steps) for q in range(rows)]
+                pairs = [(update * rows + q, slot) for slot in range(self.train_steps) for q in range(rows)]
                 for start in range(0, len(pairs), self.micro_batch):
                     chunk = pairs[start : start + self.micro_batch]
-                    batches.append(([q for q, _ in chunk], [step for _, step in chunk]))
+                    batches.append(([q for q, _ in chunk], [slot for _, slot in chunk]))
         return batches
 
     def describe(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guardlit.noise import INITIAL, NoiseSource
 from guardlit.policies.base import FlowPolicy
-from guardlit.sde import Coefficients
+from guardlit.sde import ODE, Coefficients
 from guardlit.types import Conditioning, Trajectory
 
 
@@ -21,7 +21,9 @@ def sample(
     noise: NoiseSource,
     samples: Sequence[int],
     guidance_scale: float,
-    record: int = 0,
+    record: Tensor | None = None,
+    noisy: Tensor | None = None,
+    origins: Sequence[int] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Trajectory:
     """Draw one batch of images' latents.
@@ -33,28 +35,70 @@ def sample(
         noise: where initial and step noise come from.
         samples: indices of the B images in their round.
         guidance_scale: 1 for none.
-        record: how many of the first steps to keep for training, S.
+        record: the steps of each image to keep for training, rising, (B, S) int64 on the CPU; null keeps none.
+        noisy: where the sampler's step is taken, (B, T) bool on the CPU; elsewhere it is the ODE's. Null takes the
+            sampler's everywhere.
+        origins: the image in whose initial noise each one starts; itself by default. Images of one origin have one
+            prompt, and until their noise parts them the policy is asked about one of them only.
         tick: called after every step, for a progress bar and to let a signal through.
 
     Returns:
         States and velocities of the recorded steps, (B, S, C, H, W) float32, and the clean latents.
     """
     device = next(iter(conditioning.values())).device
-    x = noise.draw(samples, INITIAL).to(device)
-    states, velocities = [], []
-    a, g, s = (column.tolist() for column in (coefficients.sample, coefficients.velocity, coefficients.std))
+    origins = samples if origins is None else origins
+    if noisy is None:
+        noisy = torch.ones(len(samples), len(coefficients), dtype=torch.bool)
+    noisy = noisy & (coefficients.std > 0)
+    x = noise.draw(origins, INITIAL).to(device)
+    kept = record if record is not None else torch.empty(len(samples), 0, dtype=torch.int64)
+    states, velocities = (x.new_empty(*kept.shape, *x.shape[1:]) for _ in range(2))
+    factors = _factors(coefficients, noisy, x)
+    parted = noisy.cumsum(1) - noisy.long()  # how often noise was drawn before each step
     for step, sigma in enumerate(coefficients.sigmas[:-1].tolist()):
-        t = torch.full((len(samples),), sigma, device=device, dtype=torch.float32)
-        v = policy.velocity(x, t, conditioning, guidance_scale)
-        if step < record:
-            states.append(x)
-            velocities.append(v)
-        x = a[step] * x + g[step] * v
-        if s[step] > 0:
-            x = x + s[step] * noise.draw(samples, step).to(device, non_blocking=True)
+        a, g, s = (f[step] for f in factors)
+        together = (parted[:, step] == 0).tolist()
+        twins = [origin if same else -1 - row for row, (origin, same) in enumerate(zip(origins, together, strict=True))]
+        v = _velocity(policy, x, sigma, conditioning, guidance_scale, twins)
+        for slot in (kept == step).any(0).nonzero().flatten().tolist():
+            rows = _rows(kept[:, slot] == step, device)
+            states[rows, slot], velocities[rows, slot] = x[rows], v[rows]
+        x = a * x + g * v
+        drawing = [row for row, draws in enumerate(noisy[:, step].tolist()) if draws]
+        if drawing:
+            drawn = noise.draw([samples[row] for row in drawing], step).to(device, non_blocking=True)
+            rows = _rows(noisy[:, step], device)
+            x[rows] += s[rows] * drawn
         tick()
-    return Trajectory(_stack(states, x), _stack(velocities, x), x)
+    return Trajectory(states, velocities, x)
 
 
-def _stack(steps: list[Tensor], like: Tensor) -> Tensor:
-    return torch.stack(steps, dim=1) if steps else like.new_empty(len(like), 0, *like.shape[1:])
+def _rows(mask: Tensor, device: torch.device) -> Tensor | slice:
+    """An index of the rows in a mask (B,) on the CPU; a slice where it is all of them, which costs no copy."""
+    return slice(None) if bool(mask.all()) else mask.nonzero().flatten().to(device)
+
+
+def _factors(coefficients: Coefficients, noisy: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    """a, g and s of each image's steps, (T, B, 1, ...) float32: the sampler's where `noisy`, else the ODE's."""
+    ode = ODE().coefficients(coefficients.sigmas)
+    shape = (len(coefficients), len(noisy), *[1] * (like.ndim - 1))
+    return tuple(
+        torch.where(noisy, getattr(coefficients, name), getattr(ode, name)).T.reshape(shape).to(like)
+        for name in ("sample", "velocity", "std")
+    )
+
+
+def _velocity(
+    policy: FlowPolicy, x: Tensor, sigma: float, conditioning: Conditioning, guidance_scale: float, twins: Sequence[int]
+) -> Tensor:
+    """The policy's velocity at x (B, C, H, W), asked once for rows that have one number in `twins`."""
+    first = {twin: row for row, twin in reversed(list(enumerate(twins)))}
+    rows = sorted(first.values())
+    if len(rows) < len(x):
+        index = torch.tensor(rows, device=x.device)
+        place = {twin: rows.index(row) for twin, row in first.items()}
+        back = torch.tensor([place[twin] for twin in twins], device=x.device)
+        x, conditioning = x[index], {name: table[index] for name, table in conditioning.items()}
+    t = torch.full((len(x),), sigma, device=x.device, dtype=torch.float32)
+    v = policy.velocity(x, t, conditioning, guidance_scale)
+    return v[back] if len(rows) < len(twins) else v

@@ -46,7 +46,7 @@ class RunFolder(pl.Callback):
         folder = Path(log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "batches.txt").write_text(data.plan.describe() + "\n", encoding="utf-8")
-        table = schedule_table(module.coefficients(), range(module.train_steps))
+        table = schedule_table(module.coefficients(), range(module.rollout.available_steps))
         write_csv(folder / "schedule.csv", table)
         facts = {
             "command": ["guardlit", *self._command],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from guardlit.errors import GuardlitError
-from guardlit.objective import KLKind
+from guardlit.kl import KLKind
+from guardlit.windows import Window
 
 
 @dataclass(frozen=True)
@@ -32,24 +34,39 @@ class Rollout(Sampling):
     """How training images are drawn, and which of their steps are trained.
 
     Attributes:
-        timestep_fraction: share of the steps, from the noisy end, that is trained: 0.99 leaves the last one out.
+        timestep_fraction: share of the steps, from the noisy end, that can be trained: 0.99 leaves the last one out.
+        window: which of those are trained of an image; null for all. Outside a window of the kinds `RandomWindow` and
+            `SlidingWindow`, images follow the ODE.
+        initial_noise: whether each `sample` has initial noise of its own, or the images of a `group` share it.
     """
 
     num_inference_steps: int = 10
     timestep_fraction: float = 0.99
+    window: Window | None = None
+    initial_noise: Literal["sample", "group"] = "sample"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.timestep_fraction <= 1 or self.train_steps < 1:
+        if not 0 < self.timestep_fraction <= 1 or self.available_steps < 1:
             raise GuardlitError(
                 f"timestep_fraction={self.timestep_fraction} of {self.num_inference_steps} steps trains "
-                f"{self.train_steps}; it must lie in (0, 1] and leave at least one"
+                f"{self.available_steps}; it must lie in (0, 1] and leave at least one"
             )
+        try:
+            steps = self.train_steps
+        except ValueError as error:
+            raise GuardlitError(f"rollout.window: {error}") from error
+        assert steps >= 1
+
+    @property
+    def available_steps(self) -> int:
+        """Steps that can be trained."""
+        return int(self.num_inference_steps * self.timestep_fraction + 1e-9)  # 100 x 0.29 is 28.999...
 
     @property
     def train_steps(self) -> int:
-        """S, trained steps."""
-        return int(self.num_inference_steps * self.timestep_fraction + 1e-9)  # 100 x 0.29 is 28.999...
+        """S, steps that are trained of each image."""
+        return self.available_steps if self.window is None else self.window.size(self.available_steps)
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,7 @@ class KL:
 
     Attributes:
         weight: factor of the mean divergence per transition (Flow-GRPO's beta).
-        kind: `exact`, `velocity` or `flow_grpo`; see `guardlit.objective.kl_divergence`.
+        kind: `exact`, `velocity` or `flow_grpo`; see `guardlit.kl.kl_divergence`.
     """
 
     weight: float

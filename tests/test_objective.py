@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from guardlit.kl import kl_divergence
 from guardlit.objective import (
     PRESETS,
     FlowGRPO,
@@ -13,7 +14,6 @@ from guardlit.objective import (
     Objective,
     RatioNorm,
     TempFlowGRPO,
-    kl_divergence,
 )
 from guardlit.sde import CPS, DanceSDE, FlowSDE, flow_match_sigmas
 

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from guardlit.errors import GuardlitError
+from guardlit.parsing.bases import expand
 from guardlit.parsing.explain import explain
 from guardlit.parsing.locate import compose, config_files
 from guardlit.parsing.nearest import keys_of
@@ -30,7 +31,10 @@ class GuardlitParser(LightningArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """As `ArgumentParser.parse_args`, after a look at the files given by `--config`."""
-        self.args = list(sys.argv[1:] if args is None else args)
+        try:
+            self.args = expand(sys.argv[1:] if args is None else args)
+        except GuardlitError as error:
+            _fail(self, str(error))
         if not _subparsers(self):
             sections = {key.partition(".")[0] for key in keys_of(self) if "." in key}
             for file in config_files(self.args):

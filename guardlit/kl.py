@@ -1,0 +1,34 @@
+"""How far a step is from the reference policy's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from guardlit.objective import at_least_float32, mean_of_elements, velocity_difference
+
+KLKind = Literal["exact", "velocity", "flow_grpo"]
+
+
+def kl_divergence(
+    kind: KLKind, velocity: Tensor, reference_velocity: Tensor, gain: Tensor, std: Tensor, dt: Tensor
+) -> Tensor:
+    """Divergence of a step from the reference policy's, per sample; means over latent elements.
+
+    Args:
+        kind: `exact`, the Gaussian KL g^2 mean(dv^2) / (2 s^2); `velocity`, mean(dv^2); `flow_grpo`, the formula of
+            the published Flow-GRPO code, whose denominator lacks dt: the exact KL times dt.
+        velocity: the trained policy's, (B, C, H, W), with gradient.
+        reference_velocity: (B, C, H, W).
+        gain: g, (B,).
+        std: s, (B,).
+        dt: (B,).
+
+    Returns:
+        (B,) with gradient.
+    """
+    squared = mean_of_elements(velocity_difference(velocity, reference_velocity.detach()).square())
+    exact = (gain.double() / std.double()).square() * squared / 2
+    value = {"exact": exact, "velocity": squared, "flow_grpo": exact * dt.double()}[kind]
+    return value.to(at_least_float32(velocity))
