@@ -85,6 +85,20 @@ def load_component(loader: Any, folder: Path, component: str, **kwargs: Any) -> 
     return model
 
 
+def load_pipeline(loader: Any, folder: Path, **kwargs: Any) -> Any:
+    """`loader.from_pretrained` of a pipeline whose parts other than the text encoders are given.
+
+    Raises:
+        GuardlitError: text encoders that cannot be loaded.
+    """
+    quiet()
+    try:
+        return loader.from_pretrained(folder, local_files_only=True, **kwargs)
+    except Exception as error:  # as in load_component
+        reason = " ".join(str(error).split())[:300]
+        raise GuardlitError(f"{folder}: text encoders cannot be loaded: {reason}") from error
+
+
 def _read_json(path: Path, complaint: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -138,6 +138,15 @@ class AdapterWeights:
             old.copy_(state[name])
 
 
+def adapter_state(transformer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The trained adapter's weights on the CPU under peft's names, and its settings."""
+    from peft.utils import get_peft_model_state_dict
+
+    state = {k: v.detach().cpu() for k, v in transformer.state_dict().items() if f".{TRAINED}." in k}
+    weights = get_peft_model_state_dict(transformer, state_dict=state, adapter_name=TRAINED)
+    return weights, transformer.peft_config[TRAINED].to_dict()
+
+
 class FullWeights:
     """Full fine-tuning: the old policy and the reference are copies that change places with the trained weights.
 

@@ -1,0 +1,17 @@
+"""Latents as the sequences of tokens that some transformers read, 2 x 2 elements a token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Tokens in rows from the top left, (B, C, H, W) -> (B, H/2 x W/2, 4 C)."""
+    return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `pack`, (B, H/2 x W/2, 4 C) -> (B, C, H, W); H and W are the last two of `shape`."""
+    height, width = shape[-2:]
+    return pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, height // 2, width // 2), 2)
