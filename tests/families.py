@@ -9,9 +9,10 @@ from typing import Any
 
 import diffusers
 from tiny_folders import make_flux, make_sd3
+from tiny_qwen import make_qwen_image
 from torch import Tensor
 
-from guardlit.policies import DiffusersPolicy, FluxPolicy, LoRA, SD3Policy
+from guardlit.policies import DiffusersPolicy, FluxPolicy, LoRA, QwenImagePolicy, SD3Policy
 
 PROMPTS = ["a cat", "two dogs on a table"]
 SIDE = 64  # pixels
@@ -40,8 +41,9 @@ class Family:
     length: int = 16
 
     def load(self, folder: Path, **options: object) -> DiffusersPolicy:
-        """The policy on a folder, with the prompts encoded."""
-        settings = {"lora": LoRA(4, 8), "cache": None, "max_sequence_length": self.length, **options}
+        """The policy on a folder, with the prompts encoded, by default once for all policies on that folder."""
+        cache = str(folder.with_name(f"{folder.name}_embeddings"))
+        settings = {"lora": LoRA(4, 8), "cache": cache, "max_sequence_length": self.length, **options}
         policy = self.policy(str(folder), SIDE, **settings)
         policy.load()
         policy.encode(PROMPTS)
@@ -68,7 +70,19 @@ def _flux_latents(x: Tensor) -> Tensor:
     return diffusers.FluxPipeline._unpack_latents(x, SIDE, SIDE, 8)
 
 
+def _true_cfg(scale: float) -> dict[str, Any]:
+    return {"true_cfg_scale": scale, **({"negative_prompt": [" "] * len(PROMPTS)} if scale > 1 else {})}
+
+
 FAMILIES = {
     "sd3": Family(SD3Policy, make_sd3, lora_layers=8 + 7),  # the last block has no text output
     "flux": Family(FluxPolicy, make_flux, lora_layers=12 + 3, tokens=_flux_tokens, latents=_flux_latents),
+    "qwen_image": Family(
+        QwenImagePolicy,
+        make_qwen_image,
+        lora_layers=12 + 9,
+        tokens=_flux_tokens,
+        latents=_flux_latents,
+        guidance=_true_cfg,
+    ),
 }

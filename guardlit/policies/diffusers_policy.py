@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ JOINT_ATTENTION = tuple(f"attn.{name}" for name in ATTENTION)
 class DiffusersPolicy(FlowPolicy):
     """A diffusers pipeline folder or hub id as a policy; a subclass adds what one model family has of its own.
 
-    It names the pipeline's classes in the attributes below, turns prompts into embeddings in `_encode_prompts`, and
-    calls the transformer in `_predict`. The other methods with an underscore have the form that most families share.
+    It names the pipeline's classes below, turns prompts into embeddings in `_encode_prompts`, and calls the transformer
+    in `_predict`. The other methods of the first section have the form that most families share.
 
     Args:
         model: a folder in the diffusers layout, or a hub id.
@@ -107,8 +107,8 @@ class DiffusersPolicy(FlowPolicy):
 
     def _images(self, vae: Any, latents: Tensor) -> Tensor:
         """Images in [-1, 1] of clean latents, both float32, (B, C, H, W) -> (B, 3, height, width)."""
-        images: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
-        return images
+        unscaled = latents / vae.config.scaling_factor + vae.config.shift_factor
+        return cast("Tensor", vae.decode(unscaled, return_dict=False)[0])
 
     def _vae_scale(self) -> int:
         """Pixels a side of one element of the VAE's latents."""
@@ -139,6 +139,10 @@ class DiffusersPolicy(FlowPolicy):
         """Components that are not to be loaded."""
         return ()
 
+    def _unused(self, transformer: Any) -> tuple[str, ...]:
+        """Layers that no image depends on: without a gradient, they would keep several processes waiting for one."""
+        return ()
+
     # loading ------------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
@@ -159,9 +163,9 @@ class DiffusersPolicy(FlowPolicy):
         )
         self._check_resolution(transformer)
         if self.lora:
-            self._sets = AdapterWeights(transformer, self.lora, self.lora_targets)
+            self._sets = AdapterWeights(transformer, self.lora, self.lora_targets, self._unused(transformer))
         else:
-            self._sets = FullWeights(transformer, self.reference, self.copies_device)
+            self._sets = FullWeights(transformer, self.reference, self.copies_device, self._unused(transformer))
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         self.transformer = transformer.eval()
@@ -186,15 +190,13 @@ class DiffusersPolicy(FlowPolicy):
     @property
     def device(self) -> torch.device:
         """Where the transformer is."""
-        device: torch.device = next(self.transformer.parameters()).device
-        return device
+        return cast("torch.device", next(self.transformer.parameters()).device)
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The folder's own scheduler, (T + 1,) float64."""
         scheduler = self._outside["scheduler"]
         scheduler.set_timesteps(**self._schedule(num_steps))
-        sigmas: Tensor = scheduler.sigmas
-        return sigmas.double()
+        return cast("Tensor", scheduler.sigmas.double())
 
     # prompts ------------------------------------------------------------------------------------------------------
 
@@ -209,10 +211,11 @@ class DiffusersPolicy(FlowPolicy):
             return
         missing = self._embeddings.missing([*needed, *ahead])
         pipeline = self._pipeline()
-        for start in range(0, len(missing), 16):
-            chunk = missing[start : start + 16]
+        for prompt in missing:
+            # one at a time: kernels may round otherwise for another batch, and a resumed run, which encodes prompts in
+            # another order, would not be the same
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                self._embeddings.add(chunk, self._encode_prompts(pipeline, chunk))
+                self._embeddings.add([prompt], self._encode_prompts(pipeline, [prompt]))
         del pipeline
         gc.collect()
         if torch.cuda.is_available():

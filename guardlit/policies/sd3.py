@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -75,11 +75,11 @@ class SD3Policy(DiffusersPolicy):
         return {"prompt_embeds": embeds, "pooled": pooled}
 
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        prediction: Tensor = self.transformer(
+        velocity = self.transformer(
             hidden_states=latents,
             timestep=sigma * 1000,
             encoder_hidden_states=conditioning["prompt_embeds"],
             pooled_projections=conditioning["pooled"],
             return_dict=False,
         )[0]
-        return prediction
+        return cast("Tensor", velocity)

@@ -69,16 +69,21 @@ class AdapterWeights:
         transformer: a diffusers model with `add_adapter`; frozen here except for the trained adapter.
         lora: the adapter's settings.
         default_targets: module name suffixes for `lora.targets: null`.
+        unused: layers to leave alone.
 
     Raises:
         GuardlitError: a target that no module of the transformer has.
     """
 
-    def __init__(self, transformer: Any, lora: LoRA, default_targets: Sequence[str]) -> None:
+    def __init__(
+        self, transformer: Any, lora: LoRA, default_targets: Sequence[str], unused: Sequence[str] = ()
+    ) -> None:
         from peft import LoraConfig
 
         targets = list(lora.targets or default_targets)
-        _check_targets(transformer, targets)
+        names = _check_targets(transformer, targets)
+        if unused:  # spelt out, since peft's `exclude_modules` makes readers of an exported adapter warn
+            targets = sorted(names - set(unused))
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -154,10 +159,15 @@ class FullWeights:
         transformer: trained in whole, in float32.
         reference: keep a copy of the base too, for KL.
         device: where the copies rest; `cpu` costs a transfer a round, null leaves them beside the weights.
+        unused: layers to leave alone.
     """
 
-    def __init__(self, transformer: nn.Module, reference: bool, device: str | None = "cpu") -> None:
+    def __init__(
+        self, transformer: nn.Module, reference: bool, device: str | None = "cpu", unused: Sequence[str] = ()
+    ) -> None:
         transformer.requires_grad_(True).float()
+        for name in unused:
+            transformer.get_submodule(name).requires_grad_(False)
         self._transformer = transformer
         self._device = device
         self._copies: dict[str, dict[str, Tensor]] = {"old": self._copy()}
@@ -206,11 +216,16 @@ class FullWeights:
             tensor.copy_(state[name])
 
 
-def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> None:
+def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> set[str]:
+    """Names of the linear layers that the targets are suffixes of."""
     names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    found: set[str] = set()
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        matches = {name for name in names if f".{name}".endswith(f".{target}")}
+        if not matches:
             suffixes = sorted({".".join(name.split(".")[-k:]) for name in names for k in (1, 2)})
             close = difflib.get_close_matches(target, suffixes, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             raise GuardlitError(f"LoRA target '{target}' names no linear layer of {type(transformer).__name__}{hint}")
+        found |= matches
+    return found
