@@ -9,10 +9,10 @@ from typing import Any
 
 import diffusers
 from tiny_folders import make_flux, make_sd3
-from tiny_qwen import make_qwen_image
+from tiny_qwen import make_flux2_klein, make_qwen_image
 from torch import Tensor
 
-from guardlit.policies import DiffusersPolicy, FluxPolicy, LoRA, QwenImagePolicy, SD3Policy
+from guardlit.policies import DiffusersPolicy, Flux2KleinPolicy, FluxPolicy, LoRA, QwenImagePolicy, SD3Policy
 
 PROMPTS = ["a cat", "two dogs on a table"]
 SIDE = 64  # pixels
@@ -84,5 +84,12 @@ FAMILIES = {
         tokens=_flux_tokens,
         latents=_flux_latents,
         guidance=_true_cfg,
+    ),
+    "flux2_klein": Family(
+        Flux2KleinPolicy,
+        make_flux2_klein,
+        lora_layers=12 + 1,
+        latents=lambda x: x.transpose(1, 2).unflatten(2, (SIDE // 16, SIDE // 16)),
+        length=24,
     ),
 }

@@ -86,3 +86,55 @@ def make_qwen_image(folder: Path, *, seed: int = 0) -> Path:
         )
     pipe.save_pretrained(folder)
     return folder
+
+
+def make_flux2_klein(folder: Path, *, is_distilled: bool = False, seed: int = 0) -> Path:
+    """A `Flux2KleinPipeline` folder with all five components; prompts are read off layers 9, 18 and 27."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    words = tokenizer()
+    language = Qwen3Config(
+        vocab_size=len(words),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=28,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKLFlux2(
+            latent_channels=4,
+            block_out_channels=(8, 8, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+        )
+        vae.bn.running_mean.normal_()
+        vae.bn.running_var.uniform_(0.5, 2.0)
+        pipe = Flux2KleinPipeline(
+            transformer=Flux2Transformer2DModel(
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=24,
+                timestep_guidance_channels=32,
+                axes_dims_rope=(4, 4, 4, 4),
+                guidance_embeds=False,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+            vae=vae,
+            text_encoder=Qwen3ForCausalLM(language),
+            tokenizer=words,
+            is_distilled=is_distilled,
+        )
+    pipe.save_pretrained(folder)
+    return folder

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guardlit.errors import GuardlitError
 from guardlit.policies.diffusers_policy import JOINT_ATTENTION, DiffusersPolicy
-from guardlit.policies.packing import pack, unpack
+from guardlit.policies.folders import no_guidance
+from guardlit.policies.packing import pack, positions, unpack
 from guardlit.policies.weights import LoRA
 from guardlit.types import Conditioning
 
@@ -66,23 +66,19 @@ class FluxPolicy(DiffusersPolicy):
         if self.transformer.config.guidance_embeds:
             conditioning = {**conditioning, "guidance": torch.full_like(sigma, guidance_scale)}
         elif guidance_scale > 1:
-            raise GuardlitError(
-                f"guidance_scale={guidance_scale}: {self._folder} has no guidance embedding; "
-                "set model.rollout.guidance_scale and model.evaluation.guidance_scale to 1"
-            )
+            raise no_guidance(self._folder, guidance_scale, "has no guidance embedding")
         return self._predict(latents.to(self.transformer.dtype), sigma, conditioning).float()
 
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        embeds, device = conditioning["prompt_embeds"], latents.device
-        rows, columns = (torch.arange(n // 2, device=device) for n in latents.shape[-2:])
+        embeds, (height, width) = conditioning["prompt_embeds"], latents.shape[-2:]
         tokens = self.transformer(
             hidden_states=pack(latents),
             timestep=sigma,
             guidance=conditioning.get("guidance"),
             pooled_projections=conditioning["pooled"],
             encoder_hidden_states=embeds,
-            txt_ids=torch.zeros(embeds.shape[1], 3, device=device),
-            img_ids=torch.cartesian_prod(torch.zeros_like(rows[:1]), rows, columns).float(),
+            txt_ids=torch.zeros(embeds.shape[1], 3, device=latents.device),
+            img_ids=positions(1, height // 2, width // 2, device=latents.device),
             return_dict=False,
         )[0]
         return unpack(tokens, latents.shape)
