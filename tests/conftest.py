@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is first imported
@@ -24,8 +26,14 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Stable Diffusion 3 pipeline folder: 64 x 64 pixels, 16 x 8 x 8 latents."""
-    from tiny_folders import make_sd3
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the tiny pipeline folder of a model family by its name in `families.FAMILIES`; each is made once."""
+    from families import FAMILIES
 
-    return make_sd3(tmp_path_factory.mktemp("sd3"))
+    return functools.cache(lambda name: FAMILIES[name].make(tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(tiny: Callable[[str], Path]) -> Path:
+    """A tiny Stable Diffusion 3 pipeline folder: 64 x 64 pixels, 16 x 8 x 8 latents."""
+    return tiny("sd3")

@@ -49,20 +49,11 @@ def make_sd3(
 ) -> Path:
     """A `StableDiffusion3Pipeline` folder with all nine components; images are 8 x sample_size pixels wide."""
     import torch
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        SD3Transformer2DModel,
-        StableDiffusion3Pipeline,
-    )
-    from transformers import T5Config, T5EncoderModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     first = _clip_tokenizer(folder / "tokenizer")
     second = _clip_tokenizer(folder / "tokenizer_2", pad_token="!")
     third = _t5_tokenizer()
-    t5 = T5Config(
-        vocab_size=len(third), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = SD3Transformer2DModel(
@@ -79,24 +70,13 @@ def make_sd3(
             in_channels=16,
             out_channels=16,
         )
-        vae = AutoencoderKL(
-            latent_channels=16,
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=4,
-            scaling_factor=1.5305,
-            shift_factor=0.0609,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
         pipe = StableDiffusion3Pipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
-            vae=vae,
+            vae=_vae(scaling_factor=1.5305, shift_factor=0.0609),
             text_encoder=_clip_text(len(first), "quick_gelu"),
             text_encoder_2=_clip_text(len(second), "gelu"),
-            text_encoder_3=T5EncoderModel(t5),
+            text_encoder_3=_t5(len(third)),
             tokenizer=first,
             tokenizer_2=second,
             tokenizer_3=third,
@@ -105,8 +85,66 @@ def make_sd3(
     return folder
 
 
-def _clip_text(vocab_size: int, activation: str) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+def make_flux(folder: Path, *, guidance_embeds: bool = True, seed: int = 0) -> Path:
+    """A `FluxPipeline` folder with all seven components; without guidance embedding it is laid out like schnell's."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    first, second = _clip_tokenizer(folder / "tokenizer"), _t5_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 6, 6),
+        )
+        pipe = FluxPipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds
+            ),
+            vae=_vae(scaling_factor=0.3611, shift_factor=0.1159),
+            text_encoder=_clip_text(len(first), "quick_gelu", projection=False),
+            text_encoder_2=_t5(len(second)),
+            tokenizer=first,
+            tokenizer_2=second,
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _vae(**factors: float) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        latent_channels=16,
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        **factors,
+    )
+
+
+def _t5(vocab_size: int) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=vocab_size, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    return T5EncoderModel(config)
+
+
+def _clip_text(vocab_size: int, activation: str, projection: bool = True) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=vocab_size,
@@ -119,7 +157,7 @@ def _clip_text(vocab_size: int, activation: str) -> Any:
         bos_token_id=vocab_size - 2,
         eos_token_id=2,
     )
-    return CLIPTextModelWithProjection(config)
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
 
 
 def _clip_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:

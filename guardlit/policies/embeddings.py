@@ -96,6 +96,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GUARDLIT_CACHE") or Path(base) / "guardlit")
 
 
+def embeddings_folder(cache: str | None) -> Path | None:
+    """Where entries are kept: below a folder, below `cache_folder` for `auto`, or nowhere for None."""
+    if cache is None:
+        return None
+    return (cache_folder() if cache == "auto" else Path(cache)) / "embeddings"
+
+
 def sample_digest(files: Sequence[Path]) -> str:
     """A digest of file names, sizes and 64 evenly spaced 64 kB blocks of each: quick for encoders of 10 GB."""
     digest = hashlib.sha256()

@@ -26,7 +26,7 @@ def pipeline_folder(model: str, pipeline_class: str, components: Sequence[str]) 
     folder = Path(resolve(model))
     if not folder.is_dir():
         folder = _download(model)
-    index = _read_json(folder / "model_index.json", f"{folder} is no diffusers pipeline folder")
+    index = pipeline_index(folder)
     found = index.get("_class_name")
     if found != pipeline_class:
         raise GuardlitError(f"{folder} holds a {found}; {pipeline_class} is needed here")
@@ -35,6 +35,19 @@ def pipeline_folder(model: str, pipeline_class: str, components: Sequence[str]) 
             present = sorted(p.name for p in folder.iterdir() if p.is_dir())
             raise GuardlitError(f"{folder} lacks the component '{component}' (it has {', '.join(present)})")
     return folder
+
+
+def pipeline_index(folder: Path) -> dict[str, Any]:
+    """What a pipeline's model_index.json says; raises `GuardlitError` where there is none."""
+    return _read_json(folder / "model_index.json", f"{folder} is no diffusers pipeline folder")
+
+
+def no_guidance(folder: Path, scale: float, reason: str) -> GuardlitError:
+    """The complaint about a guidance scale for a model that can take none."""
+    return GuardlitError(
+        f"guidance_scale={scale}: {folder} {reason}; "
+        "set model.rollout.guidance_scale and model.evaluation.guidance_scale to 1"
+    )
 
 
 def _download(model: str) -> Path:
@@ -83,6 +96,20 @@ def load_component(loader: Any, folder: Path, component: str, **kwargs: Any) -> 
                 f"{folder / component}: {len(keys)} {kind.replace('_', ' ')} for {loader.__name__}, first '{keys[0]}'"
             )
     return model
+
+
+def load_pipeline(loader: Any, folder: Path, **kwargs: Any) -> Any:
+    """`loader.from_pretrained` of a pipeline whose parts other than the text encoders are given.
+
+    Raises:
+        GuardlitError: text encoders that cannot be loaded.
+    """
+    quiet()
+    try:
+        return loader.from_pretrained(folder, local_files_only=True, **kwargs)
+    except Exception as error:  # as in load_component
+        reason = " ".join(str(error).split())[:300]
+        raise GuardlitError(f"{folder}: text encoders cannot be loaded: {reason}") from error
 
 
 def _read_json(path: Path, complaint: str) -> dict[str, Any]:

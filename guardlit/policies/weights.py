@@ -69,16 +69,21 @@ class AdapterWeights:
         transformer: a diffusers model with `add_adapter`; frozen here except for the trained adapter.
         lora: the adapter's settings.
         default_targets: module name suffixes for `lora.targets: null`.
+        unused: layers to leave alone.
 
     Raises:
         GuardlitError: a target that no module of the transformer has.
     """
 
-    def __init__(self, transformer: Any, lora: LoRA, default_targets: Sequence[str]) -> None:
+    def __init__(
+        self, transformer: Any, lora: LoRA, default_targets: Sequence[str], unused: Sequence[str] = ()
+    ) -> None:
         from peft import LoraConfig
 
         targets = list(lora.targets or default_targets)
-        _check_targets(transformer, targets)
+        names = _check_targets(transformer, targets)
+        if unused:  # spelt out, since peft's `exclude_modules` makes readers of an exported adapter warn
+            targets = sorted(names - set(unused))
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -138,6 +143,15 @@ class AdapterWeights:
             old.copy_(state[name])
 
 
+def adapter_state(transformer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The trained adapter's weights on the CPU under peft's names, and its settings."""
+    from peft.utils import get_peft_model_state_dict
+
+    state = {k: v.detach().cpu() for k, v in transformer.state_dict().items() if f".{TRAINED}." in k}
+    weights = get_peft_model_state_dict(transformer, state_dict=state, adapter_name=TRAINED)
+    return weights, transformer.peft_config[TRAINED].to_dict()
+
+
 class FullWeights:
     """Full fine-tuning: the old policy and the reference are copies that change places with the trained weights.
 
@@ -145,10 +159,15 @@ class FullWeights:
         transformer: trained in whole, in float32.
         reference: keep a copy of the base too, for KL.
         device: where the copies rest; `cpu` costs a transfer a round, null leaves them beside the weights.
+        unused: layers to leave alone.
     """
 
-    def __init__(self, transformer: nn.Module, reference: bool, device: str | None = "cpu") -> None:
+    def __init__(
+        self, transformer: nn.Module, reference: bool, device: str | None = "cpu", unused: Sequence[str] = ()
+    ) -> None:
         transformer.requires_grad_(True).float()
+        for name in unused:
+            transformer.get_submodule(name).requires_grad_(False)
         self._transformer = transformer
         self._device = device
         self._copies: dict[str, dict[str, Tensor]] = {"old": self._copy()}
@@ -197,11 +216,16 @@ class FullWeights:
             tensor.copy_(state[name])
 
 
-def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> None:
+def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> set[str]:
+    """Names of the linear layers that the targets are suffixes of."""
     names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    found: set[str] = set()
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        matches = {name for name in names if f".{name}".endswith(f".{target}")}
+        if not matches:
             suffixes = sorted({".".join(name.split(".")[-k:]) for name in names for k in (1, 2)})
             close = difflib.get_close_matches(target, suffixes, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             raise GuardlitError(f"LoRA target '{target}' names no linear layer of {type(transformer).__name__}{hint}")
+        found |= matches
+    return found

@@ -1,0 +1,300 @@
+"""What every diffusers pipeline shares as a policy: loading, prompts, guidance, decoding, weight sets and export."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guardlit.errors import GuardlitError
+from guardlit.policies.base import FlowPolicy, WeightSet
+from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
+from guardlit.policies.folders import load_component, load_pipeline, pipeline_folder
+from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets, adapter_state
+from guardlit.types import Conditioning
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+ATTENTION = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0")
+JOINT_ATTENTION = tuple(f"attn.{name}" for name in ATTENTION)
+"""Linear layers of attention over text and image together, as diffusers names them in most families."""
+
+
+class DiffusersPolicy(FlowPolicy):
+    """A diffusers pipeline folder or hub id as a policy; a subclass adds what one model family has of its own.
+
+    It names the pipeline's classes below, turns prompts into embeddings in `_encode_prompts`, and calls the transformer
+    in `_predict`. The other methods of the first section have the form that most families share.
+
+    Args:
+        model: a folder in the diffusers layout, or a hub id.
+        resolution: height and width of the images in pixels.
+        lora: the adapter to train; null trains the whole transformer.
+        weights_dtype: storage of what is frozen: `fp32`, `bf16` or `fp16`. What trains is float32 in any case; the
+            forward's precision is the Trainer's.
+        gradient_checkpointing: recompute activations in the backward pass: a third more time, far less memory.
+        max_sequence_length: text tokens; longer prompts are cut there, as the pipeline does.
+        text_encoder_dtype: precision of the text encoders and of the embeddings that are kept.
+        reference: with full fine-tuning, keep a copy of the base, for KL. With LoRA the base is always at hand.
+        copies_device: where full fine-tuning keeps the old policy and the reference: `cpu`, or null for beside the
+            weights.
+        cache: folder for prompt embeddings; null keeps them in memory only, `auto` is `$GUARDLIT_CACHE` or
+            `~/.cache/guardlit`.
+        decode_batch: images that the VAE decodes at once.
+    """
+
+    pipeline_class: ClassVar[str]
+    transformer_class: ClassVar[str]
+    vae_class: ClassVar[str] = "AutoencoderKL"
+    components: ClassVar[tuple[str, ...]] = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")
+    """What the folder must hold."""
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Suffixes of the linear layers that `lora.targets: null` stands for."""
+    empty_prompt: ClassVar[str | None] = ""
+    """The prompt that classifier-free guidance leads away from; None for a family that has no such guidance."""
+
+    def __init__(
+        self,
+        model: str,
+        resolution: int = 512,
+        lora: LoRA | None = LoRA(),  # noqa: B008 - frozen
+        weights_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+        gradient_checkpointing: bool = False,
+        max_sequence_length: int = 128,
+        text_encoder_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+        reference: bool = False,
+        copies_device: str | None = "cpu",
+        cache: str | None = "auto",
+        decode_batch: int = 8,
+    ) -> None:
+        super().__init__()
+        self.model, self.resolution, self.lora = model, resolution, lora
+        self.weights_dtype = DTYPES[weights_dtype]
+        self.gradient_checkpointing = gradient_checkpointing
+        self.max_sequence_length = max_sequence_length
+        self.text_encoder_dtype = DTYPES[text_encoder_dtype]
+        self.reference, self.copies_device = reference, copies_device
+        self.cache, self.decode_batch = cache, decode_batch
+        self.transformer: Any = None
+        self._folder: Path
+        self._outside: dict[str, Any] = {}  # frozen parts, hidden from nn.Module: VAE, scheduler
+        self._sets: WeightSets
+        self._embeddings: EmbeddingCache
+        self._empty: Conditioning | None = None
+
+    # what a family has of its own ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _encode_prompts(self, pipeline: Any, prompts: list[str]) -> Conditioning:
+        """Embeddings of P prompts by the pipeline's text encoders, (P, ...), of the same shape for every prompt."""
+
+    @abstractmethod
+    def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """One call of the transformer: the velocity of latents in its dtype, (B, C, H, W) -> (B, C, H, W)."""
+
+    def _guide(self, without: Tensor, with_prompt: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance from two velocities, (B, C, H, W) float32 each."""
+        return without + scale * (with_prompt - without)
+
+    def _images(self, vae: Any, latents: Tensor) -> Tensor:
+        """Images in [-1, 1] of clean latents, both float32, (B, C, H, W) -> (B, 3, height, width)."""
+        unscaled = latents / vae.config.scaling_factor + vae.config.shift_factor
+        return cast("Tensor", vae.decode(unscaled, return_dict=False)[0])
+
+    def _vae_scale(self) -> int:
+        """Pixels a side of one element of the VAE's latents."""
+        return int(2 ** (len(self._outside["vae"].config.block_out_channels) - 1))
+
+    def _token_pixels(self, transformer: Any) -> int:
+        """Pixels a side of one token of the transformer: 2 x 2 elements of the latents."""
+        return 2 * self._vae_scale()
+
+    def _shift(self, num_steps: int, tokens: int) -> float:
+        """`mu` of the schedule's dynamic shift for an image of so many tokens; a folder without one ignores it."""
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        config = self._outside["scheduler"].config
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        return float(calculate_shift(tokens, *(config[name] for name in names)))
+
+    def _schedule(self, num_steps: int) -> dict[str, Any]:
+        """What the pipeline hands to its scheduler's `set_timesteps`."""
+        tokens = (self.resolution // self._token_pixels(self.transformer)) ** 2
+        return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": self._shift(num_steps, tokens)}
+
+    def _encoder_settings(self) -> tuple[object, ...]:
+        """What besides the encoders' files decides about the embeddings."""
+        return (self.max_sequence_length, self.text_encoder_dtype)
+
+    def _left_out(self) -> tuple[str, ...]:
+        """Components that are not to be loaded."""
+        return ()
+
+    def _unused(self, transformer: Any) -> tuple[str, ...]:
+        """Layers that no image depends on: without a gradient, they would keep several processes waiting for one."""
+        return ()
+
+    # loading ------------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read transformer, VAE and scheduler; the text encoders wait for `encode`."""
+        if self.transformer is not None:
+            return
+        import diffusers
+
+        self._folder = pipeline_folder(self.model, self.pipeline_class, self.components)
+        dtype = self.weights_dtype if self.lora else torch.float32
+        transformer = load_component(
+            getattr(diffusers, self.transformer_class), self._folder, "transformer", dtype=dtype
+        )
+        vae = load_component(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=torch.float32)
+        self._outside["vae"] = vae.requires_grad_(False).eval()
+        self._outside["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
+            self._folder, subfolder="scheduler"
+        )
+        self._check_resolution(transformer)
+        if self.lora:
+            self._sets = AdapterWeights(transformer, self.lora, self.lora_targets, self._unused(transformer))
+        else:
+            self._sets = FullWeights(transformer, self.reference, self.copies_device, self._unused(transformer))
+        if self.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        self.transformer = transformer.eval()
+        self._embeddings = EmbeddingCache(self._encoder_key(), embeddings_folder(self.cache))
+
+    def _check_resolution(self, transformer: Any) -> None:
+        multiple = self._token_pixels(transformer)
+        if self.resolution < multiple or self.resolution % multiple:
+            raise GuardlitError(f"resolution={self.resolution} must be a multiple of {multiple} for {self._folder}")
+
+    def fingerprint(self) -> dict[str, str]:
+        """Class, transformer config and adapter."""
+        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return {
+            "policy": type(self).__name__,
+            "transformer config": digest,
+            "lora": str(self.lora),
+            "resolution": str(self.resolution),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return cast("torch.device", next(self.transformer.parameters()).device)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The folder's own scheduler, (T + 1,) float64."""
+        scheduler = self._outside["scheduler"]
+        scheduler.set_timesteps(**self._schedule(num_steps))
+        return cast("Tensor", scheduler.sigmas.double())
+
+    # prompts ------------------------------------------------------------------------------------------------------
+
+    def _encoder_key(self) -> str:
+        files = [p for name in ("text_encoder*", "tokenizer*") for p in self._folder.glob(f"{name}/*") if p.is_file()]
+        return f"{self.pipeline_class}:{sample_digest(files)}:{self._encoder_settings()}"
+
+    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
+        """Encode new prompts with the pipeline's own encoders, which are freed again afterwards."""
+        needed = [*prompts, *([] if self.empty_prompt is None else [self.empty_prompt])]
+        if not self._embeddings.missing(needed):
+            return
+        missing = self._embeddings.missing([*needed, *ahead])
+        pipeline = self._pipeline()
+        for prompt in missing:
+            # one at a time: kernels may round otherwise for another batch, and a resumed run, which encodes prompts in
+            # another order, would not be the same
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                self._embeddings.add([prompt], self._encode_prompts(pipeline, [prompt]))
+        del pipeline
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _pipeline(self) -> Any:
+        """The whole pipeline around the policy's own transformer, text encoders included."""
+        import diffusers
+
+        parts = {"transformer": self.transformer, **self._outside, **dict.fromkeys(self._left_out())}
+        pipeline = load_pipeline(
+            getattr(diffusers, self.pipeline_class), self._folder, dtype=self.text_encoder_dtype, **parts
+        )
+        for name, part in pipeline.components.items():
+            if name.startswith("text_encoder") and part is not None:
+                part.to(self.device)
+        return pipeline
+
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """What `_encode_prompts` gave, on the transformer's device and, but for masks, in its dtype."""
+        with torch.autocast("cpu", enabled=False):  # it cannot stack float16
+            table = self._embeddings.get(prompts)
+        dtypes = {k: self.transformer.dtype if v.is_floating_point() else v.dtype for k, v in table.items()}
+        return {k: v.to(self.device, dtypes[k]) for k, v in table.items()}
+
+    def _empty_prompt(self) -> Conditioning:
+        if self._empty is None or next(iter(self._empty.values())).device != self.device:
+            self._empty = self.conditioning([self.empty_prompt or ""])
+        return self._empty
+
+    # the model ----------------------------------------------------------------------------------------------------
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
+        """See `FlowPolicy.velocity`: (B, C, H, W) float32, guided when the scale is above 1."""
+        x = latents.to(self.transformer.dtype)
+        if guidance_scale <= 1:
+            return self._predict(x, sigma, conditioning).float()
+        empty = {k: v.expand(len(x), *v.shape[1:]) for k, v in self._empty_prompt().items()}
+        both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
+        without, with_prompt = self._predict(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).float().chunk(2)
+        return self._guide(without, with_prompt, guidance_scale)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, height, width) uint8 of clean latents (B, C, H, W), in float32 whatever autocast says."""
+        vae = self._outside["vae"].to(self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            parts = torch.split(latents.float(), self.decode_batch)
+            images = torch.cat([self._images(vae, part) for part in parts])
+        return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+    # weights ------------------------------------------------------------------------------------------------------
+
+    def using(self, weights: WeightSet) -> AbstractContextManager[None]:
+        """See `FlowPolicy.using`."""
+        return self._sets.using(weights)
+
+    def refresh_old(self) -> None:
+        """See `FlowPolicy.refresh_old`."""
+        self._sets.refresh_old()
+
+    def old_state(self) -> dict[str, Tensor]:
+        """See `FlowPolicy.old_state`."""
+        return self._sets.old_state()
+
+    def load_old_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `FlowPolicy.load_old_state`."""
+        self._sets.load_old_state(state)
+
+    def export(self, folder: Path) -> None:
+        """A LoRA file for `pipe.load_lora_weights`, or, after full fine-tuning, a whole pipeline folder."""
+        if not self.lora:
+            self._pipeline().save_pretrained(folder, safe_serialization=True)
+            return
+        import diffusers
+
+        state, config = adapter_state(self.transformer)
+        getattr(diffusers, self.pipeline_class).save_lora_weights(
+            folder,
+            transformer_lora_layers=state,
+            transformer_lora_adapter_metadata=config,  # without it diffusers takes alpha = rank
+        )
