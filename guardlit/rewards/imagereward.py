@@ -38,7 +38,6 @@ _TEXT: dict[str, Any] = {
     "vocab_size": 30524,
     "max_position_embeddings": 512,
     "layer_norm_eps": 1e-12,
-    "bos_token_id": 30522,
     "is_decoder": True,  # creates cross-attention; the forward pass stays bidirectional
 }
 
