@@ -85,7 +85,9 @@ def make_imagereward(folder: Path, case: str = "tiny") -> dict[str, Any]:
     vocabulary = write_bert_files(folder / "bert") + 2
     layout = imagereward_layout(vocab_size=vocabulary, **made["sizes"])
     state = tensors(layout, made["seed"], made["faint"])
-    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(layout_length(made))[None]
+    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(made["sizes"]["text"]["max_position_embeddings"])[
+        None
+    ]
     torch.save(state, folder / "ImageReward.pt")
     text = made["sizes"]["text"] | {"vocab_size": vocabulary}
     return {
@@ -94,10 +96,6 @@ def make_imagereward(folder: Path, case: str = "tiny") -> dict[str, Any]:
         "vision": made["sizes"]["vision"],
         "text": text,
     }
-
-
-def layout_length(made: dict[str, Any]) -> int:
-    return made["sizes"]["text"]["max_position_embeddings"]
 
 
 def make_clip_folder(folder: Path, config: dict[str, Any], *, halves: bool = False) -> Path:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from reference.seeded import PROMPTS, pictures
+from scorer_files import CPU, MAKERS, Malicious, ready, request
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.network import DTYPES, Placement
 from guardlit.rewards.weights import sha256
-from scorer_files import CPU, MAKERS, Malicious, ready, request
 
 NAMES = list(MAKERS)
 FILES = {
@@ -95,9 +95,7 @@ def test_offloading_changes_no_score(name: str, scorers: dict[str, Any], argumen
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_provenance_names_the_file_by_content(
-    name: str, scorers: dict[str, Any], arguments: dict[str, dict[str, Any]]
-):
+def test_provenance_names_the_file_by_content(name: str, scorers: dict[str, Any], arguments: dict[str, dict[str, Any]]):
     folder = Path(arguments[name].get("weights", arguments[name].get("model")))
     provenance = scorers[name].provenance
     assert provenance["scorer"] == name
@@ -180,9 +178,7 @@ def test_a_file_converted_to_safetensors_holds_the_same_weights(name: str, tmp_p
         ("nobody/nothing", "run `hf download nobody/nothing {file}`"),
     ],
 )
-def test_a_file_that_is_not_here(
-    name: str, weights: str, expected: str, arguments: dict[str, dict[str, Any]]
-):
+def test_a_file_that_is_not_here(name: str, weights: str, expected: str, arguments: dict[str, dict[str, Any]]):
     assert expected.format(file=FILES[name]) in one_line(name, arguments[name] | {"weights": weights})
 
 

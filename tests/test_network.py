@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scorer_files import Malicious
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.rewards.weights import fill, find_file, folder_sha256, read_tensors, sha256, without_weights
 from guardlit.types import RewardRequest, RewardResult
-from scorer_files import Malicious
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -26,8 +26,8 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 class Dot(NetworkScorer):
     """A layer over an image's mean colour, plus the length of its prompt."""
 
-    def __init__(self, placement: Placement = Placement()) -> None:
-        super().__init__(placement)
+    def __init__(self, **placement: Any) -> None:
+        super().__init__(Placement(**placement))
         self.seen: list[Any] = []
 
     def load(self):
@@ -60,7 +60,7 @@ def asked() -> RewardRequest:
 
 
 def ready(**placement: Any) -> Dot:
-    scorer = Dot(Placement(**placement))
+    scorer = Dot(**placement)
     scorer.setup(CPU)
     return scorer
 
@@ -75,7 +75,7 @@ def ready(**placement: Any) -> Dot:
 )
 def test_a_device_that_is_not_here_gives_one_line(device: str, expected: str):
     with pytest.raises(GuardlitError) as caught:
-        Dot(Placement(device=device)).setup(CPU)
+        Dot(device=device).setup(CPU)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -144,7 +144,7 @@ def test_offloaded_weights_come_home_after_an_error():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_offloading_frees_the_gpu():
     before = torch.cuda.memory_allocated()
-    scorer = Dot(Placement(offload=True))
+    scorer = Dot(offload=True)
     scorer.setup(torch.device("cuda"))
     values = scorer.score(asked()).values
     assert scorer.seen[0] == {"cuda"}

@@ -10,7 +10,7 @@ tokenizer comes from a small local folder; for the tiny cases the sizes are repl
 network, loading and score are the package's own.
 
     python tests/reference/make_imagereward.py          # tiny architectures
-    python tests/reference/make_imagereward.py --full   # the published one, 447 M weights: 1.8 GB of file, 8 GB of memory
+    python tests/reference/make_imagereward.py --full   # the published one: 1.8 GB of file, 8 GB of memory
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def package() -> types.ModuleType:
         bare = types.ModuleType("ImageReward")
         bare.__path__ = importlib.util.find_spec("ImageReward").submodule_search_locations
         sys.modules["ImageReward"] = bare
-    import ImageReward.ImageReward as module
-
-    return module
+    return importlib.import_module("ImageReward.ImageReward")
 
 
 def build(module: types.ModuleType, sizes: dict[str, Any], vocabulary: int, folder: Path) -> torch.nn.Module:

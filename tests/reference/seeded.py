@@ -16,7 +16,7 @@ import numpy as np
 
 PROMPTS = [
     "a photo of a red cup on a table",
-    "“a curly quote”, isn’t it?",  # mended to ASCII by open_clip's tokenizer, not by transformers'
+    "“a curly quote”, isn’t it?",  # noqa: RUF001 - mended to ASCII by open_clip's tokenizer, not by transformers'
     "a café &amp; a cat",  # entities likewise
     "seven white horses under a tall tree " * 14,  # cut off
     "",
@@ -113,7 +113,8 @@ def write_bert_files(folder: Path) -> int:
     """bert-base-uncased's tokenizer files with a small vocabulary; returns the number of its tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
-    words = "a photo of red cup on table white horse ##s under tall tree two blue bird cat cafe is ##n it".split()
+    words = ["a", "photo", "of", "red", "cup", "on", "table", "white", "horse", "##s", "under", "tall", "tree"]
+    words += ["two", "blue", "bird", "cat", "cafe", "is", "##n", "it"]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters), *words]
     (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(tokens)) + "\n", encoding="utf-8")
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
