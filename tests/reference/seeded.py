@@ -43,7 +43,7 @@ def weights(shapes: Mapping[str, Any], seed: int, faint: str | None = None) -> d
         else:
             std = 1e-3 if faint and faint in key else 1 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.1
             noise *= np.float32(std)
-            filled[key] = noise + np.float32(len(shape) == 1 and key.endswith("weight"))
+            filled[key] = np.asarray(noise + np.float32(len(shape) == 1 and key.endswith("weight")))
     return filled
 
 
