@@ -109,16 +109,16 @@ def test_images_are_fitted_into_the_square(shape: tuple[int, int]):
 
 
 def test_the_version_is_recorded_and_must_be_that_of_the_file(arguments: dict[str, Any], tmp_path: Path):
-    assert ready(HPSv2(**arguments)).provenance["version"] == "2.1"
+    assert ready(HPSv2(**arguments)).provenance["version"] == "v2.1"
     file = Path(arguments["weights"]) / "HPS_v2.1_compressed.pt"
     old = tmp_path / "HPS_v2_compressed.pt"
     old.symlink_to(file)
-    assert ready(HPSv2("2.0", **arguments | {"weights": str(tmp_path)})).provenance["version"] == "2.0"
+    assert ready(HPSv2("v2.0", **arguments | {"weights": str(tmp_path)})).provenance["version"] == "v2.0"
     with pytest.raises(GuardlitError) as caught:
         HPSv2(**arguments | {"weights": str(old)}).setup(CPU)
-    assert str(caught.value) == f"{old}: the file of HPS v2.0, but `version` of HPSv2 says 2.1"
-    with pytest.raises(GuardlitError, match=r"the file of HPS v2\.1, but `version` of HPSv2 says 2\.0"):
-        HPSv2("2.0", **arguments | {"weights": str(file)}).setup(CPU)
+    assert str(caught.value) == f"{old}: the file of HPS v2.0, but `version` of HPSv2 says v2.1"
+    with pytest.raises(GuardlitError, match=r"the file of HPS v2\.1, but `version` of HPSv2 says v2\.0"):
+        HPSv2("v2.0", **arguments | {"weights": str(file)}).setup(CPU)
 
 
 def test_an_architecture_that_open_clip_lacks(arguments: dict[str, Any]):
@@ -128,7 +128,7 @@ def test_an_architecture_that_open_clip_lacks(arguments: dict[str, Any]):
 
 def test_the_published_architecture_is_the_default():
     scorer = HPSv2()
-    assert (scorer.version, scorer.weights_file, scorer.architecture) == ("2.1", "xswu/HPSv2", "ViT-H-14")
+    assert (scorer.version, scorer.weights_file, scorer.architecture) == ("v2.1", "xswu/HPSv2", "ViT-H-14")
 
 
 @pytest.mark.slow
@@ -142,6 +142,7 @@ def test_the_full_size_gives_the_scores_of_the_package(tmp_path: Path):
     scores = one_by_one(scorer, pictures([tuple(size) for size in case["sizes"]]))
     done = time.perf_counter()
     expected = torch.tensor(case["expected"])
-    print(f"load {loaded - start:.1f} s, score {(done - loaded) / len(expected):.1f} s/image", scores, expected)
+    error = (scores - expected).abs().max().item()
+    print(f"load {loaded - start:.1f} s, score {(done - loaded) / len(expected):.1f} s/image, error {error:.1e}")
     assert len(expected) == 2 < len(PROMPTS)
     torch.testing.assert_close(scores, expected, rtol=0, atol=TOLERANCE)
