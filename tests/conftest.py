@@ -29,3 +29,11 @@ def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_folders import make_sd3
 
     return make_sd3(tmp_path_factory.mktemp("sd3"))
+
+
+@pytest.fixture(scope="session")
+def inception_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with torch-fidelity's file of Inception v3, random weights."""
+    from scorer_files import make_inception
+
+    return make_inception(tmp_path_factory.mktemp("inception"))

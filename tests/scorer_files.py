@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pytest
 import torch
 from reference.seeded import (
     PROMPTS,
@@ -22,7 +23,7 @@ from reference.seeded import (
     write_clip_files,
 )
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from guardlit.rewards import Aesthetic, CLIPScore, HPSv2, ImageReward, PickScore
 from guardlit.rewards.base import Scorer
@@ -143,3 +144,23 @@ class Malicious:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(self.victim),)
+
+
+def make_inception(folder: Path) -> Path:
+    """torch-fidelity's file in a folder, 24 M random weights: the layout is what its network asks for."""
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    layout: dict[str, Any] = {}
+
+    def note_layout(net: nn.Module, _: Any) -> None:
+        layout.update({key: tensor.shape for key, tensor in net.state_dict().items()})
+
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", note_layout)
+        module.FeatureExtractorInceptionV3("inception-v3-compat", ["64"])
+    state = tensors(layout, 1)
+    state |= {key: torch.ones(shape) for key, shape in layout.items() if key.endswith("running_var")}
+    state |= {key: 2**0.5 * weight for key, weight in state.items() if weight.ndim == 4}  # half of it is lost to ReLU
+    torch.save(state, folder / "pt_inception-2015-12-05-6726825d.pth")
+    return folder

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from reference.seeded import pictures
 from scorer_files import Malicious, tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards import TorchmetricsClip, inception
@@ -22,33 +21,11 @@ def images(*which: int) -> Tensor:
     return torch.stack([torch.from_numpy(pictures([(40, 40)] * 6)[i]).permute(2, 0, 1) for i in which])
 
 
-@pytest.fixture(scope="module")
-def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """torch-fidelity's file, 24 M random weights: the layout is what its network asks for."""
-    from torch_fidelity import feature_extractor_inceptionv3 as module
-
-    folder = tmp_path_factory.mktemp("inception")
-    layout: dict[str, Any] = {}
-
-    def note_layout(net: nn.Module, _: Any) -> None:
-        layout.update({key: tensor.shape for key, tensor in net.state_dict().items()})
-
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
-        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", note_layout)
-        module.FeatureExtractorInceptionV3("inception-v3-compat", ["64"])
-    state = tensors(layout, 1)
-    state |= {key: torch.ones(shape) for key, shape in layout.items() if key.endswith("running_var")}
-    state |= {key: 2**0.5 * weight for key, weight in state.items() if weight.ndim == 4}  # half of it is lost to ReLU
-    torch.save(state, folder / NAME)
-    return folder
-
-
-def test_fid_is_that_of_the_same_file_given_to_torchmetrics(weights_folder: Path):
+def test_fid_is_that_of_the_same_file_given_to_torchmetrics(inception_folder: Path):
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    ours = FrechetInceptionDistance(inception(str(weights_folder), "64"))
-    theirs = FrechetInceptionDistance(64, feature_extractor_weights_path=str(weights_folder / NAME))
+    ours = FrechetInceptionDistance(inception(str(inception_folder), "64"))
+    theirs = FrechetInceptionDistance(64, feature_extractor_weights_path=str(inception_folder / NAME))
     for metric in (ours, theirs):
         metric.update(images(0, 1), real=True)
         metric.update(images(2, 3), real=False)
@@ -56,26 +33,26 @@ def test_fid_is_that_of_the_same_file_given_to_torchmetrics(weights_folder: Path
     assert ours.compute() > 1e-3
 
 
-def test_kid_and_is_take_the_file_too(weights_folder: Path):
+def test_kid_and_is_take_the_file_too(inception_folder: Path):
     """By themselves they would download it."""
     from torchmetrics.image.inception import InceptionScore
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    kid = KernelInceptionDistance(inception(str(weights_folder), "192"), subsets=2, subset_size=2)
+    kid = KernelInceptionDistance(inception(str(inception_folder), "192"), subsets=2, subset_size=2)
     kid.update(images(0, 1), real=True)
     kid.update(images(2, 3), real=False)
     assert torch.isfinite(kid.compute()[0])
-    score = InceptionScore(inception(str(weights_folder), "logits_unbiased"), splits=1)
+    score = InceptionScore(inception(str(inception_folder), "logits_unbiased"), splits=1)
     score.update(images(0, 2))
     mean, _ = score.compute()
     assert 1.001 < mean <= 2  # at most the number of images
 
 
-def test_nothing_is_drawn(weights_folder: Path):
+def test_nothing_is_drawn(inception_folder: Path):
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     before = torch.random.get_rng_state()
-    FrechetInceptionDistance(inception(str(weights_folder), "64"))
+    FrechetInceptionDistance(inception(str(inception_folder), "64"))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 import guardlit.rewards.imagereward as module
 from guardlit.errors import GuardlitError
 from guardlit.rewards import ImageReward
-from guardlit.rewards.clip_preprocess import normalise
+from guardlit.rewards.clip_preprocess import OPENAI_MEAN, OPENAI_STD, ClipPreprocess, normalise
 
 TOLERANCE = 2e-6  # the scores of these pictures and prompts spread over 0.3
 
@@ -125,6 +125,18 @@ def test_wrong_settings_are_seen(
         assert error(scorer) > at_least
 
 
+@pytest.mark.parametrize("shape", [(100, 60), (64, 37), (57, 90), (300, 200), (32, 32)])
+def test_pixels_are_those_of_torchvision_on_a_pil_image(shape: tuple[int, int]):
+    from PIL import Image
+    from torchvision import transforms as tv
+
+    steps = [tv.Resize(32, tv.InterpolationMode.BICUBIC), tv.CenterCrop(32), tv.ToTensor()]
+    image = pictures([shape])[0]
+    expected = tv.Compose([*steps, tv.Normalize(OPENAI_MEAN, OPENAI_STD)])(Image.fromarray(image))
+    ours = ClipPreprocess(32, (32, 32), margin="even")(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)  # a grey level is 1.5e-2
+
+
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
@@ -187,6 +199,27 @@ def test_the_published_architecture_is_the_default():
 
 def test_another_architecture_is_recorded(folders: dict[str, dict[str, Any]]):
     assert "'num_attention_heads': 4" in ImageReward(**folders["tiny"]).provenance["vision"]
+
+
+def test_the_hubs_cache_serves_offline(
+    folders: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With no more files than docs/rewards.md tells to download."""
+    tiny = folders["tiny"]
+    for repository, source, names in [
+        ("models--THUDM--ImageReward", tiny["weights"], ["ImageReward.pt"]),
+        ("models--google-bert--bert-base-uncased", tiny["tokenizer"], ["vocab.txt", "tokenizer_config.json"]),
+    ]:
+        snapshot = tmp_path / repository / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        for name in names:
+            (snapshot / name).symlink_to(Path(source) / name)
+        (tmp_path / repository / "refs").mkdir()
+        (tmp_path / repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    scorer = ready(ImageReward(vision=tiny["vision"], text=tiny["text"]))
+    assert error(scorer) < TOLERANCE
+    assert scorer.provenance["tokenizer"] == "google-bert/bert-base-uncased"
 
 
 @pytest.mark.slow
