@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from reference.seeded import PROMPTS, pictures
+from runs import config, guardlit
 from scorer_files import CPU, MAKERS, Malicious, ready, request
 from torch import Tensor
 
@@ -194,3 +197,29 @@ def test_building_a_scorer_loads_nothing():
     for scorer, _ in MAKERS.values():
         required = {"weights": "/nowhere"} if scorer.__name__ == "Aesthetic" else {}
         assert not hasattr(scorer(**required), "network")
+
+
+def test_a_run_trains_on_one_and_logs_the_others(
+    arguments: dict[str, dict[str, Any]], sd3_folder: Path, tmp_path: Path
+):
+    given = {name: {"class_path": MAKERS[name][0].__name__, "init_args": arguments[name]} for name in NAMES}
+    given["hpsv2"]["init_args"] = given["hpsv2"]["init_args"] | {"placement": {"offload": True, "batch_size": 3}}
+    terms = [{"scorer": scorer, "weight": float(name == "hpsv2")} for name, scorer in given.items()]
+    scorer = {"class_path": "guardlit.rewards.ImageReward", "init_args": arguments["imagereward"]}
+    gold = {"scorers": [scorer], "base": {"imagereward": 1.0}}  # random weights give negative marks
+    path = config(
+        tmp_path,
+        sd3_folder,
+        model__reward={"class_path": "Composite", "init_args": {"terms": terms}},
+        trainer__max_epochs=1,
+        trainer__callbacks=[{"class_path": "guardlit_callbacks.GoldScore", "init_args": gold}],
+    )
+    assert guardlit("fit", "--config", path) == 0
+    with next(tmp_path.rglob("metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    for name in NAMES:
+        values = [float(row[f"reward/{name}_mean"]) for row in rows if row[f"reward/{name}_mean"]]
+        assert values, name
+        assert all(map(math.isfinite, values)), name
+    with next(tmp_path.rglob("gold.csv")).open() as file:
+        assert all(math.isfinite(float(row["imagereward"])) for row in csv.DictReader(file))
