@@ -71,6 +71,14 @@ def test_other_weights_give_one_line(tmp_path: Path, content: dict[str, Tensor])
     assert str(caught.value) == f"{tmp_path / NAME}: these are not the weights of torch-fidelity's Inception v3"
 
 
+def test_without_torch_fidelity_the_message_says_what_to_install(
+    inception_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
+    with pytest.raises(GuardlitError, match="run `pip install torch-fidelity`"):
+        inception(str(inception_folder))
+
+
 def test_lpips_takes_its_backbone_from_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import torchvision
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
