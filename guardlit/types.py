@@ -113,12 +113,14 @@ class RewardResult:
         valid: (B,) bool; a failure is never a number.
         details: further named scores, (B,) float32 each; a composite puts its terms here.
         provenance: scorer, version, weights and options that gave these values.
+        reason: why the first failed value failed, in one line; empty where none did, or nothing more is known.
     """
 
     values: Tensor
     valid: Tensor
     details: Mapping[str, Tensor] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
 
     @classmethod
     def from_values(cls, values: Tensor, **kwargs: Any) -> RewardResult:

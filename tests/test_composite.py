@@ -41,11 +41,12 @@ def test_weighted_sum_of_normalised_terms():
     both.setup(torch.device("cpu"))
     result = both.score(REQUEST)
     assert result.values.tolist() == [0.75, 0.0, -1.0]
-    assert result.details["pick"].tolist() == [1.0, 0.5, 0.0]
+    assert result.details["pick"].tolist() == [26.0, 13.0, 0.0]
+    assert both.normalize(result.details)["pick"].tolist() == [1.0, 0.5, 0.0]
     assert result.details["fixed"].tolist() == [1.0, 2.0, 4.0]
     assert dict(both.weights) == {"pick": 1.0, "fixed": -0.25}
     assert result.provenance["pick.scorer"] == "fixed"
-    assert result.provenance["pick.divide"] == "26"
+    assert result.provenance["pick.normalizer"] == "score / 26"
     assert terms[0].scorer.device == terms[1].scorer.device == torch.device("cpu")
 
 
