@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -189,5 +190,5 @@ def reward_metrics(reward: Scorer, scores: Mapping[str, Tensor]) -> dict[str, fl
     for name, values in columns.items():
         finite = values[torch.isfinite(values)].double()
         metrics[f"{name}_mean"] = float(finite.mean())
-        metrics[f"{name}_std"] = float(finite.std(correction=0))
+        metrics[f"{name}_std"] = float(finite.std(correction=0)) if len(finite) else math.nan
     return metrics
