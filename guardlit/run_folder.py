@@ -26,8 +26,8 @@ PACKAGES = ("guardlit", "guardlit-callbacks", "torch", "lightning", "diffusers",
 class RunFolder(pl.Callback):
     """Writes what a run is made of beside its logs, before the first image is drawn.
 
-    `config.yaml` (by the command line), `run.json` (versions, machine, command, checkpoint resumed from, who scores: each
-    scorer's provenance and its scores in the start-up test), `schedule.csv` (the sampler's coefficients and every
+    `config.yaml` (by the command line), `run.json` (versions, machine, command, checkpoint resumed from, who scores:
+    the scorers' provenance and their scores in the start-up test), `schedule.csv` (the sampler's coefficients and every
     objective's gradient scale) and `batches.txt`. Gold scorers stand in `run.json` once they are loaded.
 
     Args:

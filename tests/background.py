@@ -23,7 +23,8 @@ class Background(Brightness):
 
     Args:
         fail: a prompt with this text fails.
-        how: `nan`; `first`, NaN for the first image that is asked for; `raise` what a library might; or `hopeless`, what no repetition mends.
+        how: `nan`; `first`, NaN for the first image that is asked for; `raise` what a library might; or `hopeless`,
+            what no repetition mends.
         jitter: longest pause before a score, in seconds; drawn anew for every request and run.
         rank: of the process that fails; all by default.
     """

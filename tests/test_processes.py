@@ -7,27 +7,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from runs import config, guardlit, newest
 
-HERE = Path(__file__).parent
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 def torchrun(*args: object) -> int:
     """`guardlit ARGS` on two processes; its exit code."""
-    return started(*args).returncode
+    return two_processes("-m", "guardlit", *args).returncode
 
 
-def started(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`guardlit ARGS` on two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "guardlit"]
+def two_processes(*args: object) -> subprocess.CompletedProcess[bytes]:
+    """`python ARGS` twice, as the processes of one run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-    return subprocess.run([*command, *map(str, args)], env=environment, timeout=240, check=False, text=True, **options)
+    return subprocess.run(command, env=environment, timeout=240, check=False)
 
 
 def test_two_processes_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path):
@@ -52,37 +49,41 @@ def test_two_processes_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path)
         torch.testing.assert_close(states["two"][name], value, rtol=1e-4, atol=1e-5 * moved)
 
 
-def failing(folder: Path, model: Path, **init: object) -> subprocess.CompletedProcess[str]:
-    """One round on two processes, the second of which has a scorer that fails."""
-    reward = {"class_path": "background.Background", "init_args": {"rank": 1, **init}}
-    settings = {"data__micro_batch": 2, "data__val": None, "trainer__max_epochs": 1, "model__max_failed_fraction": 0.25}
-    path = config(folder, model, model__reward=reward, **settings)
-    return started("fit", "--config", path, *TWO, stderr=subprocess.PIPE)
+@pytest.fixture(scope="module")
+def failed(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of one-round runs on two processes, the second of which has a scorer that fails in some way."""
+    folders = {how: tmp_path_factory.mktemp(how) for how in ("first", "raise", "hopeless")}
+    settings = {"data__micro_batch": 2, "data__val": None, "trainer__max_epochs": 1, "model__max_failed_fraction": 0.13}
+    paths = []
+    for how, folder in folders.items():
+        reward = {"class_path": "background.Background", "init_args": {"rank": 1, "how": how}}
+        paths.append(config(folder, sd3_folder, model__reward=reward, **settings))
+    assert two_processes(Path(__file__).parent / "several.py", *paths).returncode == 0
+    return folders
 
 
-def test_a_sample_that_fails_on_one_process_is_left_out_on_both(sd3_folder: Path, tmp_path: Path):
-    done = failing(tmp_path, sd3_folder, how="first")
-    assert done.returncode == 0, done.stderr
-    with next(tmp_path.rglob("metrics.csv")).open() as file:
+def said(folder: Path) -> list[str]:
+    """The last thing that each process said, and its exit code."""
+    return [" ".join((folder / f"process_{rank}.txt").read_text().splitlines()[-2:]) for rank in range(2)]
+
+
+def test_a_sample_that_fails_on_one_process_is_left_out_on_both(failed):
+    assert all(last.endswith("exit code 0") for last in said(failed["first"])), said(failed["first"])
+    with next(failed["first"].rglob("metrics.csv")).open() as file:
         (row,) = (row for row in csv.DictReader(file) if row["reward/failed"])
     assert float(row["reward/failed"]) == 1 / 8
     assert float(row["reward/background/requests"]) == 4  # two on each process
     assert float(row["reward/background/latency_p95"]) == 1  # the larger of 0 and 1
 
 
-@pytest.mark.parametrize(
-    ("how", "expected"),
-    [
-        ("raise", "rewards failed, more than max_failed_fraction=0.25; the first on prompt '"),
-        ("hopeless", "round 0, process 1: reward 'background' failed on images of '"),
-    ],
-)
-def test_a_scorer_that_raises_on_one_process_stops_both(sd3_folder: Path, tmp_path: Path, how: str, expected: str):
-    done = failing(tmp_path, sd3_folder, how=how)
-    said = [line for line in done.stderr.splitlines() if line.startswith("guardlit fit: error: ")]
-    assert done.returncode != 0
-    assert len(said) == 2, done.stderr
-    assert said[0] == said[1]
-    assert expected in said[0]
-    assert "process 1" in said[0]
-    assert "the wires are cut" in said[0]
+TOO_MANY = "round 0: 4 of 8 rewards failed, more than max_failed_fraction=0.13; the first on prompt '"
+NEVER = "round 0, process 1: reward 'background' failed on images of '"
+
+
+@pytest.mark.parametrize(("how", "expected"), [("raise", TOO_MANY), ("hopeless", NEVER)])
+def test_a_scorer_that_raises_on_one_process_stops_both(failed, how: str, expected: str):
+    one, two = said(failed[how])
+    assert one == two
+    assert one.startswith("guardlit fit: error: " + expected)
+    assert all(part in one for part in ("process 1", "the wires are cut"))
+    assert one.endswith("exit code 2")
