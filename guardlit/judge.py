@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 import torch
 from guardlit_callbacks._gather import gather_objects
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
@@ -46,9 +47,13 @@ class Judge:
 
     def close(self) -> None:
         """Give back the reward's processes and connections; `ready` takes them again."""
-        if self._device is not None:
+        if self._device is None:
+            return
+        self._device = None
+        try:
             self._module.reward.close()
-            self._device = None
+        except Exception as error:  # must hide neither why a run ends nor that it is done
+            rank_zero_warn(f"reward '{self._module.reward.name}' could not be closed: {error}")
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Raise `GuardlitError` for a prompt that the reward can never score."""
@@ -61,8 +66,12 @@ class Judge:
 
     def test(self, prompts: Sequence[Prompt]) -> None:
         """Make the reward ready and test each of its terms; raises `GuardlitError` on all processes."""
-        self._agreed(self.ready)
-        self._test_each(self._module.reward.terms(), prompts)
+        try:
+            self._agreed(self.ready)
+            self._test_each(self._module.reward.terms(), prompts)
+        except BaseException:
+            self.close()
+            raise
 
     def test_validation(self) -> None:
         """The same before a validation, and for what callbacks such as `GoldScore` have set up by now."""

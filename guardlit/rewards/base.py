@@ -155,7 +155,8 @@ class Scorer(ABC):
     def close(self) -> None:  # noqa: B027 - optional hook
         """Give back what `setup` took beside memory: processes, connections. `setup` may be called again after it.
 
-        Of a `background` scorer it may be called while `score` runs in another thread, which then fails.
+        Of a `background` scorer it may be called while `score` runs in another thread: that call then fails, and is not
+        waited for.
         """
 
 
