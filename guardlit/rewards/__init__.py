@@ -4,6 +4,7 @@ Importing this package is cheap: transformers, torchvision and PIL are imported 
 """
 
 from guardlit.rewards.base import Scorer as Scorer
+from guardlit.rewards.composite import Affine as Affine
 from guardlit.rewards.composite import Composite as Composite
 from guardlit.rewards.composite import Term as Term
 from guardlit.rewards.digits import DigitDiversity as DigitDiversity
