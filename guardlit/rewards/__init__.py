@@ -6,6 +6,7 @@ Importing this package is cheap: transformers, open_clip, torchvision and PIL wa
 from guardlit.rewards.aesthetic import Aesthetic as Aesthetic
 from guardlit.rewards.base import Scorer as Scorer
 from guardlit.rewards.clipscore import CLIPScore as CLIPScore
+from guardlit.rewards.composite import Affine as Affine
 from guardlit.rewards.composite import Composite as Composite
 from guardlit.rewards.composite import Term as Term
 from guardlit.rewards.digits import DigitDiversity as DigitDiversity

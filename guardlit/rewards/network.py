@@ -71,6 +71,7 @@ class NetworkScorer(Scorer):
         placement: where the network lives and how it is fed.
     """
 
+    distinguishes = True
     network: nn.Module
     """What `load` returned, in eval mode and without gradients."""
     device: torch.device
