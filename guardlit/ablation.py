@@ -68,6 +68,8 @@ def analyse(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
         batch_size: transitions at once.
     """
     experience = module.experience
+    for objective in objectives.values():
+        objective.on_schedule(*experience.coefficients.first(module.rollout.available_steps))
     places = experience.places()
     everything = sum(map(len, places.values()))
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -98,15 +98,14 @@ class GRPOModule(pl.LightningModule):
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
         if self._lr_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
-        }
+        scheduler = {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def coefficients(self) -> Coefficients:
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
         check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
+        self.objective.on_schedule(*coefficients.first(self.rollout.available_steps))
         return coefficients
 
     def on_fit_start(self) -> None:

@@ -36,6 +36,10 @@ class Coefficients:
     def __len__(self) -> int:
         return len(self.dt)
 
+    def first(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """g, s and dt of the first steps, (steps,) each: what an objective asks about those that can be trained."""
+        return self.velocity[:steps], self.std[:steps], self.dt[:steps]
+
 
 def flow_match_sigmas(num_steps: int, shift: float = 3.0, num_train_timesteps: int = 1000) -> Tensor:
     """The schedule of diffusers' `FlowMatchEulerDiscreteScheduler` with a static shift, without diffusers.

@@ -16,6 +16,7 @@ from guardlit.data import ExperienceLoader
 from guardlit.errors import GuardlitError
 from guardlit.experience import Round
 from guardlit.noise import NoiseSource
+from guardlit.objective import TempFlowGRPO
 from guardlit.plan import RoundPlan
 from guardlit.rollout import sample
 from guardlit.sde import CPS, DanceSDE, FlowSDE, flow_match_sigmas
@@ -207,6 +208,24 @@ def test_the_ratio_is_exactly_1_before_the_first_update(
     first = len(outputs) // 4
     assert not any(bool(o["log_ratio"].any()) for o in outputs[:first])
     assert all(bool(o["log_ratio"].any()) for o in outputs[first:])
+
+
+def test_a_run_tells_the_objective_which_steps_can_be_trained(sd3_folder: Path, tmp_path: Path, monkeypatch):
+    """TempFlow-GRPO's weights are 1 on average over them, though each image trains a few only."""
+    told: list[tuple[Tensor, Tensor]] = []
+    original = TempFlowGRPO.on_schedule
+
+    def on_schedule(self: TempFlowGRPO, gain: Tensor, std: Tensor, dt: Tensor) -> None:
+        original(self, gain, std, dt)
+        told.append((std, self.step_weight(gain, std, dt)))
+
+    monkeypatch.setattr(TempFlowGRPO, "on_schedule", on_schedule)
+    window = {"class_path": "RandomWindow", "init_args": {"length": 1}}
+    path = small(tmp_path, sd3_folder, "run", window=window)
+    fit(path, "--trainer.max_epochs", 1, "--model.objective", "TempFlowGRPO")
+    std, weight = told[0]
+    assert len(std) == 4  # of 5 steps
+    torch.testing.assert_close(weight, std / std.mean())
 
 
 def test_a_resumed_run_with_windows_is_the_undisturbed_one(sd3_folder: Path, tmp_path: Path):
