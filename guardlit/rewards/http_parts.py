@@ -1,0 +1,141 @@
+"""What a client of a reward server needs beside its requests: failures, counts, addresses, tokens."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from guardlit.errors import GuardlitError
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+_RETRIED = {408, 409, 425, 429}  # and everything from 500 up
+
+
+class ReplyError(Exception):
+    """A reply that is of no use; the message is one line.
+
+    Attributes:
+        alive: the server does its work, and another call may well succeed.
+        again: another attempt may help.
+        wait: seconds that the server asks to wait before it.
+    """
+
+    alive = True
+    again = True
+    wait = 0.0
+
+
+class RefusedError(ReplyError):
+    """A status other than 2xx."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(f"HTTP {response.status_code}: {shorten(response.text) or response.reason_phrase}")
+        self.again = response.status_code in _RETRIED or response.status_code >= 500
+        self.alive = not self.again
+        self.wait = _retry_after(response.headers.get("retry-after", ""))
+
+
+class UnreadableError(ReplyError):
+    """A body without what was asked for."""
+
+
+class UnreachedError(ReplyError):
+    """No whole reply: no connection, a broken one, or one that fell silent."""
+
+    alive = False
+
+
+@dataclass
+class Counts:
+    """What happened to the calls of a client, and how long each readable or unreadable reply took, in seconds."""
+
+    calls: int = 0
+    failures: int = 0
+    retries: int = 0
+    unreadable: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """See `Client.counters`."""
+        counts = {"calls": float(self.calls), "failures": float(self.failures), "retries": float(self.retries)}
+        if not self.seconds:
+            return counts
+        p50, p95 = np.percentile(self.seconds, [50, 95])
+        share = self.unreadable / len(self.seconds)
+        return {**counts, "unparseable_share": share, "latency_p50": float(p50), "latency_p95": float(p95)}
+
+
+class Pulse:
+    """Whether a server still answers: not when as many calls in a row as may be in flight used up their attempts."""
+
+    def __init__(self, concurrency: int) -> None:
+        self.flat = False
+        self._limit = max(3, concurrency)
+        self._missed = 0
+
+    def note(self, *, alive: bool) -> None:
+        """Take in how a call ended."""
+        self._missed = 0 if alive else self._missed + 1
+        self.flat = self.flat or self._missed >= self._limit
+
+
+def checked_url(text: str) -> tuple[str, bool]:
+    """A server's address without the last slash, and whether it is this machine's own.
+
+    Raises:
+        GuardlitError: no http or https address, or one with a password in it.
+    """
+    from httpx2 import URL, InvalidURL
+
+    try:
+        url = URL(text)
+    except InvalidURL:
+        url = URL("")
+    if url.scheme not in ("http", "https") or not url.host:
+        raise GuardlitError(f"{text!r} is no address of a reward server; write http://host:port")
+    if url.userinfo:
+        raise GuardlitError(f"the address of {url.host} holds a password; name a variable by `token_env` instead")
+    try:
+        loopback = ipaddress.ip_address(url.host).is_loopback
+    except ValueError:
+        loopback = url.host == "localhost"
+    return text.rstrip("/"), loopback
+
+
+def bearer_token(variable: str) -> str:
+    """The token in an environment variable; raises `GuardlitError` if there is none."""
+    token = os.environ.get(variable, "").strip()
+    if not token or not (token.isascii() and token.isprintable()):
+        found = "holds something else than plain text" if token else "is not set"
+        raise GuardlitError(f"the environment variable {variable}, named by `token_env`, {found}; put the token there")
+    return token
+
+
+def describe(error: Exception) -> str:
+    """An exception in one line, with its class where the message alone says too little."""
+    text = shorten(str(error))
+    return text if isinstance(error, ReplyError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def shorten(text: str, length: int = 200) -> str:
+    """At most `length` characters on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 3] + "..."
+
+
+def _retry_after(header: str) -> float:
+    """Seconds that a server asks to wait; it may name them or a date. 0 if it asks for nothing that can be read."""
+    if header.isascii() and header.isdecimal():
+        return float(header)
+    try:
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
