@@ -8,7 +8,7 @@ Shape legend, used in every docstring:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -103,6 +103,11 @@ class RewardRequest:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def take(self, rows: Sequence[int]) -> RewardRequest:
+        """Some of the images, in the order of `rows`."""
+        prompts, metadata = [self.prompts[row] for row in rows], [self.metadata[row] for row in rows]
+        return RewardRequest(self.images[list(rows)], prompts, metadata)
+
 
 @dataclass(frozen=True)
 class RewardResult:
@@ -113,12 +118,14 @@ class RewardResult:
         valid: (B,) bool; a failure is never a number.
         details: further named scores, (B,) float32 each; a composite puts its terms here.
         provenance: scorer, version, weights and options that gave these values.
+        reason: why the first failed value failed, in one line; empty where none did, or nothing more is known.
     """
 
     values: Tensor
     valid: Tensor
     details: Mapping[str, Tensor] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
 
     @classmethod
     def from_values(cls, values: Tensor, **kwargs: Any) -> RewardResult:

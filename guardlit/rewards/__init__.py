@@ -14,3 +14,5 @@ from guardlit.rewards.jpeg import JPEGCompressibility as JPEGCompressibility
 from guardlit.rewards.network import NetworkScorer as NetworkScorer
 from guardlit.rewards.network import Placement as Placement
 from guardlit.rewards.pickscore import PickScore as PickScore
+from guardlit.rewards.remote import RemoteReward as RemoteReward
+from guardlit.rewards.remote_pickle import PickleReward as PickleReward

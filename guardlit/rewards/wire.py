@@ -78,6 +78,11 @@ class Answer:
     provenance: Mapping[str, str]
     reason: str
 
+    @classmethod
+    def failed(cls, count: int, reason: str) -> Answer:
+        """No number for any of `count` images."""
+        return cls(torch.full((count,), torch.nan), {}, {}, reason)
+
 
 def read_answer(message: Any, count: int) -> Answer:
     """Take a server's message apart, and believe nothing of it that the protocol does not allow.
@@ -100,11 +105,11 @@ def read_answer(message: Any, count: int) -> Answer:
     ):
         raise ValueError("the answer has no provenance")
     values, named, reason = [], [], ""
-    for index, item in enumerate(items):
+    for item in items:
         value, details, problem = _read_item(item)
         values.append(value)
         named.append(details)
-        reason = reason or (problem and f"items[{index}]: {problem}")
+        reason = reason or problem
     names = dict.fromkeys(name for details in named for name in details)
     columns = {name: torch.tensor([details.get(name, math.nan) for details in named]) for name in names}
     return Answer(torch.tensor(values), columns, provenance, reason)

@@ -52,8 +52,8 @@ def create_app(worker: Worker, facts: Mapping[str, Any], limits: ServerLimits, t
         token: to be sent as `Authorization: Bearer TOKEN`; None asks for none.
     """
     from fastapi import Depends, FastAPI, Request, Response
-    from fastapi.exceptions import HTTPException
     from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

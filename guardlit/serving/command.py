@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 import guardlit.rewards  # noqa: F401 - so that YAML may say `class_path: PickScore`
 from guardlit import __version__
@@ -175,5 +175,7 @@ def _run(app: Any, listener: socket.socket, settings: ServerSettings) -> None:
             print("guardlit serve-reward: stopping; what is under way is finished first", flush=True)
             await super().shutdown(sockets)
 
-    options = {"log_config": None, "access_log": False, "timeout_keep_alive": 75}
-    Server(uvicorn.Config(app, timeout_graceful_shutdown=GRACE_S, **options)).run([listener])
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_keep_alive=75, timeout_graceful_shutdown=GRACE_S
+    )
+    Server(config).run([listener])

@@ -69,10 +69,8 @@ def read_request(body: bytes, media_type: str) -> ScoreMessage:
     from pydantic import ValidationError
 
     try:
-        if media_type == JSON:
-            message = _adapter().validate_json(body)
-        else:
-            message = _adapter().validate_python(unpack(body))
+        check = _adapter()
+        message: ScoreMessage = check.validate_json(body) if media_type == JSON else check.validate_python(unpack(body))
     except ValidationError as error:
         raise Refusal(400, _first(error)) from error
     except ValueError as error:
@@ -158,7 +156,9 @@ def items_of(result: RewardResult, errors: Mapping[int, str]) -> list[dict[str, 
     rows = zip(result.values.tolist(), result.valid.tolist(), strict=True)
     for index, (value, valid) in enumerate(rows):
         good = valid and math.isfinite(value)
-        item: dict[str, Any] = {"value": value} if good else {"error": errors.get(index, "the score is not finite")}
+        item: dict[str, Any] = (
+            {"value": value} if good else {"error": errors.get(index, result.reason or "the score is no finite number")}
+        )
         details = {name: float(column[index]) for name, column in result.details.items()}
         if details:
             item["details"] = {name: score if math.isfinite(score) else None for name, score in details.items()}

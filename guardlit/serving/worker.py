@@ -128,15 +128,10 @@ class Worker:
         good = [index for index in range(len(request)) if index not in errors]
         if not good:
             return Scores([{"error": error} for error in errors.values()], scorer.provenance)
-        result = scorer.score(request if not errors else _rows(request, good))
+        result = scorer.score(request if not errors else request.take(good))
         if result.values.shape != (len(good),):
             raise RuntimeError(f"{len(good)} images got values of shape {tuple(result.values.shape)}")
-        return Scores(items_of(_spread(result, good, len(request)), errors), result.provenance)
-
-
-def _rows(request: RewardRequest, rows: list[int]) -> RewardRequest:
-    prompts, metadata = [request.prompts[i] for i in rows], [request.metadata[i] for i in rows]
-    return RewardRequest(request.images[rows], prompts, metadata)
+        return Scores(items_of(_spread(result, good, len(request)), errors), scorer.provenance)
 
 
 def _spread(result: RewardResult, rows: list[int], count: int) -> RewardResult:
@@ -147,5 +142,6 @@ def _spread(result: RewardResult, rows: list[int], count: int) -> RewardResult:
         out[rows] = column.float().cpu()
         return out
 
+    details = {name: spread(column) for name, column in result.details.items()}
     values = spread(torch.where(result.valid, result.values, torch.nan))
-    return RewardResult.from_values(values, details={name: spread(c) for name, c in result.details.items()})
+    return RewardResult.from_values(values, details=details, reason=result.reason)
