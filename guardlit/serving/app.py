@@ -69,8 +69,8 @@ def create_app(worker: Worker, facts: Mapping[str, Any], limits: ServerLimits, t
     front_desk = _FrontDesk(worker, limits)
 
     @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    async def healthz() -> dict[str, Any]:
+        return {"status": "ok", "under_way": front_desk.under_way}
 
     @app.get("/info", dependencies=[Depends(authorize)])
     async def info() -> dict[str, Any]:
@@ -103,22 +103,22 @@ class _FrontDesk:
 
     def __init__(self, worker: Worker, limits: ServerLimits) -> None:
         self._worker, self._limits = worker, limits
-        self._under_way = 0
+        self.under_way = 0
 
     async def serve(self, request: "Request") -> tuple[bytes, str]:
         """The answer's body and media type; raises `Refusal`."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in (JSON, MSGPACK):
             raise Refusal(415, f"content type {media_type!r}: expected {MSGPACK} or {JSON}")
-        if self._under_way >= self._limits.queue:
+        if self.under_way >= self._limits.queue:
             await self._receive(request, keep=False)  # a client in the middle of its body would not see the answer
-            raise Refusal(429, f"{self._under_way} requests are under way already", {"Retry-After": "1"})
-        self._under_way += 1
+            raise Refusal(429, f"{self.under_way} requests are under way already", {"Retry-After": "1"})
+        self.under_way += 1
         try:
             body = await self._receive(request)
             return await self._answer(request, body, media_type), media_type
         finally:
-            self._under_way -= 1
+            self.under_way -= 1
 
     async def _answer(self, request: "Request", body: bytes, media_type: str) -> bytes:
         from starlette.concurrency import run_in_threadpool

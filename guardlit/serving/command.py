@@ -105,7 +105,7 @@ def serve(settings: ServerSettings) -> None:
         GuardlitError: an address or a token that cannot be used, or a scorer that cannot be loaded.
     """
     logging.basicConfig(format="guardlit serve-reward: %(message)s", level=logging.WARNING)
-    token = _token(settings)
+    token = token_of(settings)
     with _listen(settings) as listener:  # before the minutes that weights take to load
         device = _device(settings.device)
         for scorer in settings.scorers.values():
@@ -114,7 +114,8 @@ def serve(settings: ServerSettings) -> None:
         _run(app, listener, settings)
 
 
-def _token(settings: ServerSettings) -> str | None:
+def token_of(settings: ServerSettings) -> str | None:
+    """The token that clients must send, if any; raises `GuardlitError` for an address that is open without meaning it."""
     if not settings.loopback and not settings.allow_remote:
         raise GuardlitError(
             f"host {settings.host} can be reached by other machines: add --allow_remote true to mean it, "

@@ -30,14 +30,14 @@ class Refusal(Exception):  # noqa: N818 - what the caller did wrong
         self.status, self.headers = status, dict(headers or {})
 
 
-class _Strict:
-    """Nothing is converted, nothing is ignored; bytes are base64 in JSON."""
+class _Message:
+    """Nothing is ignored, such as a misspelt key; bytes are base64 in JSON."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "strict": True, "val_json_bytes": "base64"}
+    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "val_json_bytes": "base64"}
 
 
 @dataclass(frozen=True)
-class ImageMessage(_Strict):
+class ImageMessage(_Message):
     """An image: `raw` holds shape[0] x shape[1] x shape[2] = 3 x height x width bytes, `png` a file."""
 
     data: bytes
@@ -47,7 +47,7 @@ class ImageMessage(_Strict):
 
 
 @dataclass(frozen=True)
-class ItemMessage(_Strict):
+class ItemMessage(_Message):
     """One image and what it should show."""
 
     prompt: str
@@ -56,7 +56,7 @@ class ItemMessage(_Strict):
 
 
 @dataclass(frozen=True)
-class ScoreMessage(_Strict):
+class ScoreMessage(_Message):
     """A request; `scorer` may be left out where one alone is served."""
 
     protocol: Literal[1]
