@@ -30,7 +30,8 @@ def process(
     server = start("serve-reward", "--config", path, "--port", 0, *options, **env)
     try:
         line = server.stdout.readline()
-        assert (ready := READY.search(line)), line + server.stderr.read()
+        ready = READY.search(line)
+        assert ready, line + server.stderr.read()
         yield ready[1], server
     finally:
         server.kill()
@@ -38,8 +39,8 @@ def process(
 
 
 @contextmanager
-def thread(app: object) -> Iterator[str]:
-    """Any ASGI application in a thread: its address."""
+def thread(app: object, grace: int = 30) -> Iterator[str]:
+    """Any ASGI application in a thread: its address; `grace` seconds are left to what is under way at the end."""
     up = threading.Event()
 
     class Server(uvicorn.Server):
@@ -47,7 +48,7 @@ def thread(app: object) -> Iterator[str]:
             await super().startup(sockets)
             up.set()
 
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False)
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=grace)
     server = Server(config)
     running = threading.Thread(target=server.run)
     running.start()
@@ -68,3 +69,19 @@ def serving(
     app = create_app(Worker(scorers, merge or {}), {"protocol": 1}, ServerLimits(**limits), token)
     with thread(app) as url:
         yield url
+
+
+async def reply(send, status: int, body: bytes, kind: str = "application/msgpack", **headers: str) -> None:
+    """Send a whole answer."""
+    named = [(k.replace("_", "-").encode(), v.encode()) for k, v in {"content_type": kind, **headers}.items()]
+    await send({"type": "http.response.start", "status": status, "headers": named})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def body_of(receive) -> bytes:
+    """Take in a request's body."""
+    body, more = b"", True
+    while more:
+        event = await receive()
+        body, more = body + event.get("body", b""), event.get("more_body", False)
+    return body

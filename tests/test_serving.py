@@ -39,9 +39,9 @@ def message(images: torch.Tensor | None = None, prompt: str = "a cat", scorer: s
     return score_message(request, scorer, "raw") | changes
 
 
-def post(url: str, body: object, kind: str = MSGPACK, **headers: str) -> httpx2.Response:
+def post(url: str, body: object, kind: str = MSGPACK, timeout: float = 30, **headers: str) -> httpx2.Response:
     content = body if isinstance(body, bytes) else pack(body) if kind == MSGPACK else json.dumps(body).encode()
-    with httpx2.Client(trust_env=False, timeout=30) as client:
+    with httpx2.Client(trust_env=False, timeout=timeout) as client:
         return client.post(f"{url}/v1/score", content=content, headers={"content-type": kind, **headers})
 
 
@@ -299,9 +299,8 @@ def test_a_client_that_hangs_up_leaves_the_queue():
     with serving({"gate": gate}) as url, ThreadPoolExecutor(1) as clients:
         first = clients.submit(post, url, message(pixels(1)))
         assert gate.entered.wait(30)
-        with httpx2.Client(trust_env=False) as client, pytest.raises(httpx2.TimeoutException):
-            headers = {"content-type": MSGPACK}
-            client.post(f"{url}/v1/score", content=pack(message(pixels(2))), headers=headers, timeout=0.5)
+        with pytest.raises(httpx2.TimeoutException):
+            post(url, message(pixels(2)), timeout=0.5)
         _wait_for(url, under_way=1)
         gate.opened.set()
         assert first.result().status_code == 200
