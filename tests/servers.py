@@ -35,7 +35,9 @@ def process(
         yield ready[1], server
     finally:
         server.kill()
-        server.communicate()
+        server.wait()
+        server.stdout.close()
+        server.stderr.close()
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def serve(settings: ServerSettings) -> None:
 
 
 def token_of(settings: ServerSettings) -> str | None:
-    """The token that clients must send, if any; raises `GuardlitError` for an address that is open without meaning it."""
+    """The token that clients must send, if any; raises `GuardlitError` for an address that is open by oversight."""
     if not settings.loopback and not settings.allow_remote:
         raise GuardlitError(
             f"host {settings.host} can be reached by other machines: add --allow_remote true to mean it, "
@@ -173,7 +173,7 @@ def _run(app: Any, listener: socket.socket, settings: ServerSettings) -> None:
             print(f"guardlit serve-reward: ready on {address} with {', '.join(settings.scorers)}", flush=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            print("guardlit serve-reward: stopping; what is under way is finished first", flush=True)
+            log.warning("stopping; what is under way is finished first")  # stdout may be closed by now
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
