@@ -10,18 +10,21 @@ The client runs its event loop in one thread of its own and is used from ordinar
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.http_parts import (
     Counts,
+    Patience,
     Pulse,
     RefusedError,
     ReplyError,
@@ -31,10 +34,9 @@ from guardlit.rewards.http_parts import (
     checked_url,
     describe,
 )
+from guardlit.rewards.outcome import Outcome as Outcome
 
 T = TypeVar("T")
-
-_REREADS = 2  # at temperature 0 a model mostly repeats itself
 
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # else every retry prints its bare event name
 
@@ -87,14 +89,6 @@ class Call(Generic[T]):
     content_type: str = "application/json"
 
 
-@dataclass(frozen=True)
-class Outcome(Generic[T]):
-    """What became of a call: `value`, or else `error`, one line."""
-
-    value: T | None = None
-    error: str | None = None
-
-
 class Client:
     """A server that is asked for scores.
 
@@ -115,15 +109,16 @@ class Client:
     """
 
     def __init__(self, base_url: str, limits: Limits = Limits(), token_env: str | None = None) -> None:
-        import anyio
         import httpx2
         from anyio.from_thread import start_blocking_portal
 
         self.url, loopback = checked_url(base_url)
         self.limits = limits
         self._counts = Counts()
+        self._running: set[Future[Any]] = set()
         self._jitter = random.Random()  # its own, as scoring must leave the global random state alone
-        self._slots = anyio.Semaphore(limits.concurrency)
+        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._no_reply = httpx2.RequestError
         http = httpx2.AsyncClient(
             base_url=self.url,
             headers={} if token_env is None else {"authorization": f"Bearer {bearer_token(token_env)}"},
@@ -143,21 +138,29 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Drop the connections and end the thread; the client cannot be used again."""
+        """Drop the connections and end the thread; a `map` in another thread fails, and no further one is possible."""
+        for future in list(self._running):
+            future.cancel()
         self._stack.close()
 
     def map(self, calls: Sequence[Call[T]]) -> list[Outcome[T]]:
         """Make all calls, `concurrency` at once; outcomes are in the calls' order, and no failure raises."""
-        future = self._portal.start_task_soon(self._map, calls)
+        return self._wait_for(calls, self.limits.total)
+
+    def _wait_for(self, calls: Sequence[Call[T]], seconds: float) -> list[Outcome[T]]:
+        future = self._portal.start_task_soon(self._map, calls, seconds)
+        self._running.add(future)
         try:
             return future.result()
         except BaseException:  # such as ctrl-C
             future.cancel()
             raise
+        finally:
+            self._running.discard(future)
 
-    def ask(self, call: Call[T]) -> T:
-        """Make one call; raises `GuardlitError` where `map` would have an error."""
-        (outcome,) = self.map([call])
+    def ask(self, call: Call[T], seconds: float | None = None) -> T:
+        """Make one call, with all its attempts within `seconds`; raises `GuardlitError` where `map` has an error."""
+        (outcome,) = self._wait_for([call], seconds or self.limits.total)
         if outcome.error is not None:
             raise GuardlitError(f"{self.url}: {outcome.error}")
         return outcome.value  # type: ignore[return-value]  # it may be None, if that is what `read` made
@@ -173,78 +176,52 @@ class Client:
         counts, self._counts = self._counts, Counts()
         return counts
 
-    async def _map(self, calls: Sequence[Call[T]]) -> list[Outcome[T]]:
-        import anyio
-
+    async def _map(self, calls: Sequence[Call[T]], seconds: float) -> list[Outcome[T]]:
         outcomes: list[Outcome[T]] = [Outcome()] * len(calls)
         pulse = Pulse(self.limits.concurrency)
 
         async def make(index: int) -> None:
             async with self._slots:
-                outcomes[index] = await self._make(calls[index], pulse)
+                outcomes[index] = await self._make(calls[index], seconds, pulse)
             self._counts.calls += 1
             self._counts.failures += outcomes[index].error is not None
 
-        async with anyio.create_task_group() as group:
+        async with asyncio.TaskGroup() as group:
             for index in range(len(calls)):
-                group.start_soon(make, index)
+                group.create_task(make(index))
         return outcomes
 
-    async def _make(self, call: Call[T], pulse: Pulse) -> Outcome[T]:
-        import anyio
-
+    async def _make(self, call: Call[T], seconds: float, pulse: Pulse) -> Outcome[T]:
         if pulse.flat:
             return Outcome(error=f"{call.method} {call.path}: not sent, as the server stopped answering")
         try:
-            with anyio.fail_after(self.limits.total):
-                value = await self._insist(call)
+            async with asyncio.timeout(seconds):
+                value = await self._insist(call, time.monotonic() + seconds)
         except TimeoutError:
             pulse.note(alive=False)
-            return Outcome(error=f"{call.method} {call.path}: no answer within {self.limits.total:g} s")
+            return Outcome(error=f"{call.method} {call.path}: no answer within {seconds:g} s")
         except ReplyError as failure:
             pulse.note(alive=failure.alive)
             return Outcome(error=f"{call.method} {call.path}: {failure}")
         pulse.note(alive=True)
         return Outcome(value)
 
-    async def _insist(self, call: Call[T]) -> T:
+    async def _insist(self, call: Call[T], deadline: float) -> T:
         """The value of a call, after at most `attempts` tries."""
-        import anyio
-        import stamina
-
-        tried, unread = 0, 0
-
-        def pause(error: Exception) -> float | bool:
-            """Seconds until the next try, or False where it would be in vain."""
-            nonlocal tried, unread
-            tried, unread = tried + 1, unread + isinstance(error, UnreadableError)
-            if (
-                not isinstance(error, ReplyError)
-                or not error.again
-                or tried >= self.limits.attempts
-                or unread > _REREADS
-            ):
-                return False
-            seconds: float = max(error.wait, min(0.25 * 2 ** (tried - 1), 10) * self._jitter.uniform(0.5, 1))
-            if anyio.current_time() + seconds >= anyio.current_effective_deadline():
-                return False
-            self._counts.retries += 1
-            return seconds
-
-        body = None if call.body is None else await anyio.to_thread.run_sync(call.body)
-        async for attempt in stamina.retry_context(pause, attempts=self.limits.attempts, timeout=None):
+        body = None if call.body is None else await asyncio.to_thread(call.body)
+        patience = Patience(self.limits.attempts, deadline, self._jitter)
+        async for attempt in patience.attempts():
+            self._counts.retries += attempt.num > 1
             with attempt:
                 return await self._try(call, body)
         raise AssertionError("stamina ends with a value or an error")
 
     async def _try(self, call: Call[T], body: bytes | None) -> T:
-        import httpx2
-
         headers = {} if body is None else {"content-type": call.content_type}
         start = time.monotonic()
         try:
             response = await self._http.request(call.method, call.path, content=body, headers=headers)
-        except httpx2.RequestError as error:
+        except self._no_reply as error:
             raise UnreachedError(describe(error)) from error
         if not response.is_success:
             raise RefusedError(response)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import random
+import time
+from collections.abc import AsyncIterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,8 +18,10 @@ from guardlit.errors import GuardlitError
 
 if TYPE_CHECKING:
     from httpx2 import Response
+    from stamina import Attempt
 
 _RETRIED = {408, 409, 425, 429}  # and everything from 500 up
+_REREADS = 2  # at temperature 0 a model mostly repeats itself
 
 
 class ReplyError(Exception):
@@ -85,6 +90,35 @@ class Pulse:
         """Take in how a call ended."""
         self._missed = 0 if alive else self._missed + 1
         self.flat = self.flat or self._missed >= self._limit
+
+
+class Patience:
+    """When a call is tried again.
+
+    Args:
+        attempts: at most so many, the first included.
+        deadline: the clock of `time.monotonic` at which the call is given up anyway.
+        jitter: a generator of its own, as scoring must leave the global random state alone.
+    """
+
+    def __init__(self, attempts: int, deadline: float, jitter: random.Random) -> None:
+        self._attempts, self._deadline, self._jitter = attempts, deadline, jitter
+        self._failed = self._unread = 0
+
+    def attempts(self) -> AsyncIterable[Attempt]:
+        """Each of them a context that swallows an error after which there is another one."""
+        import stamina
+
+        return stamina.retry_context(self.pause, attempts=self._attempts, timeout=None)
+
+    def pause(self, error: Exception) -> float | bool:
+        """Seconds until the next attempt, or False where it would be in vain."""
+        self._failed += 1
+        self._unread += isinstance(error, UnreadableError)
+        if not isinstance(error, ReplyError) or not error.again or self._unread > _REREADS:
+            return False
+        seconds = max(error.wait, min(0.25 * 2 ** (self._failed - 1), 10) * self._jitter.uniform(0.5, 1))
+        return seconds if time.monotonic() + seconds < self._deadline else False
 
 
 def checked_url(text: str) -> tuple[str, bool]:
