@@ -102,6 +102,9 @@ class _FrontDesk:
     """Takes requests in, as many as the limits allow, and gives answers out. Lives in the event loop."""
 
     def __init__(self, worker: Worker, limits: ServerLimits) -> None:
+        from starlette.requests import ClientDisconnect
+
+        self._hung_up = ClientDisconnect
         self._worker, self._limits = worker, limits
         self.under_way = 0
 
@@ -121,15 +124,13 @@ class _FrontDesk:
             self.under_way -= 1
 
     async def _answer(self, request: "Request", body: bytes, media_type: str) -> bytes:
-        from starlette.concurrency import run_in_threadpool
-
-        message = await run_in_threadpool(read_request, body, media_type)  # megabytes: not in the event loop
+        message = await asyncio.to_thread(read_request, body, media_type)  # megabytes: not in the event loop
         name = self._name(message.scorer)
-        images = await run_in_threadpool(reward_request, message, self._limits.max_bytes)
+        images = await asyncio.to_thread(reward_request, message, self._limits.max_bytes)
         del body, message
         future = asyncio.wrap_future(self._worker.submit(name, images))
         scores = await _unless_gone(request, future)
-        return await run_in_threadpool(write_answer, name, scores.items, scores.provenance, media_type)
+        return await asyncio.to_thread(write_answer, name, scores.items, scores.provenance, media_type)
 
     def _name(self, asked: str | None) -> str:
         served = list(self._worker.scorers)
@@ -143,8 +144,6 @@ class _FrontDesk:
 
     async def _receive(self, request: "Request", keep: bool = True) -> bytes:
         """The body, or nothing of it where it is only to be let pass; raises `Refusal` where it is too long or slow."""
-        from starlette.requests import ClientDisconnect
-
         most = self._limits.max_bytes
         too_large = Refusal(413, f"the body exceeds {most} bytes (limits.max_body_mb={self._limits.max_body_mb:g})")
         declared = request.headers.get("content-length", "0")
@@ -161,7 +160,7 @@ class _FrontDesk:
                         body += chunk
         except TimeoutError:
             raise Refusal(408, f"the body took more than {self._limits.upload_s:g} s to arrive") from None
-        except ClientDisconnect:
+        except self._hung_up:
             raise Refusal(400, "the connection was closed within the body") from None
         return bytes(body)
 

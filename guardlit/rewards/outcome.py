@@ -1,0 +1,22 @@
+"""What becomes of one sample that somebody else scores: a server, or a process of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """`value`, or else `error`, one line."""
+
+    value: T | None = None
+    error: str | None = None
+
+
+def first_error(outcomes: Sequence[Outcome[T]]) -> str:
+    """Why the first sample that failed did; empty if none failed."""
+    return next((outcome.error for outcome in outcomes if outcome.error is not None), "")
