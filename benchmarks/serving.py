@@ -1,8 +1,8 @@
 """What a served reward costs beside its scoring: `python benchmarks/serving.py [--images 16] [--side 512]`.
 
-Starts `guardlit serve-reward` in another process on the loopback with a scorer that computes nothing, and times whole
-calls of `RemoteReward.score`: encoding, transport, checks, decoding, and back. A link's own time comes on top: the size
-of a request over its bandwidth.
+Starts `guardlit serve-reward` in another process on the loopback with a scorer that computes nothing, and takes the
+quickest of several calls of `RemoteReward.score`: encoding, transport, checks, decoding, and back. A link's own time
+comes on top: the size of a request over its bandwidth.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -49,15 +48,14 @@ def pictures(count: int, side: int, noise: float) -> torch.Tensor:
     return (waves + grain).clamp(0, 255).round().to(torch.uint8)
 
 
-def median_ms(act: Callable[[], object], repeat: int) -> float:
-    """Of several runs, after one that does not count."""
-    act()
+def best_ms(act: Callable[[], object], repeat: int) -> float:
+    """The quickest of several runs: whatever else the machine does only adds to it."""
     seconds = []
     for _ in range(repeat):
         begun = time.perf_counter()
         act()
         seconds.append(time.perf_counter() - begun)
-    return 1000 * statistics.median(seconds)
+    return 1000 * min(seconds)
 
 
 def main() -> None:
@@ -94,9 +92,9 @@ def rows(url: str, images: torch.Tensor, repeat: int) -> list[list[str]]:
         remote = RemoteReward(url, images=format)
         remote.setup(torch.device("cpu"))
         body = pack(score_message(request, None, format))
-        encode = median_ms(lambda format=format: pack(score_message(request, None, format)), repeat)
-        decode = median_ms(lambda body=body: reward_request(read_request(body, "application/msgpack"), 10**9), repeat)
-        whole = median_ms(lambda remote=remote: remote.score(request), repeat)
+        encode = best_ms(lambda format=format: pack(score_message(request, None, format)), repeat)
+        decode = best_ms(lambda body=body: reward_request(read_request(body, "application/msgpack"), 10**9), repeat)
+        whole = best_ms(lambda remote=remote: remote.score(request), repeat)
         remote.close()
         cells = [len(body) / 1e6, encode, decode, whole, whole / len(images)]
         table.append([format, *(f"{cell:.1f}" for cell in cells)])

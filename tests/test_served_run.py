@@ -19,14 +19,15 @@ DIGITS = {"digits": "DigitProbability"}
 
 
 def run(folder: Path, reward: object) -> Path:
-    """YAML of 3 rounds of 2 digits x 4 images, drawn four at a time."""
+    """YAML of 2 rounds of 2 digits x 4 images, drawn four at a time."""
     folder.mkdir(exist_ok=True)
     prompts = "guardlit://prompts/digits.jsonl"
-    policy = {"model__policy__init_args__max_sequence_length": 8, "trainer__check_val_every_n_epoch": 2}
-    model = Path("guardlit://digits")
-    path = config(folder, model, data__train=prompts, data__val=prompts, model__reward=reward, **policy)
-    path.write_text(path.read_text().replace("guardlit:/digits", "guardlit://digits"))
-    return path
+    changes = {
+        "model__policy__init_args__model": "guardlit://digits",
+        "model__policy__init_args__max_sequence_length": 8,
+        "trainer__max_epochs": 2,
+    }
+    return config(folder, folder, data__train=prompts, data__val=prompts, model__reward=reward, **changes)
 
 
 def remote(url: str, **settings: object) -> dict[str, object]:
