@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,3 +126,12 @@ def test_a_server_that_changes_its_weights_is_noticed():
         remote.close()
     assert not result.valid.any()
     assert result.reason == f"{url}: the server scores with another weights_sha256 now than at the start"
+
+
+def test_a_process_that_never_closes_it_ends_quietly():
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    script += "from remotes import ready, request; r = ready(sys.argv[1]); print(r.score(request()).values.tolist())"
+    with serving({"bright": Brightness()}) as url:
+        done = subprocess.run([sys.executable, "-c", script, url], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == Brightness().score(request()).values.tolist()
