@@ -99,7 +99,7 @@ def test_a_batch_is_scored_while_the_next_is_drawn(sd3_folder, tmp_path, monkeyp
 
     def score(self: Background, request: RewardRequest) -> object:
         if len(waited) < 3:  # of four batches
-            waited.append(draws.get(timeout=60))
+            waited.append(draws.get(timeout=20))
         return super(Background, self).score(request)
 
     def first(self: Collector, samples: list[int], conditioning: object) -> object:
