@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from guardlit_callbacks._gather import gather_objects
 from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer
-from guardlit_callbacks._logging import is_rehearsal, log_image, run_dir
+from guardlit_callbacks._logging import is_rehearsal, log_image, run_dir, save_png
 from guardlit_callbacks._outputs import read_output, read_value
 from guardlit_callbacks._pictures import captioned_grid, film_strip, fit, to_uint8
 
@@ -157,7 +156,7 @@ class SampleGrid(Callback):
         folder = run_dir(trainer)  # a collective
         log_image(trainer, key, picture, trainer.global_step)
         if folder is not None and trainer.is_global_zero:
-            _save_png(folder / "samples" / name, picture)
+            save_png(folder / "samples" / name, picture)
 
     def state_dict(self) -> dict[str, Any]:
         """The strip so far, as small pictures."""
@@ -178,10 +177,3 @@ def _interleave(ranks: Sequence[Sequence[Sample]]) -> list[Sample]:
     """The samples of all ranks in the order of the data set, of which rank r holds samples r, r + world, ..."""
     longest = max(len(samples) for samples in ranks)
     return [samples[i] for i in range(longest) for samples in ranks if i < len(samples)]
-
-
-def _save_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
