@@ -25,8 +25,17 @@ HISTOGRAM_BINS = 40
 
 
 def run_dir(trainer: Trainer) -> Path | None:
-    """The folder of this run, or None where the logger keeps none. Call it on all ranks: Lightning broadcasts it."""
-    return Path(trainer.log_dir) if trainer.log_dir else None
+    """The folder of this run. A collective: call it on all ranks.
+
+    A logger that has no folder for each run, as W&B's, gives `<save_dir>/<name>/<version>`, where Lightning's
+    `ModelCheckpoint` writes as well. None where Lightning names no folder.
+    """
+    logger = trainer.logger
+    if logger is None or getattr(logger, "log_dir", None):
+        return Path(trainer.log_dir) if trainer.log_dir else None
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    folder = Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+    return Path(trainer.strategy.broadcast(folder))
 
 
 def is_rehearsal(trainer: Trainer) -> bool:
