@@ -226,7 +226,7 @@ class GRPOModule(pl.LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         check_gradient(norm, self.outputs, scaled, self.trainer.global_step, self.experience.round)
         if self.trainer.global_step == 0:
-            report_noise_floor(self.outputs, self.objective.log_bounds(self.elements))
+            report_noise_floor(self.outputs, self.objective.log_bounds(self.elements), self.train_steps, self.gather)
         # here and not after the step: a checkpoint written then finds no update in progress
         self.log_dict(update_metrics(self.outputs) | {"train/grad_norm": norm}, batch_size=1, sync_dist=True)
         self.outputs = []
