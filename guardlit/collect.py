@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +14,12 @@ from guardlit.errors import GuardlitError
 from guardlit.experience import Experience, Round
 from guardlit.noise import EVALUATION, NoiseSource
 from guardlit.phases import announce
+from guardlit.rewards.base import Scorer
 from guardlit.rollout import sample
+from guardlit.scoring import Scoring
 from guardlit.sde import SDE
 from guardlit.settings import Sampling
+from guardlit.together import raise_together, sum_counters
 from guardlit.types import Conditioning, Prompt, RewardRequest, RewardResult, Trajectory
 
 if TYPE_CHECKING:
@@ -38,35 +42,51 @@ class Collector:
         self._steps_done = 0
 
     def collect(self) -> Experience:
-        """Draw and score this process's images, and judge those of all."""
+        """Draw and score this process's images, and judge those of all.
+
+        The metrics of the round, N images:
+            `reward/NAME_mean`, `reward/NAME_std`: raw scores by scorer; of a composite also its weighted sum.
+            `reward_normalized/NAME_mean`, `..._std`: of terms with a normaliser.
+            `reward/failed`: share of the images whose reward failed; `reward/NAME_failed`: of a composite's terms.
+            `reward/NAME/COUNTER`: what the scorer counts, over all processes.
+            `reward/zero_std_share`: share of the groups without a spread.
+            `time/reward_s`: seconds that the run spent on scoring or waited for it.
+            `time/reward_hidden_s`: seconds of scoring that ran beside the drawing, by the busiest scorer.
+            `time/rollout_s`: the rest of the seconds.
+        """
         module, round = self._module, self._round
         texts = [p.text for p in round.prompts]
         announce(module.trainer, "encode", 0, len(texts))
         module.policy.encode(texts, round.ahead)
         conditioning = module.policy.conditioning(texts)
-        trajectories, results = [], []
-        started, reward_seconds = time.perf_counter(), 0.0
-        with module.policy.using("old"):
-            for samples in self._batches:
-                trajectory = self._draw(samples, conditioning)
-                images = module.policy.decode(trajectory.final)
-                scoring = _now(images.device)
-                results.append(self._score(images, samples))
-                reward_seconds += _now(images.device) - scoring
-                trajectories.append(trajectory)
+        trajectories = []
+        started = time.perf_counter()
+        with Scoring(module.judge.ready(), round.index, self._together) as self._scoring:
+            with module.policy.using("old"):
+                for samples in self._batches:
+                    trajectories.append(self._draw(samples, conditioning))
+                    self._scoring.submit(self._request(trajectories[-1], samples))
+            results = self._scoring.gather()
+        seconds = time.perf_counter() - started
         rewards = self._gather(results)
-        failed = self._check_failures(rewards)
-        advantages = module.advantage(rewards, round.group_ids, module.reward.weights or None)
-        seconds = {"time/rollout_s": time.perf_counter() - started - reward_seconds, "time/reward_s": reward_seconds}
+        normalized = module.reward.normalize(rewards)
+        failed = self._check_failures(normalized, results)
+        advantages = module.advantage(normalized, round.group_ids, module.reward.weights or None)
         return Experience(
             round=round,
             latents=torch.cat([t.latents for t in trajectories]),
             velocity=torch.cat([t.velocity for t in trajectories]),
             advantage=advantages.values,
             mask=advantages.mask,
-            metrics=_reward_metrics(rewards)
-            | seconds
-            | {"reward/failed": failed, "reward/zero_std_share": advantages.zero_std_share},
+            metrics={
+                "time/rollout_s": seconds - self._scoring.waited,
+                "time/reward_s": self._scoring.waited,
+                "time/reward_hidden_s": self._scoring.hidden,
+                "reward/failed": failed,
+                "reward/zero_std_share": advantages.zero_std_share,
+            }
+            | reward_metrics(module.reward, rewards)
+            | self._counters(),
             conditioning=conditioning,
             coefficients=self._coefficients,
         )
@@ -96,35 +116,56 @@ class Collector:
         self._steps_done += 1
         announce(self._module.trainer, "rollout", self._steps_done, len(self._coefficients) * len(self._batches))
 
-    def _score(self, images: Tensor, samples: list[int]) -> RewardResult:
-        announce(self._module.trainer, "reward", 0, len(samples))
+    def _request(self, trajectory: Trajectory, samples: list[int]) -> RewardRequest:
         prompts = [self._round.prompt_of(s) for s in samples]
-        request = RewardRequest(images, [p.text for p in prompts], [p.metadata for p in prompts])
-        return self._module.scorer().score(request)
+        images = self._module.policy.decode(trajectory.final)
+        return RewardRequest(images, [p.text for p in prompts], [p.metadata for p in prompts])
+
+    def _together(self, ready: bool, error: GuardlitError | None) -> bool:
+        """Let a signal through, stop all processes where one cannot go on, and ask whether all are ready."""
+        trainer = self._module.trainer
+        announce(trainer, "reward", self._scoring.done, len(self._batches))
+        if error is not None:
+            error.args = (f"round {self._round.index}, process {self._round.rank}: {error}",)
+        raise_together(trainer, error)
+        return bool(trainer.strategy.reduce_boolean_decision(ready, all=True))
 
     def _gather(self, results: list[RewardResult]) -> dict[str, Tensor]:
-        """Rewards of all processes by image, (N,) float32 each on the CPU; NaN where one failed."""
-        values = [torch.where(r.valid, r.values, torch.nan) for r in results]
-        named = {self._module.reward.name: torch.cat(values)}
-        if self._module.reward.weights:
-            named = {name: torch.cat([r.details[name] for r in results]) for name in self._module.reward.weights}
-        gathered = {name: self._module.gather(values.to(self._module.device)) for name, values in named.items()}
+        """Raw scores of all processes by image, (N,) float32 each on the CPU; NaN where one failed."""
+        module = self._module
+        if module.reward.weights:
+            due = module.reward.terms(self._round.index)
+            named = {name: torch.cat([r.details[name] for r in results]) for name in due}
+        else:
+            named = {module.reward.name: torch.cat([torch.where(r.valid, r.values, torch.nan) for r in results])}
+        gathered = {name: module.gather(values.to(module.device)) for name, values in named.items()}
         return {name: self._round.by_image(values).float().cpu() for name, values in gathered.items()}
 
-    def _check_failures(self, rewards: dict[str, Tensor]) -> float:
+    def _check_failures(self, rewards: Mapping[str, Tensor], results: list[RewardResult]) -> float:
         """Share of images with a failed reward; every process sees all rewards, so that all stop together."""
         weights = self._module.reward.weights or dict.fromkeys(rewards, 1.0)
-        trained = torch.stack([rewards[name] for name, weight in weights.items() if weight != 0])
-        failed = ~torch.isfinite(trained).all(0)
+        failed = ~torch.stack([rewards[name].isfinite() for name, weight in weights.items() if weight != 0]).all(0)
         share = float(failed.double().mean())
         if share > self._module.max_failed_fraction:
-            first = int(failed.nonzero()[0])
-            prompt = self._round.prompt_of(first).text
-            raise GuardlitError(
-                f"round {self._round.index}: {int(failed.sum())} of {len(failed)} rewards failed, more than "
-                f"max_failed_fraction={self._module.max_failed_fraction}; the first on prompt '{prompt[:80]}'"
-            )
+            raise_together(self._module.trainer, self._too_many(int(failed.sum()), results))
         return share
+
+    def _too_many(self, failed: int, results: list[RewardResult]) -> GuardlitError | None:
+        """What this process has to say of `failed` failures of all: where its own first one is, and why."""
+        for samples, result in zip(self._batches, results, strict=True):
+            if not bool(result.valid.all()):
+                prompt = self._round.prompt_of(samples[int((~result.valid).nonzero()[0])]).text
+                return GuardlitError(
+                    f"round {self._round.index}: {failed} of {self._round.plan.images} rewards failed, more than "
+                    f"max_failed_fraction={self._module.max_failed_fraction}; the first on prompt '{prompt[:80]}' "
+                    f"of process {self._round.rank}; {result.reason}"
+                )
+        return None
+
+    def _counters(self) -> dict[str, float]:
+        terms = self._module.reward.terms()
+        mine = {f"reward/{name}/{key}": value for name, term in terms.items() for key, value in term.counters().items()}
+        return sum_counters(mine)
 
     @staticmethod
     @torch.no_grad()
@@ -141,17 +182,23 @@ class Collector:
         return module.policy.decode(drawn.final)
 
 
-def _now(device: torch.device) -> float:
-    """The clock, once a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def reward_metrics(reward: Scorer, scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean, standard deviation and failures of a round's rewards, NaN left out.
 
-
-def _reward_metrics(rewards: dict[str, Tensor]) -> dict[str, float]:
+    Args:
+        reward: that the scores are of.
+        scores: raw, by term, (N,) each with NaN where one failed.
+    """
+    normalized, weights = reward.normalize(scores), reward.weights
     metrics = {}
-    for name, values in rewards.items():
+    columns = {f"reward/{name}": values for name, values in scores.items()}
+    columns |= {f"reward_normalized/{name}": v for name, v in normalized.items() if v is not scores[name]}
+    if weights:
+        metrics = {f"reward/{name}_failed": float((~v.isfinite()).double().mean()) for name, v in scores.items()}
+        parts = [weight * normalized[name] for name, weight in weights.items() if weight != 0]
+        columns[f"reward/{reward.name}"] = torch.stack(parts).sum(0)
+    for name, values in columns.items():
         finite = values[torch.isfinite(values)].double()
-        metrics[f"reward/{name}_mean"] = float(finite.mean())
-        metrics[f"reward/{name}_std"] = float(finite.std(correction=0))
+        metrics[f"{name}_mean"] = float(finite.mean())
+        metrics[f"{name}_std"] = float(finite.std(correction=0)) if len(finite) else math.nan
     return metrics

@@ -81,7 +81,7 @@ class PromptDataModule(pl.LightningDataModule):
                 "processes: raise data.val_images_per_prompt"
             )
         for prompt in (*self.train, *self.val):
-            module.check_prompt(prompt)
+            module.judge.check_prompt(prompt)
         if stage == "fit":
             self.plan = RoundPlan(*self._sizes, train_steps=module.train_steps, world=self.trainer.world_size)
             if self.rollout_batch < 1:

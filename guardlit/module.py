@@ -15,9 +15,9 @@ from torch import Tensor
 from guardlit import checkpoint as ckpt
 from guardlit.advantage import GroupAdvantage
 from guardlit.collect import Collector
-from guardlit.errors import GuardlitError
 from guardlit.experience import Experience, Round
 from guardlit.guards import check_clip, check_gradient, check_noise, check_precision, report_noise_floor
+from guardlit.judge import Judge
 from guardlit.kl import kl_divergence
 from guardlit.loops import close_epoch, validate_now
 from guardlit.objective import GRPOGuard, Objective
@@ -27,7 +27,7 @@ from guardlit.policies.base import FlowPolicy
 from guardlit.rewards.base import Scorer
 from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
 from guardlit.settings import KL, Rollout, Sampling
-from guardlit.types import Prompt, RewardRequest, Transition
+from guardlit.types import Prompt, Transition
 from guardlit.updates import update_metrics
 
 
@@ -74,7 +74,7 @@ class GRPOModule(pl.LightningModule):
         self.old_velocity = old_velocity
         self.max_failed_fraction = max_failed_fraction
         self.strict_loading = False  # checkpoints hold only what trains
-        self._scoring_device: torch.device | None = None
+        self.judge = Judge(self)
         self.round_metrics: dict[str, float] = {}
         """Scalars of the round in progress, for whoever shows them."""
         self._experience: Experience | None = None
@@ -88,13 +88,6 @@ class GRPOModule(pl.LightningModule):
     def train_steps(self) -> int:
         """S, trained denoising steps of an image."""
         return self.rollout.train_steps
-
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Raise `GuardlitError` for a prompt that the reward can never score."""
-        try:
-            self.reward.check_prompt(prompt.text, prompt.metadata)
-        except ValueError as error:
-            raise GuardlitError(str(error)) from error
 
     def configure_model(self) -> None:
         """Load the policy's weights."""
@@ -115,18 +108,15 @@ class GRPOModule(pl.LightningModule):
         self.objective.on_schedule(*coefficients.first(self.rollout.available_steps))
         return coefficients
 
-    def scorer(self) -> Scorer:
-        """The reward with its weights on this module's device."""
-        if self._scoring_device != self.device:
-            self.reward.setup(self.device)
-            self._scoring_device = self.device
-        return self.reward
-
     def on_fit_start(self) -> None:
-        """Load the reward before anything is drawn, and refuse what cannot work."""
+        """Load and test the reward before anything is drawn, and refuse what cannot work."""
         check_precision(str(self.trainer.precision))
-        self.scorer()
         check_clip(self.objective, self._plan, self._elements)
+        self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
+
+    def teardown(self, stage: str) -> None:
+        """Give back the reward's processes and connections."""
+        self.judge.close()
 
     @property
     def _elements(self) -> int:
@@ -157,7 +147,11 @@ class GRPOModule(pl.LightningModule):
         """Draw, score and judge one round: the start of a Lightning epoch."""
         self.policy.refresh_old()
         self._outputs = []  # left over where the Trainer cut the last round short
-        return self._begin(Collector(self, round, batch_size).collect())
+        try:
+            return self._begin(Collector(self, round, batch_size).collect())
+        except BaseException:
+            self.judge.close()  # ends what still scores in the background
+            raise
 
     @property
     def experience(self) -> Experience:
@@ -252,16 +246,20 @@ class GRPOModule(pl.LightningModule):
         """Encode all prompts at once: the text encoders load at most one time."""
         self.policy.encode([prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])])
 
+    def on_validation_epoch_start(self) -> None:
+        """Test the scorers that are in use for the first time, before anything is drawn."""
+        self.judge.test_validation()
+
+    def on_validation_epoch_end(self) -> None:
+        """Stop on all processes where a score failed on one."""
+        self.judge.end_validation()
+
     def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
         """Draw and score one image a prompt, with noise that is the same at every validation."""
         prompts = [p for _, p in batch]
         images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
-        with torch.autocast(self.device.type, enabled=False):
-            result = self.scorer().score(RewardRequest(images, texts, metadata))
-        if not bool(result.valid.all()):
-            failed = texts[int((~result.valid).nonzero()[0])]
-            raise GuardlitError(f"reward '{self.reward.name}' failed in validation, first on prompt '{failed[:80]}'")
+        result = self.judge.validate(images, prompts)
         mean = result.values.mean().to(self.device)
         self.log("val/reward", mean, on_epoch=True, batch_size=len(batch), sync_dist=True)
         numbered = {"reward": result.values, "index": torch.tensor([i for i, _ in batch])}

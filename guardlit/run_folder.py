@@ -7,12 +7,13 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
 from guardlit.errors import GuardlitError
+from guardlit.judge import gold_scorers
 from guardlit.schedule import schedule_table, write_csv
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ PACKAGES = ("guardlit", "guardlit-callbacks", "torch", "lightning", "diffusers",
 class RunFolder(pl.Callback):
     """Writes what a run is made of beside its logs, before the first image is drawn.
 
-    `config.yaml` (by the command line), `run.json` (versions, machine, command, checkpoint resumed from, who scores),
-    `schedule.csv` (the sampler's coefficients and every objective's gradient scale) and `batches.txt`.
+    `config.yaml` (by the command line), `run.json` (versions, machine, command, checkpoint resumed from, who scores:
+    the scorers' provenance and their scores in the start-up test), `schedule.csv` (the sampler's coefficients and every
+    objective's gradient scale) and `batches.txt`. Gold scorers stand in `run.json` once they are loaded.
 
     Args:
         command: the arguments of the command line.
@@ -34,6 +36,7 @@ class RunFolder(pl.Callback):
 
     def __init__(self, command: list[str]) -> None:
         self._command = command
+        self._facts: dict[str, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the batch arithmetic, and write the files."""
@@ -48,7 +51,7 @@ class RunFolder(pl.Callback):
         (folder / "batches.txt").write_text(data.plan.describe() + "\n", encoding="utf-8")
         table = schedule_table(module.coefficients(), range(module.rollout.available_steps))
         write_csv(folder / "schedule.csv", table)
-        facts = {
+        self._facts = {
             "command": ["guardlit", *self._command],
             "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "versions": versions(),
@@ -59,7 +62,21 @@ class RunFolder(pl.Callback):
             "reward": {"name": module.reward.name, "weights": dict(module.reward.weights)},
             "prompts": {"train": len(data.train), "val": len(data.val)},
         }
-        (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        self._write(folder, module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the gold scorers that this validation loaded."""
+        module: GRPOModule = pl_module  # type: ignore[assignment]
+        log_dir = trainer.log_dir
+        if self._facts and log_dir is not None and len(self._facts["start_up_scores"]) < len(module.judge.tested):
+            self._write(Path(log_dir), module)
+
+    def _write(self, folder: Path, module: GRPOModule) -> None:
+        scorers = {**module.reward.terms(), **{f"gold/{n}": s for n, s in gold_scorers(module.trainer).items()}}
+        tested = module.judge.tested
+        self._facts["scorers"] = {name: dict(scorer.provenance) for name, scorer in scorers.items() if name in tested}
+        self._facts["start_up_scores"] = dict(tested)
+        (folder / "run.json").write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str | None]:

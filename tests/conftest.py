@@ -37,3 +37,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def sd3_folder(tiny: Callable[[str], Path]) -> Path:
     """A tiny Stable Diffusion 3 pipeline folder: 64 x 64 pixels, 16 x 8 x 8 latents."""
     return tiny("sd3")
+
+
+@pytest.fixture(scope="session")
+def inception_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with torch-fidelity's file of Inception v3, random weights."""
+    from scorer_files import make_inception
+
+    return make_inception(tmp_path_factory.mktemp("inception"))

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, PROMPTS
+from runs import guardlit, newest
+from safetensors.torch import load_file
 from tiny_folders import make_flux
 
 from guardlit.errors import GuardlitError
@@ -90,3 +92,19 @@ def test_packing_is_the_pipelines():
 
     assert torch.equal(pack(x), FluxPipeline._pack_latents(x, *x.shape))
     assert torch.equal(unpack(pack(x), x.shape), x)
+
+
+def test_the_published_settings_train_tiny_folders(
+    folder: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GUARDLIT_CACHE", str(tmp_path / "cache"))
+    published = Path(__file__).parents[1] / "configs/flux_pickscore.yaml"
+    folders = (f"--model.policy.model={folder}", f"--model.reward.model={clip_folder}")
+    small = ("--data.prompts_per_round=2", "--data.images_per_prompt=3", "--data.val_limit=1")
+    here = ("--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}", "--trainer.max_epochs=1")
+    assert guardlit("fit", "--config", published, *folders, *small, *here) == 0
+    checkpoint = torch.load(newest(tmp_path), weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert {len(w) for name, w in checkpoint["state_dict"].items() if "lora_A" in name} == {64}
+    exported = load_file(next(tmp_path.rglob("export/raw/*.safetensors")))
+    assert max(float(weight.abs().max()) for name, weight in exported.items() if "lora_B" in name) > 0  # it moved

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from brightness import Brightness
 from runs import config, differing, guardlit, newest
 from torch import Tensor
 
 from guardlit.advantage import group_relative
 from guardlit.collect import Collector
 from guardlit.module import GRPOModule
-from guardlit.types import RewardResult
+from guardlit.types import RewardRequest, RewardResult
 
 
 def seen_outputs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
@@ -98,7 +99,8 @@ def test_gradients_of_a_micro_batch_and_of_its_halves_agree(sd3_folder, tmp_path
 def test_a_failed_reward_is_left_out_and_counted(sd3_folder, tmp_path, monkeypatch):
     outputs = seen_outputs(monkeypatch)
     reward = {"class_path": "brightness.Brightness", "init_args": {"fail": "two dogs"}}
-    monkeypatch.setattr(Collector, "_score", _fail_one_image)
+    monkeypatch.setattr(Brightness, "score", _fail_one_image)
+    monkeypatch.setattr(Collector, "_request", _numbered)
     path = config(tmp_path, sd3_folder, model__reward=reward, model__max_failed_fraction=0.2, trainer__max_epochs=1)
     path = _no_validation(path)
     assert guardlit("fit", "--config", path) == 0
@@ -115,9 +117,16 @@ def test_a_failed_reward_is_left_out_and_counted(sd3_folder, tmp_path, monkeypat
     assert float(row["reward/failed"]) == 1 / 8
 
 
-def _fail_one_image(self, images, samples):
+def _numbered(self, trajectory, samples):
+    """Put each image's index into its metadata."""
+    images = self._module.policy.decode(trajectory.final)
+    return RewardRequest(images, ["a prompt"] * len(samples), [{"index": s} for s in samples])
+
+
+def _fail_one_image(self, request):
     """Image 0 fails; the others score their own index."""
-    return RewardResult.from_values(torch.tensor([torch.nan if s == 0 else float(s) for s in samples]))
+    indices = [m.get("index", 1) for m in request.metadata]
+    return RewardResult.from_values(torch.tensor([torch.nan if i == 0 else float(i) for i in indices]))
 
 
 def _no_validation(path: Path) -> Path:
@@ -131,7 +140,7 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_too_many_failed_rewards_stop_the_run(sd3_folder, tmp_path, capsys):
-    reward = {"class_path": "brightness.Brightness", "init_args": {"fail": "a"}}
+    reward = {"class_path": "brightness.Brightness", "init_args": {"fail": "s"}}
     path = _no_validation(config(tmp_path, sd3_folder, model__reward=reward))
     assert guardlit("fit", "--config", path) == 2
     said = capsys.readouterr().err.splitlines()[-1]
@@ -139,12 +148,11 @@ def test_too_many_failed_rewards_stop_the_run(sd3_folder, tmp_path, capsys):
 
 
 def test_a_gold_or_validation_score_is_never_dropped(sd3_folder, tmp_path, capsys):
-    reward = {"class_path": "brightness.Brightness", "init_args": {"fail": "cat"}}
+    reward = {"class_path": "brightness.Brightness", "init_args": {"fail": "dogs"}}
     path = config(tmp_path, sd3_folder, model__reward=reward, model__max_failed_fraction=1.0)
     assert guardlit("fit", "--config", path) == 2
-    assert (
-        "reward 'brightness' failed in validation, first on prompt 'a cat" in capsys.readouterr().err.splitlines()[-1]
-    )
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "reward 'brightness' failed in validation, first on prompt 'two dogs'; brightness: the score is no" in said
 
 
 @pytest.mark.parametrize("where", ["loss", "backward"])

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from scorer_files import make_pickscore, one_by_one, ready, reference
 from tiny_folders import IMAGE_SIZE
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.clip_preprocess import ClipPreprocess, resize_shortest_edge
+from guardlit.rewards.clip_preprocess import ClipPreprocess, normalise, resize_shortest_edge
+from guardlit.rewards.hpsv2 import fit_longest_edge
 from guardlit.rewards.network import Placement
 from guardlit.rewards.pickscore import PickScore
 from guardlit.types import RewardRequest
@@ -261,3 +265,58 @@ def test_scores_on_a_gpu_are_those_of_the_cpu(clip_folder: Path, scorer: PickSco
     expected = scorer.score(request(images, PROMPTS)).values
     torch.testing.assert_close(on_gpu.score(request(images.cuda(), PROMPTS)).values, expected, rtol=1e-3, atol=0)
     assert torch.equal(published(images.cuda()).cpu(), published(images))
+
+
+# against the published program -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published_scorer(tmp_path_factory: pytest.TempPathFactory) -> PickScore:
+    return ready(PickScore(**make_pickscore(tmp_path_factory.mktemp("pickscore"))))
+
+
+def error(scorer: PickScore) -> float:
+    """Largest relative distance from the scores of the published program."""
+    expected = torch.tensor(reference("pickscore")["expected"])
+    return ((one_by_one(scorer) - expected) / expected).abs().max().item()
+
+
+def test_scores_are_those_of_the_published_program(published_scorer: PickScore):
+    assert error(published_scorer) < 1e-5
+
+
+def aliased(scorer: PickScore) -> None:
+    right = scorer._preprocess
+
+    def wrong(images: Tensor) -> Tensor:
+        edge = right.size / min(images.shape[-2:])
+        size = [int(side * edge) for side in images.shape[-2:]]
+        pixels = F.interpolate(images.float(), size=size, mode="bicubic").round().clamp(0, 255) / 255
+        top, left = ((side - right.size) // 2 for side in size)
+        return normalise(pixels[..., top : top + right.size, left : left + right.size], right.mean, right.std)
+
+    scorer._preprocess = wrong
+
+
+def longest_edge(scorer: PickScore) -> None:
+    right = scorer._preprocess
+    scorer._preprocess = lambda images: normalise(fit_longest_edge(images / 255, right.size), right.mean, right.std)
+
+
+def crop_of_torchvision(scorer: PickScore) -> None:
+    scorer._preprocess = replace(scorer._preprocess, margin="even")
+
+
+def open_clips_tokenizer(scorer: PickScore) -> None:
+    import open_clip
+    from transformers import BatchEncoding
+
+    other = open_clip.get_tokenizer("ViT-H-14")
+    scorer._tokenizer = lambda texts, **_: BatchEncoding({"input_ids": other(texts)})
+
+
+@pytest.mark.parametrize("spoil", [aliased, longest_edge, crop_of_torchvision, open_clips_tokenizer])
+def test_wrong_settings_are_seen(published_scorer: PickScore, spoil: Callable[[PickScore], None]):
+    scorer = copy.copy(published_scorer)
+    spoil(scorer)
+    assert error(scorer) > 1e-3

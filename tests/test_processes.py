@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from runs import config, guardlit, newest
 
@@ -15,9 +17,14 @@ TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 def torchrun(*args: object) -> int:
     """`guardlit ARGS` on two processes; its exit code."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "guardlit"]
+    return two_processes("-m", "guardlit", *args).returncode
+
+
+def two_processes(*args: object) -> subprocess.CompletedProcess[bytes]:
+    """`python ARGS` twice, as the processes of one run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run([*command, *map(str, args)], env=environment, timeout=240, check=False).returncode
+    return subprocess.run(command, env=environment, timeout=240, check=False)
 
 
 def test_two_processes_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path):
@@ -40,3 +47,43 @@ def test_two_processes_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path)
     assert moved > 1e-3
     for name, value in states["one"].items():
         torch.testing.assert_close(states["two"][name], value, rtol=1e-4, atol=1e-5 * moved)
+
+
+@pytest.fixture(scope="module")
+def failed(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of one-round runs on two processes, the second of which has a scorer that fails in some way."""
+    folders = {how: tmp_path_factory.mktemp(how) for how in ("first", "raise", "hopeless")}
+    settings = {"data__micro_batch": 2, "data__val": None, "trainer__max_epochs": 1, "model__max_failed_fraction": 0.13}
+    paths = []
+    for how, folder in folders.items():
+        reward = {"class_path": "background.Background", "init_args": {"rank": 1, "how": how}}
+        paths.append(config(folder, sd3_folder, model__reward=reward, **settings))
+    assert two_processes(Path(__file__).parent / "several.py", *paths).returncode == 0
+    return folders
+
+
+def said(folder: Path) -> list[str]:
+    """The last thing that each process said, and its exit code."""
+    return [" ".join((folder / f"process_{rank}.txt").read_text().splitlines()[-2:]) for rank in range(2)]
+
+
+def test_a_sample_that_fails_on_one_process_is_left_out_on_both(failed):
+    assert all(last.endswith("exit code 0") for last in said(failed["first"])), said(failed["first"])
+    with next(failed["first"].rglob("metrics.csv")).open() as file:
+        (row,) = (row for row in csv.DictReader(file) if row["reward/failed"])
+    assert float(row["reward/failed"]) == 1 / 8
+    assert float(row["reward/background/requests"]) == 4  # two on each process
+    assert float(row["reward/background/latency_p95"]) == 1  # the larger of 0 and 1
+
+
+TOO_MANY = "round 0: 4 of 8 rewards failed, more than max_failed_fraction=0.13; the first on prompt '"
+NEVER = "round 0, process 1: reward 'background' failed on images of '"
+
+
+@pytest.mark.parametrize(("how", "expected"), [("raise", TOO_MANY), ("hopeless", NEVER)])
+def test_a_scorer_that_raises_on_one_process_stops_both(failed, how: str, expected: str):
+    one, two = said(failed[how])
+    assert one == two
+    assert one.startswith("guardlit fit: error: " + expected)
+    assert all(part in one for part in ("process 1", "the wires are cut"))
+    assert one.endswith("exit code 2")

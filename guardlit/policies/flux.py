@@ -25,8 +25,7 @@ class FluxPolicy(DiffusersPolicy):
     Args:
         model: a folder in the diffusers layout, or a hub id.
         resolution: height and width of the images in pixels.
-        lora: the adapter to train, Flow-GRPO's rank and alpha for FLUX.1-dev by default; null trains the whole
-            transformer.
+        lora: the adapter to train, Flow-GRPO's for FLUX.1-dev by default; null trains the whole transformer.
     """
 
     pipeline_class = "FluxPipeline"
@@ -58,11 +57,7 @@ class FluxPolicy(DiffusersPolicy):
         return {"prompt_embeds": embeds, "pooled": pooled}
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
-        """See `FlowPolicy.velocity`: (B, C, H, W) float32; the scale is an input of the network.
-
-        Raises:
-            GuardlitError: a scale above 1 for a model without an input for it.
-        """
+        """See `FlowPolicy.velocity`; raises `GuardlitError` above a scale of 1 if the network has no input for it."""
         if self.transformer.config.guidance_embeds:
             conditioning = {**conditioning, "guidance": torch.full_like(sigma, guidance_scale)}
         elif guidance_scale > 1:

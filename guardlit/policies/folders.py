@@ -56,7 +56,7 @@ def _download(model: str) -> Path:
 
     if model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise GuardlitError(f"model folder '{model}' does not exist, and it is no hub id of the form owner/name")
-    patterns = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
+    patterns = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except (OSError, HFValidationError, ValueError) as error:

@@ -6,13 +6,15 @@ Importing this package is cheap: transformers, open_clip, torchvision and PIL wa
 from guardlit.rewards.aesthetic import Aesthetic as Aesthetic
 from guardlit.rewards.base import Scorer as Scorer
 from guardlit.rewards.clipscore import CLIPScore as CLIPScore
-from guardlit.rewards.clipscore import TorchmetricsClip as TorchmetricsClip
+from guardlit.rewards.composite import Affine as Affine
 from guardlit.rewards.composite import Composite as Composite
 from guardlit.rewards.composite import Term as Term
 from guardlit.rewards.digits import DigitDiversity as DigitDiversity
 from guardlit.rewards.digits import DigitGold as DigitGold
 from guardlit.rewards.digits import DigitProbability as DigitProbability
 from guardlit.rewards.digits import DigitRealism as DigitRealism
+from guardlit.rewards.for_torchmetrics import TorchmetricsClip as TorchmetricsClip
+from guardlit.rewards.for_torchmetrics import inception as inception
 from guardlit.rewards.geneval import GenEval as GenEval
 from guardlit.rewards.geneval_rules import task_means as task_means
 from guardlit.rewards.hpsv2 import HPSv2 as HPSv2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from guardlit.types import RewardRequest, RewardResult
+from guardlit.errors import GuardlitError
+from guardlit.types import Prompt, RewardRequest, RewardResult
 
 
 class Scorer(ABC):
@@ -25,6 +27,10 @@ class Scorer(ABC):
     """Whether `score` may run in a side thread while the policy draws the next images: true for what waits on a server
     or on processes of its own, and computes nothing with torch in this process."""
 
+    distinguishes: bool = False
+    """Whether two very different images never get one score, as under a network with a continuous output; the start-up
+    test then insists on it. False for counts, marks and shares, where both may rightly be 0."""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if not cls.__dict__.get("name"):
@@ -34,6 +40,22 @@ class Scorer(ABC):
     def weights(self) -> Mapping[str, float]:
         """Weight of each term in `RewardResult.details`; empty for a scorer with one value."""
         return {}
+
+    def terms(self, round: int | None = None) -> Mapping[str, Scorer]:
+        """The scorers that this one asks, by name: itself alone unless it is made of several.
+
+        Args:
+            round: index of a round, for terms that are asked now and then; None outside of training, where all are.
+        """
+        return {self.name: self}
+
+    def combine(self, results: Mapping[str, RewardResult]) -> RewardResult:
+        """One result of what the `terms` gave for the same B images."""
+        return results[self.name]
+
+    def normalize(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Raw scores by term, (N,) each, on the scale on which they are weighted and trained on."""
+        return scores
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -51,9 +73,96 @@ class Scorer(ABC):
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images: values (B,) raw, in the scorer's own unit. Never touches the global random state."""
 
+    def attempt(self, request: RewardRequest, name: str = "", vital: bool = True) -> RewardResult:
+        """`score`, where an exception becomes B failed values with a reason.
+
+        Args:
+            request: B images.
+            name: how the reason calls this scorer; its own name if left out.
+            vital: whether a `GuardlitError` of the scorer, which no repetition mends, is raised; it is a failure like
+                any other of a scorer that is only logged.
+
+        Raises:
+            GuardlitError: as said, or the scorer did not give one value an image.
+        """
+        name = name or self.name
+        try:
+            result = self.score(request)
+        except Exception as error:
+            if vital and isinstance(error, GuardlitError):
+                raise
+            said = str(error).strip().partition("\n")[0][:300]
+            failed = torch.full((len(request),), torch.nan)
+            reason = f"{name}: {type(error).__name__}{': ' if said else ''}{said}"
+            return RewardResult.from_values(failed, reason=reason, provenance=self.provenance)
+        if result.values.shape != (len(request),) or result.valid.shape != (len(request),):
+            raise GuardlitError(
+                f"reward '{name}' gave values {tuple(result.values.shape)} and valid {tuple(result.valid.shape)} for "
+                f"{len(request)} images; both must be ({len(request)},)"
+            )
+        values = torch.where(result.valid, result.values, torch.nan)
+        checked = RewardResult.from_values(values, details=result.details, provenance=result.provenance)
+        if bool(checked.valid.all()):
+            return checked
+        return replace(checked, reason=f"{name}: {result.reason or 'the score is no number'}")
+
+    def self_test(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Score two fixed, very different images before a run relies on the scores; `setup` comes first.
+
+        Args:
+            prompts: of the run; both images get the first one that the scorer accepts.
+
+        Returns:
+            Raw scores (2,), which must be the same on every process.
+
+        Raises:
+            GuardlitError: no prompt fits, a score failed, or both are equal although the scorer `distinguishes`.
+        """
+        prompt = next((p for p in prompts if self._accepts(p)), None)
+        if prompt is None:
+            raise GuardlitError(f"reward '{self.name}': none of the {len(prompts)} prompts can be scored by it")
+        result = self.attempt(RewardRequest(two_images(), [prompt.text] * 2, [prompt.metadata] * 2))
+        if not bool(result.valid.all()):
+            raise GuardlitError(
+                f"reward '{self.name}' fails its start-up test on '{prompt.text[:80]}': {result.reason}"
+            )
+        if self.distinguishes and bool(result.values[0] == result.values[1]):
+            raise GuardlitError(
+                f"reward '{self.name}' fails its start-up test on '{prompt.text[:80]}': two very different images both "
+                f"get {result.values[0]:g}; are these the right weights?"
+            )
+        return result.values
+
+    def _accepts(self, prompt: Prompt) -> bool:
+        try:
+            self.check_prompt(prompt.text, prompt.metadata)
+        except ValueError:
+            return False
+        return True
+
+    def counters(self) -> Mapping[str, float]:
+        """What happened since the last call, by name: requests, retries, ...
+
+        The logs show sums over processes, and the largest of them for a name that ends in a statistic or a unit:
+        `_p50`, `_p95`, `_max`, `_share`, `_s`, `_ms`.
+        """
+        return {}
+
     def result(self, values: Tensor, **details: Tensor) -> RewardResult:
         """Wrap raw scores (B,) and further named ones; NaN and infinity become invalid."""
         return RewardResult.from_values(values, details=details, provenance=self.provenance)
 
     def close(self) -> None:  # noqa: B027 - optional hook
-        """Give back what `setup` took beside memory: processes, connections. `setup` may be called again after it."""
+        """Give back what `setup` took beside memory: processes, connections. `setup` may be called again after it.
+
+        Of a `background` scorer it may be called while `score` runs in another thread: that call then fails, and is not
+        waited for.
+        """
+
+
+def two_images() -> Tensor:
+    """A colour gradient and a chessboard, (2, 3, 256, 256) uint8."""
+    ramp = torch.arange(256)
+    x, y = ramp.expand(256, 256), ramp[:, None].expand(256, 256)
+    board = ((x // 32 + y // 32) % 2 * 255).expand(3, 256, 256)
+    return torch.stack([torch.stack([x, y, 255 - x]), board]).to(torch.uint8)

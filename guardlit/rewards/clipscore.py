@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor, nn
-
-from guardlit.rewards.clip import ClipScorer, load_clip
+from guardlit.rewards.clip import ClipScorer
 from guardlit.rewards.network import Placement
-from guardlit.rewards.weights import expanded, one_line
 from guardlit.types import RewardRequest, RewardResult
 
 
@@ -33,40 +28,3 @@ class CLIPScore(ClipScorer):
     def judge(self, request: RewardRequest) -> RewardResult:
         """Score B matched pairs of image and prompt, (B,)."""
         return self.result(100 * self.cosines(request).clamp(min=0))
-
-
-class TorchmetricsClip:
-    """Makes `torchmetrics.multimodal.CLIPScore` work with transformers 5, and with a local folder.
-
-    Give it as `model_name_or_path`. By a name alone that metric fails: the towers return an output object where it
-    expects a tensor; and it takes no folder.
-
-    Args:
-        model: Hugging Face id or local folder of the CLIP model.
-    """
-
-    def __init__(self, model: str = "openai/clip-vit-large-patch14") -> None:
-        self.model = expanded(model)
-
-    def __call__(self) -> tuple[nn.Module, Any]:
-        """The model and the processor that torchmetrics asks for; PIL's resize, which is the reference."""
-        from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
-
-        with one_line(self.model, "CLIP folder"):
-            images = CLIPImageProcessorPil.from_pretrained(self.model)
-            texts = CLIPTokenizer.from_pretrained(self.model)
-            return _TensorsOut(load_clip(self.model)), CLIPProcessor(images, texts)
-
-
-class _TensorsOut(nn.Module):
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.clip, self.config = clip, clip.config
-
-    def get_image_features(self, pixels: Tensor) -> Tensor:
-        embedding: Tensor = self.clip.get_image_features(pixel_values=pixels).pooler_output
-        return embedding
-
-    def get_text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        embedding: Tensor = self.clip.get_text_features(input_ids=tokens, attention_mask=mask).pooler_output
-        return embedding

@@ -77,6 +77,7 @@ class _Classifier(_Bundled):
     """Probability of the asked digit under a bundled classifier, in [0, 1]; higher is better."""
 
     network: ClassVar[type[nn.Module]]
+    distinguishes = True
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
         """Raise `ValueError` unless the prompt asks for one digit."""

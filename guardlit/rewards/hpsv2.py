@@ -14,7 +14,7 @@ from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
 from guardlit.rewards.weights import expanded, fill, find_file, read_tensors, sha256, without_weights
 from guardlit.types import RewardRequest, RewardResult
 
-_FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
+_FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
 class HPSv2(NetworkScorer):
@@ -23,7 +23,7 @@ class HPSv2(NetworkScorer):
     The two versions differ in nothing but their file.
 
     Args:
-        version: 2.1 or 2.0.
+        version: v2.1 or v2.0.
         weights: the official file, or a folder or hub id that holds it; `.safetensors` is taken too.
         antialias: resize as the `hpsv2` package does with torchvision 0.17 or later; false for what older ones did.
         architecture: name of an open_clip configuration.
@@ -32,7 +32,7 @@ class HPSv2(NetworkScorer):
 
     def __init__(
         self,
-        version: Literal["2.1", "2.0"] = "2.1",
+        version: Literal["v2.1", "v2.0"] = "v2.1",
         weights: str = "xswu/HPSv2",
         antialias: bool = True,
         architecture: str = "ViT-H-14",
@@ -56,7 +56,7 @@ class HPSv2(NetworkScorer):
         path = find_file(self.weights_file, _FILES[self.version], "HPSv2 file")
         other = {file: version for version, file in _FILES.items()}.get(path.name, self.version)
         if other != self.version:
-            raise GuardlitError(f"{path}: the file of HPS v{other}, but `version` of HPSv2 says {self.version}")
+            raise GuardlitError(f"{path}: the file of HPS {other}, but `version` of HPSv2 says {self.version}")
         content = read_tensors(path)
         with without_weights():
             clip = open_clip.CLIP(**config)

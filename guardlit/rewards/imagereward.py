@@ -38,7 +38,6 @@ _TEXT: dict[str, Any] = {
     "vocab_size": 30524,
     "max_position_embeddings": 512,
     "layer_norm_eps": 1e-12,
-    "bos_token_id": 30522,
     "is_decoder": True,  # creates cross-attention; the forward pass stays bidirectional
 }
 
@@ -112,9 +111,10 @@ class ImageReward(NetworkScorer):
     def _load_tokenizer(self, vocab_size: int) -> None:
         from transformers import BertTokenizer
 
+        # transformers makes up an empty vocabulary where the files are missing
+        find_file(self.tokenizer, "tokenizer_config.json", "folder of BERT's tokenizer")
         with one_line(self.tokenizer, "folder of BERT's tokenizer"):
             self._tokenizer = BertTokenizer.from_pretrained(self.tokenizer)
-        # transformers makes up an empty vocabulary where the files are missing
         known, expected = len(self._tokenizer), vocab_size - _ADDED_TOKENS
         if known != expected:
             raise GuardlitError(

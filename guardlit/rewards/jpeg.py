@@ -22,6 +22,7 @@ class JPEGCompressibility(Scorer):
     """
 
     name = "jpeg_compressibility"
+    distinguishes = True
 
     def __init__(self, incompressible: bool = False) -> None:
         self.sign = 1 if incompressible else -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -70,6 +71,7 @@ class NetworkScorer(Scorer):
         placement: where the network lives and how it is fed.
     """
 
+    distinguishes = True
     network: nn.Module
     """What `load` returned, in eval mode and without gradients."""
     device: torch.device
@@ -115,16 +117,15 @@ class NetworkScorer(Scorer):
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        """Lend the weights to the device; back home they need no copy, for scoring does not change them."""
-        tensors = [*self.network.parameters(), *self.network.buffers()]
-        homes = [tensor.data for tensor in tensors]
+        """Score with a copy whose weights are on the device; the ones at home need no copying back."""
+        home = self.network
+        moved: dict[int, Tensor] = {id(t): nn.Parameter(t.to(self.device), False) for t in home.parameters()}
+        moved |= {id(buffer): buffer.to(self.device) for buffer in home.buffers()}
+        self.network = copy.deepcopy(home, moved)
         try:
-            for tensor in tensors:
-                tensor.data = tensor.data.to(self.device)
             yield
         finally:
-            for tensor, home in zip(tensors, homes, strict=True):
-                tensor.data = home
+            self.network = home
 
     def in_batches(self, rows: Rows, embed: Callable[[Rows], Tensor]) -> Tensor:
         """`embed` of all rows, a batch at a time, (len(rows), ...) float32."""
