@@ -7,103 +7,118 @@ for the clip range carries over from one run to another. The share that it clips
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from guardlit.errors import GuardlitError
-from guardlit.objective import Objective
+if TYPE_CHECKING:
+    from guardlit.module import GRPOModule
 
 
-@dataclass(frozen=True)
-class ClipTarget:
-    """What `clip_range: auto` aims at.
+class ClipCalibration(pl.Callback):
+    """Sets the objective's clip range from the log ratios that a run shows, where `clip_range: auto` asks for it.
 
-    Attributes:
-        fraction: share of the transitions of a round's off-policy updates that is to be clipped.
-        tolerance: as long as a round's share is within this of `fraction`, the range stays as it is.
-    """
-
-    fraction: float = 0.2
-    tolerance: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction < 1 or not 0 <= self.tolerance < self.fraction:
-            raise GuardlitError(
-                f"clip_target: fraction={self.fraction} must lie in (0, 1) and tolerance={self.tolerance} in "
-                "[0, fraction)"
-            )
-
-
-class ClipCalibration:
-    """Sets an objective's clip range from the log ratios it sees.
-
-    The first update of a round is on-policy and says nothing. In a run's first round the range follows every update
-    after that; from then on a round that clipped a share within the tolerance changes nothing, and one that did not
-    sets the range that would have clipped just the target's share of it.
+    A run adds one by itself; list it among the callbacks to set its numbers. The first update of a round is on-policy
+    and says nothing. In a run's first round the range follows every update after that; from then on a round that
+    clipped a share within the tolerance changes nothing, and one that did not sets the range that would have clipped
+    just the target's share of it. Logs `train/clip_range`, the upper side in the objective's own unit.
 
     Args:
-        objective: whose range is set, if it asks for it.
-        target: the share aimed at.
-        elements: D, latent elements of a sample.
+        fraction: share of the transitions of a round's off-policy updates that is to be clipped.
+        tolerance: as long as a round's share is within this of `fraction`, the range stays as it is.
+
+    Raises:
+        ValueError: numbers that make no sense.
     """
 
-    def __init__(self, objective: Objective, target: ClipTarget, elements: int) -> None:
-        self._objective, self._target, self._elements = objective, target, elements
-        self._sizes: list[Tensor] = []  # |log ratio| of the round's off-policy updates, of all processes
+    def __init__(self, fraction: float = 0.2, tolerance: float = 0.05) -> None:
+        if not 0 < fraction < 1 or not 0 <= tolerance < fraction:
+            raise ValueError(
+                f"ClipCalibration: fraction={fraction} must lie in (0, 1) and tolerance={tolerance} in [0, fraction)"
+            )
+        self.fraction, self.tolerance = fraction, tolerance
+        self.limit: float | None = None
+        """Size of the log ratio from which it is clipped; None until an off-policy update was seen."""
+        self._round = -1
         self._updates = 0  # of the round
+        self._sizes: list[Tensor] = []  # |log ratio| of the round's off-policy updates, of all processes
         self._settled = False  # whether a round is behind the run
-        self._limit: float | None = None
 
-    def begin_round(self) -> None:
-        """A new round was drawn: judge the last one, and count anew."""
-        if self._sizes and self._limit is not None:
-            sizes = torch.cat(self._sizes)
-            share = float((sizes > self._limit).double().mean())
-            if abs(share - self._target.fraction) > self._target.tolerance:
-                self._set(sizes)
-            self._settled = True
-        self._sizes, self._updates = [], 0
+    @staticmethod
+    def needed(module: GRPOModule) -> list[pl.Callback]:
+        """What a module has to add to its Trainer's callbacks."""
+        given = any(isinstance(c, ClipCalibration) for c in module.trainer.callbacks)  # type: ignore[attr-defined]
+        return [ClipCalibration()] if module.objective.auto and not given else []
 
-    def observe(self, outputs: Sequence[Mapping[str, Tensor]], gather: Callable[[Tensor], Tensor]) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with the range of the checkpoint."""
+        self._apply(pl_module)  # type: ignore[arg-type]
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Take in the update that is about to be made."""
+        module: GRPOModule = pl_module  # type: ignore[assignment]
+        if module.objective.auto:
+            self.observe(module.experience.round.index, module.outputs, module.gather)
+            self._apply(module)
+            if module.objective.clip_range is not None:
+                module.log("train/clip_range", module.objective.clip_range[1])
+
+    def _apply(self, module: GRPOModule) -> None:
+        if module.objective.auto and self.limit is not None:
+            module.objective.calibrate(self.limit, module.elements)
+
+    def observe(
+        self, round: int, outputs: Sequence[Mapping[str, Tensor]], gather: Callable[[Tensor], Tensor]
+    ) -> float | None:
         """Take in an update; to be called by all processes.
 
         Args:
+            round: index of its round.
             outputs: of its micro-batches: `log_ratio` and `sample_weight`, (B,) each.
             gather: (n,) on every process -> (world, n).
+
+        Returns:
+            The limit from now on.
         """
-        if not self._objective.auto:
-            return
+        if round != self._round:
+            self._judge()
+            self._round, self._updates, self._sizes = round, 0, []
         self._updates += 1
-        if self._updates == 1:
-            return
-        size = torch.cat([o["log_ratio"] for o in outputs]).abs().double()
-        counts = torch.cat([o["sample_weight"] for o in outputs]) != 0
-        everywhere = gather(torch.where(counts, size, torch.nan)).flatten().cpu()
-        self._sizes.append(everywhere[torch.isfinite(everywhere)])
-        if not self._settled:
-            self._set(torch.cat(self._sizes))
+        if self._updates > 1:
+            size = torch.cat([o["log_ratio"] for o in outputs]).abs().double()
+            counts = torch.cat([o["sample_weight"] for o in outputs]) != 0
+            everywhere = gather(torch.where(counts, size, torch.nan)).flatten().cpu()
+            self._sizes.append(everywhere[torch.isfinite(everywhere)])
+            if not self._settled:
+                self._set()
+        return self.limit
 
-    def _set(self, sizes: Tensor) -> None:
-        if len(sizes) and float(limit := torch.quantile(sizes, 1 - self._target.fraction)) > 0:
-            self._limit = float(limit)
-            self._objective.calibrate(self._limit, self._elements)
+    def _judge(self) -> None:
+        """Look back on a round that is over."""
+        if self._sizes and self.limit is not None:
+            share = float((torch.cat(self._sizes) > self.limit).double().mean())
+            if abs(share - self.fraction) > self.tolerance:
+                self._set()
+            self._settled = True
 
-    def metrics(self) -> dict[str, float]:
-        """`train/clip_range`, upper side, in the objective's unit, once an automatic one is known."""
-        found = self._objective.clip_range
-        return {"train/clip_range": found[1]} if self._objective.auto and found is not None else {}
+    def _set(self) -> None:
+        sizes = torch.cat(self._sizes)
+        # a sort, since torch.quantile refuses more than 2^24 values
+        if len(sizes) and (limit := float(sizes.sort().values[int((1 - self.fraction) * (len(sizes) - 1))])) > 0:
+            self.limit = limit
 
     def state_dict(self) -> dict[str, Any]:
-        """The range, and what the round has shown so far."""
+        """The limit, and what the round has shown so far; the same on every process."""
         sizes = torch.cat(self._sizes) if self._sizes else torch.empty(0, dtype=torch.float64)
-        return {"limit": self._limit, "sizes": sizes, "updates": self._updates, "settled": self._settled}
+        place = {"round": self._round, "updates": self._updates, "settled": self._settled}
+        return {"limit": self.limit, "sizes": sizes, **place}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
-        self._sizes = [state["sizes"]] if len(state["sizes"]) else []
-        self._updates, self._settled, self._limit = state["updates"], state["settled"], state["limit"]
-        if self._objective.auto and self._limit is not None:
-            self._objective.calibrate(self._limit, self._elements)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.limit, self._settled = state_dict["limit"], state_dict["settled"]
+        self._round, self._updates = state_dict["round"], state_dict["updates"]
+        self._sizes = [state_dict["sizes"]] if len(state_dict["sizes"]) else []

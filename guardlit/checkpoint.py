@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor, nn
+from torch import nn
 
 from guardlit.errors import GuardlitError
 
@@ -43,13 +42,18 @@ def name_optimizer_states(checkpoint: dict[str, Any], module: nn.Module, optimiz
         state["param_groups"] = [{**g, "params": [by_id[i] for i in g["params"]]} for g in state["param_groups"]]
 
 
-def gradients(module: pl.LightningModule) -> dict[str, Tensor]:
-    """What an update has accumulated so far, by name, averaged over processes; to be called by all of them.
+def unfinished_update(module: GRPOModule) -> dict[str, Any]:
+    """Gradients and outputs of an update's micro-batches so far, if there are any; to be called by all processes.
 
-    Each process gets the average back on a resume, and the average of averages is what the update needs.
+    The gradients are averaged over processes: each gets the average back on a resume, and the average of averages is
+    what the update needs.
     """
+    if not module.outputs:
+        return {}
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    return {name: module.trainer.strategy.reduce(g.clone(), reduce_op="mean").cpu() for name, g in found.items()}
+    reduce = module.trainer.strategy.reduce
+    gradients = {name: reduce(g.clone(), reduce_op="mean").cpu() for name, g in found.items()}
+    return {"gradients": gradients, "outputs": [{k: v.cpu() for k, v in o.items()} for o in module.outputs]}
 
 
 def keep_trainable(checkpoint: dict[str, Any], module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Signals end a run with a checkpoint that it can go on from."""
+"""Signals, and rewards that fail, end a run with a checkpoint that it can go on from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from guardlit.errors import GuardlitError
 from guardlit.phases import Phase
 
 
@@ -30,12 +31,16 @@ class SignalGuard(pl.Callback):
     It does so within one micro-batch or denoising step; a validation or the encoding of prompts is finished first. A
     second signal stops at once. The checkpoint holds the round in progress and the gradients accumulated so far, so
     that the resumed run is the undisturbed one, bit for bit.
+
+    A `GuardlitError` while a round is collected, such as a reward server that is gone, also leaves that checkpoint; any
+    other one may have to do with the weights, and is told with the last checkpoint that was written before it.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self._asked: int | None = None
+        self._collecting = False
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -57,8 +62,13 @@ class SignalGuard(pl.Callback):
 
     def on_phase(self, trainer: pl.Trainer, phase: Phase, done: int, total: int) -> None:
         """Look between two denoising steps; the resumed run starts an unfinished rollout again."""
+        self._collecting = self._collecting or phase == "encode"
         if phase != "update":
             self._look(trainer)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """The round is collected."""
+        self._collecting = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Look after a micro-batch, whose gradients are kept."""
@@ -75,7 +85,21 @@ class SignalGuard(pl.Callback):
         """Save only now: a rollout has left the old policy's weights by its own way out."""
         if isinstance(exception, Interrupted):
             trainer.save_checkpoint(_path(trainer))
+        elif isinstance(exception, GuardlitError) and trainer.global_step > 0:
+            if self._collecting:  # by all processes together
+                trainer.save_checkpoint(_path(trainer))
+                exception.args = (f"{exception}; go on with --ckpt_path {_path(trainer)}",)
+            elif (last := _last_written(trainer)) is not None:
+                exception.args = (f"{exception}; the last good checkpoint is {last}",)
 
 
 def _path(trainer: pl.Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
+
+
+def _last_written(trainer: pl.Trainer) -> Path | None:
+    """The newest checkpoint of this run, or what it was resumed from."""
+    keepers = trainer.checkpoint_callbacks
+    names = [getattr(k, name, "") for k in keepers for name in ("best_model_path", "last_model_path")]
+    written = [Path(name) for name in [*names, trainer.ckpt_path or ""] if name and Path(name).is_file()]
+    return max(written, key=lambda path: path.stat().st_mtime, default=None)

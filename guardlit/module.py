@@ -14,6 +14,7 @@ from torch import Tensor
 
 from guardlit import checkpoint as ckpt
 from guardlit.advantage import GroupAdvantage
+from guardlit.calibration import ClipCalibration
 from guardlit.collect import Collector
 from guardlit.experience import Experience, Round
 from guardlit.guards import check_clip, check_gradient, check_noise, check_precision, report_noise_floor
@@ -75,10 +76,9 @@ class GRPOModule(pl.LightningModule):
         self.max_failed_fraction = max_failed_fraction
         self.strict_loading = False  # checkpoints hold only what trains
         self.judge = Judge(self)
-        self.round_metrics: dict[str, float] = {}
-        """Scalars of the round in progress, for whoever shows them."""
+        self.round_metrics: dict[str, float] = {}  # of the round in progress, for whoever shows them
         self._experience: Experience | None = None
-        self._outputs: list[dict[str, Tensor]] = []  # of the update in progress
+        self.outputs: list[dict[str, Tensor]] = []  # of the update in progress, micro-batch by micro-batch
         self._restored_gradients: dict[str, Tensor] = {}
         self._collected = 0.0
 
@@ -92,6 +92,10 @@ class GRPOModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the policy's weights."""
         self.policy.load()
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """What `clip_range: auto` needs."""
+        return ClipCalibration.needed(self)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what trains."""
@@ -111,7 +115,7 @@ class GRPOModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
         check_precision(str(self.trainer.precision))
-        check_clip(self.objective, self._plan, self._elements)
+        check_clip(self.objective, self._plan, self.elements)
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
@@ -119,13 +123,13 @@ class GRPOModule(pl.LightningModule):
         self.judge.close()
 
     @property
-    def _elements(self) -> int:
+    def elements(self) -> int:
+        """D, latent elements of a sample."""
         return math.prod(self.policy.latent_shape)
 
     @property
     def _plan(self) -> RoundPlan:
-        plan: RoundPlan = self.trainer.datamodule.plan  # type: ignore[attr-defined]
-        return plan
+        return self.trainer.datamodule.plan  # type: ignore[attr-defined,no-any-return]
 
     def on_train_start(self) -> None:
         """Put partly accumulated gradients back, and draw the validation images of step 0."""
@@ -133,7 +137,7 @@ class GRPOModule(pl.LightningModule):
         for name, gradient in self._restored_gradients.items():
             parameters[name].grad = gradient.to(parameters[name].device)
         self._restored_gradients = {}
-        self._outputs = [{k: v.to(self.device) for k, v in o.items()} for o in self._outputs]
+        self.outputs = [{k: v.to(self.device) for k, v in o.items()} for o in self.outputs]
         if self.trainer.global_step == 0:
             validate_now(self.trainer)
 
@@ -146,7 +150,7 @@ class GRPOModule(pl.LightningModule):
     def collect(self, round: Round, batch_size: int) -> Experience:
         """Draw, score and judge one round: the start of a Lightning epoch."""
         self.policy.refresh_old()
-        self._outputs = []  # left over where the Trainer cut the last round short
+        self.outputs = []  # left over where the Trainer cut the last round short
         try:
             return self._begin(Collector(self, round, batch_size).collect())
         except BaseException:
@@ -194,7 +198,7 @@ class GRPOModule(pl.LightningModule):
             divergence = kl_divergence(self.kl.kind, velocity, self._other_velocity(batch, "reference"), **step)
             outputs["kl"] = divergence.detach()
             outputs["loss"] = out.loss + self.kl.weight * (batch.sample_weight * divergence).mean()
-        self._outputs.append({k: v.detach() for k, v in outputs.items()})
+        self.outputs.append({k: v.detach() for k, v in outputs.items()})
         return outputs
 
     def velocities(self, batch: Transition) -> tuple[Tensor, Tensor]:
@@ -220,12 +224,12 @@ class GRPOModule(pl.LightningModule):
         """The last moment before the weights move: norm, guard, noise floor, and the update's log line."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        check_gradient(norm, self._outputs, scaled, self.trainer.global_step, self.experience.round)
+        check_gradient(norm, self.outputs, scaled, self.trainer.global_step, self.experience.round)
         if self.trainer.global_step == 0:
-            report_noise_floor(self._outputs, self.objective.log_bounds(self._elements))
+            report_noise_floor(self.outputs, self.objective.log_bounds(self.elements))
         # here and not after the step: a checkpoint written then finds no update in progress
-        self.log_dict(update_metrics(self._outputs) | {"train/grad_norm": norm}, batch_size=1, sync_dist=True)
-        self._outputs = []
+        self.log_dict(update_metrics(self.outputs) | {"train/grad_norm": norm}, batch_size=1, sync_dist=True)
+        self.outputs = []
 
     def on_train_batch_end(self, outputs: Any, batch: Transition, batch_idx: int) -> None:
         """Tell how far the round is."""
@@ -260,8 +264,9 @@ class GRPOModule(pl.LightningModule):
         images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
         result = self.judge.validate(images, prompts)
-        mean = result.values.mean().to(self.device)
-        self.log("val/reward", mean, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        self.log(
+            "val/reward", result.values.mean().to(self.device), on_epoch=True, batch_size=len(batch), sync_dist=True
+        )
         numbered = {"reward": result.values, "index": torch.tensor([i for i, _ in batch])}
         return {"images": images, "prompts": texts, "metadata": metadata, **numbered}
 
@@ -281,10 +286,7 @@ class GRPOModule(pl.LightningModule):
         part: dict[str, Any] = {"fingerprint": ckpt.fingerprint(self)}
         if finished is None:
             part["old"] = self.policy.old_state()
-        if self._outputs:
-            part["gradients"] = ckpt.gradients(self)
-            part["outputs"] = [{k: v.cpu() for k, v in o.items()} for o in self._outputs]
-        checkpoint[ckpt.KEY] = part
+        checkpoint[ckpt.KEY] = part | ckpt.unfinished_update(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what belongs to another run; put back what Lightning does not know."""
@@ -295,4 +297,4 @@ class GRPOModule(pl.LightningModule):
             self.policy.load_old_state(part["old"])
         if fitting:
             self._restored_gradients = part.get("gradients", {})
-            self._outputs = part.get("outputs", [])
+            self.outputs = part.get("outputs", [])

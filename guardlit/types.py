@@ -8,7 +8,7 @@ Shape legend, used in every docstring:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -102,6 +102,11 @@ class RewardRequest:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def take(self, rows: Sequence[int]) -> RewardRequest:
+        """Some of the images, in the order of `rows`."""
+        prompts, metadata = [self.prompts[row] for row in rows], [self.metadata[row] for row in rows]
+        return RewardRequest(self.images[list(rows)], prompts, metadata)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ TOP_LEVEL = {"torch", "lightning", "jsonargparse", "numpy", "yaml", "guardlit", 
 MODEL_NAMES = re.compile(r"sd_?3|sdxl|stable_?diffusion|flux|qwen|wan_?2|pixart|sana", re.IGNORECASE)
 KNOW_MODELS = ("guardlit.policies", "guardlit.assets.build")  # the second makes the bundled folder, and trains nothing
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_FILE, MAX_FUNCTION, MAX_REPEATED = 300, 60, 9  # lines
 
 
@@ -55,7 +56,7 @@ def imports(module: str, *, inside_functions: bool = True) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.module, f"{module}:{node.lineno}: imports are absolute here"
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif not only_for_types(node) and (inside_functions or not isinstance(node, ast.FunctionDef)):
+        elif not only_for_types(node) and (inside_functions or not isinstance(node, FUNCTIONS)):
             todo += ast.iter_child_nodes(node)
     return found
 
@@ -190,7 +191,7 @@ def test_files_stay_short():
 
 
 def test_functions_stay_short():
-    functions = [(m, n) for m in TREES for n in ast.walk(TREES[m]) if isinstance(n, ast.FunctionDef)]
+    functions = [(m, n) for m in TREES for n in ast.walk(TREES[m]) if isinstance(n, FUNCTIONS)]
     lengths = {f"{m}.{n.name}": (n.end_lineno or n.lineno) - n.lineno + 1 for m, n in functions}
     assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION} == {}
 
@@ -199,12 +200,12 @@ def test_what_is_public_is_documented():
     assert [name for module, tree in TREES.items() for name in undocumented(tree, module)] == []
 
 
-def undocumented(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str) -> Iterator[str]:
+def undocumented(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> Iterator[str]:
     """Public modules, classes and functions without a docstring; what stands inside a function is private."""
     if not ast.get_docstring(node):
         yield name
-    for child in [] if isinstance(node, ast.FunctionDef) else node.body:
-        if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
+    for child in [] if isinstance(node, FUNCTIONS) else node.body:
+        if isinstance(child, (ast.ClassDef, *FUNCTIONS)) and not child.name.startswith("_"):
             yield from undocumented(child, f"{name}.{child.name}")
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from runs import config, differing, guardlit, newest
 from torch import Tensor
 
-from guardlit.calibration import ClipCalibration, ClipTarget
-from guardlit.errors import GuardlitError
-from guardlit.objective import FlowGRPO, GRPOGuard, Objective, TempFlowGRPO
-
-ELEMENTS = 64
+from guardlit.calibration import ClipCalibration
+from guardlit.objective import GRPOGuard, TempFlowGRPO
 
 
 def alone(rows: Tensor) -> Tensor:
@@ -26,96 +26,94 @@ def outputs(scale: float, seed: int, weight: float = 1.0) -> list[dict[str, Tens
     return [{"log_ratio": log_ratio[half], "sample_weight": weights[half]} for half in (slice(500), slice(500, None))]
 
 
-def clipped_share(objective: Objective, scale: float, seed: int) -> float:
-    log_ratio = torch.cat([o["log_ratio"] for o in outputs(scale, seed)]).double()
-    low, high = objective.log_bounds(ELEMENTS)
-    return float(((log_ratio < low) | (log_ratio > high)).double().mean())
+def share(limit: float, scale: float, seed: int) -> float:
+    return float((torch.cat([o["log_ratio"] for o in outputs(scale, seed)]).abs() > limit).double().mean())
 
 
-def a_round(calibration: ClipCalibration, scale: float, seed: int) -> None:
-    calibration.begin_round()
-    calibration.observe(outputs(0.0, seed), alone)  # on-policy
-    calibration.observe(outputs(scale, seed), alone)
+def a_round(calibration: ClipCalibration, index: int, scale: float) -> float | None:
+    """An on-policy update and one that is off-policy."""
+    calibration.observe(index, outputs(0.0, index), alone)
+    return calibration.observe(index, outputs(scale, index), alone)
 
 
-@pytest.mark.parametrize("unit", ["mean", "sum"])
-def test_the_first_off_policy_update_sets_the_range(unit):
-    objective = GRPOGuard(clip_range="auto", clip_unit=unit)
-    calibration = ClipCalibration(objective, ClipTarget(0.2), ELEMENTS)
-    assert objective.log_bounds(ELEMENTS) == (-math.inf, math.inf)
-    assert calibration.metrics() == {}
-    a_round(calibration, 1e-5, seed=1)
-    assert clipped_share(objective, 1e-5, seed=1) == pytest.approx(0.2, abs=2e-3)
-    normal = 1.2816 * 1e-5  # 10 % of a normal lie above 1.2816 standard deviations, and 10 % below
-    assert calibration.metrics()["train/clip_range"] == pytest.approx(
-        normal * (ELEMENTS if unit == "sum" else 1), rel=0.1
-    )
+def test_the_first_off_policy_update_sets_the_range():
+    calibration = ClipCalibration(0.2)
+    assert calibration.observe(0, outputs(0.0, 0), alone) is None
+    limit = calibration.observe(0, outputs(1e-5, 1), alone)
+    assert share(limit, 1e-5, 1) == pytest.approx(0.2, abs=2e-3)
+    assert limit == pytest.approx(1.2816e-5, rel=0.1)  # 20 % of a normal lie beyond 1.2816 standard deviations
 
 
 def test_a_share_within_the_tolerance_changes_nothing_and_one_outside_does():
-    objective = GRPOGuard(clip_range="auto")
-    calibration = ClipCalibration(objective, ClipTarget(0.2, tolerance=0.05), ELEMENTS)
-    a_round(calibration, 1e-5, seed=1)
-    first = objective.clip_range
-    a_round(calibration, 1.05e-5, seed=2)  # about 22 %
-    calibration.begin_round()
-    assert objective.clip_range == first
-    calibration.observe(outputs(0.0, 3), alone)
-    calibration.observe(outputs(2e-5, 3), alone)  # about 52 %
-    assert objective.clip_range == first  # judged when the round is over
-    calibration.begin_round()
-    assert clipped_share(objective, 2e-5, seed=3) == pytest.approx(0.2, abs=2e-3)
+    calibration = ClipCalibration(0.2, tolerance=0.05)
+    first = a_round(calibration, 0, 1e-5)
+    assert a_round(calibration, 1, 1.05e-5) == first  # about 22 %
+    assert a_round(calibration, 2, 2e-5) == first  # about 52 %, to be judged when the round is over
+    assert share(calibration.observe(3, outputs(0.0, 3), alone), 2e-5, 2) == pytest.approx(0.2, abs=2e-3)
 
 
-def test_masked_transitions_and_other_ranges_play_no_part():
-    objective = GRPOGuard(clip_range="auto")
-    calibration = ClipCalibration(objective, ClipTarget(), ELEMENTS)
-    calibration.observe(outputs(0.0, 1), alone)
-    calibration.observe(outputs(1.0, 1, weight=0.0), alone)
-    assert objective.clip_range is None
-    fixed = FlowGRPO(clip_range=1e-4)
-    calibration = ClipCalibration(fixed, ClipTarget(), ELEMENTS)
-    a_round(calibration, 1e-2, seed=1)
-    calibration.begin_round()
-    assert fixed.clip_range == (1e-4, 1e-4)
-    assert calibration.metrics() == {}
+def test_masked_transitions_play_no_part():
+    calibration = ClipCalibration()
+    calibration.observe(0, outputs(0.0, 1), alone)
+    assert calibration.observe(0, outputs(1.0, 1, weight=0.0), alone) is None
 
 
 def test_two_processes_find_the_range_of_one():
-    whole, halves = GRPOGuard(clip_range="auto"), GRPOGuard(clip_range="auto")
-    one, two = (ClipCalibration(o, ClipTarget(), ELEMENTS) for o in (whole, halves))
+    one, two = ClipCalibration(), ClipCalibration()
     for scale in (0.0, 1e-5):
         both = outputs(scale, seed=4)
-        one.observe(both, alone)
-        two.observe(both[:1], lambda rows, other=both[1]: torch.stack([rows, other["log_ratio"].abs().double()]))
-    assert whole.clip_range == halves.clip_range is not None
+        whole = one.observe(0, both, alone)
+        halves = two.observe(0, both[:1], lambda r, other=both[1]: torch.stack([r, other["log_ratio"].abs().double()]))
+    assert whole == halves is not None
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
 def test_a_restored_calibration_goes_on_as_if_it_had_never_stopped(after: int):
-    def run(stop: int | None) -> list[tuple[float, float] | None]:
-        objective = GRPOGuard(clip_range="auto")
-        calibration = ClipCalibration(objective, ClipTarget(), ELEMENTS)
-        ranges = []
+    def run(stop: int | None) -> list[float | None]:
+        calibration, limits = ClipCalibration(), []
         for update in range(6):
-            if update % 2 == 0:
-                calibration.begin_round()
-            calibration.observe(outputs(0.0 if update % 2 == 0 else 1e-5 * (1 + update), seed=update), alone)
-            ranges.append(objective.clip_range)
+            scale = 0.0 if update % 2 == 0 else 1e-5 * (1 + update)
+            limits.append(calibration.observe(update // 2, outputs(scale, update), alone))
             if update + 1 == stop:
-                state = calibration.state_dict()
-                objective = GRPOGuard(clip_range="auto")
-                calibration = ClipCalibration(objective, ClipTarget(), ELEMENTS)
+                state, calibration = calibration.state_dict(), ClipCalibration()
                 calibration.load_state_dict(state)
-        return ranges
+        return limits
 
     assert run(after) == run(None)
 
 
 @pytest.mark.parametrize("numbers", [(0.0, 0.0), (1.0, 0.1), (0.2, 0.2), (0.2, -0.1)])
-def test_targets_that_make_no_sense(numbers: tuple[float, float]):
-    with pytest.raises(GuardlitError, match="clip_target"):
-        ClipTarget(*numbers)
+def test_numbers_that_make_no_sense(numbers: tuple[float, float]):
+    with pytest.raises(ValueError, match="ClipCalibration: fraction"):
+        ClipCalibration(*numbers)
+
+
+@pytest.mark.parametrize("unit", ["mean", "sum"])
+def test_an_objective_clips_at_the_log_ratio_it_is_given(unit):
+    objective = GRPOGuard(clip_range="auto", clip_unit=unit)
+    assert objective.log_bounds(64) == (-math.inf, math.inf)
+    objective.calibrate(1e-5, 64)
+    assert objective.log_bounds(64) == pytest.approx((-1e-5, 1e-5), rel=1e-9)
+    with pytest.raises(ValueError, match="positive and finite"):
+        objective.calibrate(0.0, 64)
+
+
+def test_a_run_finds_its_range_logs_it_and_resumes_with_it(sd3_folder: Path, tmp_path: Path):
+    objective = {"class_path": "GRPOGuard", "init_args": {"clip_range": "auto"}}
+    keep = {"save_top_k": -1, "filename": "update_{step}", "every_n_train_steps": 1, "auto_insert_metric_name": False}
+    callbacks = [{"class_path": "ModelCheckpoint", "init_args": keep}]
+    path = config(tmp_path, sd3_folder, model__objective=objective, trainer__callbacks=callbacks)
+    assert guardlit("fit", "--config", path) == 0
+    with (tmp_path / "runs/version_0/metrics.csv").open() as file:
+        ranges = [float(row["train/clip_range"]) for row in csv.DictReader(file) if row.get("train/clip_range")]
+    assert len(ranges) == 3 * 4 - 1  # all updates but the first
+    assert len(set(ranges[:3])) == 3  # every update of the first round
+    assert len(set(ranges[3:])) < 4  # then rounds as a whole, if at all
+    whole = {p.stem: p for p in tmp_path.rglob("update_*.ckpt")}
+    for stop in ("update_2", "update_3", "update_4", "update_7"):
+        runs = tmp_path / stop
+        assert guardlit("fit", "--config", path, "--ckpt_path", whole[stop], "--trainer.default_root_dir", runs) == 0
+        assert differing(whole["update_12"], newest(runs, "update_12.ckpt")) == []
 
 
 def test_tempflow_weights_are_1_on_average_over_the_trained_steps():

@@ -177,7 +177,10 @@ def test_nan_stops_before_the_weights_are_touched(sd3_folder, tmp_path, monkeypa
     assert "gradient norm is nan at update 5, round 1: " in said
     assert ("the loss is nan at denoising step" in said and "prompt '" in said) == (where == "loss")
     assert "the weights were not touched" in said
-    saved = torch.load(newest(tmp_path), weights_only=True)
+    last = newest(tmp_path)
+    assert said.endswith(f"; the last good checkpoint is {last}")
+    assert last.stem == "round_00000"
+    saved = torch.load(last, weights_only=True)
     assert saved["global_step"] == 4  # the round before is there to go on from
 
 

@@ -24,4 +24,6 @@ from guardlit.rewards.network import NetworkScorer as NetworkScorer
 from guardlit.rewards.network import Placement as Placement
 from guardlit.rewards.ocr import OCR as OCR
 from guardlit.rewards.pickscore import PickScore as PickScore
+from guardlit.rewards.remote import RemoteReward as RemoteReward
+from guardlit.rewards.remote_pickle import PickleReward as PickleReward
 from guardlit.rewards.unifiedreward import UnifiedReward as UnifiedReward

@@ -1,0 +1,1 @@
+"""`guardlit serve-reward`: scorers behind HTTP, for trainings in other processes and on other machines."""

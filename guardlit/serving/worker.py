@@ -1,0 +1,147 @@
+"""The one thread that scores."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guardlit.rewards.base import Scorer
+from guardlit.serving.messages import items_of
+from guardlit.types import RewardRequest, RewardResult
+
+log = logging.getLogger("guardlit.serving")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What becomes of a request: items as the protocol has them, and what gave the values."""
+
+    items: list[dict[str, Any]]
+    provenance: Mapping[str, str]
+
+
+@dataclass(eq=False)
+class _Job:
+    name: str
+    request: RewardRequest
+    scores: Future[Scores] = field(default_factory=Future)
+
+
+class Worker:
+    """Scores requests one after the other in one thread: models are not made for two at once.
+
+    A request's images are scored as one batch, so that its values are those of the same call in the trainer's own
+    process. With `merge`, requests that wait for the same scorer are put together: quicker for many small ones, but the
+    values may change in their last digits with the batch, and a scorer that compares images sees more of them.
+
+    Args:
+        scorers: by name, set up.
+        merge: most images put together, by scorer; a scorer that is not named gets every request by itself.
+    """
+
+    def __init__(self, scorers: Mapping[str, Scorer], merge: Mapping[str, int]) -> None:
+        self.scorers, self._merge = scorers, merge
+        self._pending: deque[_Job] = deque()
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "scorer")
+
+    def submit(self, name: str, request: RewardRequest) -> Future[Scores]:
+        """Queue a request; a future that is cancelled before its turn is never scored."""
+        job = _Job(name, request)
+        with self._lock:
+            self._pending.append(job)
+        self._thread.submit(self._turn)
+        return job.scores
+
+    def close(self) -> None:
+        """Finish what is being scored, drop what waits, and close the scorers."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        for scorer in self.scorers.values():
+            scorer.close()
+
+    def _turn(self) -> None:
+        """Score the oldest request, and those that may go with it; their own turns then find nothing to do."""
+        jobs = self._take()
+        if not jobs:
+            return
+        if len(jobs) > 1:
+            try:
+                for job, scores in zip(jobs, self._score_together(jobs), strict=True):
+                    job.scores.set_result(scores)
+                return
+            except Exception:  # whose fault it is shows when each is alone
+                log.warning("%s: %d requests put together failed; scoring each by itself", jobs[0].name, len(jobs))
+        for job in jobs:
+            job.scores.set_result(self._score(job.name, job.request))
+
+    def _take(self) -> list[_Job]:
+        taken: list[_Job] = []
+        room = 0
+        with self._lock:
+            for job in list(self._pending):
+                size = len(job.request)
+                if taken and not (self._alike(taken[0], job) and size <= room):
+                    continue
+                self._pending.remove(job)
+                if job.scores.set_running_or_notify_cancel():
+                    room = (room if taken else self._merge.get(job.name, 0)) - size
+                    taken.append(job)
+        return taken
+
+    @staticmethod
+    def _alike(one: _Job, other: _Job) -> bool:
+        return one.name == other.name and one.request.images.shape[1:] == other.request.images.shape[1:]
+
+    def _score_together(self, jobs: list[_Job]) -> list[Scores]:
+        images = torch.cat([job.request.images for job in jobs])
+        prompts = [prompt for job in jobs for prompt in job.request.prompts]
+        metadata = [entry for job in jobs for entry in job.request.metadata]
+        together = self._ask(jobs[0].name, RewardRequest(images, prompts, metadata))
+        rest = iter(together.items)
+        return [Scores([next(rest) for _ in job.request.prompts], together.provenance) for job in jobs]
+
+    def _score(self, name: str, request: RewardRequest) -> Scores:
+        try:
+            return self._ask(name, request)
+        except Exception as error:
+            log.exception("scorer %s failed on a request of %d images", name, len(request))
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            return Scores([{"error": what}] * len(request), self.scorers[name].provenance)
+
+    def _ask(self, name: str, request: RewardRequest) -> Scores:
+        """Score the images whose prompts can be scored; the others' items say why theirs cannot."""
+        scorer = self.scorers[name]
+        errors = {}
+        for index, (prompt, metadata) in enumerate(zip(request.prompts, request.metadata, strict=True)):
+            try:
+                scorer.check_prompt(prompt, metadata)
+            except ValueError as error:
+                errors[index] = " ".join(str(error).split())
+        good = [index for index in range(len(request)) if index not in errors]
+        if not good:
+            return Scores([{"error": error} for error in errors.values()], scorer.provenance)
+        result = scorer.score(request if not errors else request.take(good))
+        if result.values.shape != (len(good),):
+            raise RuntimeError(f"{len(good)} images got values of shape {tuple(result.values.shape)}")
+        return Scores(items_of(_spread(result, good, len(request)), errors), scorer.provenance)
+
+
+def _spread(result: RewardResult, rows: list[int], count: int) -> RewardResult:
+    """A result of some of `count` images as one of all; NaN for the others."""
+
+    def spread(column: Tensor) -> Tensor:
+        out = torch.full((count,), torch.nan)
+        out[rows] = column.float().cpu()
+        return out
+
+    details = {name: spread(column) for name, column in result.details.items()}
+    values = spread(torch.where(result.valid, result.values, torch.nan))
+    return RewardResult.from_values(values, details=details, reason=result.reason)
