@@ -16,6 +16,7 @@ from torch import Tensor
 from guardlit.errors import GuardlitError
 from guardlit.policies.base import FlowPolicy, WeightSet
 from guardlit.policies.embeddings import EmbeddingCache, cache_folder, sample_digest
+from guardlit.policies.exported import exported_weights, pipeline_source
 from guardlit.policies.folders import load_component, pipeline_folder, quiet
 from guardlit.policies.weights import TRAINED, AdapterWeights, FullWeights, LoRA, WeightSets
 from guardlit.types import Conditioning
@@ -90,10 +91,8 @@ class SD3Policy(FlowPolicy):
         dtype = self.weights_dtype if self.lora else torch.float32
         transformer = load_component(SD3Transformer2DModel, self._folder, "transformer", dtype=dtype)
         vae = load_component(AutoencoderKL, self._folder, "vae", dtype=torch.float32)
-        self._outside["vae"] = vae.requires_grad_(False).eval()
-        self._outside["scheduler"] = FlowMatchEulerDiscreteScheduler.from_pretrained(
-            self._folder, subfolder="scheduler"
-        )
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(self._folder, subfolder="scheduler")
+        self._outside |= {"vae": vae.requires_grad_(False).eval(), "scheduler": scheduler}
         self._check_resolution(transformer)
         if self.lora:
             self._sets = AdapterWeights(transformer, self.lora, LORA_TARGETS)
@@ -205,9 +204,8 @@ class SD3Policy(FlowPolicy):
                 self._folder, local_files_only=True, dtype=self.text_encoder_dtype, **parts
             )
         except Exception as error:  # as in load_component
-            raise GuardlitError(
-                f"{self._folder}: text encoders cannot be loaded: {' '.join(str(error).split())[:300]}"
-            ) from error
+            reason = " ".join(str(error).split())[:300]
+            raise GuardlitError(f"{self._folder}: text encoders cannot be loaded: {reason}") from error
         for name in names:
             if name.startswith("text") and getattr(pipeline, name) is not None:
                 getattr(pipeline, name).to(self.device)
@@ -228,9 +226,8 @@ class SD3Policy(FlowPolicy):
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
         """See `FlowPolicy.velocity`: (B, C, H, W) float32, guided when the scale is above 1."""
-        rows = len(latents)
+        rows, guided = len(latents), guidance_scale > 1
         embeds, pooled = conditioning["prompt_embeds"], conditioning["pooled"]
-        guided = guidance_scale > 1
         if guided:
             empty = self._empty_prompt()
             embeds = torch.cat([empty["prompt_embeds"].expand(rows, -1, -1), embeds])
@@ -254,9 +251,8 @@ class SD3Policy(FlowPolicy):
         vae = self._outside["vae"].to(self.device)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         with torch.autocast(self.device.type, enabled=False):
-            images = torch.cat(
-                [vae.decode(part, return_dict=False)[0] for part in torch.split(latents.float(), self.decode_batch)]
-            )
+            parts = torch.split(latents.float(), self.decode_batch)
+            images = torch.cat([vae.decode(part, return_dict=False)[0] for part in parts])
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
     # weights ------------------------------------------------------------------------------------------------------
@@ -293,3 +289,12 @@ class SD3Policy(FlowPolicy):
             # without it diffusers takes alpha = rank
             transformer_lora_adapter_metadata=self.transformer.peft_config[TRAINED].to_dict(),
         )
+
+    def exported(self, folder: Path) -> AbstractContextManager[None]:
+        """See `FlowPolicy.exported`."""
+        return exported_weights(self.transformer, folder, PIPELINE)
+
+    def source(self) -> dict[str, str]:
+        """See `FlowPolicy.source`."""
+        options = ("resolution", "weights_dtype", "max_sequence_length", "text_encoder_dtype", "text_encoder_3")
+        return pipeline_source(self, PIPELINE, options)
