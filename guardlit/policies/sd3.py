@@ -170,19 +170,20 @@ class SD3Policy(FlowPolicy):
             return
         missing = self._embeddings.missing([*prompts, "", *ahead])
         pipeline = self._pipeline(with_text_encoders=True)
-        for start in range(0, len(missing), 16):
-            chunk = missing[start : start + 16]
-            self._embeddings.add(chunk, self._encode_chunk(pipeline, chunk))
+        for prompt in missing:
+            # one at a time: kernels may round otherwise for another batch, and a resumed run, which encodes prompts in
+            # another order, would not be the same
+            self._embeddings.add([prompt], self._encode_prompt(pipeline, prompt))
         del pipeline
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     @torch.no_grad()
-    def _encode_chunk(self, pipeline: Any, prompts: list[str]) -> Conditioning:
+    def _encode_prompt(self, pipeline: Any, prompt: str) -> Conditioning:
         with torch.autocast(self.device.type, enabled=False):
             embeds, _, pooled, _ = pipeline.encode_prompt(
-                prompts,
+                [prompt],
                 None,
                 None,
                 device=self.device,
