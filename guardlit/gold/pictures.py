@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,11 +38,10 @@ class Picture:
 
     def read(self) -> Tensor:
         """Its pixels, (3, height, width) uint8."""
-        from torchvision.io import ImageReadMode, decode_png
+        from PIL import Image
 
-        data = torch.frombuffer(bytearray(self.path.read_bytes()), dtype=torch.uint8)
-        pixels: Tensor = decode_png(data, mode=ImageReadMode.RGB)
-        return pixels
+        with Image.open(self.path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 class PictureFolder:
@@ -69,9 +70,11 @@ class PictureFolder:
 
     def write(self, index: int, image: Tensor) -> None:
         """Write one image, (3, height, width) uint8, whole or not at all; raises `GuardlitError` where it cannot."""
-        from torchvision.io import encode_png
+        from PIL import Image
 
-        data = encode_png(image.cpu()).numpy().tobytes()
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG")
+        data = file.getvalue()
         path = self.path / f"{index:05d}_{hashlib.sha256(data).hexdigest()[:16]}.png"
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -203,7 +203,7 @@ def print_table(table: Table) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
+        console = Console(width=max(PLAIN_WIDTH, 50 + 36 * len(table.metrics)))  # a file need not fold its lines
     grids = {"gold scores": _grid(table, _short)}
     if len(table.rows) > 1:
         differences = _grid(table, _difference)

@@ -68,14 +68,15 @@ def _lora(transformer: Any, folder: Path, pipeline_class: str) -> Iterator[None]
     tensors = _read(file)
     flags = {name: p.requires_grad for name, p in transformer.named_parameters()}
     own = list(getattr(transformer, "peft_config", {}))
-    with _quietly():
-        _load_lora(transformer, file, pipeline_class, tensors)
-        transformer.set_adapter(ADAPTER)
     try:
+        with _quietly():
+            _load_lora(transformer, file, pipeline_class, tensors)
+            transformer.set_adapter(ADAPTER)
         yield
     finally:
         with _quietly():
-            transformer.delete_adapters(ADAPTER)
+            if ADAPTER in getattr(transformer, "peft_config", {}):
+                transformer.delete_adapters(ADAPTER)
             transformer.set_adapter(own[0]) if own else transformer.unload_lora()
         for name, parameter in transformer.named_parameters():
             parameter.requires_grad_(flags[name])
@@ -151,13 +152,13 @@ def _quietly() -> Iterator[None]:
 def _whole(transformer: Any, folder: Path) -> Iterator[None]:
     """The transformer of a pipeline folder in place of the weights."""
     dtype = next(transformer.parameters()).dtype
-    theirs = dict(load_component(type(transformer), folder, "transformer", dtype=dtype).named_parameters())
-    trained = {name: p.data for name, p in transformer.named_parameters()}
-    if {name: p.shape for name, p in theirs.items()} != {name: p.shape for name, p in trained.items()}:
+    theirs = load_component(type(transformer), folder, "transformer", dtype=dtype).state_dict()
+    if {name: t.shape for name, t in theirs.items()} != {name: t.shape for name, t in transformer.state_dict().items()}:
         raise GuardlitError(f"{folder}: its transformer has other layers than the one of this configuration")
+    trained = {name: p.data for name, p in transformer.named_parameters()}
     try:
         for name, parameter in transformer.named_parameters():
-            parameter.data = theirs[name].data.to(parameter.device)
+            parameter.data = theirs[name].to(parameter.device)
         yield
     finally:
         for name, parameter in transformer.named_parameters():

@@ -108,8 +108,7 @@ class SD3Policy(FlowPolicy):
         multiple = scale * config.patch_size
         if self.resolution < multiple or self.resolution % multiple:
             raise GuardlitError(f"resolution={self.resolution} must be a multiple of {multiple} for {self._folder}")
-        patches = self.resolution // multiple
-        if patches > config.pos_embed_max_size:
+        if (patches := self.resolution // multiple) > config.pos_embed_max_size:
             raise GuardlitError(
                 f"resolution={self.resolution} needs {patches} patches a side; {self._folder} has positions for "
                 f"{config.pos_embed_max_size}: at most {config.pos_embed_max_size * multiple} pixels"
