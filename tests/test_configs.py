@@ -1,7 +1,8 @@
-"""Every shipped YAML is one whole run."""
+"""Every shipped YAML is one whole run, or the gold scores to go with one."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,11 +15,13 @@ from runs import guardlit, newest
 from safetensors.torch import load_file
 from torch import nn
 
+from guardlit import rewards
 from guardlit.app import GuardlitCLI
 from guardlit.plan import RoundPlan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+GOLD = sorted(CONFIGS.glob("gold_*.yaml"))
+SHIPPED = sorted(set(CONFIGS.rglob("*.yaml")) - set(GOLD))
 PUBLISHED = CONFIGS / "sd35_pickscore.yaml"
 
 
@@ -56,6 +59,20 @@ def test_it_is_instantiated(path: Path, parse):
     RoundPlan(*cli.datamodule._sizes, train_steps=cli.model.train_steps)  # raises for numbers that do not divide
     if cli.model.objective.clip_range is not None:
         assert cli.datamodule._sizes[2] > 1  # with one update a round no clip could act
+
+
+@pytest.mark.parametrize("path", GOLD, ids=lambda p: p.stem)
+def test_gold_goes_with_the_runs_that_it_names(path: Path, capsys: pytest.CaptureFixture[str]):
+    comment = path.read_text(encoding="utf-8").split("\ngold:")[0]
+    absent = [name for name in ("HPSv2", "ImageReward", "UnifiedReward") if not hasattr(rewards, name)]
+    if path.stem == "gold_paper" and absent:
+        pytest.skip(f"guardlit.rewards has no {', '.join(absent)} yet")
+    (run,) = re.findall(rf"guardlit evaluate --config configs/(\w+)\.yaml --config configs/{path.name}", comment)
+    assert guardlit("evaluate", "--config", CONFIGS / f"{run}.yaml", "--config", path, "--print_config") == 0
+    gold = yaml.safe_load(capsys.readouterr().out)["gold"]
+    assert set(gold["average"]) <= set(gold["scorers"])
+    scorers = {name: scorer["class_path"] for name, scorer in gold["scorers"].items()}
+    assert all(path.startswith("guardlit.rewards.") for path in scorers.values())
 
 
 def _find(callbacks: list[Callback], name: str) -> Callback:

@@ -360,6 +360,14 @@ WRONG = {
     "labels": (["--ckpt", "last", "--label", "a", "b"], "2 --label for 1 --ckpt"),
     "twice": (["--ckpt", "last", "last", "--label", "a", "a"], "two rows would be called 'a'"),
     "prompts": (["--prompts", "nowhere.txt"], "no prompt file nowhere.txt"),
+    "one image": (
+        ["--images_per_prompt", 1],
+        "'digitdiversity' compares the images of a prompt: images_per_prompt must",
+    ),
+    "no weights of a scorer": (
+        ["--gold.scorers.digitgold.path", "/nowhere"],
+        "/nowhere/gold.safetensors: cannot be read",
+    ),
     "images": (["--images_per_prompt", 0], "images_per_prompt=0 must be at least 1"),
     "average": (
         ["--gold.average", '["hpsv2"]'],

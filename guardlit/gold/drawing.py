@@ -114,28 +114,41 @@ def _line(prompt: Prompt) -> str:
     return json.dumps(row, sort_keys=True, default=str)  # ASCII: a line is a line
 
 
-def draw(trainer: pl.Trainer, module: GRPOModule, drawn: Drawn, batch_size: int, out: Path) -> int:
-    """Draw what is not there yet, on all processes together.
+Batches = list[list[Numbered]]
+
+
+def missing_batches(drawn: Drawn, batch_size: int, out: Path) -> dict[Model, Batches]:
+    """What is not in the output folder yet, of each model.
 
     Batches are those of `guardlit validate` on one process, whatever the number of processes and wherever an earlier
     call stopped: a missing image is drawn again with the others of its batch.
 
     Args:
-        trainer: predicts; its callbacks stay outside.
-        module: policy and evaluation settings.
         drawn: models and prompts.
         batch_size: images drawn at once on a process.
         out: the output folder.
+    """
+    images, missing = drawn.images, {}
+    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    for model in drawn.models:
+        found = drawn.folder(out, model).find()
+        missing[model] = [batch for batch in batches if any(i not in found for i, _ in batch)]
+    return missing
 
-    Returns:
-        How many images were drawn.
+
+def draw(trainer: pl.Trainer, module: GRPOModule, drawn: Drawn, missing: Mapping[Model, Batches], out: Path) -> None:
+    """Draw batches of each model, on all processes together.
+
+    Args:
+        trainer: predicts; its callbacks stay outside.
+        module: policy and evaluation settings.
+        drawn: models and prompts.
+        missing: what to draw.
+        out: the output folder.
 
     Raises:
         GuardlitError: weights that do not fit the policy, or a folder that cannot be written.
     """
-    missing = {model: _missing_batches(drawn, model, batch_size, out) for model in drawn.models}
-    if not any(missing.values()):
-        return 0
     module.configure_model()
     for model in drawn.models:
         model.check(module.policy)
@@ -146,18 +159,9 @@ def draw(trainer: pl.Trainer, module: GRPOModule, drawn: Drawn, batch_size: int,
             say(trainer, f"drawing {total} of {len(drawn.images)} images of {model.label}")
             _draw_model(trainer, module, model, missing[model], drawn.folder(out, model))
     trainer.strategy.barrier()
-    return sum(len(batch) for batches in missing.values() for batch in batches)
 
 
-def _missing_batches(drawn: Drawn, model: Model, batch_size: int, out: Path) -> list[list[Numbered]]:
-    found, images = drawn.folder(out, model).find(), drawn.images
-    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-    return [batch for batch in batches if any(i not in found for i, _ in batch)]
-
-
-def _draw_model(
-    trainer: pl.Trainer, module: GRPOModule, model: Model, batches: list[list[Numbered]], folder: PictureFolder
-) -> None:
+def _draw_model(trainer: pl.Trainer, module: GRPOModule, model: Model, batches: Batches, folder: PictureFolder) -> None:
     world, rank = trainer.world_size, trainer.global_rank
     rounds = -(-len(batches) // world)
     # equally many for every process, or sharded weights would wait for one another: the last may be drawn twice

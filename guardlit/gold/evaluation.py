@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
 from guardlit.errors import GuardlitError
-from guardlit.gold.drawing import Drawn, draw, only, say
+from guardlit.gold.drawing import Drawn, draw, missing_batches, only, say
 from guardlit.gold.models import Weights, find_models
 from guardlit.gold.pictures import Picture
 from guardlit.gold.scores import ScoreCache, Scoring
@@ -69,7 +70,7 @@ class Evaluation:
         if count < 1:
             raise GuardlitError(f"images_per_prompt={count} must be at least 1")
         rows = load_prompts(source, limit=None if prompts else data.val_limit)
-        self._check_prompts(rows)
+        self._check_prompts(rows, count)
         sampling = {
             **self._module.policy.source(),
             **asdict(self._module.evaluation),
@@ -81,13 +82,29 @@ class Evaluation:
         drawn = Drawn(models, rows, count, sampling, facts)
         if self._trainer.is_global_zero:
             self._begin(drawn)
-        number = draw(self._trainer, self._module, drawn, data.rollout_batch, self._out)
+        missing = missing_batches(drawn, data.rollout_batch, self._out)
+        if any(missing.values()):
+            self._try_scorers()
+            draw(self._trainer, self._module, drawn, missing, self._out)
+        number = sum(len(batch) for batches in missing.values() for batch in batches)
         say(self._trainer, f"images: {number} drawn, {len(models) * len(drawn.images)} in all")
         return drawn
 
-    def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
+    def _try_scorers(self) -> None:
+        """Weights that are missing are missed now, not after hours of drawing."""
+        if self._trainer.is_global_zero:
+            for scorer in self._gold.scorers.values():
+                scorer.setup(torch.device("cpu"))
+                scorer.close()
+
+    def _check_prompts(self, prompts: Sequence[Prompt], images_per_prompt: int) -> None:
         """No image is drawn that can never be scored."""
         for column, scorer in self._gold.scorers.items():
+            if scorer.compares_images and images_per_prompt < 2:
+                raise GuardlitError(
+                    f"gold scorer '{column}' compares the images of a prompt: images_per_prompt must be at least 2, it "
+                    f"is {images_per_prompt}"
+                )
             for prompt in prompts:
                 try:
                     scorer.check_prompt(prompt.text, prompt.metadata)
@@ -115,6 +132,7 @@ class Evaluation:
         Raises:
             GuardlitError: a score failed: gold scores are never dropped; or no Average can be formed.
         """
+        self._check_prompts(drawn.prompts, drawn.images_per_prompt)
         cache = ScoreCache(self._out / "scores.sqlite")
         if self._trainer.is_global_zero:
             cache.check()
@@ -180,7 +198,7 @@ class Evaluation:
         except ValueError as error:
             reason = str(error)
         reward = self._module.reward
-        trained = [name for name, weight in reward.weights.items() if weight] if reward.weights else [reward.name]
+        trained = {reward.name, *(name for name, weight in reward.weights.items() if weight)}
         return Table(drawn, self._gold, rows, scores, files, frozenset(trained), reason)
 
     def _provenance(self, drawn: Drawn) -> dict[str, Any]:

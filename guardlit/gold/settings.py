@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from guardlit.rewards.base import Scorer
+from guardlit.rewards.composite import Composite
 
 AVERAGE = "average"
 
@@ -32,7 +33,7 @@ class Gold:
         for column, scorer in self.scorers.items():
             if column == AVERAGE or not column or set(column) & set("/|\n"):
                 raise ValueError(f"gold.scorers: {column!r} cannot be a column's name")
-            if scorer.weights:
+            if isinstance(scorer, Composite):
                 raise ValueError(f"gold.scorers.{column} is a sum of scorers; give each of them a column of its own")
         self.average = list(self.scorers) if self.average is None else self.average
         for option, names in (("average", self.average), ("lower_is_better", self.lower_is_better)):
