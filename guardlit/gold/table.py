@@ -7,13 +7,16 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guardlit.errors import GuardlitError
 from guardlit.gold.drawing import Drawn, as_json
 from guardlit.gold.settings import AVERAGE, Gold
 from guardlit.gold.statistics import LEVEL, Array, Estimate
 from guardlit.schedule import PLAIN_WIDTH
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FILES = ("table.md", "table.csv", "table.json", "scores.csv")
 
@@ -196,25 +199,31 @@ def _document(table: Table, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_table(table: Table) -> None:
-    """Print values, then differences to the base; coloured on a terminal, plain elsewhere."""
-    from rich import box
+    """Print the values, then a row for each difference to the base; coloured on a terminal, plain elsewhere."""
     from rich.console import Console
-    from rich.table import Table as Grid
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(PLAIN_WIDTH, 50 + 36 * len(table.metrics)))  # a file need not fold its lines
-    grids = {"gold scores": _grid(table, _short)}
+        console = Console(width=PLAIN_WIDTH)
+    console.print("gold scores")
+    _print(console, _grid(table, _short))
     if len(table.rows) > 1:
-        differences = _grid(table, _difference)
-        grids["differences to the base model on the same prompts"] = [differences[0], *differences[2:]]
-    for title, rows in grids.items():
-        console.print(title)
-        grid = Grid(box=box.SIMPLE, pad_edge=False)
-        for number, heading in enumerate(rows[0]):
-            grid.add_column(heading, justify="left" if number < 2 else "right")
-        for row in rows[1:]:
-            grid.add_row(*row)
-        console.print(grid)
+        console.print("differences to the base model on the same prompts")
+        rows = zip(table.drawn.models[1:], table.rows[1:], strict=True)
+        cells = [[m.label, table.title(n), _difference(n, e)] for m, row in rows for n, e in row.items()]
+        _print(console, [["model", "metric", f"difference [{LEVEL:.0%} interval]"], *cells])
     for note in table.notes():
-        console.print(note)
+        console.print(note, markup=False, highlight=False)
+
+
+def _print(console: Console, rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as Grid
+
+    grid = Grid(box=box.SIMPLE, pad_edge=False)
+    for number, heading in enumerate(rows[0]):
+        grid.add_column(escape(heading), justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows[1:]:
+        grid.add_row(*map(escape, row))
+    console.print(grid)
