@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,22 +70,16 @@ def find_models(paths: Sequence[str], labels: Sequence[str], weights: Weights, r
         raise GuardlitError(f"{len(labels)} --label for {len(paths)} --ckpt: give one for each, or none")
     models = [Model("base")]
     for number, path in enumerate(paths):
-        place = last_checkpoint(runs) if path == "last" else Path(path).expanduser()
-        found = list(_variants(place, weights))
+        found = list(_variants(last_checkpoint(runs) if path == "last" else Path(path).expanduser(), weights))
         for model in found:
             label = labels[number] if labels else model.label
-            suffix = f" ({model.weights})" if len(found) > 1 else ""
-            models.append(Model(f"{label}{suffix}", *_but_label(model)))
+            models.append(replace(model, label=f"{label} ({model.weights})" if len(found) > 1 else label))
     names = [model.label for model in models]
     if not labels:  # the same file name in two runs
         names = [m.label if names.count(m.label) == 1 else f"{m.path} {m.weights}".strip() for m in models]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise GuardlitError(f"two rows would be called '{twice}': name each --ckpt once, and give different --label")
-    return [Model(name, *_but_label(model)) for name, model in zip(names, models, strict=True)]
-
-
-def _but_label(model: Model) -> tuple[Any, ...]:
-    return (model.kind, model.weights, model.path, model.sha256, model.step)
+    return [replace(model, label=name) for name, model in zip(names, models, strict=True)]
 
 
 def _variants(place: Path, weights: Weights) -> Iterator[Model]:
@@ -98,8 +92,7 @@ def _variants(place: Path, weights: Weights) -> Iterator[Model]:
         there = {name: _weight_files(place / name) for name in ("ema", "raw")}
         if any(there.values()):  # both written by `guardlit export`
             for variant in _choose(weights, bool(there["ema"]), bool(there["raw"]), place):
-                label = f"{place.name}/{variant}"
-                yield Model(label, "exported", variant, str(place / variant), _digest(there[variant]))
+                yield Model(place.name, "exported", variant, str(place / variant), _digest(there[variant]))
         elif files := _weight_files(place):
             yield Model(place.name, "exported", "", str(place), _digest(files))
         else:

@@ -104,12 +104,11 @@ class Scoring(pl.LightningModule):
         cache: where scores are kept.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self, scorers: Mapping[str, Scorer], sets: Sequence[Sequence[Picture]], prompts: int, cache: ScoreCache
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer requests than processes
         self._scorers, self._sets, self._prompts, self._cache = dict(scorers), sets, prompts, cache
         self._given_up: set[str] = set()
         self.keys: dict[str, list[list[str]]] = {}
