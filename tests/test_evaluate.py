@@ -141,7 +141,7 @@ def test_csv_and_markdown_say_the_same(evaluated: Path):
     assert next(line for line in lines if line.startswith("| checkpoint (raw) | raw | 4 |")).endswith(f" {cell} |")
     gold = numbers["checkpoint (raw)", "digitgold"]["difference"]
     below = lines[lines.index("Differences to the base model on the same prompts:") :]
-    assert f" {gold:+.2g} [" in next(line for line in below if line.startswith("| checkpoint (raw) |"))
+    assert f" {gold:+#.2g} [" in next(line for line in below if line.startswith("| checkpoint (raw) |"))
     assert "10 prompts x 2 images; 20 of 20 images" in "\n".join(lines)
 
 

@@ -66,7 +66,7 @@ class Drawn:
         identity = {
             "format": FORMAT,
             "weights": (model.kind, model.weights, model.sha256),
-            "sampling": self.sampling,
+            "sampling": {key: value for key, value in self.sampling.items() if key != "model"},  # its files count
             "prompts": [prompt.text for prompt in self.prompts],
         }
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -127,7 +127,12 @@ def _short(metric: str, estimate: Estimate) -> str:
 
 
 def _difference(metric: str, estimate: Estimate) -> str:
-    return f"{estimate.difference:+.2g} [{estimate.difference_low:+.2g}, {estimate.difference_high:+.2g}]"
+    return f"{_signed(estimate.difference)} [{_signed(estimate.difference_low)}, {_signed(estimate.difference_high)}]"
+
+
+def _signed(value: float) -> str:
+    """Two digits."""
+    return f"{value:+.1f}" if abs(value) >= 10 else f"{value:+#.2g}"
 
 
 def _number(value: float) -> str:
