@@ -17,6 +17,7 @@ import torch
 import yaml
 from runs import guardlit, newest
 
+from guardlit.gold.models import find_models
 from guardlit.gold.pictures import PictureFolder
 from guardlit.gold.scores import Scoring
 from guardlit.policies import SD3Policy
@@ -202,6 +203,14 @@ def test_tasks_count_equally(evaluated: Path, trained: Path, tmp_path: Path, cap
     assert metrics["tagged"]["value"] == pytest.approx(((values[0] + values[1]) / 2 + values[2]) / 2)
 
 
+def test_equal_names_give_way_to_paths(tmp_path: Path, clip_folder: Path):
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        shutil.copytree(clip_folder, tmp_path / run / "lora")
+    models = find_models([str(tmp_path / "a/lora"), str(tmp_path / "b/lora"), str(clip_folder)], [], "ema", tmp_path)
+    assert [m.label for m in models] == ["base", f"{tmp_path}/a/lora", f"{tmp_path}/b/lora", clip_folder.name]
+
+
 # what is not done twice -----------------------------------------------------------------------------------------------
 
 
@@ -357,6 +366,7 @@ WRONG = {
     "no such checkpoint": (["--ckpt", "nothing.ckpt"], "--ckpt nothing.ckpt does not exist"),
     "no weights": (["--ckpt", ROOT / "docs"], "docs holds no exported weights"),
     "not a checkpoint": (["--ckpt", ROOT / "README.md"], "README.md cannot be read, truncated or damaged?"),
+    "a file of weights": (["--ckpt", ROOT / "guardlit/assets/digits_scorers/gold.safetensors"], "name its folder"),
     "labels": (["--ckpt", "last", "--label", "a", "b"], "2 --label for 1 --ckpt"),
     "twice": (["--ckpt", "last", "last", "--label", "a", "a"], "two rows would be called 'a'"),
     "prompts": (["--prompts", "nowhere.txt"], "no prompt file nowhere.txt"),

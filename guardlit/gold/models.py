@@ -76,13 +76,19 @@ def find_models(paths: Sequence[str], labels: Sequence[str], weights: Weights, r
             models.append(replace(model, label=f"{label} ({model.weights})" if len(found) > 1 else label))
     names = [model.label for model in models]
     if not labels:  # the same file name in two runs
-        names = [m.label if names.count(m.label) == 1 else f"{m.path} {m.weights}".strip() for m in models]
+        names = [m.label if names.count(m.label) == 1 else _long_label(m) for m in models]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise GuardlitError(f"two rows would be called '{twice}': name each --ckpt once, and give different --label")
     return [replace(model, label=name) for name, model in zip(names, models, strict=True)]
 
 
+def _long_label(model: Model) -> str:
+    return f"{model.path} ({model.weights})" if model.kind == "checkpoint" else str(model.path)
+
+
 def _variants(place: Path, weights: Weights) -> Iterator[Model]:
+    if place.is_file() and place.suffix == ".safetensors":
+        raise GuardlitError(f"--ckpt {place} is a file of exported weights: name its folder, {place.parent}")
     if place.is_file():
         checkpoint, digest = _look_into(place), sha256(place)
         averaged = bool(checkpoint.get("callbacks", {}).get(TrainableEMA().state_key))
