@@ -124,8 +124,7 @@ class DriftSentinels(Callback):
     `trainer.validate(...)` before `fit`, or `Trainer(num_sanity_val_steps=-1)`, makes it step 0. It is kept in
     checkpoints. All ranks' images count.
 
-    Logged once per validation, the mean over all images; each also as `drift/NAME_ratio`, the same divided by its
-    value in the first validation (not logged where that is 0):
+    Logged once per validation, the mean over all images:
 
     | key | unit |
     |---|---|
@@ -135,6 +134,7 @@ class DriftSentinels(Callback):
     | `drift/spectral_peak` | dB |
     | `drift/saturation` | 0 to 1 |
     | `drift/diversity` | RMS pixel difference within a group, share of the full range; with `groups` only |
+    | `drift/NAME_ratio` | each of these over its value in the first validation; not logged where that is 0 |
 
     Example:
         ```python
