@@ -25,8 +25,8 @@ class RatioDistribution(RoundCallback):
     range; a mean below 0 keeps samples of positive advantage from ever being clipped (GRPO-Guard, eq. 7 and Fig. 2).
 
     `training_step` returns its outputs per sample, (B,) each, under the keys named here. KIND is `log_ratio`, and `raw`
-    and `normalized` where their keys are given; TT is the index of the denoising step, two digits; SIGN, of the advantage,
-    is `positive` or `negative`; SIDE is `above` or `below`. Logged at the end of a round:
+    and `normalized` where their keys are given; TT is the index of the denoising step, two digits; SIGN, the
+    advantage's, is `positive` or `negative`; SIDE is `above` or `below`. Logged at the end of a round:
 
     | key | unit |
     |---|---|
