@@ -122,7 +122,7 @@ class _Batch(NamedTuple):
     values: Tensor
     thumbnails: Tensor
     groups: list[Hashable]
-    index: list[int]
+    numbers: list[int]
 
 
 class DriftSentinels(Callback):
@@ -225,7 +225,7 @@ class DriftSentinels(Callback):
         groups = [group for row in rows for group in row.groups]
         kept = list(range(len(values)))
         if self.index is not None:
-            kept = distinct([number for row in rows for number in row.index])
+            kept = distinct([number for row in rows for number in row.numbers])
         means = dict(zip(SENTINELS, values[kept].mean(dim=0).tolist(), strict=True))
         if self.groups is not None:
             diversity = group_diversity(thumbnails[kept], [groups[i] for i in kept]).nanmean().item()
