@@ -47,6 +47,8 @@ class GenEval(ClipScorer):
         ValueError: an unknown mode, or another precision.
     """
 
+    distinguishes = False  # two images without a single object of the prompt get one score
+
     def __init__(
         self,
         detector: str,
