@@ -1,4 +1,4 @@
-"""Every shipped run on a real model trains tiny folders in the published formats: paths and sizes are overridden alone."""
+"""Every shipped run on a real model trains tiny folders in the published formats; paths and sizes alone change."""
 
 from __future__ import annotations
 

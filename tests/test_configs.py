@@ -1,9 +1,8 @@
-"""Every shipped YAML is one whole run."""
+"""Every shipped YAML is one whole run, or the gold scores to go with one."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import sys
 import time
@@ -22,7 +21,8 @@ from guardlit.parsing.bases import bases
 from guardlit.plan import RoundPlan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RUNS = sorted(CONFIGS.glob("*.yaml"))
+GOLD = sorted(CONFIGS.glob("gold_*.yaml"))
+RUNS = sorted(set(CONFIGS.glob("*.yaml")) - set(GOLD))
 PRESETS = sorted(CONFIGS.glob("gpu/*.yaml"))
 PARTS = sorted(CONFIGS.glob("parts/*.yaml"))
 PUBLISHED = CONFIGS / "sd35_pickscore.yaml"
@@ -71,7 +71,7 @@ def test_every_number_of_a_real_run_says_where_it_is_from(path: Path):
     sources = "paper|guard|base|script|guardlit|flow|flux|fast|dance|mix|author|tempflow"
     above = ""
     for line in path.read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(":")
+        key, *_ = line.partition(":")
         if re.match(r"\s*\w+: *[^ #]", line) and key.strip() not in {"base", "class_path", "default_root_dir"}:
             assert re.search(rf"# ({sources})\b", line) or re.search(rf"# ({sources})\b", above), line
         if line.lstrip()[:1] == "#":
@@ -127,6 +127,17 @@ def test_prompts_that_are_not_ours_to_ship_are_asked_for_in_one_line(name: str, 
     assert guardlit("fit", "--config", CONFIGS / f"{name}.yaml", *here) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last == "guardlit fit: error: missing data.train: give --data.train or set it in a --config file"
+
+
+@pytest.mark.parametrize("path", GOLD, ids=lambda p: p.stem)
+def test_gold_goes_with_the_runs_that_it_names(path: Path, capsys: pytest.CaptureFixture[str]):
+    comment = path.read_text(encoding="utf-8").split("\ngold:")[0]
+    (run,) = re.findall(rf"guardlit evaluate --config configs/(\w+)\.yaml --config configs/{path.name}", comment)
+    assert guardlit("evaluate", "--config", CONFIGS / f"{run}.yaml", "--config", path, "--print_config") == 0
+    gold = yaml.safe_load(capsys.readouterr().out)["gold"]
+    assert set(gold["average"]) <= set(gold["scorers"])
+    scorers = {name: scorer["class_path"] for name, scorer in gold["scorers"].items()}
+    assert all(path.startswith("guardlit.rewards.") for path in scorers.values())
 
 
 def _find(callbacks: list[Callback], name: str) -> Callback:

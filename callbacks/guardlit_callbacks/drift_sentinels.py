@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guardlit_callbacks._gather import gather_objects
+from guardlit_callbacks._gather import distinct, gather_objects
 from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from guardlit_callbacks._logging import is_rehearsal, log_scalars
 from guardlit_callbacks._outputs import read_output, read_value
@@ -149,15 +149,17 @@ class DriftSentinels(Callback):
     Args:
         images: key of the images in what `validation_step` returns, (B, 3, H, W) uint8 or float in [0, 1].
         groups: key of B labels (texts or numbers); equal labels form a group. None for no diversity.
+        index: key of each sample's number in the validation set, (B,): a sample that a distributed sampler handed out
+            twice then counts once. None if there are no such repeats.
 
     Raises:
         MisconfigurationException: a key is missing in what `validation_step` returned, or holds something else.
     """
 
-    def __init__(self, images: str = "images", groups: str | None = "prompts") -> None:
-        self.images, self.groups = images, groups
+    def __init__(self, images: str = "images", groups: str | None = "prompts", index: str | None = None) -> None:
+        self.images, self.groups, self.index = images, groups, index
         self._baseline: dict[str, float] = {}
-        self._rows: list[tuple[Tensor, Tensor, list[Hashable]]] = []
+        self._rows: list[tuple[Tensor, Tensor, list[Hashable], list[int]]] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last validation's images."""
@@ -186,7 +188,8 @@ class DriftSentinels(Callback):
                 )
         values = torch.stack([sentinel(images) for sentinel in SENTINELS.values()], dim=1)
         thumbnails = functional.adaptive_avg_pool2d(images.float(), _THUMBNAIL).round().to(torch.uint8)
-        self._rows.append((values.cpu(), thumbnails.cpu(), groups))
+        index = [] if self.index is None else read_output(outputs, self.index, self, "index").tolist()
+        self._rows.append((values.cpu(), thumbnails.cpu(), groups, index))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers all ranks' numbers and logs their means, and how they stand to the baseline."""
@@ -196,10 +199,12 @@ class DriftSentinels(Callback):
         self._rows = []
         if not rows:
             return
-        means = dict(zip(SENTINELS, torch.cat([values for values, _, _ in rows]).mean(dim=0).tolist(), strict=True))
+        values, thumbnails = (torch.cat([row[column] for row in rows]) for column in (0, 1))
+        groups, index = ([item for row in rows for item in row[column]] for column in (2, 3))
+        kept = distinct(index) if self.index is not None else list(range(len(values)))
+        means = dict(zip(SENTINELS, values[kept].mean(dim=0).tolist(), strict=True))
         if self.groups is not None:
-            groups = [group for _, _, labels in rows for group in labels]
-            diversity = group_diversity(torch.cat([thumbnails for _, thumbnails, _ in rows]), groups).nanmean().item()
+            diversity = group_diversity(thumbnails[kept], [groups[i] for i in kept]).nanmean().item()
             if not math.isnan(diversity):
                 means["diversity"] = diversity
         if not self._baseline:

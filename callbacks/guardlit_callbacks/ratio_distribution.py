@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,7 @@ class RatioDistribution(RoundCallback):
             the highest of a round is step 0).
         clipped: key of whether the ratio lies outside the clip range, bool; None where nothing is clipped.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
-        draw_every: rounds between histograms and figures; 0 for none.
+        draw_every: rounds between figures, from round 0 on; 0 for none.
 
     Raises:
         MisconfigurationException: a key is not among the outputs, or not one value per sample.
@@ -94,16 +93,14 @@ class RatioDistribution(RoundCallback):
         if not rows["step"].size:
             return {}
         path = self.write(trainer, "ratio", round_index, rows)
-        if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
-            self._draw(trainer, rows, f"round {round_index}", path)
-        return ratio_statistics(rows)
-
-    def _draw(self, trainer: Trainer, rows: Rows, title: str, path: Path | None) -> None:
+        step = trainer.global_step
         for kind in KINDS.keys() & rows.keys():
             for t, values in split(rows["step"], rows[kind]).items():
-                log_histogram(trainer, f"ratio/{kind}/t{t:02d}", values, trainer.global_step)
-        figure = ratio_figure(_panels(rows), title=title)
-        log_figure(trainer, "ratio/figure", figure, trainer.global_step, path.with_suffix(".png") if path else None)
+                log_histogram(trainer, f"ratio/{kind}/t{t:02d}", values, step)
+        if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
+            figure = ratio_figure(_panels(rows), title=f"round {round_index}")
+            log_figure(trainer, "ratio/figure", figure, step, path.with_suffix(".png") if path else None)
+        return ratio_statistics(rows)
 
 
 def ratio_statistics(rows: Rows) -> dict[str, float]:
