@@ -135,7 +135,7 @@ class Collector:
         module = self._module
         if module.reward.weights:
             left_out = module.reward.terms().keys() - module.reward.terms(self._round.index).keys()
-            due = [name for name in module.reward.weights if name not in left_out]  # terms, or a scorer's several scores
+            due = [name for name in module.reward.weights if name not in left_out]  # or a scorer's several scores
             named = {name: torch.cat([r.details[name] for r in results]) for name in due}
         else:
             named = {module.reward.name: torch.cat([torch.where(r.valid, r.values, torch.nan) for r in results])}

@@ -147,7 +147,9 @@ def test_fast_with_one_branch_is_the_flow_sde_at_that_step(branch: int):
     only[:, branch] = True
     afterwards = only.clone()
     afterwards[:, branch:] = True  # the full Flow SDE from there on
-    fast, full = (sample(Linear(), c, CONDITIONING, NOISE, range(4), 1.0, record, noisy) for noisy in (only, afterwards))
+    fast, full = (
+        sample(Linear(), c, CONDITIONING, NOISE, range(4), 1.0, record, noisy) for noisy in (only, afterwards)
+    )
     assert torch.equal(fast.latents, full.latents)
     assert torch.equal(fast.velocity, full.velocity)
     if branch == 0:
