@@ -133,12 +133,8 @@ class Collector:
     def _gather(self, results: list[RewardResult]) -> dict[str, Tensor]:
         """Raw scores of all processes by image, (N,) float32 each on the CPU; NaN where one failed."""
         module = self._module
-        if module.reward.weights:
-            left_out = module.reward.terms().keys() - module.reward.terms(self._round.index).keys()
-            due = [name for name in module.reward.weights if name not in left_out]  # or a scorer's several scores
-            named = {name: torch.cat([r.details[name] for r in results]) for name in due}
-        else:
-            named = {module.reward.name: torch.cat([torch.where(r.valid, r.values, torch.nan) for r in results])}
+        columns = module.reward.columns(self._round.index)
+        named = {name: torch.cat([_column(result, name, module.reward) for result in results]) for name in columns}
         gathered = {name: module.gather(values.to(module.device)) for name, values in named.items()}
         return {name: self._round.by_image(values).float().cpu() for name, values in gathered.items()}
 
@@ -181,6 +177,13 @@ class Collector:
         conditioning = module.policy.conditioning(texts)
         drawn = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale)
         return module.policy.decode(drawn.final)
+
+
+def _column(result: RewardResult, name: str, reward: Scorer) -> Tensor:
+    """One of a result's scores, (B,); NaN where it failed, or is not there because the whole request did."""
+    if not reward.weights:
+        return torch.where(result.valid, result.values, torch.nan)
+    return result.details.get(name, torch.full_like(result.values, torch.nan))
 
 
 def reward_metrics(reward: Scorer, scores: Mapping[str, Tensor]) -> dict[str, float]:

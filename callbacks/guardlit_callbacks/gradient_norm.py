@@ -47,9 +47,10 @@ class GradientNorm(RoundCallback):
     | `gradient/norm_after_clipping` | the same as the optimizer saw it |
     | `gradient/clipped` | share of the optimizer steps in which clipping acted, 0 to 1 |
 
-    The loggers that can also get the histograms `gradient/velocity/tTT` and the figure `gradient/figure`. The run's
-    folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before` and `norm_after` (optimizer
-    steps,) and, in measured rounds, `parameter_step` and `parameters` (micro-batches,); and the figure beside it.
+    The loggers that can also get the histograms `gradient/velocity/histogram/tTT`, of samples' norms, and the figure
+    `gradient/figure`. The run's folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`
+    and `norm_after` (optimizer steps,) and, in measured rounds, `parameter_step` and `parameters` (micro-batches,); and
+    the figure beside it.
 
     Needs automatic optimization. Sharded parameters (FSDP2) give their full norm.
 
@@ -150,7 +151,7 @@ class GradientNorm(RoundCallback):
         rows = {**unmasked(rows), **self._per_update(), **self._per_micro_batch()}
         path = self.write(trainer, "gradient", round_index, rows)
         for t, values in split(rows["step"], rows["velocity"]).items() if "velocity" in rows else ():
-            log_histogram(trainer, f"gradient/velocity/t{t:02d}", values, trainer.global_step)
+            log_histogram(trainer, f"gradient/velocity/histogram/t{t:02d}", values, trainer.global_step)
         if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
             self._draw(trainer, rows, f"round {round_index}", path)
         return gradient_statistics(rows)

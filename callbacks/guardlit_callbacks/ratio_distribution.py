@@ -25,17 +25,17 @@ class RatioDistribution(RoundCallback):
     range; a mean below 0 keeps samples of positive advantage from ever being clipped (GRPO-Guard, eq. 7 and Fig. 2).
 
     `training_step` returns its outputs per sample, (B,) each, under the keys named here. KIND is `log_ratio`, and `raw`
-    and `normalized` where their keys are given; TT is the index of the denoising step, two digits. Logged at the end of
-    a round:
+    and `normalized` where their keys are given; TT is the index of the denoising step, two digits; SIGN, the
+    advantage's, is `positive` or `negative`; SIDE is `above` or `below`. Logged at the end of a round:
 
     | key | unit |
     |---|---|
-    | `ratio/KIND/mean/tTT`, `ratio/KIND/std/tTT`, `ratio/KIND/skew/tTT` | log ratio; log ratio; none |
-    | `ratio/KIND/mean_positive/tTT`, `.../std_positive/...`, `.../skew_positive/...` | the same, advantage > 0 only |
-    | `ratio/KIND/mean_negative/tTT`, `.../std_negative/...`, `.../skew_negative/...` | the same, advantage < 0 only |
+    | `ratio/KIND/mean/tTT`, `ratio/KIND/std/tTT` | log ratio |
+    | `ratio/KIND/skew/tTT` | none |
+    | `ratio/KIND/mean_SIGN/tTT`, `ratio/KIND/std_SIGN/tTT`, `ratio/KIND/skew_SIGN/tTT` | the same, one sign only |
     | `ratio/KIND/max_shift` | largest abs(mean) / std over the steps |
-    | `ratio/clipped_above/tTT`, `ratio/clipped_below/tTT` | share of samples, 0 to 1 |
-    | `ratio/clipped_above_positive/tTT` and so on: `_below`, `_negative` | share of these |
+    | `ratio/clipped_SIDE/tTT` | share of the samples whose ratio is clipped on that side of the range, 0 to 1 |
+    | `ratio/clipped_SIDE_SIGN/tTT` | share of the samples of one sign, 0 to 1 |
     | `ratio/clipped` | share of all samples of the round, 0 to 1 |
 
     A key whose samples are none in a round (no negative advantage, say) is left out. The loggers that can also get the

@@ -24,7 +24,7 @@ Sample = tuple["NDArray[np.uint8]", str, "float | None", int]
 class _Row(NamedTuple):
     """Of the film strip: grids drawn before, optimizer step, and what the first images were."""
 
-    count: int
+    grids: int
     step: int
     images: list[NDArray[np.uint8]]
     scores: list[str]
@@ -161,13 +161,13 @@ class SampleGrid(Callback):
     def _remember(self, step: int, images: Sequence[NDArray[np.uint8]], scores: Sequence[str]) -> None:
         """Adds a row to the strip; the first and the last always stay, the others at an even stride."""
         count = (self._validations - 1) // self.every_n_validations
-        if self._strip and self._strip[-1].count % self._stride:
+        if self._strip and self._strip[-1].grids % self._stride:
             self._strip.pop()
         thumbnails = [np.asarray(fit(image, min(max(image.shape[:2]), 128))) for image in images]
         self._strip.append(_Row(count, step, thumbnails, list(scores)))
         while len(self._strip) > self.strip_rows and self.strip_rows > 1:
             self._stride *= 2
-            self._strip = [row for row in self._strip if row.count % self._stride == 0 or row is self._strip[-1]]
+            self._strip = [row for row in self._strip if row.grids % self._stride == 0 or row is self._strip[-1]]
         self._strip = self._strip[-self.strip_rows :]
 
     def _write(self, trainer: Trainer, key: str, name: str, picture: NDArray[np.uint8]) -> None:
@@ -179,7 +179,7 @@ class SampleGrid(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The strip so far, as small pictures."""
         strip = [
-            (row.count, row.step, [torch.from_numpy(image.copy()) for image in row.images], row.scores)
+            (row.grids, row.step, [torch.from_numpy(image.copy()) for image in row.images], row.scores)
             for row in self._strip
         ]
         return {

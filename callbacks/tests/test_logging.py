@@ -22,7 +22,7 @@ PICTURE = np.zeros((4, 6, 3), np.uint8)
 
 @pytest.fixture
 def wandb_logger(recorder, monkeypatch):
-    """Stands for Lightning's WandbLogger, which needs an account: the same methods and name."""
+    """Stands for Lightning's WandbLogger where W&B is not installed: the same methods and name."""
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Histogram=lambda values: ("histogram", values.tolist())))
 
     class WandbLogger(type(recorder)):

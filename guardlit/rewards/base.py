@@ -52,6 +52,10 @@ class Scorer(ABC):
         """
         return {self.name: self}
 
+    def columns(self, round: int) -> tuple[str, ...]:
+        """Names of the scores that a round knows of each image: those that have a weight, or the scorer's own."""
+        return tuple(self.weights) or (self.name,)
+
     def combine(self, results: Mapping[str, RewardResult]) -> RewardResult:
         """One result of what the `terms` gave for the same B images."""
         return results[self.name]
