@@ -133,9 +133,12 @@ class Collector:
     def _gather(self, results: list[RewardResult]) -> dict[str, Tensor]:
         """Raw scores of all processes by image, (N,) float32 each on the CPU; NaN where one failed."""
         module = self._module
-        if module.reward.weights:
+        if weights := module.reward.weights:
             due = module.reward.terms(self._round.index)
-            named = {name: torch.cat([r.details[name] for r in results]) for name in due}
+            # a scorer of its own may have weights too, for what it says beside its value
+            names = [name for name in weights if name in due] or list(weights)
+            named = {name: torch.cat([r.details.get(name, torch.full_like(r.values, torch.nan)) for r in results])
+                     for name in names}  # fmt: skip
         else:
             named = {module.reward.name: torch.cat([torch.where(r.valid, r.values, torch.nan) for r in results])}
         gathered = {name: module.gather(values.to(module.device)) for name, values in named.items()}
