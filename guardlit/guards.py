@@ -42,13 +42,15 @@ def check_clip(objective: Objective, plan: RoundPlan, elements: int) -> None:
     Raises:
         GuardlitError: every update is on-policy, or RatioNorm was given a baseline's range.
     """
-    if objective.clip_range is None:
+    if objective.clip_range is None and not objective.auto:
         return
     if plan.off_policy_updates == 0:
         raise GuardlitError(
             "the clip can never act: data.updates_per_round=1 makes every update on-policy, where the ratio is 1; "
             "take at least 2, or objective.clip_range: null to train without a clip"
         )
+    if objective.clip_range is None:
+        return
     nats = objective.log_bounds(elements)[1] * elements
     if objective.form == "ratio_norm" and nats > HOPELESS:
         raise GuardlitError(

@@ -116,6 +116,9 @@ class GRPOModule(pl.LightningModule):
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
         check_precision(str(self.trainer.precision))
         check_clip(self.objective, self._plan, self.elements)
+        if self.kl is not None:
+            with self.policy.using("reference"):  # raises where they were not kept
+                pass
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:

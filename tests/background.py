@@ -93,6 +93,37 @@ class Stuck(Background):
         return super().score(request)
 
 
+class Marks(Scorer):
+    """Two marks of an image, the first of which is its score; no number at all for the request `spoilt`.
+
+    Args:
+        spoilt: index of a request, from 0.
+    """
+
+    def __init__(self, spoilt: int = -1) -> None:
+        self.spoilt, self.asked = spoilt, 0
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The grey level is trained on, the contrast is logged."""
+        return {"grey": 1.0, "contrast": 0.0}
+
+    def setup(self, device: torch.device) -> None:
+        """Nothing to load."""
+
+    def self_test(self, prompts: list[Prompt]) -> torch.Tensor:
+        """Not counted as a request."""
+        return torch.zeros(2)
+
+    def score(self, request: RewardRequest) -> RewardResult:
+        """One value an image, and two details."""
+        self.asked += 1
+        if self.asked == self.spoilt + 1:
+            raise RuntimeError("spoilt")
+        grey = request.images.float().mean((1, 2, 3)) / 255
+        return self.result(grey, grey=grey, contrast=request.images.float().std((1, 2, 3)))
+
+
 class Gated(Background):
     """Asks `gate` before every score."""
 

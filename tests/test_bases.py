@@ -84,3 +84,8 @@ def test_a_mistake_in_a_base_names_its_own_line(tree: Path, capfd):
 def test_base_is_no_option(tree: Path, capfd):
     assert guardlit("fit", "--config", tree / "run.yaml", "--base", "x.yaml") == 2
     assert "--base belongs at the top of a configuration file" in capfd.readouterr().err
+
+
+def test_the_configuration_that_a_run_keeps_builds_on_nothing(tree: Path):
+    (tree / "kept.yaml").write_text("data: {train: x}\nbase: null\n")
+    assert expand(["fit", "--config", str(tree / "kept.yaml")]) == ["fit", "--config", str(tree / "kept.yaml")]

@@ -6,6 +6,8 @@ import asyncio
 import json
 import random
 import socketserver
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -297,3 +299,11 @@ def test_the_global_random_state_is_left_alone():
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     outcomes(lambda n, seen: Response("", 500) if seen == 1 else None, Limits(), 3)
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_a_process_that_never_closes_a_client_ends_quietly():
+    script = "import json, sys; from guardlit.rewards.http import *; client = Client(sys.argv[1])\n"
+    script += "print(client.ask(Call('POST', '/echo', json.loads, lambda: b'7')))"
+    with serving(Echo().app) as url:
+        done = subprocess.run([sys.executable, "-c", script, url], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")

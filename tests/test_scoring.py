@@ -328,3 +328,14 @@ def test_terms_at_an_interval_keep_it_across_a_resume(sd3_folder, tmp_path):
     resumed = _finished(tmp_path / "resumed", sd3_folder, composite, "--ckpt_path", whole["round_0"])
     assert [bool(row["reward/background_mean"]) for row in rows(tmp_path / "resumed")] == [False, True]
     assert differing(whole["update_12"], resumed["update_12"]) == []
+
+
+@pytest.mark.parametrize("spoilt", [-1, 0])
+def test_a_scorer_with_several_marks_can_be_the_reward_by_itself(sd3_folder, tmp_path, spoilt: int):
+    """As GenEval, whose three modes are told beside its value."""
+    marks = reward("Marks", spoilt=spoilt)
+    assert run(tmp_path, sd3_folder, marks, model__max_failed_fraction=0.25) == 0
+    (row,) = rows(tmp_path)
+    assert float(row["reward/failed"]) == (0.25 if spoilt == 0 else 0)  # a request is 2 of 8 images
+    assert float(row["reward/marks_mean"]) == float(row["reward/grey_mean"]) > 0
+    assert float(row["reward/contrast_mean"]) > 0

@@ -66,7 +66,7 @@ def _named(file: Path) -> list[tuple[int, str]]:
         return []
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     for key, value in pairs:
-        if key.value != KEY:
+        if key.value != KEY or value.tag.endswith(":null"):  # a run's own config.yaml says that it builds on nothing
             continue
         items = value.value if isinstance(value, yaml.SequenceNode) else [value]
         for item in items:

@@ -185,7 +185,9 @@ class FullWeights:
             yield
             return
         if weights not in self._copies:
-            raise RuntimeError(f"the {weights} weights were not kept: load the policy with reference=True")
+            raise GuardlitError(
+                f"full fine-tuning keeps no {weights} weights, which KL needs, unless the policy says reference: true"
+            )
         with _other_weights():
             trained = {name: p.data for name, p in self._transformer.named_parameters()}
             for name, p in self._transformer.named_parameters():

@@ -11,6 +11,7 @@ The client runs its event loop in one thread of its own and is used from ordinar
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import math
 import random
@@ -130,6 +131,7 @@ class Client:
             self._portal = stack.enter_context(start_blocking_portal(name="reward-client"))
             self._http = stack.enter_context(self._portal.wrap_async_context_manager(http))
             self._stack = stack.pop_all()
+        atexit.register(self.close)  # while its event loop can still be ended in peace
 
     def __enter__(self) -> Self:
         return self
@@ -142,6 +144,7 @@ class Client:
         for future in list(self._running):
             future.cancel()
         self._stack.close()
+        atexit.unregister(self.close)
 
     def map(self, calls: Sequence[Call[T]]) -> list[Outcome[T]]:
         """Make all calls, `concurrency` at once; outcomes are in the calls' order, and no failure raises."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -45,7 +44,6 @@ class ServedScorer(Scorer):
         """Open the client; raises `GuardlitError` for an address or a token that cannot be used."""
         self.close()
         self._client = Client(self.url, self.limits, self.token_env)
-        atexit.register(self.close)  # while its event loop can still be ended in peace
 
     @property
     def client(self) -> Client:
@@ -83,7 +81,6 @@ class ServedScorer(Scorer):
         if self._client is not None:
             self._client.close()
             self._client = None
-            atexit.unregister(self.close)
 
 
 def _joined(columns: list[Tensor]) -> Tensor:
