@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("write a checkpoint as a LoRA or a pipeline folder", _LIGHTNING),
     "convert": ("turn a published checkpoint into what a scorer loads", "guardlit.convert:main"),
     "ablate": ("compare objectives, on one rollout or by training with each", "guardlit.ablate:main"),
+    "plan": ("print what a run will cost, before any weights load", "guardlit.planning.command:main"),
     "report": ("write figures and one page from run folders", "guardlit.report:main"),
     "schedule": ("print a sampler's coefficients and every objective's gradient scale", "guardlit.schedule:main"),
 }

@@ -29,6 +29,8 @@ class Footprint:
         decoder: what turns latents into images.
         encoders: what turns prompts into embeddings; in memory only while there are new prompts.
         embedding: one prompt's embeddings as they are kept.
+        remembered: prompts whose embeddings stay in memory at most, while all are on disk; None for all in memory, none
+            on disk.
     """
 
     frozen: int
@@ -38,6 +40,7 @@ class Footprint:
     decoder: int
     encoders: int
     embedding: int
+    remembered: int | None
 
 
 class FlowPolicy(nn.Module, ABC):
@@ -46,6 +49,9 @@ class FlowPolicy(nn.Module, ABC):
     Only what trains is a parameter of this module; the VAE and the text encoders stay outside the module tree, so that
     they reach neither checkpoints nor optimizers. Nothing is read from disk before `load`.
     """
+
+    gradient_checkpointing: bool = False
+    """Whether activations are recomputed in the backward pass, and not kept."""
 
     @abstractmethod
     def load(self) -> None:

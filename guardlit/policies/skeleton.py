@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 from guardlit.policies.base import FlowPolicy, Footprint
-from guardlit.policies.embeddings import EmbeddingCache
+from guardlit.policies.embeddings import CAPACITY, EmbeddingCache
 from guardlit.policies.folders import pipeline_index, quiet
 
 META = torch.device("meta")
@@ -44,7 +44,7 @@ class Skeletal(FlowPolicy):
     """Whether this is a skeleton."""
     lora: Any
     reference: bool
-    gradient_checkpointing: bool
+    cache: str | None
     max_sequence_length: int
     copies_device: str | None
     text_encoder_dtype: torch.dtype
@@ -113,6 +113,7 @@ class Skeletal(FlowPolicy):
             decoder=size_of([*self._outside["vae"].parameters(), *self._outside["vae"].buffers()]),
             encoders=self._encoder_bytes(),
             embedding=size_of(self._embedding_skeleton().values()),
+            remembered=None if self.cache is None else CAPACITY,
         )
 
     def _encoder_bytes(self) -> int:

@@ -43,6 +43,10 @@ class Scorer(ABC):
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:  # noqa: B027 - optional hook
         """Raise `ValueError` when this prompt can never be scored (no quoted text, no metadata, ...)."""
 
+    def weight_bytes(self) -> int | None:
+        """Bytes of weights that `setup` loads to the policy's device, found without loading any; None if not known."""
+        return 0 if self.background else None
+
     @abstractmethod
     def setup(self, device: torch.device) -> None:
         """Load weights to a device. Called once before the first score; raises `GuardlitError` on bad files."""
