@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 HOPELESS = 10.0
 """RatioNorm's clip range in nats of summed log-likelihood that no update reaches; published ranges are 0.13 to 0.26."""
 ROUNDING = {"bf16-mixed": 3.3e-3, "16-mixed": 4.1e-4}
-"""Root mean square of the difference that rounding alone makes between two velocities of unit size: an output's error is
-uniform within one unit in the last place, 2^-7 for bfloat16 and 2^-10 for float16 between 1 and 2, and there are two."""
+"""Root mean square of the difference that rounding alone makes between two velocities of unit size: each one's error is
+uniform within a unit in the last place, 2^-7 for bfloat16 and 2^-10 for float16 between 1 and 2."""
 UNEVEN = 1.5
 """Largest over smallest gradient scale of GRPO-Guard from which it is not flat: 1.25 on the published schedule."""
 UNBOUNDED = 3
@@ -170,7 +170,7 @@ def _findings(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool)
 
 
 class Linter(pl.Callback):
-    """Says at the start of `fit` what its configuration cannot do; raises `GuardlitError` where the run is senseless."""
+    """Says at the start of `fit` what its configuration cannot do; a senseless run ends in a `GuardlitError`."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn in one line each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -161,31 +162,29 @@ def _table(title: str, header: Row, rows: Sequence[Row]) -> Any:
 
 def _tables(run: PlannedRun, document: dict[str, Any]) -> list[tuple[str, Row, list[Row]]]:
     per, totals, hours, rate = (document[k] for k in ("flop_per_image", "flop", "hours", "rate"))
-    compute = [(k, f"{per[k] / 1e12:.4g}", f"{v / 1e15:,.4g}", f"{hours[k]:,.3g}") for k, v in totals.items()]
+    compute: list[Row] = [
+        (k, f"{per[k] / 1e12:.4g}", f"{v / 1e15:,.4g}", f"{hours[k]:,.3g}") for k, v in totals.items()
+    ]
     compute.append(("sum", "", f"{sum(totals.values()) / 1e15:,.4g}", f"{sum(hours.values()):,.3g}"))
     memory = document["memory"]
     checkpointing = "without" if run.module.policy.gradient_checkpointing else "with"
-    phases = [(name, _bytes(size)) for name, size in memory["phases"].items()]
+    phases: list[Row] = [(name, _bytes(size)) for name, size in memory["phases"].items()]
     phases.append((f"training {checkpointing} gradient checkpointing", _bytes(memory["other_checkpointing"])))
     if run.on_gpu:
         phases.append(("in the host's memory, beside", _bytes(memory["host"])))
-    parts = [(name, _bytes(size)) for name, size in memory["parts"].items() if size]
+    parts: list[Row] = [(name, _bytes(size)) for name, size in memory["parts"].items() if size]
     if not memory["scorers_known"]:
         parts.append(("scorers", "not known before they load"))
+    disk: list[Row] = [(name, _bytes(size)) for name, size in document["disk"].items() if size]
     at = f"at {rate['mfu']:.0%} of {rate['tflops']:g} TFLOP/s on {rate['devices']} device(s)"
     return [
         (f"Compute, {at}", ("", "TFLOP an image", "PFLOP", "hours"), compute),
         ("Memory of a process, by part", ("", "bytes"), parts),
         ("Memory of a process, most at once", ("phase", "bytes"), phases),
-        ("Disk", ("", "bytes"), [(name, _bytes(size)) for name, size in document["disk"].items() if size]),
+        ("Disk", ("", "bytes"), disk),
     ]
 
 
 def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            break
-        size /= 1000
-    else:
-        unit = "TB"
-    return f"{size:.3g} {unit}"
+    power = min(int(math.log10(max(size, 1)) // 3), 4)
+    return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

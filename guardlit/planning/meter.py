@@ -66,7 +66,7 @@ def backward(loss: Tensor) -> None:
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward_flops(gradient: Tensor, *inputs: Any, **_: Any) -> int:
@@ -76,14 +76,14 @@ def _attention_backward_flops(gradient: Tensor, *inputs: Any, **_: Any) -> int:
 _FORMULAS = {**flop_registry, _FUSED: _attention_flops, _FUSED_BACKWARD: _attention_backward_flops}
 
 
-class _Meter(TorchDispatchMode):
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up operations, and follows every storage from the operation that makes it until nobody holds it any more.
 
     torch's own `FlopCounterMode` has the same formulas, but follows modules too, and so holds on to their outputs.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.cost = Cost()
         self._known: dict[int, Any] = {}
         self._now = 0

@@ -68,7 +68,8 @@ class ClipScorer(NetworkScorer):
             return None
         with torch.device("meta"):
             clip = CLIPModel(config)
-        return sum(p.numel() for p in clip.parameters()) * DTYPES[self.placement.dtype].itemsize
+        weights = sum(p.numel() for p in clip.parameters())
+        return int(weights * DTYPES[self.placement.dtype].itemsize)
 
     @property
     def clip(self) -> Any:
