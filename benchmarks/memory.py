@@ -3,8 +3,8 @@
 Each case is a real `guardlit fit` of two rounds on the CPU, in a process of its own. Before it, that process trains a
 tiny model, so that every library is loaded; then the peak of its resident memory is reset, and read
 again at the end: what the run itself took. The estimate is of the same configuration. glibc is told to give large
-blocks back at once (MALLOC_MMAP_THRESHOLD_: 1 MB, tiny models 128 kB), for otherwise the holes of its heap count as used;
-`--holes` leaves it alone.
+blocks back at once (MALLOC_MMAP_THRESHOLD_: 1 MB, tiny models 128 kB), for otherwise the holes of its heap count as
+used; `--holes` leaves it alone.
 """
 
 from __future__ import annotations

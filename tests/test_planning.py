@@ -74,7 +74,7 @@ def test_operations_and_kept_activations_are_those_of_the_formulas():
     layers, x = _layers("meta")
     with measured() as recomputed:
         _train(layers, x, recompute=True)
-    assert recomputed.flops == 6 * 2 * product * 4
+    assert recomputed.flops == 6 * product * (2 * 3 + 1)  # torch stops before a layer's last product: nobody needs it
     kept = 6 * 2 * 100 * 256 * 4  # before and after each GELU
     assert kept < plain.peak < kept + 6 * 2 * 64 * 256 * 4 + 8 * 100 * 256 * 4  # beside gradients and a few more
     assert recomputed.peak < 0.7 * plain.peak
@@ -143,7 +143,7 @@ def test_what_is_kept_of_a_policy_is_what_it_keeps(sd3_folder: Path):
 def test_sd35_medium_takes_the_published_operations(
     options: dict, forward: float, backward_flops: float | None, sd3_folder: Path, tmp_path: Path
 ):
-    """512 pixels, 77 + 128 text tokens: 2.22 TFLOP a forward; 10 steps and 9 trained ones under guidance, 44.4, 85.5."""
+    """At 512 pixels and 77 + 128 text tokens 2.22 TFLOP a forward; under guidance 44.4 in 10 steps, 85.5 to train 9."""
     shutil.copytree(sd3_folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "transformer/config.json").write_text(json.dumps(SD35_MEDIUM))
     for file in (tmp_path / "transformer").glob("*.safetensors"):
