@@ -26,6 +26,7 @@ def _objective(name: str, clip_range: object) -> dict:
     return {"class_path": OBJECTIVE + name, "init_args": {"clip_range": clip_range}}
 
 
+TEN = {"model__rollout": {"num_inference_steps": 10, "guidance_scale": 1.0}}
 CPS = {"class_path": "guardlit.sde.CPS", "init_args": {"noise_level": 0.8}}
 DANCE = {"class_path": "guardlit.sde.DanceSDE", "init_args": {"noise_level": 1.0}}
 GAIN = {"class_path": OBJECTIVE + "Objective", "init_args": {"clip_range": 1e-4, "weight": "inverse_gain"}}
@@ -49,10 +50,10 @@ CASES = [
     ("bf16, wide clip", {**BF16, "model__objective": _objective("GRPOGuard", 1e-2)}, None, ""),
     ("bf16, asked again", {**BF16, **AGAIN, "model__objective": _objective("GRPOGuard", 1e-5)}, None, ""),
     ("fp32", {"model__objective": _objective("GRPOGuard", 1e-5)}, None, ""),
-    ("Guard under CPS", {"model__sde": CPS}, "weight not flat", "under CPS"),
-    ("Guard under Dance", {"model__sde": DANCE}, "weight not flat", "inverse_gain"),
-    ("the exact weight under CPS", {"model__sde": CPS, "model__objective": GAIN}, None, ""),
-    ("the baseline under CPS", {"model__sde": CPS, "model__objective": _objective("FlowGRPO", 1e-2)}, None, ""),
+    ("Guard under CPS", {**TEN, "model__sde": CPS}, "weight not flat", "under CPS"),
+    ("Guard under Dance", {**TEN, "model__sde": DANCE}, "weight not flat", "inverse_gain"),
+    ("the exact weight under CPS", {**TEN, "model__sde": CPS, "model__objective": GAIN}, None, ""),
+    ("the baseline under CPS", {**TEN, "model__sde": CPS, "model__objective": _objective("FlowGRPO", 1e-2)}, None, ""),
     ("KL without a base", FULL, "no reference", "policy.reference: true"),
     ("KL with a base", KEPT, None, ""),
     ("KL with LoRA", {"model__kl": {"weight": 0.01}}, None, ""),
@@ -90,6 +91,6 @@ def test_a_senseless_run_ends_before_it_draws(sd3_folder: Path, tmp_path: Path, 
 
 
 def test_a_run_is_warned(sd3_folder: Path, tmp_path: Path):
-    path = config(tmp_path, sd3_folder, model__sde=CPS, trainer__max_epochs=1)
+    path = config(tmp_path, sd3_folder, **TEN, model__sde=CPS, trainer__max_epochs=1)
     with pytest.warns(UserWarning, match="under CPS the weight 1 / dt leaves gradients"):
         assert guardlit("fit", "--config", path) == 0

@@ -77,7 +77,7 @@ def test_operations_and_kept_activations_are_those_of_the_formulas():
     assert recomputed.flops == 6 * product * (2 * 3 + 1)  # torch stops before a layer's last product: nobody needs it
     kept = 6 * 2 * 100 * 256 * 4  # before and after each GELU
     assert kept < plain.peak < kept + 6 * 2 * 64 * 256 * 4 + 8 * 100 * 256 * 4  # beside gradients and a few more
-    assert recomputed.peak < 0.7 * plain.peak
+    assert recomputed.peak < 0.75 * plain.peak
 
 
 def test_attention_is_fused_and_counts_twice_in_the_backward_pass():

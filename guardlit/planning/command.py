@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from guardlit.errors import GuardlitError
-from guardlit.lint import lint
+from guardlit.lint import Finding, lint
 from guardlit.planning.estimate import Estimate, estimate, prompts_of
 from guardlit.planning.run import PlannedRun, planned
 
@@ -36,6 +36,7 @@ def main(args: list[str]) -> None:
     options, rest = _parse(args[1:])
     run = planned(rest)
     document: dict[str, Any] = {"run": _run(run)}
+    _refuse(lint(run.module, run.plan, run.precision, loaded=False))  # what cannot run cannot be measured
     try:
         found: Estimate | None = estimate(run)
     except GuardlitError as error:  # the model is not at hand: what does not depend on it can still be said
@@ -48,6 +49,10 @@ def main(args: list[str]) -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    _refuse(findings)
+
+
+def _refuse(findings: Sequence[Finding]) -> None:
     for finding in findings:
         if finding.fatal:
             raise GuardlitError(finding.text)
