@@ -22,6 +22,7 @@ from guardlit.checkpoint import SafeCheckpointIO
 from guardlit.data import PromptDataModule
 from guardlit.errors import GuardlitError
 from guardlit.interrupt import Interrupted, SignalGuard
+from guardlit.lint import Linter
 from guardlit.module import GRPOModule
 from guardlit.parsing import GuardlitParser
 from guardlit.progress import RoundProgress
@@ -104,7 +105,7 @@ class GuardlitCLI(LightningCLI):
         fitting = self.subcommand == "fit"
         callbacks = [*callbacks, RoundProgress()]
         if fitting:
-            callbacks += [SignalGuard(), RunFolder(self._args)]
+            callbacks += [SignalGuard(), Linter(), RunFolder(self._args)]
             chosen = config.get("callbacks") or []
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())

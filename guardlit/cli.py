@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("set checkpoints beside the base model: gold scores in one table", "guardlit.evaluate:main"),
     "convert": ("turn a published checkpoint into what a scorer loads", "guardlit.convert:main"),
     "ablate": ("compare objectives, on one rollout or by training with each", "guardlit.ablate:main"),
+    "plan": ("print what a run will cost, before any weights load", "guardlit.planning.command:main"),
     "report": ("write figures and one page from run folders", "guardlit.report:main"),
     "serve-reward": ("score images for other processes, over HTTP", "guardlit.serving.command:main"),
     "schedule": ("print a sampler's coefficients and every objective's gradient scale", "guardlit.schedule:main"),

@@ -11,14 +11,10 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.experience import Round
+from guardlit.lint import clip_never_acts
 from guardlit.objective import Objective
 from guardlit.plan import RoundPlan
-from guardlit.policies.base import FlowPolicy
 from guardlit.sde import Coefficients
-from guardlit.settings import KL
-
-HOPELESS = 10.0
-"""RatioNorm's clip range in nats of summed log-likelihood that no update reaches; published ranges are 0.13 to 0.26."""
 
 Outputs = Mapping[str, Tensor]
 Gather = Callable[[Tensor], Tensor]
@@ -44,29 +40,9 @@ def check_clip(objective: Objective, plan: RoundPlan, elements: int) -> None:
     Raises:
         GuardlitError: every update is on-policy, or RatioNorm was given a baseline's range.
     """
-    if objective.clip_range is None and not objective.auto:
-        return
-    if plan.off_policy_updates == 0:
-        raise GuardlitError(
-            "the clip can never act: data.updates_per_round=1 makes every update on-policy, where the ratio is 1; "
-            "take at least 2, or objective.clip_range: null to train without a clip"
-        )
-    if objective.clip_range is None:
-        return
-    nats = objective.log_bounds(elements)[1] * elements
-    if objective.form == "ratio_norm" and nats > HOPELESS:
-        raise GuardlitError(
-            f"the clip can never act: clip_range {objective.clip_range[1]:g} on {elements} latent elements is "
-            f"{nats:.3g} nats of log-likelihood, and a baseline's range does not carry over: "
-            "RatioNorm's published ones are 0.13 to 0.26"
-        )
-
-
-def check_kl(kl: KL | None, policy: FlowPolicy) -> None:
-    """Refuse a penalty on the distance to weights that the policy did not keep: raises `GuardlitError`."""
-    if kl is not None:
-        with policy.using("reference"):
-            pass
+    complaint = clip_never_acts(objective, plan, elements)
+    if complaint is not None:
+        raise GuardlitError(complaint)
 
 
 def check_noise(coefficients: Coefficients, train_steps: int, sampler: str) -> None:

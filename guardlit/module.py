@@ -17,7 +17,7 @@ from guardlit.advantage import GroupAdvantage
 from guardlit.calibration import ClipCalibration
 from guardlit.collect import Collector
 from guardlit.experience import Experience, Round
-from guardlit.guards import check_clip, check_gradient, check_kl, check_noise, check_precision, report_noise_floor
+from guardlit.guards import check_clip, check_gradient, check_noise, check_precision, report_noise_floor
 from guardlit.judge import Judge
 from guardlit.kl import kl_divergence
 from guardlit.loops import close_epoch, validate_now
@@ -116,7 +116,6 @@ class GRPOModule(pl.LightningModule):
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
         check_precision(str(self.trainer.precision))
         check_clip(self.objective, self._plan, self.elements)
-        check_kl(self.kl, self.policy)
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:

@@ -5,14 +5,42 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from torch import Tensor, nn
 
+from guardlit.errors import GuardlitError
 from guardlit.types import Conditioning
 
 WeightSet = Literal["policy", "old", "reference"]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a policy keeps in memory, in bytes.
+
+    Attributes:
+        frozen: the network's weights and buffers that do not train.
+        trained: the weights that train.
+        copies: the old policy and the reference, where they are weights of their own.
+        copies_on_host: whether those rest in the host's memory and not beside the weights.
+        decoder: what turns latents into images.
+        encoders: what turns prompts into embeddings; in memory only while there are new prompts.
+        embedding: one prompt's embeddings as they are kept.
+        remembered: prompts whose embeddings stay in memory at most, while all are on disk; None for all in memory, none
+            on disk.
+    """
+
+    frozen: int
+    trained: int
+    copies: int
+    copies_on_host: bool
+    decoder: int
+    encoders: int
+    embedding: int
+    remembered: int | None
 
 
 class FlowPolicy(nn.Module, ABC):
@@ -21,6 +49,9 @@ class FlowPolicy(nn.Module, ABC):
     Only what trains is a parameter of this module; the VAE and the text encoders stay outside the module tree, so that
     they reach neither checkpoints nor optimizers. Nothing is read from disk before `load`.
     """
+
+    gradient_checkpointing: bool = False
+    """Whether activations are recomputed in the backward pass, and not kept."""
 
     @abstractmethod
     def load(self) -> None:
@@ -102,3 +133,26 @@ class FlowPolicy(nn.Module, ABC):
 
         It is known before `load`; raises `GuardlitError` where there is no such model.
         """
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether `using("reference")` works."""
+        return True
+
+    def skeleton(self, gradient_checkpointing: bool | None = None) -> Self:
+        """This policy on torch's meta device: every tensor has a shape and no content, and no weight file is read.
+
+        All that a round does with a policy works on it, so that a run can be measured before there is anything to run
+        it with; `conditioning` gives embeddings of the right shape for any prompt.
+
+        Args:
+            gradient_checkpointing: in place of the policy's own setting.
+
+        Raises:
+            GuardlitError: configuration files that are not at hand, or a policy that has no skeleton.
+        """
+        raise GuardlitError(f"{type(self).__name__} has no skeleton to measure a run with")
+
+    def footprint(self) -> Footprint:
+        """What the policy keeps in memory; of a skeleton, or once it is loaded."""
+        raise NotImplementedError

@@ -20,6 +20,7 @@ from guardlit.policies.base import WeightSet
 from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
 from guardlit.policies.exported import FolderPolicy
 from guardlit.policies.folders import load_component, load_pipeline, pipeline_folder
+from guardlit.policies.skeleton import Skeletal, skeleton_component
 from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets
 from guardlit.types import Conditioning
 
@@ -30,7 +31,7 @@ JOINT_ATTENTION = tuple(f"attn.{name}" for name in ATTENTION)
 """Linear layers of attention over text and image together, as diffusers names them in most families."""
 
 
-class DiffusersPolicy(FolderPolicy):
+class DiffusersPolicy(FolderPolicy, Skeletal):
     """A diffusers pipeline folder or hub id as a policy; a subclass adds what one model family has of its own.
 
     It names the pipeline's classes below, turns prompts into embeddings in `_encode_prompts`, and calls the transformer
@@ -152,12 +153,11 @@ class DiffusersPolicy(FolderPolicy):
             return
         import diffusers
 
-        self._folder = pipeline_folder(self.model, self.pipeline_class, self.components)
+        read = skeleton_component if self.weightless else load_component
+        self._folder = pipeline_folder(self.model, self.pipeline_class, self.components, weights=not self.weightless)
         dtype = self.weights_dtype if self.lora else torch.float32
-        transformer = load_component(
-            getattr(diffusers, self.transformer_class), self._folder, "transformer", dtype=dtype
-        )
-        vae = load_component(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=torch.float32)
+        transformer = read(getattr(diffusers, self.transformer_class), self._folder, "transformer", dtype=dtype)
+        vae = read(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=torch.float32)
         self._outside["vae"] = vae.requires_grad_(False).eval()
         self._outside["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
             self._folder, subfolder="scheduler"
@@ -188,11 +188,6 @@ class DiffusersPolicy(FolderPolicy):
             "resolution": str(self.resolution),
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer is."""
-        return cast("torch.device", next(self.transformer.parameters()).device)
-
     def sigmas(self, num_steps: int) -> Tensor:
         """The folder's own scheduler, (T + 1,) float64."""
         scheduler = self._outside["scheduler"]
@@ -215,7 +210,7 @@ class DiffusersPolicy(FolderPolicy):
         for prompt in missing:
             # one at a time: kernels may round otherwise for another batch, and a resumed run, which encodes prompts in
             # another order, would not be the same
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            with torch.no_grad(), self._full_precision():
                 self._embeddings.add([prompt], self._encode_prompts(pipeline, [prompt]))
         del pipeline
         gc.collect()
@@ -263,7 +258,7 @@ class DiffusersPolicy(FolderPolicy):
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, height, width) uint8 of clean latents (B, C, H, W), in float32 whatever autocast says."""
         vae = self._outside["vae"].to(self.device)
-        with torch.autocast(self.device.type, enabled=False):
+        with self._full_precision():
             parts = torch.split(latents.float(), self.decode_batch)
             images = torch.cat([self._images(vae, part) for part in parts])
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -17,6 +17,10 @@ from guardlit.types import Conditioning
 Encode = Callable[[list[str]], Conditioning]
 
 
+CAPACITY = 1024
+"""Prompts whose embeddings stay in memory beside those on disk."""
+
+
 class EmbeddingCache:
     """Serves embeddings; asks the encoders only for prompts that neither memory nor disk has.
 
@@ -26,7 +30,7 @@ class EmbeddingCache:
         capacity: entries held in memory; older ones are read from disk again. Without a folder nothing is dropped.
     """
 
-    def __init__(self, key: str, folder: Path | None, capacity: int = 1024) -> None:
+    def __init__(self, key: str, folder: Path | None, capacity: int = CAPACITY) -> None:
         self._key = key
         self._folder = folder
         self._capacity = capacity

@@ -50,6 +50,9 @@ class FluxPolicy(DiffusersPolicy):
         side = self.resolution // self._vae_scale()
         return (int(self.transformer.config.in_channels) // 4, side, side)
 
+    def _embedding_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {**super()._embedding_shapes(), "pooled": (int(self.transformer.config.pooled_projection_dim),)}
+
     def _encode_prompts(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         embeds, pooled, _ = pipeline.encode_prompt(
             prompts, None, device=self.device, max_sequence_length=self.max_sequence_length

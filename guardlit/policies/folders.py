@@ -12,20 +12,21 @@ from guardlit.assets import resolve
 from guardlit.errors import GuardlitError
 
 
-def pipeline_folder(model: str, pipeline_class: str, components: Sequence[str]) -> Path:
+def pipeline_folder(model: str, pipeline_class: str, components: Sequence[str], weights: bool = True) -> Path:
     """The local folder of a diffusers pipeline, downloaded when `model` is a hub id.
 
     Args:
         model: a folder, a `guardlit://` asset or a hub id such as `stabilityai/stable-diffusion-3.5-medium`.
         pipeline_class: what its model_index.json must name.
         components: subfolders it must have.
+        weights: false makes do with the configuration files of a hub id, and downloads nothing.
 
     Raises:
         GuardlitError: not there, not that pipeline, or incomplete.
     """
     folder = Path(resolve(model))
     if not folder.is_dir():
-        folder = _download(model)
+        folder = _download(model, weights)
     index = pipeline_index(folder)
     found = index.get("_class_name")
     if found != pipeline_class:
@@ -39,7 +40,7 @@ def pipeline_folder(model: str, pipeline_class: str, components: Sequence[str]) 
 
 def pipeline_index(folder: Path) -> dict[str, Any]:
     """What a pipeline's model_index.json says; raises `GuardlitError` where there is none."""
-    return _read_json(folder / "model_index.json", f"{folder} is no diffusers pipeline folder")
+    return read_json(folder / "model_index.json", f"{folder} is no diffusers pipeline folder")
 
 
 def no_guidance(folder: Path, scale: float, reason: str) -> GuardlitError:
@@ -50,16 +51,20 @@ def no_guidance(folder: Path, scale: float, reason: str) -> GuardlitError:
     )
 
 
-def _download(model: str) -> Path:
+def _download(model: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     if model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise GuardlitError(f"model folder '{model}' does not exist, and it is no hub id of the form owner/name")
-    patterns = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
+    patterns = ["model_index.json", "*/*.json"]
+    if weights:
+        patterns += ["*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns))
+        return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=not weights))
     except (OSError, HFValidationError, ValueError) as error:
+        if not weights:
+            raise GuardlitError(f"model '{model}' is no folder here and not in the hub cache") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GuardlitError(
             f"model '{model}' is no folder here, is not in the hub cache, and could not be downloaded: {reason}"
@@ -112,7 +117,8 @@ def load_pipeline(loader: Any, folder: Path, **kwargs: Any) -> Any:
         raise GuardlitError(f"{folder}: text encoders cannot be loaded: {reason}") from error
 
 
-def _read_json(path: Path, complaint: str) -> dict[str, Any]:
+def read_json(path: Path, complaint: str) -> dict[str, Any]:
+    """An object in a JSON file; raises `GuardlitError`, with the complaint where there is no such file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError:

@@ -59,6 +59,9 @@ class QwenImagePolicy(DiffusersPolicy):
         last = f"transformer_blocks.{len(transformer.transformer_blocks) - 1}"  # whose text goes nowhere
         return tuple(f"{last}.{layer}" for layer in ("attn.to_add_out", *FEED_FORWARD[2:]))
 
+    def _embedding_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {**super()._embedding_shapes(), "mask": (self.max_sequence_length,)}
+
     def _encode_prompts(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         length, encode = self.max_sequence_length, pipeline.encode_prompt
         # one by one: in a batch, the last bits of an embedding depend on the others' lengths

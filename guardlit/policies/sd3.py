@@ -8,6 +8,7 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.policies.diffusers_policy import JOINT_ATTENTION, DiffusersPolicy
+from guardlit.policies.folders import read_json
 from guardlit.types import Conditioning
 
 
@@ -62,6 +63,14 @@ class SD3Policy(DiffusersPolicy):
 
     def _left_out(self) -> tuple[str, ...]:
         return () if self.text_encoder_3 else ("text_encoder_3", "tokenizer_3")
+
+    def _embedding_shapes(self) -> dict[str, tuple[int, ...]]:
+        config, path = self.transformer.config, self._folder / "tokenizer/tokenizer_config.json"
+        length = int(read_json(path, f"{path.parent} is no tokenizer")["model_max_length"]) + self.max_sequence_length
+        return {
+            "prompt_embeds": (length, int(config.joint_attention_dim)),
+            "pooled": (int(config.pooled_projection_dim),),
+        }
 
     def _encode_prompts(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         embeds, _, pooled, _ = pipeline.encode_prompt(

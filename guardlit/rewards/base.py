@@ -79,6 +79,10 @@ class Scorer(ABC):
         """
         return None
 
+    def weight_bytes(self) -> int | None:
+        """Bytes of weights that `setup` loads to the policy's device, found without loading any; None if not known."""
+        return 0 if self.background else None
+
     @abstractmethod
     def setup(self, device: torch.device) -> None:
         """Load weights to a device. Called once before the first score; raises `GuardlitError` on bad files."""

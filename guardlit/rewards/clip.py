@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip_preprocess import ClipPreprocess
-from guardlit.rewards.network import NetworkScorer, Placement
+from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
 from guardlit.rewards.weights import check_report, expanded, folder_sha256, one_line
 from guardlit.types import RewardRequest
 
@@ -55,6 +55,21 @@ class ClipScorer(NetworkScorer):
                 f"point `processor` to the folder with this model's vocab.json, merges.txt and tokenizer_config.json"
             )
         return clip, {"model": self.model, "weights_sha256": digest, "processor": self.processor}
+
+    def weight_bytes(self) -> int | None:
+        """Of both towers, by the model's config.json; None where it is not at hand."""
+        from transformers import CLIPConfig, CLIPModel
+
+        if self.placement.device not in ("same", "cuda"):
+            return 0
+        try:
+            config = CLIPConfig.from_pretrained(self.model, local_files_only=True)
+        except OSError:
+            return None
+        with torch.device("meta"):
+            clip = CLIPModel(config)
+        weights = sum(p.numel() for p in clip.parameters())
+        return int(weights * DTYPES[self.placement.dtype].itemsize)
 
     @property
     def clip(self) -> Any:

@@ -133,6 +133,11 @@ class Composite(Scorer):
             if term.weight:
                 term.scorer.check_prompt(prompt, metadata)
 
+    def weight_bytes(self) -> int | None:
+        """Of all terms; None where one does not know."""
+        sizes = [term.scorer.weight_bytes() for term in self._terms.values()]
+        return sum(size or 0 for size in sizes) if None not in sizes else None
+
     def setup(self, device: torch.device) -> None:
         """Set up every term."""
         for term in self._terms.values():

@@ -60,6 +60,10 @@ class _Bundled(Scorer):
         """Scorer and file."""
         return {"scorer": self.name, "weights": self.file, "weights_sha256": self._sha256}
 
+    def weight_bytes(self) -> int:
+        """The file's size."""
+        return (Path(resolve(self.path)) / self.file).stat().st_size
+
     def _read(self) -> tuple[Path, dict[str, Tensor]]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file

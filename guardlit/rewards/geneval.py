@@ -88,6 +88,9 @@ class GenEval(ClipScorer):
         except ValueError as error:
             raise ValueError(f"prompt '{prompt[:80]}': {error}") from error
 
+    def weight_bytes(self) -> None:
+        """Not known: a detector comes to the CLIP model."""
+
     def load(self) -> tuple[nn.Module, Mapping[str, str]]:
         """Read detector and CLIP; every weight must be in its place."""
         with one_line(self.detector, "Mask2Former folder"):

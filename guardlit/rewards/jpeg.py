@@ -34,6 +34,10 @@ class JPEGCompressibility(Scorer):
         """Scorer and the file's quality."""
         return {"scorer": self.name, "quality": str(_QUALITY)}
 
+    def weight_bytes(self) -> int:
+        """None at all."""
+        return 0
+
     def setup(self, device: torch.device) -> None:
         """Nothing to load."""
 

@@ -1,0 +1,1 @@
+"""`guardlit plan`: what a configuration will cost, found before any weights load."""

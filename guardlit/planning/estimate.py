@@ -1,0 +1,277 @@
+"""Compute, memory and disk of a run, from a skeleton of its policy."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from guardlit.experience import Round
+from guardlit.noise import NoiseSource
+from guardlit.planning.meter import Cost, backward, measured
+from guardlit.planning.run import PlannedRun
+from guardlit.policies.base import FlowPolicy, Footprint
+from guardlit.rollout import sample
+from guardlit.sde import ODE
+from guardlit.types import Conditioning, Prompt, Transition
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Floating-point operations an image, 2 a multiply-add.
+
+    Attributes:
+        forward: one call of the network for one image, without guidance.
+        rollout: drawing a training image.
+        training: all its forward and backward passes, those of inner epochs and of gradient checkpointing included.
+        evaluation: drawing a validation image.
+        decoding: its way through the VAE, once for each of either kind.
+    """
+
+    forward: float
+    rollout: float
+    training: float
+    evaluation: float
+    decoding: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process.
+
+    Attributes:
+        parts: by what is kept, and by what each phase needs for a moment.
+        phases: the most that is alive in each phase of a round, on the device.
+        host: beside a GPU, in the host's memory; 0 on a CPU, where it is part of the phases.
+        other_checkpointing: the training phase with gradient checkpointing switched the other way.
+        scorers_known: whether the scorers' weights are part of it.
+    """
+
+    parts: dict[str, int]
+    phases: dict[str, int]
+    host: int
+    other_checkpointing: int
+    scorers_known: bool
+
+    @property
+    def peak(self) -> int:
+        """Of all phases."""
+        return max(self.phases.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one run.
+
+    Attributes:
+        compute: by image.
+        memory: of a process.
+        footprint: of the policy.
+        image_bytes: of one image without compression.
+        optimizer: bytes of the optimizer's state.
+        trajectories: bytes of a round's, on one process.
+    """
+
+    compute: Compute
+    memory: Memory
+    footprint: Footprint
+    image_bytes: int
+    optimizer: int
+    trajectories: int
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What was measured on the skeleton, at the batch sizes of the run."""
+
+    plain: Cost
+    rollout: Cost
+    evaluation: Cost
+    decoding: Cost
+    training: Cost
+    other: Cost
+    batch: int
+    image: int
+    optimizer: int
+
+
+def estimate(run: PlannedRun) -> Estimate:
+    """Measure a run; its module has a skeleton for a policy afterwards.
+
+    Raises:
+        GuardlitError: model files that are not at hand, or settings that no run can have.
+    """
+    module, plan = run.module, run.plan
+    own, other = (module.policy.skeleton(on) for on in (None, not module.policy.gradient_checkpointing))
+    module.policy = other
+    elsewise = _training(run)[0]
+    module.policy = own
+    footprint, elements = own.footprint(), math.prod(own.latent_shape)
+    training, batch = _training(run)
+    decoding, image = _decoding(run, run.data.rollout_batch)
+    rows, rollout, evaluation = run.data.rollout_batch, module.rollout, module.evaluation
+    costs = _Costs(
+        plain=_forward(run, 1, 1.0),
+        rollout=_forward(run, rows, rollout.guidance_scale),
+        evaluation=_forward(run, rows, evaluation.guidance_scale),
+        decoding=decoding,
+        image=image,
+        training=training,
+        other=elsewise,
+        batch=batch,
+        optimizer=_optimizer_bytes(run),
+    )
+    compute = Compute(
+        forward=costs.plain.flops,
+        rollout=costs.rollout.flops / rows * _calls(run),
+        training=costs.training.flops / plan.micro_batch * plan.train_steps * plan.inner_epochs,
+        evaluation=costs.evaluation.flops / rows * evaluation.num_inference_steps,
+        decoding=costs.decoding.flops / rows,
+    )
+    trajectories = 2 * plan.local_images * plan.train_steps * elements * 4
+    memory = _memory(run, footprint, costs, trajectories, elements)
+    return Estimate(compute, memory, footprint, costs.image, costs.optimizer, trajectories)
+
+
+# measurements on the skeleton -----------------------------------------------------------------------------------------
+
+
+def _forward(run: PlannedRun, rows: int, guidance: float) -> Cost:
+    policy = run.module.policy
+    conditioning = policy.conditioning([""] * rows)
+    latents, sigma = torch.empty(rows, *policy.latent_shape, device=META), torch.empty(rows, device=META)
+    with torch.no_grad(), measured(run.half, run.on_gpu) as cost:
+        policy.velocity(latents, sigma, conditioning, guidance)
+    return cost
+
+
+def _decoding(run: PlannedRun, rows: int) -> tuple[Cost, int]:
+    """Of so many images, and the bytes of one."""
+    latents = torch.empty(rows, *run.module.policy.latent_shape, device=META)
+    with measured() as cost:
+        images = run.module.policy.decode(latents)
+    return cost, images[0].numel()
+
+
+def _training(run: PlannedRun) -> tuple[Cost, int]:
+    """A micro-batch's forward and backward pass by the module's own step, and the micro-batch's bytes."""
+    module, batch = run.module, _transition(run)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)  # is kept, and counted apart
+    with measured(run.half, run.on_gpu) as cost:
+        backward(module.training_step(batch, 0)["loss"])
+    module.outputs = []
+    tensors = [*batch.conditioning.values(), *(t for t in vars(batch).values() if isinstance(t, Tensor))]
+    return cost, sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _transition(run: PlannedRun) -> Transition:
+    policy, rows = run.module.policy, run.plan.micro_batch
+    images = {k: torch.empty(rows, *policy.latent_shape, device=META) for k in ("latents", "noise", "old_velocity")}
+    floats = {k: torch.empty(rows, device=META) for k in ("advantage", "sample_weight", "sigma")}
+    doubles = {k: torch.empty(rows, dtype=torch.float64, device=META) for k in ("gain", "std", "dt")}
+    indices = {k: torch.empty(rows, dtype=torch.int64, device=META) for k in ("step", "sample")}
+    return Transition(**images, **floats, **doubles, **indices, conditioning=policy.conditioning([""] * rows))
+
+
+def _optimizer_bytes(run: PlannedRun) -> int:
+    """State of the configured optimizer after a step."""
+    optimizer = run.module._optimizer([p for p in run.module.parameters() if p.requires_grad])
+    optimizer.step()
+    tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class _Calls:
+    """Stands in for a policy, to count how many rows it is asked about."""
+
+    rows = 0
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
+        """Zeros (B, ...)."""
+        self.rows += len(latents)
+        return torch.zeros_like(latents)
+
+
+def _calls(run: PlannedRun) -> float:
+    """Calls of the policy that drawing an image takes: T, or fewer while the images of a group are still one."""
+    rollout, plan = run.module.rollout, run.plan
+    if rollout.initial_noise == "sample":
+        return float(rollout.num_inference_steps)
+    prompts = [Prompt("")] * plan.prompts_per_round
+    round = Round(0, prompts, [], plan, run.data.seed, 0, rollout.window, rollout.available_steps)
+    # as noisy as a sampler can be: which of its steps draw noise, the window decides
+    coefficients = replace(ODE().coefficients(torch.linspace(1, 0, rollout.num_inference_steps + 1)))
+    coefficients = replace(coefficients, std=torch.ones_like(coefficients.std))
+    calls, group = _Calls(), plan.images_per_prompt
+    for start in range(0, len(round.samples), run.data.rollout_batch):
+        samples: Sequence[int] = round.samples[start : start + run.data.rollout_batch]
+        origins = [i // group * group for i in samples]
+        noisy = round.noisy_steps(samples, len(coefficients))
+        stand_in, noise = cast("FlowPolicy", calls), NoiseSource(0, 0, (1,))
+        rows = {"": torch.zeros(len(samples))}
+        sample(stand_in, coefficients, rows, noise, samples, 1.0, noisy=noisy, origins=origins)
+    return calls.rows / plan.local_images
+
+
+# what is alive at once ------------------------------------------------------------------------------------------------
+
+
+def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: int, elements: int) -> Memory:
+    plan, gpu = run.plan, run.on_gpu
+    scorers = run.module.reward.weight_bytes()
+    copies_here = footprint.copies if not (footprint.copies_on_host and gpu) else 0
+    cached = min(prompts_of(run), footprint.remembered or sys.maxsize) * footprint.embedding
+    batch = run.module.policy.conditioning([""])
+    embeddings = plan.prompts_per_round * sum(t.numel() * t.element_size() for t in batch.values())
+    parts = {
+        "frozen weights": footprint.frozen,
+        "trained weights": footprint.trained,
+        "gradients": footprint.trained,
+        "optimizer": costs.optimizer,
+        "average (EMA)": footprint.trained if run.average else 0,
+        "old policy, reference": footprint.copies,
+        "VAE": footprint.decoder,
+        "scorers": scorers or 0,
+        "text encoders, while encoding": footprint.encoders,
+        "embeddings of a round": embeddings,
+        "embeddings in the host's memory": cached,
+        "trajectories of a round": trajectories,
+        "rollout forward": costs.rollout.peak,
+        "decoding": costs.decoding.peak,
+        "training forward and backward": costs.training.peak + costs.batch,
+    }
+    kept = ("frozen weights", "trained weights", "average (EMA)", "VAE", "scorers")
+    base = sum(parts[name] for name in kept) + copies_here + (0 if gpu else cached)
+    again = run.rounds > 1  # from the second round on, gradients, optimizer and the last round are there as well
+    stepped = footprint.trained + costs.optimizer
+    last = (trajectories + embeddings) if again else 0
+    drawn = trajectories + plan.local_images * elements * 4  # with the clean latents
+    drawing = base + (stepped if again else 0) + last + embeddings
+    training = base + stepped + trajectories + embeddings + costs.batch
+    phases = {
+        "encoding": base + footprint.encoders,
+        "rollout": drawing + drawn + max(costs.rollout.peak, costs.decoding.peak),
+        "joining the trajectories": drawing + drawn + trajectories,
+        "training": training + costs.training.peak,
+        "update": training + (footprint.trained if gpu else 0),
+        "validation": base + stepped + trajectories + embeddings + max(costs.evaluation.peak, costs.decoding.peak),
+    }
+    if not run.data.val_source:
+        del phases["validation"]
+    host = (cached + footprint.copies - copies_here) if gpu else 0
+    return Memory(parts, phases, host, training + costs.other.peak, scorers is not None)
+
+
+def prompts_of(run: PlannedRun) -> int:
+    """Prompts that a run encodes; of a data set that is elsewhere, those of one round."""
+    train, val = run.prompts()
+    return (run.plan.prompts_per_round if train is None else train) + (val or 0) + 1

@@ -1,0 +1,140 @@
+"""What a command line of `fit` would train, built without weights, processes or accelerators."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from guardlit_callbacks import SampleGrid, TrainableEMA
+
+from guardlit.app import DEFAULTS, GuardlitCLI
+from guardlit.data import PromptDataModule
+from guardlit.errors import GuardlitError
+from guardlit.module import GRPOModule
+from guardlit.plan import RoundPlan
+from guardlit.prompts import load_prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HALF = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+SHORT = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "None": "32-true"}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that was configured and not started.
+
+    Attributes:
+        module: with a policy that is not loaded.
+        data: not set up.
+        trainer: arguments of the Trainer.
+        callbacks: of the configuration.
+    """
+
+    module: GRPOModule
+    data: PromptDataModule
+    trainer: Mapping[str, Any]
+    callbacks: list[pl.Callback]
+
+    @property
+    def precision(self) -> str:
+        """As Lightning names it in full."""
+        given = str(self.trainer.get("precision"))
+        return SHORT.get(given, given)
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """Autocast's dtype, if there is one."""
+        return HALF.get(self.precision)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the configuration asks for a GPU."""
+        asked = str(self.trainer["accelerator"])
+        return asked in ("gpu", "cuda") or (asked == "auto" and torch.cuda.is_available())
+
+    @property
+    def world(self) -> int:
+        """Processes: devices x nodes; those of this machine where the configuration leaves it open."""
+        devices = self.trainer["devices"]
+        if isinstance(devices, list):
+            devices = len(devices)
+        if str(devices) in ("auto", "-1"):
+            devices = max(torch.cuda.device_count(), 1) if self.on_gpu else 1
+        return int(devices) * int(self.trainer.get("num_nodes") or 1)
+
+    @property
+    def rounds(self) -> int:
+        """Of the whole run; raises `GuardlitError` where it has no end."""
+        rounds, updates = self.trainer.get("max_epochs"), self.trainer.get("max_steps") or -1
+        limits = [int(rounds)] if rounds is not None and rounds >= 0 else []
+        if updates >= 0:
+            limits.append(-(-updates // self.plan.updates_per_round))
+        if not limits:
+            raise GuardlitError("trainer.max_epochs is not set, so that the run has no end: say how many rounds it is")
+        return min(limits)
+
+    @property
+    def plan(self) -> RoundPlan:
+        """The batch arithmetic; raises `GuardlitError` for numbers that do not divide."""
+        return RoundPlan(*self.data._sizes, train_steps=self.module.train_steps, world=self.world)
+
+    @property
+    def validations(self) -> int:
+        """How often validation images are drawn: at step 0 and after every so many rounds."""
+        every = int(self.trainer.get("check_val_every_n_epoch") or 1)
+        return 1 + self.rounds // every if self.data.val_source else 0
+
+    def prompts(self) -> tuple[int | None, int | None]:
+        """How many training and validation prompts there are, each checked; None for data sets that are elsewhere."""
+        return self._count(self.data.train_source, None), self._count(self.data.val_source, self.data.val_limit)
+
+    def _count(self, source: str | None, limit: int | None) -> int | None:
+        if source is None:
+            return 0
+        if source.startswith("hf:"):
+            return limit
+        prompts = load_prompts(source, limit=limit)
+        for prompt in prompts:
+            self.module.judge.check_prompt(prompt)
+        return len(prompts)
+
+    @property
+    def average(self) -> bool:
+        """Whether an average of what trains is kept."""
+        return any(isinstance(callback, TrainableEMA) for callback in self.callbacks)
+
+    @property
+    def grids(self) -> int:
+        """Images that are written at each validation."""
+        found = [callback for callback in self.callbacks if isinstance(callback, SampleGrid)]
+        return sum(callback.max_images for callback in found)
+
+
+class _Builder(GuardlitCLI):
+    """Builds module, data and callbacks, and no Trainer: the machine that will train may be another one."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None:
+        self.config[self.subcommand].base = None
+
+    def instantiate_classes(self) -> None:
+        self.built = self.parser.instantiate_classes(self.config)[self.subcommand]
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def planned(arguments: list[str]) -> PlannedRun:
+    """What `guardlit fit ARGUMENTS` would train; mistakes exit with 2, as there."""
+    args = ["fit", *arguments]
+    sys.argv = [sys.argv[0], *args]
+    built = _Builder(args).built
+    trainer = {**DEFAULTS, **vars(built.trainer)}
+    found = trainer.get("callbacks") or []
+    callbacks = list(found) if isinstance(found, list | tuple) else [found]
+    return PlannedRun(built.model, built.data, trainer, callbacks)

@@ -1,0 +1,226 @@
+"""`guardlit plan`: a run measured on a skeleton, against real tensors, published arithmetic and a real run's memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, SIDE
+from runs import config, guardlit
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from guardlit.planning.estimate import estimate
+from guardlit.planning.meter import backward, measured
+from guardlit.planning.run import planned
+from guardlit.policies import LoRA, SD3Policy
+
+SD35_MEDIUM = {  # transformer/config.json as published
+    "_class_name": "SD3Transformer2DModel",
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "dual_attention_layers": list(range(13)),
+    "in_channels": 16,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 24,
+    "out_channels": 16,
+    "patch_size": 2,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 384,
+    "qk_norm": "rms_norm",
+    "sample_size": 128,
+}
+
+
+# the meter ------------------------------------------------------------------------------------------------------------
+
+
+def _layers(device: str) -> tuple[nn.ModuleList, torch.Tensor]:
+    with torch.device(device):
+        layers = nn.ModuleList(nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(6))
+        return layers, torch.zeros(100, 64, requires_grad=True)
+
+
+def _train(layers: nn.ModuleList, x: torch.Tensor, recompute: bool) -> None:
+    h = x
+    for layer in layers:
+        h = checkpoint(layer, h, use_reentrant=False) if recompute else layer(h)
+    backward(h.sum())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_meta_device_costs_what_the_cpu_costs(recompute: bool):
+    costs = []
+    for device in ("cpu", "meta"):
+        layers, x = _layers(device)
+        with measured() as cost:
+            _train(layers, x, recompute)
+        costs.append(cost)
+    assert costs[0] == costs[1]
+
+
+def test_operations_and_kept_activations_are_those_of_the_formulas():
+    layers, x = _layers("meta")
+    product = 2 * 100 * 64 * 256
+    with measured() as plain:
+        _train(layers, x, recompute=False)
+    assert plain.flops == 6 * 2 * product * 3  # forward, and towards inputs and weights
+    layers, x = _layers("meta")
+    with measured() as recomputed:
+        _train(layers, x, recompute=True)
+    assert recomputed.flops == 6 * product * (2 * 3 + 1)  # torch stops before a layer's last product: nobody needs it
+    kept = 6 * 2 * 100 * 256 * 4  # before and after each GELU
+    assert kept < plain.peak < kept + 6 * 2 * 64 * 256 * 4 + 8 * 100 * 256 * 4  # beside gradients and a few more
+    assert recomputed.peak < 0.75 * plain.peak
+
+
+def test_attention_is_fused_and_counts_twice_in_the_backward_pass():
+    q, k, v = (torch.empty(2, 4, 100, 16, device="meta", requires_grad=True) for _ in range(3))
+    scores = 2 * 4 * 100 * 100 * 4
+    with measured() as forward:
+        out = nn.functional.scaled_dot_product_attention(q, k, v).sum()
+    assert forward.flops == 2 * 2 * 2 * 4 * 100 * 100 * 16
+    assert forward.peak < scores  # which are never kept
+    with measured() as back:
+        backward(out)
+    assert back.flops == 2 * forward.flops
+
+
+def test_half_precision_keeps_copies_of_frozen_weights_until_the_backward_pass():
+    x = torch.empty(4, 256, device="meta", requires_grad=True)
+    layer = nn.Linear(256, 256, device="meta").requires_grad_(False)
+    with measured(torch.float16) as half:
+        out = layer(x)
+    assert out.dtype == torch.float16
+    assert half.peak >= 256 * 256 * 2
+
+
+# skeletons ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [LoRA(4, 8), None], ids=["lora", "full"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_skeleton_has_the_shapes_of_the_policy(name: str, lora: LoRA | None, tiny):
+    family = FAMILIES[name]
+    options = {"lora": lora, "weights_dtype": "bf16", "reference": True}
+    real = family.load(tiny(name), **options)
+    mine = family.policy(str(tiny(name)), SIDE, max_sequence_length=family.length, cache=real.cache, **options)
+    skeleton = mine.skeleton()
+    assert mine.transformer is None  # it is left as it was
+    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+    assert skeleton.footprint() == real.footprint()
+    assert skeleton.latent_shape == real.latent_shape
+    assert torch.equal(skeleton.sigmas(4), real.sigmas(4))
+    wanted, found = real.conditioning(["a cat"]), skeleton.conditioning(["a cat"])
+    assert {k: (v.shape, v.dtype) for k, v in found.items()} == {k: (v.shape, v.dtype) for k, v in wanted.items()}
+    latents, sigma = torch.empty(2, *skeleton.latent_shape, device="meta"), torch.empty(2, device="meta")
+    for weights in ("policy", "old", "reference"):
+        with skeleton.using(weights):
+            velocity = skeleton.velocity(latents, sigma, skeleton.conditioning(["a cat", "a dog"]), 1.0)
+        assert velocity.shape == latents.shape
+    assert skeleton.decode(latents).shape == (2, 3, SIDE, SIDE)
+
+
+def test_what_is_kept_of_a_policy_is_what_it_keeps(sd3_folder: Path):
+    real = FAMILIES["sd3"].load(sd3_folder)
+    found = real.footprint()
+    names = dict(real.named_parameters())
+    size = {kind: sum(p.numel() * 4 for n, p in names.items() if kind in n) for kind in (".default.", ".old.")}
+    assert (found.trained, found.copies) == (size[".default."], size[".old."])
+    everything = sum(t.numel() * 4 for t in [*names.values(), *real.buffers()])
+    assert found.frozen == everything - found.trained - found.copies
+
+
+@pytest.mark.parametrize(
+    ("options", "forward", "backward_flops"), [({"lora": None}, 2.22, None), ({}, 2.24, 85.5 / 18 - 2.22)]
+)
+def test_sd35_medium_takes_the_published_operations(
+    options: dict, forward: float, backward_flops: float | None, sd3_folder: Path, tmp_path: Path
+):
+    """At 512 pixels and 77 + 128 text tokens 2.22 TFLOP a forward; under guidance 44.4 in 10 steps, 85.5 to train 9."""
+    shutil.copytree(sd3_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "transformer/config.json").write_text(json.dumps(SD35_MEDIUM))
+    for file in (tmp_path / "transformer").glob("*.safetensors"):
+        file.unlink()  # nobody reads it
+    policy = SD3Policy(str(tmp_path), 512, text_encoder_dtype="fp16", **options).skeleton()
+    conditioning = policy.conditioning(["a cat"])
+    assert conditioning["prompt_embeds"].shape == (1, 205, 4096)
+    assert policy.footprint().embedding == pytest.approx(1.7e6, rel=0.02)
+    latents, sigma = torch.empty(1, 16, 64, 64, device="meta"), torch.empty(1, device="meta")
+    with measured() as cost:
+        velocity = policy.velocity(latents, sigma, conditioning, 1.0)
+    assert cost.flops / 1e12 == pytest.approx(forward, rel=0.005)
+    assert 20 * cost.flops / 1e12 == pytest.approx(44.4, rel=0.015)
+    if backward_flops is not None:  # towards inputs alone, and the adapter's weights
+        with measured() as back:
+            backward(velocity.sum())
+        assert 18 * (cost.flops + back.flops) / 1e12 == pytest.approx(85.5, rel=0.005)
+        assert policy.footprint().trained == pytest.approx(18.8e6 * 4, rel=0.005)
+
+
+# the command ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_a_run(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = config(tmp_path, sd3_folder, trainer__devices=2)
+    assert guardlit("plan", "--config", path, "--tflops", 1, "--mfu", 0.5, "--json", tmp_path / "plan.json") == 0
+    out = capsys.readouterr().out
+    for part in ("3 rounds: 24 images, 12 updates", "Compute, at 50% of 1 TFLOP/s on 2 device(s)", "training", "Disk"):
+        assert part in out
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert (plan["run"]["processes"], plan["run"]["validation_images"]) == (2, 2)
+    per, flop = plan["flop_per_image"], plan["flop"]
+    assert per["rollout"] == pytest.approx(5 * per["forward"])
+    assert per["evaluation"] == pytest.approx(2 * per["forward"])
+    assert flop["training"] == 24 * per["training"]
+    assert plan["hours"]["training"] == pytest.approx(flop["training"] / 1e12 / 3600)  # 2 x 1 TFLOP/s x 0.5
+    memory, steps = plan["memory"], 4
+    assert memory["parts"]["trajectories of a round"] == 2 * 4 * steps * 16 * 4 * 4 * 4  # 4 images on each of two
+    assert memory["parts"]["optimizer"] == pytest.approx(2 * memory["parts"]["trained weights"], rel=0.01)
+    assert memory["peak"] == max(memory["phases"].values())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_the_model_it_says_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = config(tmp_path, Path("nobody/nothing"))
+    assert guardlit("plan", "--config", path) == 0
+    out = capsys.readouterr().out
+    assert "24 images, 12 updates" in out
+    assert "'nobody/nothing' is no folder here and not in the hub cache" in " ".join(out.split())
+
+
+def test_a_run_that_could_never_start_has_no_plan(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert guardlit("plan", "--config", config(tmp_path, sd3_folder, data__micro_batch=5)) == 2
+    assert "micro_batch" in capsys.readouterr().err
+    assert guardlit("plan", "--config", config(tmp_path, sd3_folder), "--mfu", 40) == 2
+    assert "--mfu 40" in capsys.readouterr().err
+
+
+def test_images_of_a_group_are_drawn_as_one_until_they_part(sd3_folder: Path, tmp_path: Path):
+    window = {"class_path": "guardlit.windows.RandomWindow", "init_args": {"length": 1, "low": 2, "high": 3}}
+    rollout = {"num_inference_steps": 5, "guidance_scale": 1.0, "window": window, "initial_noise": "group"}
+    path = config(tmp_path, sd3_folder, model__rollout=rollout, data__rollout_batch=8)
+    found = estimate(planned(["--config", str(path)])).compute
+    # three steps before the noise of step 2 asks about 2 groups, two after it about 8 images
+    assert found.rollout / found.forward == pytest.approx((3 * 2 + 2 * 8) / 8)
+
+
+def _benchmark():
+    path = Path(__file__).parents[1] / "benchmarks/memory.py"
+    spec = importlib.util.spec_from_file_location("benchmark_memory", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(_benchmark().CASES))
+def test_the_estimate_is_within_15_percent_of_a_real_run(case: str):
+    measured_bytes, estimated, _ = _benchmark().compare(case)
+    assert math.isclose(estimated, measured_bytes, rel_tol=0.15)
