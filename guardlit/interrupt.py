@@ -44,10 +44,14 @@ class SignalGuard(pl.Callback):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take over the signals; before Lightning looks whether SIGTERM is taken."""
+        """Take over the signals, so that one during loading is answered before the first image."""
         if stage == "fit" and not self._previous:
             for number in self.SIGNALS:
                 self._previous[number] = signal.signal(number, self._ask)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM back from Lightning, which answers it too by now: it would end the run without a checkpoint."""
+        signal.signal(signal.SIGTERM, self._ask)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""

@@ -110,7 +110,7 @@ def test_the_ratio_is_exactly_1_before_the_first_update(policy):
     c = FlowSDE(0.7).coefficients(policy.sigmas(4))
     noise, conditioning = NoiseSource(0, 0, policy.latent_shape), policy.conditioning(PROMPTS)
     with policy.using("old"):
-        drawn = sample(policy, c, conditioning, noise, [0, 1], 3.5, record=3)
+        drawn = sample(policy, c, conditioning, noise, [0, 1], 3.5, record=torch.arange(3).expand(2, -1))
     for step in range(3):
         again = policy.velocity(drawn.latents[:, step], torch.full((2,), float(c.sigmas[step])), conditioning, 3.5)
         old, eps = drawn.velocity[:, step], noise.draw([0, 1], step)

@@ -79,6 +79,29 @@ def test_a_signal_between_updates_loses_nothing(undisturbed, at: int, tmp_path: 
     assert differing(checkpoints[f"update_{UPDATES}"], newest(runs, f"update_{UPDATES}*.ckpt")) == []
 
 
+def test_a_signal_behind_the_guard_s_back_waits_for_it(undisturbed, tmp_path: Path, monkeypatch):
+    """One that comes once the guard has looked, and before Lightning does: the next micro-batch is the last."""
+    from guardlit.module import GRPOModule
+
+    path, checkpoints = undisturbed
+    runs, calls = tmp_path / "runs", []
+    original = GRPOModule.on_train_batch_end
+
+    def counted(self: GRPOModule, *args: object) -> None:
+        original(self, *args)
+        calls.append(args)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(GRPOModule, "on_train_batch_end", counted)
+    assert guardlit("fit", "--config", path, "--trainer.default_root_dir", runs) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert len(calls) == 5  # the guard stopped the sixth before the module's own hook
+    saved = runs / "version_0/checkpoints/interrupted.ckpt"
+    assert guardlit("fit", "--config", path, "--ckpt_path", saved, "--trainer.default_root_dir", runs) == 0
+    assert differing(checkpoints[f"update_{UPDATES}"], newest(runs, f"update_{UPDATES}*.ckpt")) == []
+
+
 @pytest.mark.parametrize("at", [1, 12])
 def test_a_signal_during_a_rollout_starts_the_round_again(undisturbed, at: int, tmp_path: Path, monkeypatch):
     path, checkpoints = undisturbed
