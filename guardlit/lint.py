@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,7 +82,12 @@ def no_clip(objective: Objective, plan: RoundPlan) -> str | None:
 
 
 def rounding_decides(
-    objective: Objective, coefficients: Coefficients, steps: int, elements: int, precision: str, recomputed: bool
+    objective: Objective,
+    coefficients: Coefficients,
+    steps: Sequence[int],
+    elements: int,
+    precision: str,
+    recomputed: bool,
 ) -> str | None:
     """A precision whose rounding is as large as the clip range: what is clipped says nothing of what was learned.
 
@@ -92,18 +97,19 @@ def rounding_decides(
     Args:
         objective: of the run.
         coefficients: of the rollout's sampler.
-        steps: available for training, from the noisy end.
+        steps: that some image may train.
         elements: D.
         precision: Lightning's name.
         recomputed: the old policy is asked again at the micro-batch's own shape, and rounds alike.
     """
     if objective.clip_range is None or recomputed or precision not in ROUNDING:
         return None
-    g, s = coefficients.velocity[:steps].abs(), coefficients.std[:steps]
+    trained = list(steps)
+    g, s = coefficients.velocity[trained].abs(), coefficients.std[trained]
     size = ROUNDING[precision] / elements**0.5 * (g if objective.form == "ratio_norm" else g / s)
     low, high = objective.log_bounds(elements)
     limit = min(-low, high)
-    over = (size > limit / 2).nonzero().flatten().tolist()
+    over = [trained[i] for i in (size > limit / 2).nonzero().flatten().tolist()]
     if not over:
         return None
     return (
@@ -113,12 +119,12 @@ def rounding_decides(
     )
 
 
-def weight_not_flat(objective: Objective, coefficients: Coefficients, steps: int, sampler: str) -> str | None:
+def weight_not_flat(objective: Objective, coefficients: Coefficients, steps: Sequence[int], sampler: str) -> str | None:
     """RatioNorm weighted by 1 / dt under a sampler whose gain is not nearly proportional to dt."""
     if objective.form != "ratio_norm" or objective.weight != "inverse_dt":
         return None
-    c = coefficients
-    scale = objective.gradient_scale(c.velocity[:steps], c.std[:steps], c.dt[:steps])
+    c, trained = coefficients, list(steps)
+    scale = objective.gradient_scale(c.velocity[trained], c.std[trained], c.dt[trained])
     spread = float(scale.max() / scale.min())
     if spread <= UNEVEN:
         return None
@@ -151,7 +157,7 @@ def lint(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool = Tru
 
 
 def _findings(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool) -> Iterator[Finding]:
-    objective, steps = module.objective, module.rollout.available_steps
+    objective, steps = module.objective, module.rollout.candidates
     elements = math.prod(module.policy.latent_shape) if loaded else None
     rules: list[tuple[str, bool, Callable[[], str | None]]] = [
         ("clip never acts", True, lambda: clip_never_acts(objective, plan, elements)),

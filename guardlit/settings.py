@@ -64,6 +64,12 @@ class Rollout(Sampling):
         return int(self.num_inference_steps * self.timestep_fraction + 1e-9)  # 100 x 0.29 is 28.999...
 
     @property
+    def candidates(self) -> list[int]:
+        """The steps that some image of some round may train."""
+        steps = self.available_steps
+        return list(range(steps)) if self.window is None else self.window.candidates(steps)
+
+    @property
     def train_steps(self) -> int:
         """S, steps that are trained of each image."""
         return self.available_steps if self.window is None else self.window.size(self.available_steps)

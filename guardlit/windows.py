@@ -32,6 +32,10 @@ class Window(ABC):
     def steps(self, available: int, seed: int, round: int, group: int, sample: int) -> list[int]:
         """The S trained steps of one image of a round, rising."""
 
+    def candidates(self, available: int) -> list[int]:
+        """The steps that some image of some round may train."""
+        return list(range(available))
+
     def table(self, available: int, seed: int, round: int, images: int, images_per_prompt: int) -> Tensor:
         """The trained steps of each image of a round, (N, S) int64."""
         rows = [self.steps(available, seed, round, i // images_per_prompt, i) for i in range(images)]
@@ -95,6 +99,10 @@ class RandomWindow(Window):
                 "that can be trained"
             )
         return self.length
+
+    def candidates(self, available: int) -> list[int]:
+        """Those in [low, high)."""
+        return list(range(self.low, available if self.high is None else self.high))
 
     def steps(self, available: int, seed: int, round: int, group: int, sample: int) -> list[int]:
         """One of the runs within [low, high), all equally likely."""

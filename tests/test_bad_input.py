@@ -139,7 +139,12 @@ OPTIONS = {
         "--data.updates_per_round=1",
         "--data.inner_epochs=1",
     ): "makes every update on-policy, where the ratio is 1",
-    ("--model.policy.lora", "null", "--model.kl.weight", "0.1"): "full fine-tuning keeps no copy of it: set policy.reference: true",
+    (
+        "--model.policy.lora",
+        "null",
+        "--model.kl.weight",
+        "0.1",
+    ): "full fine-tuning keeps no copy of it: set policy.reference: true",
     ("--model.objective.clip_range", "0.2"): "RatioNorm's published ones are 0.13 to 0.26",
     ("--model.objective.clip_range=-1e-6",): "clip_range=-1e-06 must be positive",
     ("--model.rollout.guidance_scale", "0.5"): "guidance_scale=0.5 must be at least 1",

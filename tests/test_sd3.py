@@ -28,7 +28,9 @@ def policy(sd3_folder: Path) -> SD3Policy:
 def test_recorded_steps_replay(policy: SD3Policy):
     c = FlowSDE(0.7).coefficients(policy.sigmas(5))
     noise = NoiseSource(0, 0, policy.latent_shape)
-    trajectory = sample(policy, c, policy.conditioning(PROMPTS), noise, [0, 1], 1.0, record=torch.arange(4).expand(2, -1))
+    trajectory = sample(
+        policy, c, policy.conditioning(PROMPTS), noise, [0, 1], 1.0, record=torch.arange(4).expand(2, -1)
+    )
     assert trajectory.latents.shape == trajectory.velocity.shape == (2, 4, *policy.latent_shape)
     for step in range(3):
         x, v = trajectory.latents[:, step], trajectory.velocity[:, step]
