@@ -17,13 +17,21 @@ if TYPE_CHECKING:
     from guardlit.module import GRPOModule
 
 
+DRIFT = 1.25
+"""Change of the log ratios' size within a run that the clip range follows at once: about 0.05 in the clipped share."""
+
+
 class ClipCalibration(pl.Callback):
     """Sets the objective's clip range from the log ratios that a run shows, where `clip_range: auto` asks for it.
 
-    A run adds one by itself; list it among the callbacks to set its numbers. The first update of a round is on-policy
-    and says nothing. In a run's first round the range follows every update after that; from then on a round that
-    clipped a share within the tolerance changes nothing, and one that did not sets the range that would have clipped
-    just the target's share of it. Logs `train/clip_range`, the upper side in the objective's own unit.
+    A run adds one by itself; list it among the callbacks to set its numbers. Logs `train/clip_range`, the upper side in
+    the objective's own unit.
+
+    The first update of a round is on-policy and says nothing. In a run's first round the range follows every update
+    after that. From then on it stays as it is unless one of two things says that it is off. A round that is over, by
+    having clipped a share outside the tolerance, sets the range that would have clipped just the target's share of it.
+    A round's first off-policy update, by log ratios `DRIFT` times as large or small as the range was made for, scales
+    it.
 
     Args:
         fraction: share of the transitions of a round's off-policy updates that is to be clipped.
@@ -44,7 +52,7 @@ class ClipCalibration(pl.Callback):
         self._round = -1
         self._updates = 0  # of the round
         self._sizes: list[Tensor] = []  # |log ratio| of the round's off-policy updates, of all processes
-        self._settled = False  # whether a round is behind the run
+        self._growth: float | None = None  # limit of the last round over that of its first off-policy update alone
 
     @staticmethod
     def needed(module: GRPOModule) -> list[pl.Callback]:
@@ -93,32 +101,45 @@ class ClipCalibration(pl.Callback):
             counts = torch.cat([o["sample_weight"] for o in outputs]) != 0
             everywhere = gather(torch.where(counts, size, torch.nan)).flatten().cpu()
             self._sizes.append(everywhere[torch.isfinite(everywhere)])
-            if not self._settled:
-                self._set()
+            if self._growth is None:
+                self.limit = self._quantile(self._sizes) or self.limit
+            elif self._updates == 2:
+                self._rescale()
         return self.limit
+
+    def _rescale(self) -> None:
+        """Follow a change of scale that a round's first off-policy update shows; the later ones grow as last time."""
+        scale = self._quantile(self._sizes)
+        if scale is None or self._growth is None or self.limit is None:
+            return
+        fitting = self._growth * scale
+        if not 1 / DRIFT < fitting / self.limit < DRIFT:
+            self.limit = fitting
 
     def _judge(self) -> None:
         """Look back on a round that is over."""
-        if self._sizes and self.limit is not None:
-            share = float((torch.cat(self._sizes) > self.limit).double().mean())
-            if abs(share - self.fraction) > self.tolerance:
-                self._set()
-            self._settled = True
+        whole, first = self._quantile(self._sizes), self._quantile(self._sizes[:1])
+        if whole is None or first is None or self.limit is None:
+            return
+        share = float((torch.cat(self._sizes) > self.limit).double().mean())
+        if abs(share - self.fraction) > self.tolerance:
+            self.limit = whole
+        self._growth = whole / first
 
-    def _set(self) -> None:
-        sizes = torch.cat(self._sizes)
+    def _quantile(self, updates: Sequence[Tensor]) -> float | None:
+        """The size beyond which the target's share of some updates lies; None where there is none above 0."""
+        sizes = torch.cat([*updates, torch.empty(0, dtype=torch.float64)])
+        if not len(sizes):
+            return None
         # a sort, since torch.quantile refuses more than 2^24 values
-        if len(sizes) and (limit := float(sizes.sort().values[int((1 - self.fraction) * (len(sizes) - 1))])) > 0:
-            self.limit = limit
+        return float(sizes.sort().values[int((1 - self.fraction) * (len(sizes) - 1))]) or None
 
     def state_dict(self) -> dict[str, Any]:
         """The limit, and what the round has shown so far; the same on every process."""
-        sizes = torch.cat(self._sizes) if self._sizes else torch.empty(0, dtype=torch.float64)
-        place = {"round": self._round, "updates": self._updates, "settled": self._settled}
-        return {"limit": self.limit, "sizes": sizes, **place}
+        place = {"round": self._round, "updates": self._updates}
+        return {"limit": self.limit, "growth": self._growth, "sizes": self._sizes, **place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.limit, self._settled = state_dict["limit"], state_dict["settled"]
+        self.limit, self._growth, self._sizes = state_dict["limit"], state_dict["growth"], list(state_dict["sizes"])
         self._round, self._updates = state_dict["round"], state_dict["updates"]
-        self._sizes = [state_dict["sizes"]] if len(state_dict["sizes"]) else []

@@ -144,7 +144,7 @@ OPTIONS = {
         "null",
         "--model.kl.weight",
         "0.1",
-    ): "full fine-tuning keeps no copy of it: set policy.reference: true",
+    ): "keeps no copy of it: set policy.reference: true",
     ("--model.objective.clip_range", "0.2"): "RatioNorm's published ones are 0.13 to 0.26",
     ("--model.objective.clip_range=-1e-6",): "clip_range=-1e-06 must be positive",
     ("--model.rollout.guidance_scale", "0.5"): "guidance_scale=0.5 must be at least 1",

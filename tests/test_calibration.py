@@ -46,10 +46,35 @@ def test_the_first_off_policy_update_sets_the_range():
 
 def test_a_share_within_the_tolerance_changes_nothing_and_one_outside_does():
     calibration = ClipCalibration(0.2, tolerance=0.05)
-    first = a_round(calibration, 0, 1e-5)
-    assert a_round(calibration, 1, 1.05e-5) == first  # about 22 %
-    assert a_round(calibration, 2, 2e-5) == first  # about 52 %, to be judged when the round is over
-    assert share(calibration.observe(3, outputs(0.0, 3), alone), 2e-5, 2) == pytest.approx(0.2, abs=2e-3)
+
+    def two(index: int, first: float, second: float) -> None:
+        a_round(calibration, index, first)
+        calibration.observe(index, outputs(second, 10 + index), alone)
+
+    two(0, 1e-5, 1e-5)
+    before = calibration.limit
+    two(1, 1.05e-5, 1.05e-5)  # about 22 %
+    two(2, 1e-5, 2e-5)  # about 36 %, to be judged when the round is over
+    assert calibration.limit == before
+    limit = calibration.observe(3, outputs(0.0, 3), alone)
+    assert (share(limit, 1e-5, 2) + share(limit, 2e-5, 12)) / 2 == pytest.approx(0.2, abs=2e-3)
+
+
+def test_a_change_of_scale_is_followed_within_the_round():
+    """Log ratios grow threefold from a round's second update to its last; a round of half the size clips as many."""
+
+    def three(calibration: ClipCalibration, index: int, scale: float) -> list[float]:
+        calibration.observe(index, outputs(0.0, index), alone)
+        limits = [calibration.observe(index, outputs(k * scale, 10 * index + k), alone) for k in (1, 2, 3)]
+        return [share(limit, k * scale, 10 * index + k) for limit, k in zip(limits, (1, 2, 3), strict=True)]
+
+    calibration = ClipCalibration(0.2)
+    three(calibration, 0, 1e-5)
+    for index, scale in ((1, 1e-5), (2, 0.5e-5), (3, 2e-5)):
+        assert sum(three(calibration, index, scale)) / 3 == pytest.approx(0.2, abs=0.02)
+    before = calibration.limit
+    three(calibration, 4, 2.1e-5)  # too little to follow
+    assert calibration.limit == before
 
 
 def test_masked_transitions_play_no_part():
@@ -108,7 +133,8 @@ def test_a_run_finds_its_range_logs_it_and_resumes_with_it(sd3_folder: Path, tmp
         ranges = [float(row["train/clip_range"]) for row in csv.DictReader(file) if row.get("train/clip_range")]
     assert len(ranges) == 3 * 4 - 1  # all updates but the first
     assert len(set(ranges[:3])) == 3  # every update of the first round
-    assert len(set(ranges[3:])) < 4  # then rounds as a whole, if at all
+    for start in (3, 7):  # then at a round's start, and after its first off-policy update
+        assert ranges[start + 1] == ranges[start + 2] == ranges[start + 3]
     whole = {p.stem: p for p in tmp_path.rglob("update_*.ckpt")}
     for stop in ("update_2", "update_3", "update_4", "update_7"):
         runs = tmp_path / stop
