@@ -71,6 +71,12 @@ def axes_grid(
     return figure, grid.tolist()
 
 
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many columns of these labels, at most 3, fit into so many inches at font size 9."""
+    longest = 0.5 + 0.07 * max(map(len, labels), default=0)  # handle and spacing, and the mean width of a letter
+    return max(1, min(3, len(labels), int(width / longest)))
+
+
 def tidy(axes: Axes) -> None:
     """Only what is needed to read values."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -121,7 +127,7 @@ def draw_clip_shares(axes: Axes, step: Array, log_ratio: Array, clipped: Array, 
     axes.set_xlim(-reach, reach)
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("clipped (% of samples)\n← below    above →")
+    axes.set_xlabel("clipped (%)\n← below    above →")
     _bare(axes, len(steps))
 
 

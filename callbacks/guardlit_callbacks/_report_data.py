@@ -59,6 +59,7 @@ class Run:
         gold: columns of `gold.csv`, by name, `step` among them; (n,) each, empty where there is none.
         ratio: arrays of `RatioDistribution`.
         gradient: arrays of `GradientNorm`.
+        film_strip: the picture that `SampleGrid` left at the end; None where there is none.
         verdict: what `OverOptimizationStop` said last; empty where it never acted.
         config: the last folder's `config.yaml`.
         config_text: the same as written.
@@ -71,6 +72,7 @@ class Run:
     gold: Mapping[str, Array] = field(default_factory=dict)
     ratio: Rounds = Rounds()
     gradient: Rounds = Rounds()
+    film_strip: Path | None = None
     verdict: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     config_text: str = ""
@@ -117,6 +119,7 @@ def read_run(argument: str) -> Run:
         gold=_join_columns([_read_columns(f / "gold.csv") for f in folders]),
         ratio=_read_rounds([f / "ratio" for f in folders], ("step", "log_ratio", "clipped")),
         gradient=_read_rounds([f / "gradient" for f in folders], ("step", "velocity", "parameter_step", "parameters")),
+        film_strip=_last(folders, "samples/film_strip.png"),
         verdict=str(reason),
         config=_yaml(config_text) if config_text else {},
         config_text=config_text.read_text(encoding="utf-8") if config_text else "",

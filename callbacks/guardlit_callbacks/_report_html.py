@@ -17,9 +17,10 @@ h1 { font-size: 1.6em; margin: 0 0 .2em; }
 h2 { font-size: 1.2em; margin: 2.2em 0 .6em; padding-top: .7em; border-top: 1px solid #ccc; break-after: avoid; }
 p { max-width: 46em; }
 figure { margin: 1em 0; break-inside: avoid; }
-figure img { display: block; max-width: 100%; height: auto; }
+figure img { display: block; max-width: max(100%, 640px); height: auto; }
 figcaption, .note { color: #444; font-size: .9em; max-width: 52em; }
 .scroll { overflow-x: auto; margin: .8em 0 1.2em; }
+figure .scroll { margin: 0; }
 table { border-collapse: collapse; font-size: .88em; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3em 0; }
 th, td { padding: .22em .9em .22em 0; text-align: right; vertical-align: top; white-space: nowrap; }
@@ -37,6 +38,7 @@ pre { background: #f6f6f6; padding: .8em; overflow-x: auto; font-size: .8em; lin
   body { max-width: none; margin: 0; padding: 0; font-size: 10pt; }
   pre { white-space: pre-wrap; }
   .scroll { overflow: visible; }
+  figure img { max-width: 100%; }
 }
 @page { margin: 16mm; }
 """
@@ -72,13 +74,11 @@ def paragraph(text: str, css: str = "") -> str:
     return f'<p class="{css}">{escape(text)}</p>' if css else f"<p>{escape(text)}</p>"
 
 
-def picture(svg: bytes, alt: str, caption: str) -> str:
-    """An SVG figure within the page, with a plain-text caption."""
-    data = base64.b64encode(svg).decode()
-    return (
-        f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+def picture(data: bytes, kind: str, alt: str, caption: str) -> str:
+    """A picture within the page, `kind` being "svg+xml" or "png", with a plain-text caption."""
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    image = f'<img src="{source}" alt="{escape(alt)}">'
+    return f'<figure><div class="scroll">{image}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def table(header: Sequence[str], *groups: Rows, text: int = 1, caption: str = "", wrap: bool = False) -> str:
@@ -98,9 +98,14 @@ def table(header: Sequence[str], *groups: Rows, text: int = 1, caption: str = ""
     return f'<div class="scroll"><table{css}>{title}<thead>{row(header, "th")}</thead>{"".join(bodies)}</table></div>'
 
 
-def details(summary: str, text: str) -> str:
-    """Preformatted plain text that is shown on request."""
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+def preformatted(text: str) -> str:
+    """Plain text as it stands."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def details(summary: str, part: str, shown: bool = False) -> str:
+    """A part that is HTML already, shown on request, or until it is hidden."""
+    return f"<details{' open' if shown else ''}><summary>{escape(summary)}</summary>{part}</details>"
 
 
 def number(value: float | None, pattern: str = "#.4g") -> str:

@@ -71,8 +71,9 @@ class Method:
 
     def gradient(self, kind: str) -> dict[int, float]:
         """Mean gradient norm by step, over all rounds and seeds; `kind` is "velocity" or "parameters"."""
-        values = {t: [curve[t] for curve in self._gradient_rounds(kind) if t in curve] for t in self._steps(kind)}
-        return {t: float(np.mean(v)) for t, v in values.items()}
+        rounds = self._gradient_rounds(kind)
+        steps = sorted({t for curve in rounds for t in curve})
+        return {t: float(np.mean([curve[t] for curve in rounds if t in curve])) for t in steps}
 
     def gradient_spread(self, kind: str) -> float:
         """Largest over smallest mean norm of the steps, averaged over rounds and seeds; NaN where not measured."""
@@ -83,9 +84,6 @@ class Method:
         step = "parameter_step" if kind == "parameters" else "step"
         rounds = [arrays for run in self.runs for arrays in run.gradient.arrays if kind in arrays]
         return [{t: float(v.mean()) for t, v in split(a[step], a[kind]).items()} for a in rounds if a[kind].size]
-
-    def _steps(self, kind: str) -> list[int]:
-        return sorted({t for curve in self._gradient_rounds(kind) for t in curve})
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING
 
 from guardlit_callbacks._report_curves import MAX_POINTS
 from guardlit_callbacks._report_data import ReportError, Run
-from guardlit_callbacks._report_html import paragraph, section
+from guardlit_callbacks._report_html import details, paragraph, section
 from guardlit_callbacks._report_methods import Method, over_optimized_at, rounds_read
-from guardlit_callbacks._report_tables import PARTS, comparison_table, gold_table, gradient_table, ratio_table
+from guardlit_callbacks._report_tables import (
+    PARTS,
+    comparison_table,
+    each_run,
+    gold_table,
+    gradient_table,
+    ratio_table,
+)
 from guardlit_callbacks.figures import gradient_figure, proxy_gold_figure, ratio_figure, training_figure
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
 
 CURVES = (
@@ -34,11 +43,14 @@ MAX_PANELS = 12
 Draw = Callable[["Figure", str, str, str], str]
 """Writes a figure under a name, with its alternative text and caption, and gives the HTML that shows it."""
 
+Show = Callable[["Path", str, str, str], str]
+"""The same of a picture that there is already."""
+
 
 def _verdicts(methods: Sequence[Method]) -> list[str]:
     """What OverOptimizationStop said while the runs went on."""
-    told = [(m.label, name, run) for m in methods for name, run in zip(m.run_names(), m.runs, strict=True)]
-    return [f"{label}, {name}, while training: {run.verdict}." for label, name, run in told if run.verdict]
+    told = [(method.label, name, run.verdict) for method, name, run in each_run(methods)]
+    return [f"{label}, {name}, while training: {verdict}." for label, name, verdict in told if verdict]
 
 
 def _absent(title: str, what: str) -> str:
@@ -124,6 +136,24 @@ def training_section(methods: Sequence[Method], keys: dict[str, str], draw: Draw
         )
     caption = f"Logged values; several an epoch are averaged, and {MAX_POINTS} points shown at most." + _seeds(methods)
     return section(title, draw(training_figure(panels), "fig7_training", "Training curves", caption))
+
+
+def samples_section(methods: Sequence[Method], show: Show) -> str:
+    """Fig. 9: each run's film strip; the first run of each method is open, its other seeds on request."""
+    title = "Samples over training (Fig. 9)"
+    strips = [(method, name, run.film_strip) for method, name, run in each_run(methods) if run.film_strip]
+    if not strips:
+        return _absent(title, "samples/film_strip.png, which SampleGrid writes at the end of training")
+    caption = (
+        "The same prompts and noise at successive steps, one row a validation, with the proxy's score of each image."
+    )
+    parts = []
+    for number, (method, name, path) in enumerate(strips, start=1):
+        own = f"{method.label}, {name}"
+        first = method.label not in [other.label for other, _, _ in strips[: number - 1]]
+        shown = show(path, f"fig9_samples_{number}", f"Samples over training, {own}", caption)
+        parts.append(details(own, shown, shown=first))
+    return section(title, *parts)
 
 
 def curve_keys(runs: Sequence[Run], patterns: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from guardlit_callbacks._report_curves import Band
 from guardlit_callbacks._report_data import Run
-from guardlit_callbacks._report_html import DASH, Rows, details, number, percent, table
+from guardlit_callbacks._report_html import DASH, Rows, details, number, percent, preformatted, table
 from guardlit_callbacks._report_methods import Method, differences, flatten, ratio_by_step
 from guardlit_callbacks._statistics import max_over_min
 
@@ -48,7 +48,7 @@ def contents_table(methods: Sequence[Method]) -> str:
             _rounds(run.gradient.found, len(run.gradient.arrays)),
             ", ".join(run.missing) or DASH,
         ]
-        for method, name, run in _each(methods)
+        for method, name, run in each_run(methods)
     ]
     return table(header, rows, text=3, wrap=True)
 
@@ -63,7 +63,8 @@ def _rounds(found: int, read: int) -> str:
     return str(found) if read == found else f"{found} ({read} read)"
 
 
-def _each(methods: Iterable[Method]) -> list[tuple[Method, str, Run]]:
+def each_run(methods: Iterable[Method]) -> list[tuple[Method, str, Run]]:
+    """Every run, with its method and the name that tells it from the method's others."""
     return [(m, name, run) for m in methods for name, run in zip(m.run_names(), m.runs, strict=True)]
 
 
@@ -83,7 +84,7 @@ def gold_table(methods: Sequence[Method]) -> str:
         "average",
         "95 % interval",
     ]
-    groups = [_gold_rows(method.label, name, run, scorers) for method, name, run in _each(methods)]
+    groups = [_gold_rows(method.label, name, run, scorers) for method, name, run in each_run(methods)]
     return table(header, *groups, text=3)
 
 
@@ -136,7 +137,7 @@ def _scorers(methods: Sequence[Method]) -> list[str]:
 def _arrow(methods: Sequence[Method]) -> Any:
     """Marks scorers of which less is better, as the configurations say."""
     falling: set[str] = set()
-    for _, _, run in _each(methods):
+    for _, _, run in each_run(methods):
         callbacks = run.config.get("trainer", {}).get("callbacks") or []
         for callback in (c for c in callbacks if isinstance(c, Mapping)):
             falling |= set((callback.get("init_args") or {}).get("lower_is_better") or [])
@@ -181,7 +182,7 @@ def gradient_table(methods: Sequence[Method]) -> str:
 
 def settings_parts(methods: Sequence[Method]) -> list[str]:
     """Settings in which the runs differ, what they have in common, and the configurations in full."""
-    each = _each(methods)
+    each = each_run(methods)
     names = [f"{method.label}, {name}" for method, name, _ in each]
     settings = [flatten(run.config) | flatten(run.facts, "run.json: ") for _, _, run in each]
     differing = [key for key in differences(settings) if not key.startswith(UNTOLD)]
@@ -203,9 +204,9 @@ def settings_parts(methods: Sequence[Method]) -> list[str]:
         )
     for name, (_, _, run) in zip(names, each, strict=True):
         if isinstance(command := run.facts.get("command"), list):
-            parts.append(details(f"command: {name}", " ".join(map(str, command))))
+            parts.append(details(f"command: {name}", preformatted(" ".join(map(str, command)))))
         if run.config_text:
-            parts.append(details(f"config.yaml: {name}", run.config_text))
+            parts.append(details(f"config.yaml: {name}", preformatted(run.config_text)))
     return parts
 
 

@@ -22,6 +22,7 @@ from guardlit_callbacks._drawing import (
     axes_grid,
     draw_clip_shares,
     draw_ridges,
+    legend_columns,
     tidy,
 )
 from guardlit_callbacks._statistics import Array, max_over_min
@@ -105,7 +106,7 @@ def ratio_figure(panels: Mapping[str, RatioSamples], *, title: str = "") -> Figu
     """
     steps = sorted({int(t) for samples in panels.values() for t in np.unique(samples.step)})
     widths = [w for samples in panels.values() for w in ((3.4, 1.4) if samples.clipped is not None else (3.4,))]
-    figure, grid = axes_grid(widths, [0.42 * len(steps) + 0.5], Margins(left=0.6, between=0.12, bottom=0.65), title)
+    figure, grid = axes_grid(widths, [0.42 * len(steps) + 0.5], Margins(left=0.6, between=0.12, bottom=0.7), title)
     axes = iter(grid[0])
     for index, (name, samples) in enumerate(panels.items()):
         ridges = next(axes)
@@ -162,9 +163,9 @@ def proxy_gold_figure(curves: Mapping[str, ProxyGoldCurve], *, title: str = "") 
     """
     from matplotlib.ticker import MaxNLocator
 
-    columns = len(curves) if len(curves) in (2, 3) else 3
+    columns = legend_columns([f"{name}: proxy" for name in curves], 6.4) if len(curves) > 1 else 2
     lines = -(-2 * len(curves) // columns)
-    figure, grid = axes_grid([5.7], [3.0], Margins(left=0.6, bottom=0.6 + LEGEND_LINE * lines), title)
+    figure, grid = axes_grid([5.6], [3.0], Margins(left=0.75, bottom=0.6 + LEGEND_LINE * lines), title)
     axes = grid[0][0]
     for (name, curve), colour, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
         gold_colour, prefix = (BLUE, "") if len(curves) == 1 else (colour, f"{name}: ")
@@ -196,8 +197,9 @@ def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, tit
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     colours = dict(zip(dict.fromkeys(name for _, curves in panels.values() for name in curves), PALETTE, strict=False))
-    margins = Margins(left=0.7, between=0.75, below=0.85, bottom=0.6 + LEGEND_LINE * -(-len(colours) // 3))
     width = 2.6 if columns > 1 else 5.7
+    in_legend = legend_columns(list(colours), columns * (width + 0.75))
+    margins = Margins(left=0.7, between=0.75, below=0.85, bottom=0.6 + LEGEND_LINE * -(-len(colours) // in_legend))
     figure, grid = axes_grid([width] * columns, [1.7] * rows, margins, title)
     cells = [axes for row in grid for axes in row]
     lines = {}
@@ -211,11 +213,12 @@ def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, tit
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         axes.set_xlabel("optimizer step", fontsize=9)
         axes.tick_params(labelsize=8)
+        axes.yaxis.get_offset_text().set_fontsize(8)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         tidy(axes)
     for axes in cells[len(panels) :]:
         axes.set_visible(False)
-    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=in_legend, frameon=False, fontsize=9)
     return figure
 
 

@@ -2,8 +2,8 @@
 
 Needs neither torch nor Lightning. A RUN is a Lightning log folder of any project; it is read for `metrics.csv`
 (Lightning's CSVLogger), `gold.csv` and `over_optimization.json` (`GoldScore`, `OverOptimizationStop`), `ratio/` and
-`gradient/` (`RatioDistribution`, `GradientNorm`), `config.yaml` and `run.json`. What is not there is left out, and the
-page says so.
+`gradient/` (`RatioDistribution`, `GradientNorm`), `samples/film_strip.png` (`SampleGrid`), `config.yaml` and
+`run.json`. What is not there is left out, and the page says so.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from guardlit_callbacks._report_sections import (
     gold_section,
     gradient_section,
     ratio_section,
+    samples_section,
     training_section,
 )
 from guardlit_callbacks._report_tables import contents_table, made_with, settings_parts
@@ -60,7 +61,12 @@ def build(
     _check_common(read, keys)
 
     def draw(figure: Figure, name: str, alt: str, caption: str) -> str:
-        return picture(_write_figure(figure, out / name), alt, f"{caption} Files: {name}.png, {name}.svg.")
+        return picture(_write_figure(figure, out / name), "svg+xml", alt, f"{caption} Files: {name}.png, {name}.svg.")
+
+    def show(path: Path, name: str, alt: str, caption: str) -> str:
+        data = path.read_bytes()
+        (out / f"{name}.png").write_bytes(data)
+        return picture(data, "png", alt, f"{caption} File: {name}.png.")
 
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -70,6 +76,7 @@ def build(
             ratio_section(methods, draw),
             gradient_section(methods, draw),
             training_section(methods, keys, draw),
+            samples_section(methods, show),
             section("Settings and provenance", *settings_parts(methods), paragraph(made_with(), "note")),
         ]
         path = out / "index.html"
@@ -88,7 +95,6 @@ def _write_figure(figure: Figure, path: Path) -> bytes:
     from matplotlib import rc_context
 
     figure.savefig(path.with_suffix(".png"), dpi=160, metadata={"Software": None})
-    figure.set_layout_engine("none")  # it is laid out, and need not be a second time
     buffer = BytesIO()
     with rc_context({"svg.hashsalt": path.name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -66,6 +66,16 @@ def write_config(folder, objective="FlowGRPO", clip_range=1e-3, seed=1, **model)
     (folder / "config.yaml").write_text("# lightning\n" + yaml.safe_dump(config))
 
 
+def write_strip(folder, shade=0):
+    """A film strip; returns its bytes."""
+    from PIL import Image
+
+    path = folder / "samples" / "film_strip.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 30), (shade, shade, shade)).save(path)
+    return path.read_bytes()
+
+
 def write_run(folder, objective="FlowGRPO", seed=1, shift=-0.5, **gold):
     """A whole run of three rounds."""
     write_config(folder, objective, seed=seed)

@@ -1,8 +1,20 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from guardlit_callbacks._logging import figure_to_array
+from guardlit_callbacks._report_curves import Band
 from guardlit_callbacks._statistics import clip_shares, max_over_min, moments, step_index
-from guardlit_callbacks.figures import ProxyGoldCurve, RatioSamples, gradient_figure, proxy_gold_figure, ratio_figure
+from guardlit_callbacks.figures import (
+    ProxyGoldCurve,
+    RatioSamples,
+    gradient_figure,
+    proxy_gold_figure,
+    ratio_figure,
+    training_figure,
+)
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 
 def drawn(figure):
@@ -38,7 +50,7 @@ def test_ratio_figure_shows_each_steps_mean_over_std_and_clip_shares():
     drawn(figure)
     words = texts(figure)
     assert {"Flow-GRPO", "GRPO-Guard", "log ratio (dimensionless)", "denoising step (0 = most noise)"} <= set(words)
-    assert "clipped (% of samples)\n← below    above →" in words
+    assert "clipped (%)\n← below    above →" in words
     assert len(figure.axes) == 3  # the second has no clipping
     shown = [float(word) for word in words if word.startswith(("+", "-"))]
     expected = [moments(given.log_ratio[given.step == t]) for t in range(4)]
@@ -64,6 +76,39 @@ def test_gradient_figure_names_max_over_min():
     drawn(figure)
     assert {"Flow-GRPO (max/min 20.0)", "GRPO-Guard (max/min 2.0)", "still (max/min inf)"} <= set(texts(figure))
     assert figure.axes[0].get_yscale() == "log"
+
+
+NAMES = ["FlowGRPO (clip_range 0.001)", "GRPO-Guard", "MeanRevised", "RatioNorm (clip_range 4e-06)", "e", "f"]
+
+
+def figures_of(n):
+    """Every figure of `n` methods, with a title and without."""
+    step, names = np.arange(4) * 1000, NAMES[:n]
+    gold = {name: ProxyGoldCurve(step, step + 1.0, step - 0.5, step - 0.6, step - 0.4) for name in names}
+    slopes = {name: {t: 1e-7 * 3.0**t for t in range(10)} for name in names}
+    bands = {name: Band(step, step * 1e-6, step * 0.0, step * 1e-5, 2) for name in names}
+    for title in ("", "round 3"):
+        yield ratio_figure(dict.fromkeys(names[:2], samples()), title=title)
+        yield gradient_figure({"d loss / d velocity": slopes, "d loss / d parameters": slopes}, title=title)
+        yield proxy_gold_figure(gold, title=title)
+        for panels in (1, 2, 5):
+            keys = ["gradient/velocity/max_over_min", "reward/x_mean", "c", "d", "e"][:panels]
+            yield training_figure(dict.fromkeys(keys, ("largest abs(mean) / std", bands)), title=title)
+
+
+@pytest.mark.parametrize("n", [1, 2, 6])
+def test_no_text_leaves_its_figure_or_lies_on_another(n, monkeypatch):
+    shown, draw = [], Text.draw
+    monkeypatch.setattr(Text, "draw", lambda text, renderer: shown.append(text) or draw(text, renderer))
+    for figure in figures_of(n):
+        shown.clear()
+        drawn(figure)
+        width, height = figure.canvas.get_width_height()
+        boxes = {text: text.get_window_extent() for text in shown if text.get_visible() and text.get_text().strip()}
+        page = Bbox([[-1, -1], [width + 1, height + 1]])
+        assert [t for t, box in boxes.items() if not (page.contains(*box.min) and page.contains(*box.max))] == []
+        pairs = combinations(boxes, 2)
+        assert [(a, b) for a, b in pairs if boxes[a].padded(-1).overlaps(boxes[b].padded(-1))] == []
 
 
 def test_an_even_gradient_looks_even_and_its_axis_has_numbers():

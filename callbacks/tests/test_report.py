@@ -1,8 +1,10 @@
+import base64
 import json
 import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import guardlit_callbacks.report as report
 import numpy as np
@@ -13,7 +15,7 @@ from guardlit_callbacks._lightning import Callback
 from guardlit_callbacks._report_data import read_run
 from guardlit_callbacks._report_methods import group, ratio_by_step
 from guardlit_callbacks.figures import gradient_figure, proxy_gold_figure, training_figure
-from run_folders import write_csv, write_gold, write_metrics, write_ratio, write_run
+from run_folders import write_csv, write_gold, write_metrics, write_ratio, write_run, write_strip
 from toy_flow import Rounds, ToyFlow, transitions
 
 ROOT = Callback.__module__.removesuffix(".callbacks.callback")
@@ -50,6 +52,18 @@ def test_the_page_needs_nothing_from_outside(tmp_path):
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
 
 
+def test_each_runs_film_strip_is_on_the_page_and_the_first_of_a_method_is_open(tmp_path):
+    runs = four_runs(tmp_path)
+    strips = {run: write_strip(Path(run), 50 * i) for i, run in enumerate(runs) if i != 1}
+    page = report.build(runs, tmp_path / "out").read_text()
+    shown = re.findall(r'<summary>([^<]*)</summary><figure>.*?src="data:image/png;base64,([^"]*)"', page)
+    names = ["FlowGRPO, seed 1", "GRPOGuard, seed 1", "GRPOGuard, seed 2"]
+    assert shown == [(n, base64.b64encode(s).decode()) for n, s in zip(names, strips.values(), strict=True)]
+    assert page.count("<details open>") == 2
+    written = [(tmp_path / f"out/fig9_samples_{i}.png").read_bytes() for i in (1, 2, 3)]
+    assert written == list(strips.values())
+
+
 def test_the_page_says_where_over_optimization_starts_and_what_differs(tmp_path):
     page = report.build(four_runs(tmp_path), tmp_path / "out").read_text().replace("<wbr>", "")
     assert "<p>FlowGRPO: gold is highest at step 10 and falls from there while the proxy rises" in page
@@ -58,7 +72,7 @@ def test_the_page_says_where_over_optimization_starts_and_what_differs(tmp_path)
     assert '<td class="text">versions.torch</td><td class="text">2.14.1</td>' in page
     assert "<summary>command: FlowGRPO, seed 2</summary><pre>train --fast</pre>" in page
     assert "resumed_from" in page
-    assert "Not shown" not in page
+    assert page.count("Not shown") == page.count("Not shown: no run has samples/film_strip.png") == 1
 
 
 def test_settings_of_many_runs_are_rows(tmp_path):
@@ -86,7 +100,7 @@ def test_names_are_escaped(tmp_path):
 def test_a_run_with_a_few_metrics_shows_these_and_says_what_is_not_there(tmp_path):
     write_metrics(tmp_path / "run")
     page = report.build([str(tmp_path / "run")], tmp_path / "out").read_text().replace("<wbr>", "")
-    assert page.count("Not shown: no run has ") == 3
+    assert page.count("Not shown: no run has ") == 4
     assert "gold.csv, which GoldScore writes" in page
     assert "gold.csv, ratio/round_*.npz, gradient/round_*.npz, config.yaml, run.json" in page
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"index", "fig7_training"}
