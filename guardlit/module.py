@@ -116,9 +116,8 @@ class GRPOModule(pl.LightningModule):
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
         check_precision(str(self.trainer.precision))
         check_clip(self.objective, self._plan, self.elements)
-        if self.kl is not None:
-            with self.policy.using("reference"):  # raises where they were not kept
-                pass
+        with self.policy.using("policy" if self.kl is None else "reference"):
+            pass  # raises where these weights were not kept
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
@@ -300,4 +299,4 @@ class GRPOModule(pl.LightningModule):
             self.policy.load_old_state(part["old"])
         if fitting:
             self._restored_gradients = part.get("gradients", {})
-            self.outputs = part.get("outputs", [])
+            self.outputs = ckpt.outputs_of(part, self.trainer.global_rank, self.trainer.world_size)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import config, guardlit, newest
+from runs import config, differing, guardlit, newest
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
@@ -87,3 +87,31 @@ def test_a_scorer_that_raises_on_one_process_stops_both(failed, how: str, expect
     assert one.startswith("guardlit fit: error: " + expected)
     assert all(part in one for part in ("process 1", "the wires are cut"))
     assert one.endswith("exit code 2")
+
+
+STOP = {"class_path": "background.Stop", "init_args": {"batch": 5}}
+
+
+@pytest.fixture(scope="module")
+def stopped(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of runs on two processes: undisturbed, stopped within the second update, and gone on from there."""
+    folders = {how: tmp_path_factory.mktemp(how) for how in ("whole", "stopped", "resumed")}
+    objective = {"class_path": "GRPOGuard", "init_args": {"clip_range": "auto"}}
+    settings = {"model__objective": objective, "data__micro_batch": 2, "data__val": None, "trainer__max_steps": 2}
+    checkpoint = folders["stopped"] / "runs/version_0/checkpoints/interrupted.ckpt"
+    more = {"stopped": {"trainer__callbacks": [STOP]}, "resumed": {"ckpt_path": str(checkpoint)}}
+    for how in more.keys() | folders.keys():
+        config(folders[how], sd3_folder, **settings, **({"trainer__callbacks": []} | more.get(how, {})))
+    paths = [folder / "run.yaml" for folder in folders.values()]
+    assert two_processes(Path(__file__).parent / "several.py", *paths).returncode == 0
+    return folders
+
+
+def test_two_processes_go_on_within_an_update_with_the_log_ratios_of_both(stopped):
+    """The clip range that is calibrated from them is that of the undisturbed run, bit for bit."""
+    assert [line.endswith("exit code 143") for line in said(stopped["stopped"])] == [True, True]
+    assert [line.endswith("exit code 0") for line in said(stopped["resumed"])] == [True, True]
+    whole, resumed = newest(stopped["whole"]), newest(stopped["resumed"])
+    assert differing(whole, resumed, ("callbacks",)) == []
+    limits = [torch.load(p, weights_only=True)["callbacks"]["ClipCalibration"]["limit"] for p in (whole, resumed)]
+    assert limits[0] == limits[1] > 0
