@@ -1,8 +1,10 @@
-"""What the callbacks of a run cost: `python benchmarks/callbacks.py [--config configs/tiny_digits.yaml] [--rounds 10]`.
+"""What the callbacks of a run cost: `python benchmarks/callbacks.py [--config configs/tiny_digits.yaml] [--rounds 25]`.
 
-Runs `guardlit fit` with every hook of every `guardlit_callbacks` callback timed, and prints each callback's share of
-the seconds between the start and the end of training: a ratio within one run. `TrainableEMA`, `GoldScore` and others
-do work in validation too; the drawing of the validation images is not theirs.
+Runs `guardlit fit` with the configuration's callbacks and a `PhaseTimer`, each of their hooks timed, and prints each
+callback's share of the time between the start and the end of training: a ratio within one run, of seconds and of this
+process's CPU seconds, which other programs on the machine move less. `TrainableEMA`, `GoldScore` and others do work in
+validation too; the drawing of the validation images is not theirs. What the gold scorers take to score them is told
+apart from what `GoldScore` does with the scores.
 """
 
 from __future__ import annotations
@@ -15,14 +17,29 @@ from collections import defaultdict
 from typing import Any
 
 import lightning.pytorch as pl
+from guardlit_callbacks import PhaseTimer
 from rich.console import Console
 from rich.table import Table
 
 import guardlit.app
 from guardlit.cli import main as guardlit_main
 
-seconds: dict[str, float] = defaultdict(float)
-calls: dict[str, int] = defaultdict(int)
+SCORERS = "gold scorers"
+SCORED_IN = {"setup": "GoldScore.on_validation_epoch_start", "score": "GoldScore.on_validation_batch_end"}
+
+spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+"""Of each callback and hook, and of the training: seconds, and CPU seconds of all threads."""
+
+
+def now() -> tuple[float, float]:
+    """Seconds, and CPU seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def count(name: str, begun: tuple[float, float]) -> None:
+    """Adds what has passed."""
+    for clock, (before, after) in enumerate(zip(begun, now(), strict=True)):
+        spent[name][clock] += after - before
 
 
 def timed(name: str, hook: Any) -> Any:
@@ -30,12 +47,11 @@ def timed(name: str, hook: Any) -> Any:
 
     @functools.wraps(hook)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        begun = time.perf_counter()
+        begun = now()
         try:
             return hook(*args, **kwargs)
         finally:
-            seconds[name] += time.perf_counter() - begun
-            calls[name] += 1
+            count(name, begun)
 
     return wrapper
 
@@ -46,40 +62,52 @@ class Stopwatch(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Wrap."""
         for callback in trainer.callbacks:
-            if type(callback).__module__.startswith("guardlit_callbacks"):
-                for name in dir(pl.Callback):
-                    if name.startswith("on_") or name == "state_dict":
-                        setattr(callback, name, timed(type(callback).__name__, getattr(callback, name)))
+            kind = type(callback)
+            if kind.__module__.startswith("guardlit_callbacks"):
+                for name in (name for name in dir(pl.Callback) if name.startswith("on_") or name == "state_dict"):
+                    if getattr(kind, name) is not getattr(pl.Callback, name):
+                        setattr(callback, name, timed(f"{kind.__name__}.{name}", getattr(callback, name)))
+            for scorer in getattr(callback, "scorers", {}).values():
+                for name in ("setup", "score"):
+                    setattr(scorer, name, timed(f"{SCORERS}.{name}", getattr(scorer, name)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start."""
-        self.begun = time.perf_counter()
+        self.begun = now()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop."""
-        seconds["training"] = time.perf_counter() - self.begun
+        count("training", self.begun)
 
 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/tiny_digits.yaml")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--hooks", action="store_true", help="a row a hook, not a row a callback")
     args = parser.parse_args()
-    guardlit.app.DEFAULTS = {**guardlit.app.DEFAULTS, "callbacks": [Stopwatch()]}
+    guardlit.app.DEFAULTS = {**guardlit.app.DEFAULTS, "callbacks": [PhaseTimer(), Stopwatch()]}
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.max_epochs", str(args.rounds), "--trainer.default_root_dir", f"{folder}/runs"]
         code = guardlit_main(["fit", "--config", args.config, *options])
     if code:
         raise SystemExit(code)
-    whole = seconds.pop("training")
-    table = Table(title=f"{args.rounds} rounds, {whole:.1f} s of training")
-    for column in ("callback", "calls", "seconds", "share"):
+    whole = spent.pop("training")
+    for name, hook in SCORED_IN.items():
+        spent[hook] = [a - b for a, b in zip(spent[hook], spent[f"{SCORERS}.{name}"], strict=True)]
+    rows: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for hook, clocks in spent.items():
+        callback = hook.partition(".")[0]
+        for name in (hook if args.hooks else callback, "all", *(["all callbacks"] if callback != SCORERS else [])):
+            rows[name] = [a + b for a, b in zip(rows[name], clocks, strict=True)]
+    table = Table(title=f"{args.rounds} rounds, {whole[0]:.1f} s of training, {whole[1]:.1f} s of CPU")
+    for column in ("callback", "seconds", "share", "CPU seconds", "share of CPU"):
         table.add_column(column, justify="left" if column == "callback" else "right")
-    for name, spent in sorted(seconds.items(), key=lambda item: -item[1]):
-        table.add_row(name, str(calls[name]), f"{spent:.3f}", f"{spent / whole:.2%}")
-    table.add_row("all", "", f"{sum(seconds.values()):.3f}", f"{sum(seconds.values()) / whole:.2%}")
-    Console(width=90).print(table)
+    for name, clocks in sorted(rows.items(), key=lambda row: row[1]):
+        cells = [cell for a, b in zip(clocks, whole, strict=True) for cell in (f"{a:.3f}", f"{a / b:.2%}")]
+        table.add_row(name, *cells)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":

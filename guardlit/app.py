@@ -64,7 +64,8 @@ class GuardlitCLI(LightningCLI):
         """Lightning's fit and validate, and guardlit's own methods of its Trainer."""
         own = {"model", "datamodule"}
         lightning = LightningCLI.subcommands()
-        return {"fit": lightning["fit"], "validate": lightning["validate"], "sample": own, "export": own, "ablate": own}
+        more = dict.fromkeys(("sample", "export", "evaluate", "ablate"), own)
+        return {"fit": lightning["fit"], "validate": lightning["validate"], **more}
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """One seed for everything, and what the parser has already followed when it sees the key `base`."""

@@ -80,6 +80,14 @@ def outputs_of(part: Mapping[str, Any], rank: int, world: int) -> list[dict[str,
     return [{k: mine([o[k] for o in batch]) for k in batch[0]} for batch in zip(*everywhere, strict=True)]
 
 
+def continue_update(module: GRPOModule, gradients: Mapping[str, Tensor]) -> None:
+    """Put back, on the parameters' device, what `unfinished_update` gave."""
+    parameters = dict(module.named_parameters())
+    for name, gradient in gradients.items():
+        parameters[name].grad = gradient.to(parameters[name].device)
+    module.outputs = [{k: v.to(module.device) for k, v in o.items()} for o in module.outputs]
+
+
 def keep_trainable(checkpoint: dict[str, Any], module: nn.Module) -> None:
     """Drop frozen weights: the base model has its own files."""
     kept = set(trainable_names(module))

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("evaluate a checkpoint with the rewards of its run", _LIGHTNING),
     "sample": ("draw images with a checkpoint", _LIGHTNING),
     "export": ("write a checkpoint as a LoRA or a pipeline folder", _LIGHTNING),
+    "evaluate": ("set checkpoints beside the base model: gold scores in one table", "guardlit.evaluate:main"),
     "convert": ("turn a published checkpoint into what a scorer loads", "guardlit.convert:main"),
     "ablate": ("compare objectives, on one rollout or by training with each", "guardlit.ablate:main"),
     "report": ("write figures and one page from run folders", "guardlit.report:main"),

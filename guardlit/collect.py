@@ -133,14 +133,8 @@ class Collector:
     def _gather(self, results: list[RewardResult]) -> dict[str, Tensor]:
         """Raw scores of all processes by image, (N,) float32 each on the CPU; NaN where one failed."""
         module = self._module
-        if weights := module.reward.weights:
-            due = module.reward.terms(self._round.index)
-            # a scorer of its own may have weights too, for what it says beside its value
-            names = [name for name in weights if name in due] or list(weights)
-            named = {name: torch.cat([r.details.get(name, torch.full_like(r.values, torch.nan)) for r in results])
-                     for name in names}  # fmt: skip
-        else:
-            named = {module.reward.name: torch.cat([torch.where(r.valid, r.values, torch.nan) for r in results])}
+        columns = module.reward.columns(self._round.index)
+        named = {name: torch.cat([_column(result, name, module.reward) for result in results]) for name in columns}
         gathered = {name: module.gather(values.to(module.device)) for name, values in named.items()}
         return {name: self._round.by_image(values).float().cpu() for name, values in gathered.items()}
 
@@ -183,6 +177,13 @@ class Collector:
         conditioning = module.policy.conditioning(texts)
         drawn = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale)
         return module.policy.decode(drawn.final)
+
+
+def _column(result: RewardResult, name: str, reward: Scorer) -> Tensor:
+    """One of a result's scores, (B,); NaN where it failed, or is not there because the whole request did."""
+    if not reward.weights:
+        return torch.where(result.valid, result.values, torch.nan)
+    return result.details.get(name, torch.full_like(result.values, torch.nan))
 
 
 def reward_metrics(reward: Scorer, scores: Mapping[str, Tensor]) -> dict[str, float]:

@@ -59,7 +59,7 @@ class PromptDataModule(pl.LightningDataModule):
         self.train_source, self.val_source = train, val
         self._sizes = (prompts_per_round, images_per_prompt, updates_per_round, inner_epochs, micro_batch)
         self.rollout_batch = micro_batch if rollout_batch is None else rollout_batch
-        self._val_limit, self._val_images = val_limit, val_images_per_prompt
+        self.val_limit, self.val_images = val_limit, val_images_per_prompt
         self.seed = seed
         self.train: list[Prompt] = []
         self.val: list[Prompt] = []
@@ -72,12 +72,12 @@ class PromptDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         module = self._module
         if self.val_source and not self.val:
-            self.val = load_prompts(self.val_source, limit=self._val_limit)
+            self.val = load_prompts(self.val_source, limit=self.val_limit)
         if stage == "fit" and not self.train:
             self.train = load_prompts(self.train_source)
-        if 0 < len(self.val) * self._val_images < self.trainer.world_size:
+        if 0 < len(self.val) * self.val_images < self.trainer.world_size:
             raise GuardlitError(
-                f"{len(self.val) * self._val_images} validation images are fewer than {self.trainer.world_size} "
+                f"{len(self.val) * self.val_images} validation images are fewer than {self.trainer.world_size} "
                 "processes: raise data.val_images_per_prompt"
             )
         for prompt in (*self.train, *self.val):
@@ -128,7 +128,7 @@ class PromptDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[tuple[int, Prompt]] | list[Any]:
         """This process's share of the validation images: numbers and prompts, all prompts once, then again."""
         assert self.trainer is not None
-        images = list(enumerate(self.val * self._val_images))
+        images = list(enumerate(self.val * self.val_images))
         mine = images[self.trainer.global_rank :: self.trainer.world_size]
         if not mine:
             return []

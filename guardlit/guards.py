@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -18,6 +19,7 @@ HOPELESS = 10.0
 """RatioNorm's clip range in nats of summed log-likelihood that no update reaches; published ranges are 0.13 to 0.26."""
 
 Outputs = Mapping[str, Tensor]
+Gather = Callable[[Tensor], Tensor]
 
 
 def check_precision(precision: str) -> None:
@@ -68,28 +70,35 @@ def check_noise(coefficients: Coefficients, train_steps: int, sampler: str) -> N
         )
 
 
-def noise_floor(outputs: Sequence[Outputs], bounds: tuple[float, float]) -> tuple[str, bool]:
-    """How far two forward passes of unchanged weights are apart, beside the clip range.
+def noise_floor(
+    outputs: Sequence[Outputs], bounds: tuple[float, float], steps: int, gather: Gather
+) -> tuple[str, bool]:
+    """How far two forward passes of unchanged weights are apart, beside the clip range. A collective.
 
     Args:
-        outputs: of the run's first update, before the weights have moved.
+        outputs: of the run's first update, before the weights have moved; those of this process.
         bounds: of the log ratio.
+        steps: S, trained denoising steps.
+        gather: rows of every process, (n, ...) -> (world, n, ...).
 
     Returns:
-        A line with the size of the log ratio at every step, and whether the largest exceeds half of the clip range.
+        A line with the root mean square of the log ratio at every step, over all processes, and whether the largest
+        exceeds half of the clip range; the same on every process.
     """
-    log_ratio = torch.cat([o["log_ratio"] for o in outputs]).double()
-    step = torch.cat([o["step"] for o in outputs])
-    sizes = {s: float(log_ratio[step == s].square().mean().sqrt()) for s in torch.unique(step).tolist()}
+    squares = torch.cat([o["log_ratio"] for o in outputs]).double().square()
+    step = torch.cat([o["step"] for o in outputs]).long()
+    sums = squares.new_zeros(2, steps).index_add_(1, step, torch.stack([squares, torch.ones_like(squares)]))
+    total, count = gather(sums).sum(dim=0)
+    sizes = {s: math.sqrt(total[s] / count[s]) for s in count.nonzero().flatten().tolist()}
     limit = min(-bounds[0], bounds[1])
     listed = " ".join(f"{s}:{size:.1e}" for s, size in sizes.items())
     line = f"noise floor of the log ratio by step, before the first update: {listed}; clip range {limit:.1e}"
     return line, max(sizes.values()) > limit / 2
 
 
-def report_noise_floor(outputs: Sequence[Outputs], bounds: tuple[float, float]) -> None:
-    """Log the noise floor, and warn with the remedy where it decides what is clipped."""
-    line, too_high = noise_floor(outputs, bounds)
+def report_noise_floor(outputs: Sequence[Outputs], bounds: tuple[float, float], steps: int, gather: Gather) -> None:
+    """Log the noise floor, and warn with the remedy where it decides what is clipped; arguments as `noise_floor`."""
+    line, too_high = noise_floor(outputs, bounds, steps, gather)
     rank_zero_info(line)
     if too_high:
         rank_zero_warn(

@@ -135,11 +135,8 @@ class GRPOModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Put partly accumulated gradients back, and draw the validation images of step 0."""
-        parameters = dict(self.named_parameters())
-        for name, gradient in self._restored_gradients.items():
-            parameters[name].grad = gradient.to(parameters[name].device)
+        ckpt.continue_update(self, self._restored_gradients)
         self._restored_gradients = {}
-        self.outputs = [{k: v.to(self.device) for k, v in o.items()} for o in self.outputs]
         if self.trainer.global_step == 0:
             validate_now(self.trainer)
 
@@ -228,7 +225,9 @@ class GRPOModule(pl.LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         check_gradient(norm, self.outputs, scaled, self.trainer.global_step, self.experience.round)
         if self.trainer.global_step == 0:
-            report_noise_floor(self.outputs, self.objective.log_bounds(self.elements))
+            report_noise_floor(
+                self.outputs, self.objective.log_bounds(self.elements), self.rollout.available_steps, self.gather
+            )
         # here and not after the step: a checkpoint written then finds no update in progress
         self.log_dict(update_metrics(self.outputs) | {"train/grad_norm": norm}, batch_size=1, sync_dist=True)
         self.outputs = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -18,6 +18,9 @@ from guardlit.ablation_output import print_analysis, write_analysis
 from guardlit.checkpoint import SafeCheckpointIO, check_fingerprint
 from guardlit.errors import GuardlitError
 from guardlit.export import export_weights, find_ema, write_images
+from guardlit.gold import Gold
+from guardlit.gold.drawing import Drawn
+from guardlit.gold.evaluation import Evaluation
 from guardlit.progress import RoundProgress
 from guardlit.prompts import load_prompts
 from guardlit.run_folder import versions
@@ -92,6 +95,41 @@ class GuardlitTrainer(pl.Trainer):
             ema.load_state_dict(averages)
         for folder in export_weights(model, ema if averages else None, Path(out)):
             print(folder)
+
+    def evaluate(
+        self,
+        model: GRPOModule,
+        gold: Gold,
+        datamodule: PromptDataModule | None = None,
+        ckpt: list[str] | None = None,
+        label: list[str] | None = None,
+        weights: Literal["ema", "raw", "both"] = "ema",
+        prompts: str | None = None,
+        images_per_prompt: int | None = None,
+        out: str = "evaluation",
+        rescore: bool = False,
+    ) -> None:
+        """Set checkpoints and exported weights beside the base model: gold scores and their Average, as in Table 1.
+
+        Args:
+            model: of the configuration.
+            gold: the scorers, and what the Average is made of.
+            datamodule: its validation prompts, and how many images of each, unless other ones are asked for.
+            ckpt: checkpoints, or folders of exported weights, such as `guardlit export` writes.
+            label: their names in the table, one each.
+            weights: those of a checkpoint to draw with: the average where it has one, the raw ones, or both.
+            prompts: a prompt file or data set, as data.val.
+            images_per_prompt: each with its own fixed noise.
+            out: folder for images, scores and table; what is in it already is not made again.
+            rescore: score the images in `out` without drawing or loading a model.
+        """
+        evaluation = Evaluation(self, model, gold, Path(out))
+        if rescore:
+            drawn = Drawn.read(Path(out))
+        else:
+            assert datamodule is not None
+            drawn = evaluation.draw(datamodule, ckpt or [], label or [], weights, prompts, images_per_prompt)
+        evaluation.score(drawn)
 
     def ablate(
         self,

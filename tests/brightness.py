@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from guardlit.rewards.base import Scorer
@@ -24,3 +26,11 @@ class Brightness(Scorer):
             if self.fail and self.fail in prompt:
                 values[i] = torch.nan
         return RewardResult.from_values(values)
+
+
+class TaggedBrightness(Brightness):
+    """The mean over tasks: those that prompts' metadata name."""
+
+    def task(self, metadata: Mapping[str, object]) -> str | None:
+        """The tag."""
+        return str(metadata["tag"])

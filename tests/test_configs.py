@@ -1,7 +1,9 @@
-"""Every shipped YAML is one whole run."""
+"""Every shipped YAML is one whole run, or the gold scores to go with one."""
 
 from __future__ import annotations
 
+import itertools
+import re
 import sys
 import time
 from pathlib import Path
@@ -15,19 +17,33 @@ from safetensors.torch import load_file
 from torch import nn
 
 from guardlit.app import GuardlitCLI
+from guardlit.parsing.bases import bases
 from guardlit.plan import RoundPlan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+GOLD = sorted(CONFIGS.glob("gold_*.yaml"))
+RUNS = sorted(set(CONFIGS.glob("*.yaml")) - set(GOLD))
+PRESETS = sorted(CONFIGS.glob("gpu/*.yaml"))
+PARTS = sorted(CONFIGS.glob("parts/*.yaml"))
 PUBLISHED = CONFIGS / "sd35_pickscore.yaml"
+TABLE_1 = {  # updates of the paper's Table 1 by row
+    "sd35_ocr_tempflow": 480,
+    **{f"sd35_{proxy}_{method}": updates for proxy, updates in (("geneval", 1860), ("pickscore", 10200), ("ocr", 480))
+       for method in ("flow_grpo", "guard")},
+    **{f"flux_{proxy}_{method}": updates for proxy, updates in (("geneval", 1260), ("ocr", 540))
+       for method in ("dance", "guard")},
+}  # fmt: skip
 
 
 @pytest.fixture
 def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Instantiate what `guardlit fit --config PATH` instantiates, and stop there."""
+    """Instantiate what `guardlit fit --config PATH ...` instantiates, and stop there."""
 
-    def _parse(path: Path) -> GuardlitCLI:
-        args = ["fit", "--config", str(path), "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    def _parse(*paths: Path) -> GuardlitCLI:
+        configs = [word for path in paths for word in ("--config", str(path))]
+        prompts = ["--data.train=prompts.txt"] if "=TRAIN." in paths[0].read_text(encoding="utf-8") else []
+        here = ["--trainer.accelerator=cpu", "--trainer.devices=1", f"--trainer.default_root_dir={tmp_path}"]
+        args = ["fit", *configs, *prompts, *here]
         monkeypatch.setattr(sys, "argv", ["guardlit", *args])
         monkeypatch.setattr(GuardlitCLI, "_run_subcommand", lambda *_: None)
         return GuardlitCLI(args)
@@ -35,27 +51,93 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return _parse
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*RUNS, *PRESETS, *PARTS], ids=lambda p: p.stem)
 def test_it_says_on_top_what_it_is_and_how_to_run_it(path: Path):
-    comment = [line for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if line[:1] == "#"]
+    text = path.read_text(encoding="utf-8")
+    comment = list(itertools.takewhile(lambda line: line[:1] == "#", text.splitlines()))
     assert comment
-    assert f"guardlit fit --config {path.relative_to(CONFIGS.parent)}" in "\n".join(comment)
+    if path in RUNS:
+        assert f"guardlit fit --config {path.relative_to(CONFIGS.parent)}" in "\n".join(comment)
+    if path in PRESETS:
+        assert f"--config {path.relative_to(CONFIGS.parent)}" in "\n".join(comment)
+    if path in PARTS:
+        assert "part, not a run." in "\n".join(comment)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*RUNS, *PRESETS, *PARTS], ids=lambda p: p.stem)
+def test_every_number_of_a_real_run_says_where_it_is_from(path: Path):
+    if path.stem == "tiny_digits":
+        pytest.skip("of this world's own")
+    sources = "paper|guard|base|script|guardlit|flow|flux|fast|dance|mix|author|tempflow"
+    above = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, *_ = line.partition(":")
+        if re.match(r"\s*\w+: *[^ #]", line) and key.strip() not in {"base", "class_path", "default_root_dir"}:
+            assert re.search(rf"# ({sources})\b", line) or re.search(rf"# ({sources})\b", above), line
+        if line.lstrip()[:1] == "#":
+            above += line
+        elif key.strip() != "train":  # val stands under the same words
+            above = ""
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_it_is_resolved_without_a_model_at_hand(path: Path, capsys: pytest.CaptureFixture[str]):
     assert guardlit("fit", "--config", path, "--print_config") == 0
     resolved = yaml.safe_load(capsys.readouterr().out)
     assert resolved.keys() >= {"model", "data", "trainer"}
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_it_is_instantiated(path: Path, parse):
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
+def test_it_is_instantiated_and_divides_on_every_gpu(path: Path, parse):
     cli = parse(path)
     assert cli.model.policy.transformer is None  # weights wait until there is a trainer
-    RoundPlan(*cli.datamodule._sizes, train_steps=cli.model.train_steps)  # raises for numbers that do not divide
+    *sizes, micro_batch = cli.datamodule._sizes
+    steps = cli.model.train_steps
+    plan = RoundPlan(*sizes, micro_batch, train_steps=steps)  # raises for numbers that do not divide
     if cli.model.objective.clip_range is not None:
-        assert cli.datamodule._sizes[2] > 1  # with one update a round no clip could act
+        assert plan.off_policy_updates > 0  # with one update a round no clip could act
+    if path.stem in TABLE_1:
+        assert cli.trainer.max_epochs * plan.updates_per_round == TABLE_1[path.stem]
+    if path.stem != "tiny_digits":
+        for preset in PRESETS:
+            merged: dict = {}
+            for file in [*bases(preset, []), preset]:
+                merged |= yaml.safe_load(file.read_text()).get("data", {})
+            world = yaml.safe_load(preset.read_text())["trainer"]["devices"]
+            RoundPlan(*sizes, merged["micro_batch"], train_steps=steps, world=world)
+
+
+def test_the_rows_of_table_1_are_all_there():
+    assert TABLE_1.keys() <= {path.stem for path in RUNS}
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_a_preset_changes_nothing_but_how_an_update_is_cut(preset: Path, parse):
+    plain, merged = parse(PUBLISHED), parse(PUBLISHED, preset)
+    assert merged.datamodule._sizes[:-1] == plain.datamodule._sizes[:-1]
+    assert vars(merged.model.objective) == vars(plain.model.objective)
+    assert (merged.model.rollout, merged.model.advantage) == (plain.model.rollout, plain.model.advantage)
+    assert merged.model.policy.lora == plain.model.policy.lora
+    assert merged.model.old_velocity == "recomputed"
+
+
+@pytest.mark.parametrize("name", ["sd35_ocr_guard", "flux_geneval_dance"])
+def test_prompts_that_are_not_ours_to_ship_are_asked_for_in_one_line(name: str, capsys, tmp_path: Path):
+    here = ("--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}")
+    assert guardlit("fit", "--config", CONFIGS / f"{name}.yaml", *here) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "guardlit fit: error: missing data.train: give --data.train or set it in a --config file"
+
+
+@pytest.mark.parametrize("path", GOLD, ids=lambda p: p.stem)
+def test_gold_goes_with_the_runs_that_it_names(path: Path, capsys: pytest.CaptureFixture[str]):
+    comment = path.read_text(encoding="utf-8").split("\ngold:")[0]
+    (run,) = re.findall(rf"guardlit evaluate --config configs/(\w+)\.yaml --config configs/{path.name}", comment)
+    assert guardlit("evaluate", "--config", CONFIGS / f"{run}.yaml", "--config", path, "--print_config") == 0
+    gold = yaml.safe_load(capsys.readouterr().out)["gold"]
+    assert set(gold["average"]) <= set(gold["scorers"])
+    scorers = {name: scorer["class_path"] for name, scorer in gold["scorers"].items()}
+    assert all(path.startswith("guardlit.rewards.") for path in scorers.values())
 
 
 def _find(callbacks: list[Callback], name: str) -> Callback:

@@ -66,6 +66,21 @@ def test_cps_keeps_the_signal_and_the_noise_level_of_the_next_time(eta: float):
     torch.testing.assert_close(c.std, t_next * math.sin(eta * math.pi / 2), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("eta", [0.2, 0.8, 1.0])
+def test_cps_equals_its_score_form_in_a_python_loop(eta: float):
+    """By Tweedie, x_0 = (x + t^2 score) / (1 - t) and x_1 = -t score, with score = -(x + (1 - t) v) / t."""
+    sigmas = flow_match_sigmas(10).tolist()
+    c = CPS(eta).coefficients(torch.tensor(sigmas, dtype=torch.float64))
+    for i, (t, t_next) in list(enumerate(itertools.pairwise(sigmas)))[1:]:  # at t = 1 there is no signal left to divide
+        x, v, noise = 0.3, -1.7, 0.9
+        score = -(x + (1 - t) * v) / t
+        clean, dirty = (x + t**2 * score) / (1 - t), -t * score
+        std = t_next * math.sin(eta * math.pi / 2)
+        expected = (1 - t_next) * clean + math.sqrt(t_next**2 - std**2) * dirty + std * noise
+        found = float(c.sample[i] * x + c.velocity[i] * v + c.std[i] * noise)
+        assert found == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
 @pytest.mark.parametrize("sde", [FlowSDE(0), DanceSDE(0), CPS(0), ODE()])
 def test_without_noise_every_sampler_is_the_euler_ode(sde: SDE):
     sigmas = flow_match_sigmas(10)

@@ -138,6 +138,29 @@ def test_mixed_windows_equal_a_scalar_loop_in_float64(sde):
         torch.testing.assert_close(drawn.velocity[row].double(), torch.stack(velocities), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("branch", range(5))
+def test_fast_with_one_branch_is_the_flow_sde_at_that_step(branch: int):
+    """Brought to the branch by the same ODE, a run with noise everywhere takes the very same step there, to the bit."""
+    c = FlowSDE(0.7).coefficients(flow_match_sigmas(6))
+    record = torch.tensor([[branch, branch + 1]] * 4)
+    only = torch.zeros(4, 6, dtype=torch.bool)
+    only[:, branch] = True
+    afterwards = only.clone()
+    afterwards[:, branch:] = True  # the full Flow SDE from there on
+    fast, full = (
+        sample(Linear(), c, CONDITIONING, NOISE, range(4), 1.0, record, noisy) for noisy in (only, afterwards)
+    )
+    assert torch.equal(fast.latents, full.latents)
+    assert torch.equal(fast.velocity, full.velocity)
+    if branch == 0:
+        everywhere = sample(Linear(), c, CONDITIONING, NOISE, range(4), 1.0, record, torch.ones_like(only))
+        assert torch.equal(fast.latents, everywhere.latents)
+    x, v = fast.latents[:, 0].double(), fast.velocity[:, 0].double()
+    step = c.sample[branch] * x + c.velocity[branch] * v + c.std[branch] * NOISE.draw(range(4), branch).double()
+    torch.testing.assert_close(fast.latents[:, 1].double(), step, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(fast.final, full.final)  # noise after it, or none
+
+
 def test_images_that_share_their_noise_are_asked_for_once_until_they_part():
     c = FlowSDE(0.7).coefficients(flow_match_sigmas(6))
     record = torch.tensor([[2], [2], [4], [4]])

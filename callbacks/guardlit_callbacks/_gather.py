@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -16,3 +17,11 @@ def gather_objects(value: T) -> list[T]:
     gathered: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered  # type: ignore[return-value]
+
+
+def distinct(numbers: Sequence[int]) -> list[int]:
+    """Where each number stands first, in their rising order: distributed samplers deal some samples out twice."""
+    first: dict[int, int] = {}
+    for place, number in enumerate(numbers):
+        first.setdefault(number, place)
+    return [first[number] for number in sorted(first)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,11 +72,26 @@ def captioned_grid(
     return np.asarray(sheet)
 
 
-def film_strip(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], size: int) -> NDArray[np.uint8]:
-    """One row of images per moment, its label at the left.
+class Frame(NamedTuple):
+    """A row of a film strip.
+
+    Attributes:
+        label: says when, as in "step 40".
+        images: (H, W, 3) uint8 each.
+        scores: a short text per image; may be empty.
+    """
+
+    label: str
+    images: Sequence[NDArray[np.uint8]]
+    scores: Sequence[str]
+
+
+def film_strip(frames: Sequence[Frame], captions: Sequence[str], size: int) -> NDArray[np.uint8]:
+    """One row of images per moment, its label at the left and each image's score under it.
 
     Args:
-        rows: a label and its images, (H, W, 3) uint8 each, from the first moment to the last.
+        frames: from the first moment to the last.
+        captions: a text per column, over it, wrapped to three lines.
         size: the longer side of an image in the strip, in pixels.
 
     Returns:
@@ -84,15 +99,23 @@ def film_strip(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], size: in
     """
     from PIL import Image, ImageDraw
 
-    margin = _GAP + int(max(_font().getlength(label) for label, _ in rows)) + _GAP
-    width = margin + max(len(images) for _, images in rows) * (size + _GAP)
-    strip = Image.new("RGB", (width, len(rows) * (size + _GAP) + _GAP), _WHITE)
+    line = _FONT_SIZE + 4
+    margin = _GAP + int(max(_font().getlength(frame.label) for frame in frames)) + _GAP
+    head = _GAP + line * max((len(wrap(caption, size)) for caption in captions), default=0)
+    height = size + _GAP + (line if any(any(frame.scores) for frame in frames) else 0)
+    width = margin + max(len(frame.images) for frame in frames) * (size + _GAP)
+    strip = Image.new("RGB", (width, head + len(frames) * height + _GAP), _WHITE)
     draw = ImageDraw.Draw(strip)
-    for row, (label, images) in enumerate(rows):
-        y = _GAP + row * (size + _GAP)
-        draw.text((_GAP, y + size // 2 - _FONT_SIZE // 2), label, fill=_BLACK, font=_font())
-        for column, image in enumerate(images):
-            strip.paste(fit(image, size), (margin + column * (size + _GAP), y))
+    for column, caption in enumerate(captions):
+        for row, text in enumerate(wrap(caption, size)):
+            draw.text((margin + column * (size + _GAP), _GAP // 2 + row * line), text, fill=_GREY, font=_font())
+    for row, frame in enumerate(frames):
+        y = head + row * height
+        draw.text((_GAP, y + size // 2 - _FONT_SIZE // 2), frame.label, fill=_BLACK, font=_font())
+        for column, (image, score) in enumerate(zip(frame.images, frame.scores, strict=True)):
+            x = margin + column * (size + _GAP)
+            strip.paste(fit(image, size), (x, y))
+            draw.text((x, y + size + 1), score, fill=_BLACK, font=_font())
     return np.asarray(strip)
 
 

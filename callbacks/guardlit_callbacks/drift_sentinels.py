@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guardlit_callbacks._gather import gather_objects
+from guardlit_callbacks._gather import distinct, gather_objects
 from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from guardlit_callbacks._logging import is_rehearsal, log_scalars
 from guardlit_callbacks._outputs import read_output, read_value
@@ -116,6 +116,15 @@ SENTINELS = {
 }
 
 
+class _Batch(NamedTuple):
+    """What is kept of B images: sentinels (B, 5), thumbnails (B, 3, 16, 16), labels and numbers (B or none)."""
+
+    values: Tensor
+    thumbnails: Tensor
+    groups: list[Hashable]
+    numbers: list[int]
+
+
 class DriftSentinels(Callback):
     """Watches simple statistics of the validation images against those of the first validation.
 
@@ -124,8 +133,7 @@ class DriftSentinels(Callback):
     `trainer.validate(...)` before `fit`, or `Trainer(num_sanity_val_steps=-1)`, makes it step 0. It is kept in
     checkpoints. All ranks' images count.
 
-    Logged once per validation, the mean over all images; each also as `drift/NAME_ratio`, the same divided by its
-    value in the first validation (not logged where that is 0):
+    Logged once per validation, the mean over all images:
 
     | key | unit |
     |---|---|
@@ -135,6 +143,7 @@ class DriftSentinels(Callback):
     | `drift/spectral_peak` | dB |
     | `drift/saturation` | 0 to 1 |
     | `drift/diversity` | RMS pixel difference within a group, share of the full range; with `groups` only |
+    | `drift/NAME_ratio` | each of these over its value in the first validation; not logged where that is 0 |
 
     Example:
         ```python
@@ -149,15 +158,17 @@ class DriftSentinels(Callback):
     Args:
         images: key of the images in what `validation_step` returns, (B, 3, H, W) uint8 or float in [0, 1].
         groups: key of B labels (texts or numbers); equal labels form a group. None for no diversity.
+        index: key of each sample's number in the validation set, (B,): a sample that a distributed sampler handed out
+            twice then counts once. None if there are no such repeats.
 
     Raises:
         MisconfigurationException: a key is missing in what `validation_step` returned, or holds something else.
     """
 
-    def __init__(self, images: str = "images", groups: str | None = "prompts") -> None:
-        self.images, self.groups = images, groups
+    def __init__(self, images: str = "images", groups: str | None = "prompts", index: str | None = None) -> None:
+        self.images, self.groups, self.index = images, groups, index
         self._baseline: dict[str, float] = {}
-        self._rows: list[tuple[Tensor, Tensor, list[Hashable]]] = []
+        self._rows: list[_Batch] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last validation's images."""
@@ -186,7 +197,8 @@ class DriftSentinels(Callback):
                 )
         values = torch.stack([sentinel(images) for sentinel in SENTINELS.values()], dim=1)
         thumbnails = functional.adaptive_avg_pool2d(images.float(), _THUMBNAIL).round().to(torch.uint8)
-        self._rows.append((values.cpu(), thumbnails.cpu(), groups))
+        index = [] if self.index is None else read_output(outputs, self.index, self, "index").tolist()
+        self._rows.append(_Batch(values.cpu(), thumbnails.cpu(), groups, index))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers all ranks' numbers and logs their means, and how they stand to the baseline."""
@@ -196,12 +208,7 @@ class DriftSentinels(Callback):
         self._rows = []
         if not rows:
             return
-        means = dict(zip(SENTINELS, torch.cat([values for values, _, _ in rows]).mean(dim=0).tolist(), strict=True))
-        if self.groups is not None:
-            groups = [group for _, _, labels in rows for group in labels]
-            diversity = group_diversity(torch.cat([thumbnails for _, thumbnails, _ in rows]), groups).nanmean().item()
-            if not math.isnan(diversity):
-                means["diversity"] = diversity
+        means = self._means(rows)
         if not self._baseline:
             self._baseline = means
             if trainer.global_step > 0:
@@ -212,6 +219,19 @@ class DriftSentinels(Callback):
             log_scalars(trainer, metrics, trainer.global_step)
         else:
             pl_module.log_dict(metrics, batch_size=1, sync_dist=True)  # the same numbers on every rank
+
+    def _means(self, rows: Sequence[_Batch]) -> dict[str, float]:
+        values, thumbnails = torch.cat([row.values for row in rows]), torch.cat([row.thumbnails for row in rows])
+        groups = [group for row in rows for group in row.groups]
+        kept = list(range(len(values)))
+        if self.index is not None:
+            kept = distinct([number for row in rows for number in row.numbers])
+        means = dict(zip(SENTINELS, values[kept].mean(dim=0).tolist(), strict=True))
+        if self.groups is not None:
+            diversity = group_diversity(thumbnails[kept], [groups[i] for i in kept]).nanmean().item()
+            if not math.isnan(diversity):
+                means["diversity"] = diversity
+        return means
 
     def state_dict(self) -> dict[str, Any]:
         """The first validation's values."""

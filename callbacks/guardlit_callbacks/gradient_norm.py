@@ -47,9 +47,10 @@ class GradientNorm(RoundCallback):
     | `gradient/norm_after_clipping` | the same as the optimizer saw it |
     | `gradient/clipped` | share of the optimizer steps in which clipping acted, 0 to 1 |
 
-    The loggers that can also get the histograms `gradient/velocity/tTT` and the figure `gradient/figure`. The run's
-    folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before` and `norm_after` (optimizer
-    steps,) and, in measured rounds, `parameter_step` and `parameters` (micro-batches,); and the figure beside it.
+    The loggers that can also get the histograms `gradient/velocity/histogram/tTT`, of samples' norms, and the figure
+    `gradient/figure`. The run's folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`
+    and `norm_after` (optimizer steps,) and, in measured rounds, `parameter_step` and `parameters` (micro-batches,); and
+    the figure beside it.
 
     Needs automatic optimization. Sharded parameters (FSDP2) give their full norm.
 
@@ -64,7 +65,7 @@ class GradientNorm(RoundCallback):
         step: key of the denoising step: its index, or a float timestep that falls while denoising.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
         parameters_every: rounds between measurements of the parameters' gradient, from round 0 on; 0 for never.
-        draw_every: rounds between histograms and figures; 0 for none.
+        draw_every: rounds between figures, from round 0 on; 0 for none.
 
     Raises:
         MisconfigurationException: a key is not among the outputs, or not one value per sample; parameters are to be
@@ -115,8 +116,7 @@ class GradientNorm(RoundCallback):
         """Takes the norm of what this backward added."""
         if not self._measures(trainer):
             return
-        trained = [p for p in pl_module.parameters() if p.requires_grad]
-        gradients: dict[Tensor, Tensor] = {p: p.grad.detach().clone() for p in trained if p.grad is not None}
+        gradients = {p: p.grad.detach().clone() for p in _trained(trainer.optimizers) if p.grad is not None}
         added = [g - self._accumulated[p] if p in self._accumulated else g for p, g in gradients.items()]
         self._accumulated = gradients
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -127,7 +127,7 @@ class GradientNorm(RoundCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Takes the total norm before Lightning clips it."""
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        trained = _trained([optimizer])
         self._before = trained, total_norm([p.grad for p in trained])
 
     def on_train_batch_end(
@@ -141,7 +141,7 @@ class GradientNorm(RoundCallback):
             self._difference = None
         if self._before is not None:
             trained, before = self._before
-            self._updates.append((before, total_norm([p.grad for p in trained if p.grad is not None])))
+            self._updates.append((before, total_norm([p.grad for p in trained])))
             self._before = None
 
     # --- the round -----------------------------------------------------------------------------------------------
@@ -150,13 +150,13 @@ class GradientNorm(RoundCallback):
         """Writes the arrays, draws, and returns the statistics."""
         rows = {**unmasked(rows), **self._per_update(), **self._per_micro_batch()}
         path = self.write(trainer, "gradient", round_index, rows)
+        for t, values in split(rows["step"], rows["velocity"]).items() if "velocity" in rows else ():
+            log_histogram(trainer, f"gradient/velocity/histogram/t{t:02d}", values, trainer.global_step)
         if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
             self._draw(trainer, rows, f"round {round_index}", path)
         return gradient_statistics(rows)
 
     def _draw(self, trainer: Trainer, rows: Rows, title: str, path: Path | None) -> None:
-        for t, values in split(rows["step"], rows["velocity"]).items() if "velocity" in rows else ():
-            log_histogram(trainer, f"gradient/velocity/t{t:02d}", values, trainer.global_step)
         curves = {f"d loss / d {name}": _curve(rows, name) for name in ("velocity", "parameters")}
         panels = {panel: {"this run": curve} for panel, curve in curves.items() if curve}
         if panels:
@@ -195,6 +195,11 @@ class GradientNorm(RoundCallback):
         """Takes the round up where it was left."""
         super().load_state_dict(state_dict)
         self._updates, self._measured = list(state_dict["updates"]), list(state_dict["measured"])
+
+
+def _trained(optimizers: Iterable[Optimizer]) -> list[Tensor]:
+    """What the optimizers train; walking through the module's tree for them would cost more than their norm."""
+    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
 def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:

@@ -34,8 +34,11 @@ class OverOptimizationStop(Callback):
     callback act, after which it counts anew; one that is not so starts the count again.
 
     Acting says why in one line, and rank 0 writes the evaluations, the reason and the action to
-    `over_optimization.json` in the run's folder. Logged after each validation: `over_optimization/count`, the number of
-    evaluations in a row that counted against the run.
+    `over_optimization.json` in the run's folder. Logged after each validation:
+
+    | key | unit |
+    |---|---|
+    | `over_optimization/count` | evaluations in a row that count against the run, up to this one |
 
     Needs `GoldScore`, or a module that logs the same keys in validation.
 

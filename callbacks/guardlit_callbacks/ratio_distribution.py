@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,17 +25,17 @@ class RatioDistribution(RoundCallback):
     range; a mean below 0 keeps samples of positive advantage from ever being clipped (GRPO-Guard, eq. 7 and Fig. 2).
 
     `training_step` returns its outputs per sample, (B,) each, under the keys named here. KIND is `log_ratio`, and `raw`
-    and `normalized` where their keys are given; TT is the index of the denoising step, two digits. Logged at the end of
-    a round:
+    and `normalized` where their keys are given; TT is the index of the denoising step, two digits; SIGN, the
+    advantage's, is `positive` or `negative`; SIDE is `above` or `below`. Logged at the end of a round:
 
     | key | unit |
     |---|---|
-    | `ratio/KIND/mean/tTT`, `ratio/KIND/std/tTT`, `ratio/KIND/skew/tTT` | log ratio; log ratio; none |
-    | `ratio/KIND/mean_positive/tTT`, `.../std_positive/...`, `.../skew_positive/...` | the same, advantage > 0 only |
-    | `ratio/KIND/mean_negative/tTT`, `.../std_negative/...`, `.../skew_negative/...` | the same, advantage < 0 only |
+    | `ratio/KIND/mean/tTT`, `ratio/KIND/std/tTT` | log ratio |
+    | `ratio/KIND/skew/tTT` | none |
+    | `ratio/KIND/mean_SIGN/tTT`, `ratio/KIND/std_SIGN/tTT`, `ratio/KIND/skew_SIGN/tTT` | the same, one sign only |
     | `ratio/KIND/max_shift` | largest abs(mean) / std over the steps |
-    | `ratio/clipped_above/tTT`, `ratio/clipped_below/tTT` | share of samples, 0 to 1 |
-    | `ratio/clipped_above_positive/tTT` and so on: `_below`, `_negative` | share of these |
+    | `ratio/clipped_SIDE/tTT` | share of the samples whose ratio is clipped on that side of the range, 0 to 1 |
+    | `ratio/clipped_SIDE_SIGN/tTT` | share of the samples of one sign, 0 to 1 |
     | `ratio/clipped` | share of all samples of the round, 0 to 1 |
 
     A key whose samples are none in a round (no negative advantage, say) is left out. The loggers that can also get the
@@ -59,7 +58,7 @@ class RatioDistribution(RoundCallback):
             the highest of a round is step 0).
         clipped: key of whether the ratio lies outside the clip range, bool; None where nothing is clipped.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
-        draw_every: rounds between histograms and figures; 0 for none.
+        draw_every: rounds between figures, from round 0 on; 0 for none.
 
     Raises:
         MisconfigurationException: a key is not among the outputs, or not one value per sample.
@@ -94,16 +93,14 @@ class RatioDistribution(RoundCallback):
         if not rows["step"].size:
             return {}
         path = self.write(trainer, "ratio", round_index, rows)
-        if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
-            self._draw(trainer, rows, f"round {round_index}", path)
-        return ratio_statistics(rows)
-
-    def _draw(self, trainer: Trainer, rows: Rows, title: str, path: Path | None) -> None:
+        step = trainer.global_step
         for kind in KINDS.keys() & rows.keys():
             for t, values in split(rows["step"], rows[kind]).items():
-                log_histogram(trainer, f"ratio/{kind}/t{t:02d}", values, trainer.global_step)
-        figure = ratio_figure(_panels(rows), title=title)
-        log_figure(trainer, "ratio/figure", figure, trainer.global_step, path.with_suffix(".png") if path else None)
+                log_histogram(trainer, f"ratio/{kind}/t{t:02d}", values, step)
+        if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
+            figure = ratio_figure(_panels(rows), title=f"round {round_index}")
+            log_figure(trainer, "ratio/figure", figure, step, path.with_suffix(".png") if path else None)
+        return ratio_statistics(rows)
 
 
 def ratio_statistics(rows: Rows) -> dict[str, float]:

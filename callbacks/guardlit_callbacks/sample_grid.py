@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from guardlit_callbacks._gather import gather_objects
+from guardlit_callbacks._gather import distinct, gather_objects
 from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer
-from guardlit_callbacks._logging import is_rehearsal, log_image, run_dir
+from guardlit_callbacks._logging import is_rehearsal, log_image, run_dir, save_png
 from guardlit_callbacks._outputs import read_output, read_value
-from guardlit_callbacks._pictures import captioned_grid, film_strip, fit, to_uint8
+from guardlit_callbacks._pictures import Frame, captioned_grid, film_strip, fit, to_uint8
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Sample = tuple["NDArray[np.uint8]", str, "float | None"]
-"""An image (H, W, 3), its prompt, its score."""
+Sample = tuple["NDArray[np.uint8]", str, "float | None", int]
+"""An image (H, W, 3), its prompt, its score, its number in the validation set (-1 where there is none)."""
+
+
+class _Row(NamedTuple):
+    """Of the film strip: grids drawn before, optimizer step, and what the first images were."""
+
+    grids: int
+    step: int
+    images: list[NDArray[np.uint8]]
+    scores: list[str]
 
 
 class SampleGrid(Callback):
@@ -28,14 +36,15 @@ class SampleGrid(Callback):
     `validation_step` returns a dictionary with the images, (B, 3, H, W) uint8 or float in [0, 1], their prompts, B
     texts, and their scores, (B,). Draw them from fixed noise, so that one sees what training changed and nothing else.
     `trainer.validate(...)` before `fit`, or `Trainer(num_sanity_val_steps=-1)`, shows step 0 as well.
-    Under several processes the images are gathered in the order in which a DistributedSampler deals them out.
+    Under several processes the images are gathered in the order in which a DistributedSampler deals them out, or in
+    that of `index`.
 
     Logged, to every logger that takes pictures, and written to the run's folder as PNG:
 
     | key | file | what |
     |---|---|---|
     | `samples/grid` | `samples/step_000123.png` | each image, its score and prompt under it |
-    | `samples/film_strip` | `samples/film_strip.png` | at the end: a row per validation, a column per prompt |
+    | `samples/film_strip` | `samples/film_strip.png` | at the end: a row per validation, a column per prompt, scores |
 
     Example:
         ```python
@@ -50,6 +59,8 @@ class SampleGrid(Callback):
         images: key of the images.
         prompts: key of the prompts.
         scores: key of the scores; None for no scores.
+        index: key of each sample's number in the validation set, (B,): a sample that a distributed sampler handed out
+            twice is then shown once. None if there are no such repeats.
         every_n_validations: validations from one grid to the next.
         max_images: images in the grid, the first of the validation set.
         columns: images in a row of the grid, and in each row of the film strip.
@@ -66,6 +77,7 @@ class SampleGrid(Callback):
         images: str = "images",
         prompts: str = "prompts",
         scores: str | None = "reward",
+        index: str | None = None,
         every_n_validations: int = 1,
         max_images: int = 16,
         columns: int = 4,
@@ -76,12 +88,13 @@ class SampleGrid(Callback):
         for name, number in {**numbers, "size": size, "strip_rows": strip_rows}.items():
             if number < 1:
                 raise ValueError(f"SampleGrid: {name} must be at least 1, got {number}")
-        self.images, self.prompts, self.scores = images, prompts, scores
+        self.images, self.prompts, self.scores, self.index = images, prompts, scores, index
         self.every_n_validations, self.max_images, self.columns = every_n_validations, max_images, columns
         self.size, self.strip_rows = size, strip_rows
         self._samples: list[Sample] = []
         self._validations, self._stride = 0, 1
-        self._strip: list[tuple[int, int, list[NDArray[np.uint8]]]] = []  # count of grids before, step, thumbnails
+        self._strip: list[_Row] = []
+        self._captions: list[str] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last validation's images."""
@@ -109,8 +122,11 @@ class SampleGrid(Callback):
             raise MisconfigurationException(
                 f"SampleGrid: {len(images)} images, {len(prompts)} prompts, {len(scores)} scores in one batch"
             )
+        numbers = [-1] * len(images)
+        if self.index is not None:
+            numbers = read_output(outputs, self.index, self, "index").tolist()
         arrays = images.permute(0, 2, 3, 1).cpu().numpy()
-        self._samples += list(zip(arrays, map(str, prompts), scores, strict=True))
+        self._samples += list(zip(arrays, map(str, prompts), scores, numbers, strict=True))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the images on all ranks, and draws on the first."""
@@ -120,57 +136,66 @@ class SampleGrid(Callback):
         self._validations += 1
         if not due:
             return
-        samples = _interleave(gather_objects(self._samples[: self.max_images]))[: self.max_images]
+        samples = _interleave(gather_objects(self._samples[: self.max_images]))
+        if self.index is not None:
+            samples = [samples[place] for place in distinct([number for *_, number in samples])]
+        samples = samples[: self.max_images]
         self._samples = []
         if not samples:
             return
         step = trainer.global_step
-        self._remember(step, [image for image, _, _ in samples[: self.columns]])
-        grid = captioned_grid(
-            [image for image, _, _ in samples],
-            [prompt for _, prompt, _ in samples],
-            ["" if score is None else f"{self.scores} {score:.4g}" for _, _, score in samples],
-            self.columns,
-            self.size,
-        )
+        images, prompts, scores, _ = zip(*samples, strict=True)
+        texts = ["" if score is None else f"{self.scores} {score:.4g}" for score in scores]
+        self._remember(step, images[: self.columns], texts[: self.columns])
+        self._captions = list(prompts[: self.columns])
+        grid = captioned_grid(images, prompts, texts, self.columns, self.size)
         self._write(trainer, "samples/grid", f"step_{step:06d}.png", grid)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the film strip."""
         if self._strip:
-            strip = film_strip([(f"step {step}", images) for _, step, images in self._strip], min(self.size, 128))
+            frames = [Frame(f"step {row.step}", row.images, row.scores) for row in self._strip]
+            strip = film_strip(frames, self._captions, min(self.size, 128))
             self._write(trainer, "samples/film_strip", "film_strip.png", strip)
 
-    def _remember(self, step: int, images: list[NDArray[np.uint8]]) -> None:
+    def _remember(self, step: int, images: Sequence[NDArray[np.uint8]], scores: Sequence[str]) -> None:
         """Adds a row to the strip; the first and the last always stay, the others at an even stride."""
         count = (self._validations - 1) // self.every_n_validations
-        if self._strip and self._strip[-1][0] % self._stride:
+        if self._strip and self._strip[-1].grids % self._stride:
             self._strip.pop()
         thumbnails = [np.asarray(fit(image, min(max(image.shape[:2]), 128))) for image in images]
-        self._strip.append((count, step, thumbnails))
+        self._strip.append(_Row(count, step, thumbnails, list(scores)))
         while len(self._strip) > self.strip_rows and self.strip_rows > 1:
             self._stride *= 2
-            self._strip = [row for row in self._strip if row[0] % self._stride == 0 or row is self._strip[-1]]
+            self._strip = [row for row in self._strip if row.grids % self._stride == 0 or row is self._strip[-1]]
         self._strip = self._strip[-self.strip_rows :]
 
     def _write(self, trainer: Trainer, key: str, name: str, picture: NDArray[np.uint8]) -> None:
         folder = run_dir(trainer)  # a collective
         log_image(trainer, key, picture, trainer.global_step)
         if folder is not None and trainer.is_global_zero:
-            _save_png(folder / "samples" / name, picture)
+            save_png(folder / "samples" / name, picture)
 
     def state_dict(self) -> dict[str, Any]:
         """The strip so far, as small pictures."""
         strip = [
-            (count, step, [torch.from_numpy(image.copy()) for image in images]) for count, step, images in self._strip
+            (row.grids, row.step, [torch.from_numpy(image.copy()) for image in row.images], row.scores)
+            for row in self._strip
         ]
-        return {"validations": self._validations, "stride": self._stride, "strip": strip}
+        return {
+            "validations": self._validations,
+            "stride": self._stride,
+            "captions": self._captions,
+            "strip": strip,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the strip of the run that is resumed."""
         self._validations, self._stride = state_dict["validations"], state_dict["stride"]
+        self._captions = list(state_dict["captions"])
         self._strip = [
-            (count, step, [image.numpy() for image in images]) for count, step, images in state_dict["strip"]
+            _Row(count, step, [image.numpy() for image in images], list(scores))
+            for count, step, images, scores in state_dict["strip"]
         ]
 
 
@@ -178,10 +203,3 @@ def _interleave(ranks: Sequence[Sequence[Sample]]) -> list[Sample]:
     """The samples of all ranks in the order of the data set, of which rank r holds samples r, r + world, ..."""
     longest = max(len(samples) for samples in ranks)
     return [samples[i] for i in range(longest) for samples in ranks if i < len(samples)]
-
-
-def _save_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from guardlit_callbacks._lightning import (
@@ -104,6 +105,7 @@ class TrainableEMA(Callback):
     @torch.inference_mode(False)  # validation may be what binds, and training must be able to update what it made
     def _bind(self, pl_module: LightningModule) -> bool:
         """Finds the parameters and fits a loaded state to them; False if there are no averages yet."""
+        _reshard(pl_module)
         every = {_clean(name): parameter for name, parameter in pl_module.named_parameters()}
         names = [name for name, parameter in every.items() if parameter.requires_grad]
         if self._loaded is not None:
@@ -143,6 +145,7 @@ class TrainableEMA(Callback):
         try:
             yield
         finally:
+            _reshard(pl_module)
             for name, raw in self._raw.items():
                 _local(self._parameters[name]).copy_(raw)
             self._raw = {}
@@ -215,6 +218,17 @@ def _clean(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
+
+
+def _reshard(module: nn.Module) -> None:
+    """Lets go of what FSDP2 has gathered for a forward pass without a backward, as in validation.
+
+    As long as it is there it is what the module names as its parameters and what it computes with, whatever is written
+    to the shards.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ def test_ratio_figure_shows_each_steps_mean_over_std_and_clip_shares():
     )
     drawn(figure)
     words = texts(figure)
-    assert {"Flow-GRPO", "GRPO-Guard", "log ratio", "denoising step (0 = most noise)"} <= set(words)
-    assert "clipped (%)\n← below    above →" in words
+    assert {"Flow-GRPO", "GRPO-Guard", "log ratio (dimensionless)", "denoising step (0 = most noise)"} <= set(words)
+    assert "clipped (% of samples)\n← below    above →" in words
     assert len(figure.axes) == 3  # the second has no clipping
     shown = [float(word) for word in words if word.startswith(("+", "-"))]
     expected = [moments(given.log_ratio[given.step == t]) for t in range(4)]
@@ -64,6 +64,16 @@ def test_gradient_figure_names_max_over_min():
     drawn(figure)
     assert {"Flow-GRPO (max/min 20.0)", "GRPO-Guard (max/min 2.0)", "still (max/min inf)"} <= set(texts(figure))
     assert figure.axes[0].get_yscale() == "log"
+
+
+def test_an_even_gradient_looks_even_and_its_axis_has_numbers():
+    figure = gradient_figure({"d loss / d velocity": {"GRPO-Guard": {0: 0.021, 1: 0.022, 2: 0.024}}})
+    drawn(figure)
+    low, high = figure.axes[0].get_ylim()
+    assert high / low == pytest.approx(10)
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    numbers = [float(text.replace("\N{MINUS SIGN}", "-")) for text in shown if text]
+    assert len([n for n in numbers if low <= n <= high]) >= 3
 
 
 def test_proxy_gold_figure_marks_the_best_gold_only_where_it_falls_beyond_its_noise():

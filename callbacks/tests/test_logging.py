@@ -4,15 +4,25 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from guardlit_callbacks._logging import is_rehearsal, log_figure, log_histogram, log_image, log_scalars, run_dir
+from guardlit_callbacks._logging import (
+    figure_to_array,
+    is_rehearsal,
+    log_figure,
+    log_histogram,
+    log_image,
+    log_scalars,
+    run_dir,
+)
 from guardlit_callbacks._outputs import read_output
+from matplotlib.figure import Figure
+from PIL import Image
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
 
 
 @pytest.fixture
 def wandb_logger(recorder, monkeypatch):
-    """Stands for Lightning's WandbLogger, which needs an account: the same methods and name."""
+    """Stands for Lightning's WandbLogger where W&B is not installed: the same methods and name."""
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Histogram=lambda values: ("histogram", values.tolist())))
 
     class WandbLogger(type(recorder)):
@@ -50,17 +60,14 @@ def test_other_ranks_write_nothing(make_trainer, wandb_logger, monkeypatch):
     assert wandb_logger.calls == []
 
 
-def test_figure_is_logged_saved_and_closed(make_trainer, wandb_logger, tmp_path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, _ = plt.subplots(figsize=(2, 1), dpi=50)
+def test_figure_is_logged_and_saved(make_trainer, wandb_logger, tmp_path):
+    figure = Figure(figsize=(2, 1), dpi=50)
+    figure.subplots().plot([0, 1], [0, 1])
     log_figure(make_trainer(logger=wandb_logger), "figure", figure, 5, tmp_path / "new" / "figure.png")
     assert wandb_logger.calls == [(5, {"figure": [(50, 100, 3)]})]
-    assert (tmp_path / "new" / "figure.png").stat().st_size > 0
-    assert not plt.fignum_exists(figure.number)
+    saved = np.asarray(Image.open(tmp_path / "new" / "figure.png"))
+    assert np.array_equal(saved, figure_to_array(figure))
+    assert saved.min() < 100 < saved.max()
 
 
 def test_rehearsal_is_a_partial_sanity_check():

@@ -82,8 +82,8 @@ def test_arrays_histograms_and_figure(make_trainer, tmp_path):
 
     root = import_module(RatioDistribution.__mro__[2].__module__.removesuffix(".callbacks.callback") + ".loggers")
     logger, spy = root.TensorBoardLogger(tmp_path, name="", version=""), Spy()
-    make_trainer(all_kinds(draw_every=1), spy, logger=logger).fit(ToyFlow(), Rounds(transitions()))
-    arrays, columns = load(tmp_path, 0), spy.columns()
+    make_trainer(all_kinds(draw_every=2), spy, logger=logger, max_epochs=2).fit(ToyFlow(), Rounds(transitions()))
+    arrays, columns = load(tmp_path, 0), spy.columns(0, 6)
     assert set(arrays) == {"step", "log_ratio", "advantage", "raw", "normalized", "clipped"}
     assert arrays["step"].dtype == np.int64
     assert arrays["clipped"].dtype == bool
@@ -99,10 +99,13 @@ def test_arrays_histograms_and_figure(make_trainer, tmp_path):
 
     events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0, "images": 0, "scalars": 0})
     events.Reload()
-    assert events.Histograms("ratio/log_ratio/t02")[0].histogram_value.num == 16
+    histograms = [(event.step, event.histogram_value.num) for event in events.Histograms("ratio/log_ratio/t02")]
+    assert histograms == [(6, 16), (12, 16)]  # every round, and the figure every other
+    assert [event.step for event in events.Images("ratio/figure")] == [6]
     shown = Image.open(io.BytesIO(events.Images("ratio/figure")[0].encoded_image_string))
     assert min(shown.size) > 200
     assert len(np.unique(np.asarray(shown.convert("L")))) > 20  # something is drawn
+    assert [path.name for path in (tmp_path / "ratio").glob("*.png")] == ["round_00000.png"]
     assert (tmp_path / "ratio" / "round_00000.png").stat().st_size > 10_000
 
 

@@ -236,7 +236,7 @@ def test_figures_label_their_axes_with_units(tmp_path):
     assert (gold.get_xlabel(), gold.get_ylabel()) == ("optimizer step", "score / score at the start")
     assert [line.get_xdata()[0] for line in gold.lines if line.get_linestyle() == ":"] == [10]
     gradient = gradient_figure({"d loss / d velocity": {m.label: m.gradient("velocity") for m in methods}}).axes[0]
-    assert gradient.get_ylabel() == "mean gradient norm"
+    assert gradient.get_ylabel() == "mean gradient norm (units of the loss)"
     curves = {m.label: m.scalar("reward/x_mean") for m in methods}
     training = training_figure({"reward/x_mean": ("reward", curves)})
     assert (training.axes[0].get_xlabel(), training.axes[0].get_ylabel()) == ("optimizer step", "reward")

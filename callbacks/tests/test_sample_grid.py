@@ -5,7 +5,7 @@ import pytest
 import torch
 from guardlit_callbacks import SampleGrid
 from guardlit_callbacks._lightning import MisconfigurationException
-from guardlit_callbacks._pictures import captioned_grid, film_strip, wrap
+from guardlit_callbacks._pictures import Frame, captioned_grid, film_strip, wrap
 from PIL import Image
 
 
@@ -43,7 +43,9 @@ def test_grid_and_strip_are_written_and_logged(small_module, loader, make_traine
     picture = np.asarray(Image.open(folder / "step_000016.png"))
     assert [picture[12, 12 + 40 * i].tolist() for i in range(3)] == [[c] * 3 for c in (16, 26, 36)]
     strip = np.asarray(Image.open(folder / "film_strip.png"))
-    assert [strip[12 + 40 * i, -12].tolist() for i in range(3)] == [[c] * 3 for c in (28, 36, 44)]
+    # under two lines of prompts, rows of 32 pixels with a line of scores below; the third of 0, 10, 20 at each step
+    assert [strip[44 + 12 + 58 * i, -12].tolist() for i in range(3)] == [[c] * 3 for c in (28, 36, 44)]
+    assert all((strip[top : top + 18, -40:] < 128).any() for top in (4, 44 + 33, 44 + 58 + 33, 44 + 116 + 33))
 
     accumulator = import_module("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(
         writer.log_dir, size_guidance={"images": 0}
@@ -70,8 +72,8 @@ def test_strip_keeps_first_and_last_at_an_even_stride():
     steps = []
     for count in range(14):
         grid._validations = count + 1
-        grid._remember(count, [np.zeros((4, 4, 3), np.uint8)])
-        steps.append([step for _, step, _ in grid._strip])
+        grid._remember(count, [np.zeros((4, 4, 3), np.uint8)], [""])
+        steps.append([row.step for row in grid._strip])
     assert steps[3] == [0, 1, 2, 3]
     assert steps[4] == [0, 2, 4]
     assert steps[7] == [0, 4, 7]
@@ -156,4 +158,11 @@ def test_captions_are_drawn_and_cut():
     assert len(lines) == 3
     assert lines[-1].endswith("…")
     assert wrap("a dog", 200) == ["a dog"]
-    assert film_strip([("step 0", [tile])], 16).ndim == 3
+    bare = film_strip([Frame("step 0", [tile], [""])], [""], 64)
+    full = film_strip([Frame("step 0", [tile], ["1.5"])], ["a dog"], 64)
+    assert full.shape == (bare.shape[0] + 18, bare.shape[1], 3)  # a line for the score
+    assert (bare[:20] == 255).all()
+    assert (full[:20] < 128).any()
+    assert np.array_equal(bare[26:90, -72:-8], full[26:90, -72:-8])
+    assert (full[26:90, -72:-8] == 128).all()
+    assert (full[91:] < 128).any()

@@ -66,10 +66,13 @@ class ToyFlow(LightningModule):
         drift = gain * (velocity - self.old[batch["step"]])
         return -(drift**2) / (2 * std**2) + drift * noise / std, drift * noise
 
+    def predict(self, step):
+        return self.velocity[step]
+
     def training_step(self, batch, batch_idx):
         rank, world = self.global_rank, self.trainer.world_size
         batch = {name: values[rank::world] for name, values in batch.items()}
-        velocity = self.velocity[batch["step"]]
+        velocity = self.predict(batch["step"])
         raw, normalized = self.log_ratio(velocity, batch)
         per_sample = -batch["advantage"] * raw.exp()
         (gradient,) = torch.autograd.grad(per_sample.sum(), velocity, retain_graph=True)

@@ -87,3 +87,18 @@ class FlowPolicy(nn.Module, ABC):
     @abstractmethod
     def export(self, folder: Path) -> None:
         """Write the trained weights in the format that the model's own pipeline loads."""
+
+    @abstractmethod
+    def exported(self, folder: Path) -> AbstractContextManager[None]:
+        """Run the model with a folder's weights: what `export` wrote, or a LoRA that its own pipeline loads.
+
+        Raises:
+            GuardlitError: neither of these, or of another model.
+        """
+
+    @abstractmethod
+    def source(self) -> dict[str, str]:
+        """What, beside trained weights and prompts, decides an image: the model's files and how they are used.
+
+        It is known before `load`; raises `GuardlitError` where there is no such model.
+        """

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.policies.base import FlowPolicy, WeightSet
+from guardlit.policies.base import WeightSet
 from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
+from guardlit.policies.exported import FolderPolicy
 from guardlit.policies.folders import load_component, load_pipeline, pipeline_folder
-from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets, adapter_state
+from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets
 from guardlit.types import Conditioning
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,7 +30,7 @@ JOINT_ATTENTION = tuple(f"attn.{name}" for name in ATTENTION)
 """Linear layers of attention over text and image together, as diffusers names them in most families."""
 
 
-class DiffusersPolicy(FlowPolicy):
+class DiffusersPolicy(FolderPolicy):
     """A diffusers pipeline folder or hub id as a policy; a subclass adds what one model family has of its own.
 
     It names the pipeline's classes below, turns prompts into embeddings in `_encode_prompts`, and calls the transformer
@@ -284,17 +285,3 @@ class DiffusersPolicy(FlowPolicy):
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         """See `FlowPolicy.load_old_state`."""
         self._sets.load_old_state(state)
-
-    def export(self, folder: Path) -> None:
-        """A LoRA file for `pipe.load_lora_weights`, or, after full fine-tuning, a whole pipeline folder."""
-        if not self.lora:
-            self._pipeline().save_pretrained(folder, safe_serialization=True)
-            return
-        import diffusers
-
-        state, config = adapter_state(self.transformer)
-        getattr(diffusers, self.pipeline_class).save_lora_weights(
-            folder,
-            transformer_lora_layers=state,
-            transformer_lora_adapter_metadata=config,  # without it diffusers takes alpha = rank
-        )

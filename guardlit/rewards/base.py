@@ -31,6 +31,9 @@ class Scorer(ABC):
     """Whether two very different images never get one score, as under a network with a continuous output; the start-up
     test then insists on it. False for counts, marks and shares, where both may rightly be 0."""
 
+    compares_images: bool = False
+    """Whether an image's score depends on the other images of its prompt: they must be in one request then."""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if not cls.__dict__.get("name"):
@@ -49,6 +52,10 @@ class Scorer(ABC):
         """
         return {self.name: self}
 
+    def columns(self, round: int) -> tuple[str, ...]:
+        """Names of the scores that a round knows of each image: those that have a weight, or the scorer's own."""
+        return tuple(self.weights) or (self.name,)
+
     def combine(self, results: Mapping[str, RewardResult]) -> RewardResult:
         """One result of what the `terms` gave for the same B images."""
         return results[self.name]
@@ -64,6 +71,13 @@ class Scorer(ABC):
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:  # noqa: B027 - optional hook
         """Raise `ValueError` when this prompt can never be scored (no quoted text, no metadata, ...)."""
+
+    def task(self, metadata: Mapping[str, object]) -> str | None:
+        """The task that a prompt belongs to, where a benchmark's score is the mean over its tasks' means.
+
+        None, as by default, for all prompts: the mean over prompts.
+        """
+        return None
 
     @abstractmethod
     def setup(self, device: torch.device) -> None:

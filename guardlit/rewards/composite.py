@@ -123,6 +123,10 @@ class Composite(Scorer):
         """The scorers that are due in a round."""
         return {n: t.scorer for n, t in self._terms.items() if round is None or round % t.every == 0}
 
+    def columns(self, round: int) -> tuple[str, ...]:
+        """The terms that are due in a round."""
+        return tuple(self.terms(round))
+
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
         """Ask every term that is trained on."""
         for term in self._terms.values():

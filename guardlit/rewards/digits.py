@@ -149,6 +149,8 @@ class DigitDiversity(Scorer):
     Unit: as `DigitRealism`. An image that is alone with its prompt has no diversity: its score is invalid.
     """
 
+    compares_images = True
+
     def setup(self, device: torch.device) -> None:
         """Nothing to load."""
         self._device = device

@@ -47,6 +47,8 @@ class GenEval(ClipScorer):
         ValueError: an unknown mode, or another precision.
     """
 
+    distinguishes = False  # two images that show nothing that was asked for score alike
+
     def __init__(
         self,
         detector: str,
@@ -74,6 +76,10 @@ class GenEval(ClipScorer):
     def provenance(self) -> Mapping[str, str]:
         """Scorer, mode, both networks' files, precision."""
         return {**super().provenance, "mode": self.mode, "swap_channels": str(self.swap_channels)}
+
+    def task(self, metadata: Mapping[str, object]) -> str:
+        """The benchmark's score is the mean over the means of its six tasks: each prompt names its own."""
+        return str(metadata["tag"])
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
         """Raise `ValueError` for metadata that are missing or could not be scored."""

@@ -1,0 +1,157 @@
+"""Whole runs with the real loggers, read back from what they wrote."""
+
+import csv
+import json
+import re
+import struct
+from importlib import import_module
+
+import numpy as np
+import pytest
+from guardlit_callbacks._lightning import Callback
+from PIL import Image
+from whole_run import all_callbacks, fit
+
+LOGGERS = import_module(Callback.__module__.removesuffix(".callbacks.callback") + ".loggers")
+ROUNDS, UPDATES = 5, 15  # until the over-optimization stops it
+FIGURES = ("ratio/figure", "gradient/figure", "gold/figure", "samples/grid", "samples/film_strip")
+HISTOGRAMS = [f"ratio/{kind}/t{t:02d}" for kind in ("log_ratio", "raw", "normalized") for t in range(3)]
+HISTOGRAMS += [f"gradient/velocity/histogram/t{t:02d}" for t in range(3)]
+SCALARS = ("ratio/log_ratio/mean/t02", "ratio/clipped", "gradient/velocity/max_over_min", "gradient/parameters/t00")
+SCALARS += ("gold/bright", "gold/average_low", "drift/edge_density_ratio", "over_optimization/count", "time/mfu")
+
+
+@pytest.fixture
+def run(make_trainer, monkeypatch, tmp_path):
+    """A run of all callbacks with a logger; what a recorder beside it saw, by key."""
+
+    def train(logger, recorder):
+        trainer = fit(make_trainer, tmp_path, all_callbacks(), monkeypatch, logger=[logger, recorder])
+        assert trainer.global_step == UPDATES
+        return {key: [value for _, value in recorder.values(key)] for key in sorted(recorder.keys())}
+
+    return train
+
+
+def pictures(folder):
+    """Of the run's folder: every callback has left its own."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    assert {"ratio/round_00000.png", "gradient/round_00000.png", "gold.png", "samples/film_strip.png"} <= found
+
+
+def test_tensorboard_has_scalars_histograms_and_pictures(run, recorder, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = run(LOGGERS.TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=False), recorder)
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"scalars": 0, "histograms": 0, "images": 0})
+    events.Reload()
+    assert set(seen) <= set(events.Tags()["scalars"])
+    for key, values in seen.items():
+        assert [event.value for event in events.Scalars(key)] == pytest.approx(values, rel=1e-6), key
+    assert sorted(events.Tags()["histograms"]) == sorted(HISTOGRAMS)
+    assert all(len(events.Histograms(key)) == ROUNDS for key in HISTOGRAMS)
+    assert sorted(events.Tags()["images"]) == sorted(FIGURES)
+    pictures(tmp_path / "run")
+
+
+PLACEHOLDERS = {
+    "KIND": "(log_ratio|raw|normalized)",
+    "SIGN": "(positive|negative)",
+    "SIDE": "(above|below)",
+    "NAME": r"\w+",
+    "PHASE": "(data|update|validation)",
+    "TT": r"\d\d",
+}
+
+
+def test_docstrings_list_every_logged_key_and_no_other(run, recorder, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(LOGGERS.TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=False), recorder)
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    logged = {key for kind in ("scalars", "histograms", "images") for key in events.Tags()[kind]} - {"epoch"}
+    documented = []
+    for callback in all_callbacks():
+        keys = [key for key in re.findall(r"`([\w/]+)`", type(callback).__doc__) if "/" in key]
+        assert keys or "Logged keys: none." in type(callback).__doc__
+        documented += keys
+        for row in re.findall(r"^ *\| `.*$", type(callback).__doc__, re.MULTILINE):
+            *_, unit, _ = row.split("|")
+            assert len(unit.strip()) > 1, row
+    patterns = {key: re.sub("|".join(PLACEHOLDERS), lambda found: PLACEHOLDERS[found[0]], key) for key in documented}
+    for key, pattern in patterns.items():
+        assert any(re.fullmatch(pattern, other) for other in logged), f"{key} is documented and not logged"
+    for key in logged:
+        assert any(re.fullmatch(pattern, key) for pattern in patterns.values()), f"{key} is logged and not documented"
+
+
+def test_csv_has_every_scalar(run, recorder, tmp_path):
+    seen = run(LOGGERS.CSVLogger(tmp_path, name="", version="run"), recorder)
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").open()))
+    assert set(SCALARS) <= set(seen) <= set(rows[0])
+    for key, values in seen.items():
+        assert [float(row[key]) for row in rows if row[key]] == pytest.approx(values, rel=1e-6), key
+    pictures(tmp_path / "run")
+
+
+def test_wandb_has_scalars_histograms_and_pictures(run, recorder, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    for name, value in {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_DISABLE_GIT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    settings = wandb.Settings(x_disable_stats=True, x_disable_meta=True)
+    logger = LOGGERS.WandbLogger(project="toy", save_dir=tmp_path, offline=True, settings=settings)
+    seen = run(logger, recorder)
+    logger.experiment.finish()
+    wandb.teardown()  # or its process may still be writing
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    logged = history(log)
+    assert set(SCALARS) <= set(seen)
+    for key, values in seen.items():
+        assert logged[key] == pytest.approx(values, rel=1e-6), key
+    for key in HISTOGRAMS:
+        assert [value["_type"] for value in logged[key]] == ["histogram"] * ROUNDS
+    rounds = [np.load(path) for path in sorted(tmp_path.rglob("ratio/round_*.npz"))]
+    for value, arrays in zip(logged["ratio/log_ratio/t02"], rounds, strict=True):
+        values = arrays["log_ratio"][arrays["step"] == 2]
+        assert sum(value["values"]) == len(values)
+        assert (value["bins"][0], value["bins"][-1]) == pytest.approx((values.min(), values.max()))
+    for key in FIGURES:
+        (*_, last) = logged[key]
+        shown = Image.open(log.parent / "files" / last["filenames"][0])
+        assert (shown.width, shown.height) == (last["width"], last["height"])
+        assert np.asarray(shown.convert("L")).std() > 10
+    (folder,) = {path.parent.parent for path in tmp_path.glob("toy/*/samples/film_strip.png")}
+    assert folder == tmp_path / "toy" / logger.version  # each run has its own
+    pictures(folder)
+
+
+def history(path):
+    """Every value in a run's W&B file, by key, in order; a histogram or a picture is a mapping."""
+    internal = import_module("wandb.proto.wandb_internal_pb2")
+    found = {}
+    for data in leveldb_records(path.read_bytes()[7:]):
+        row = {}
+        for item in internal.Record.FromString(data).history.item:
+            key, *within = item.nested_key or [item.key]
+            value = json.loads(item.value_json)
+            row[key] = {**row.get(key, {}), within[0]: value} if within else value
+        for key, value in row.items():
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def leveldb_records(data, block=32768, header=7):
+    """Whole records of LevelDB's log format, of which W&B's file is one after seven bytes of its own."""
+    whole, at = b"", 0
+    while at + header <= len(data):
+        room = block - (at + 7) % block
+        if room < header:
+            at += room
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + header])
+        whole += data[at + header : at + header + length]
+        at += header + length
+        if kind in (1, 4):  # whole, or the last part
+            yield whole
+            whole = b""

@@ -1,0 +1,251 @@
+"""Drawing: the images of every model with the noise of `guardlit validate`, each drawn once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning.pytorch as pl
+from guardlit_callbacks import TrainableEMA
+from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from guardlit.errors import GuardlitError
+from guardlit.gold.models import Model
+from guardlit.gold.pictures import Picture, PictureFolder
+from guardlit.types import Prompt
+
+if TYPE_CHECKING:
+    from guardlit.module import GRPOModule
+
+RECORD, PROMPTS = "drawn.json", "prompts.jsonl"
+FORMAT = 1
+"""Of the images' keys: another number draws everything anew."""
+
+Numbered = tuple[int, Prompt]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What an output folder's images are of: all that scoring needs.
+
+    Attributes:
+        models: rows of the table, the base first.
+        prompts: P of them; image i is of prompt i % P, as in validation.
+        images_per_prompt: K; P x K images a model.
+        sampling: what decides an image beside weights, prompt and index.
+        facts: what else is worth knowing of them, for the provenance.
+    """
+
+    models: list[Model]
+    prompts: list[Prompt]
+    images_per_prompt: int
+    sampling: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> list[Numbered]:
+        """Number and prompt of every image, all prompts once, then again."""
+        return list(enumerate(self.prompts * self.images_per_prompt))
+
+    @property
+    def prompts_sha256(self) -> str:
+        """Of texts and metadata, in their order."""
+        return hashlib.sha256("\n".join(map(_line, self.prompts)).encode()).hexdigest()
+
+    def folder(self, out: Path, model: Model) -> PictureFolder:
+        """Where a model's images are: another place for whatever would give other images."""
+        identity = {
+            "format": FORMAT,
+            "weights": (model.kind, model.weights, model.sha256),
+            "sampling": {key: value for key, value in self.sampling.items() if key != "model"},  # its files count
+            "prompts": [prompt.text for prompt in self.prompts],
+        }
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return PictureFolder(out / "images" / key[:16])
+
+    def pictures(self, out: Path, model: Model) -> list[Picture]:
+        """All images of a model; raises `GuardlitError` where one is missing."""
+        folder = self.folder(out, model)
+        found = folder.find()
+        if missing := [i for i, _ in self.images if i not in found]:
+            raise GuardlitError(
+                f"{folder.path}: {len(missing)} of {len(self.images)} images of '{model.label}' are missing or "
+                f"damaged, number {missing[0]} first; evaluate without --rescore to draw them"
+            )
+        return [Picture(*found[i], i, prompt) for i, prompt in self.images]
+
+    def write(self, out: Path) -> None:
+        """Write `drawn.json` and `prompts.jsonl`, from which `read` makes it again."""
+        document = {
+            "models": [asdict(model) | {"folder": self.folder(Path(), model).path.name} for model in self.models],
+            "images_per_prompt": self.images_per_prompt,
+            "sampling": self.sampling,
+            "facts": self.facts,
+        }
+        (out / PROMPTS).write_text("".join(f"{_line(prompt)}\n" for prompt in self.prompts), encoding="utf-8")
+        (out / RECORD).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, out: Path) -> Drawn:
+        """What an earlier evaluation drew; raises `GuardlitError` where there is none."""
+        if not (out / RECORD).is_file():
+            raise GuardlitError(f"{out} holds no {RECORD}: --rescore needs an evaluation that drew images there")
+        try:
+            document = json.loads((out / RECORD).read_text(encoding="utf-8"))
+            rows = [json.loads(line) for line in (out / PROMPTS).read_text(encoding="utf-8").splitlines()]
+            models = [Model(**{k: v for k, v in row.items() if k != "folder"}) for row in document["models"]]
+            prompts = [Prompt(row["prompt"], row["metadata"]) for row in rows]
+            return cls(models, prompts, document["images_per_prompt"], document["sampling"], document["facts"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise GuardlitError(f"{out / RECORD} is damaged ({error}): evaluate again without --rescore") from error
+
+
+def _line(prompt: Prompt) -> str:
+    row = {"prompt": prompt.text, "metadata": dict(prompt.metadata)}
+    return json.dumps(row, sort_keys=True, default=str)  # ASCII: a line is a line
+
+
+Batches = list[list[Numbered]]
+
+
+def missing_batches(drawn: Drawn, batch_size: int, out: Path) -> dict[Model, Batches]:
+    """What is not in the output folder yet, of each model.
+
+    Batches are those of `guardlit validate` on one process, whatever the number of processes and wherever an earlier
+    call stopped: a missing image is drawn again with the others of its batch.
+
+    Args:
+        drawn: models and prompts.
+        batch_size: images drawn at once on a process.
+        out: the output folder.
+    """
+    images, missing = drawn.images, {}
+    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    for model in drawn.models:
+        found = drawn.folder(out, model).find()
+        missing[model] = [batch for batch in batches if any(i not in found for i, _ in batch)]
+    return missing
+
+
+def draw(trainer: pl.Trainer, module: GRPOModule, drawn: Drawn, missing: Mapping[Model, Batches], out: Path) -> None:
+    """Draw batches of each model, on all processes together.
+
+    Args:
+        trainer: predicts; its callbacks stay outside.
+        module: policy and evaluation settings.
+        drawn: models and prompts.
+        missing: what to draw.
+        out: the output folder.
+
+    Raises:
+        GuardlitError: weights that do not fit the policy, or a folder that cannot be written.
+    """
+    module.configure_model()
+    for model in drawn.models:
+        model.check(module.policy)
+    # the base before the first checkpoint, which overwrites what trains
+    for model in sorted(drawn.models, key=lambda m: ("base", "exported", "checkpoint").index(m.kind)):
+        if missing[model]:
+            total = sum(map(len, missing[model]))
+            say(trainer, f"drawing {total} of {len(drawn.images)} images of {model.label}")
+            _draw_model(trainer, module, model, missing[model], drawn.folder(out, model))
+    trainer.strategy.barrier()
+
+
+def _draw_model(trainer: pl.Trainer, module: GRPOModule, model: Model, batches: Batches, folder: PictureFolder) -> None:
+    world, rank = trainer.world_size, trainer.global_rank
+    rounds = -(-len(batches) // world)
+    # equally many for every process, or sharded weights would wait for one another: the last may be drawn twice
+    mine = [batches[min(k * world + rank, len(batches) - 1)] for k in range(rounds)]
+    loader: DataLoader[Any] = DataLoader(cast("Dataset[Any]", mine), batch_size=None, collate_fn=as_it_is)
+    callbacks: list[pl.Callback] = [_Keep(folder, [prompt.text for batch in batches for _, prompt in batch])]
+    weights: AbstractContextManager[None] = nullcontext()
+    checkpoint = None
+    if model.kind == "checkpoint":
+        checkpoint = model.path
+        callbacks += [TrainableEMA()] if model.weights == "ema" else []
+    elif model.kind == "exported":
+        weights = module.policy.exported(Path(str(model.path)))
+    with weights, only(trainer, callbacks, model.label):
+        trainer.predict(module, loader, return_predictions=False, ckpt_path=checkpoint)
+
+
+class _Keep(pl.Callback):
+    """Writes images as they come."""
+
+    def __init__(self, folder: PictureFolder, texts: list[str]) -> None:
+        self._folder, self._texts = folder, texts
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Encode all prompts at once: the text encoders load at most one time."""
+        cast("GRPOModule", pl_module).policy.encode(list(dict.fromkeys(self._texts)))
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor,
+        batch: list[Numbered],
+        *_: Any,
+    ) -> None:
+        """Write one batch."""
+        for (index, _prompt), image in zip(batch, outputs, strict=True):
+            self._folder.write(index, image)
+
+
+# what drawing and scoring do alike ------------------------------------------------------------------------------------
+
+
+def say(trainer: pl.Trainer, message: str) -> None:
+    """One line of progress."""
+    if trainer.is_global_zero:
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def only(trainer: pl.Trainer, callbacks: list[pl.Callback], label: str) -> Iterator[None]:
+    """A prediction that none of the configuration's callbacks watches, with a bar where there is a terminal."""
+    mine: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = [*callbacks, _Kept(), *([_Bar(label)] if sys.stderr.isatty() else [])]  # type: ignore[attr-defined]
+    try:
+        with warnings.catch_warnings():
+            for meant in (".*callbacks used to create the checkpoint.*", ".*across ranks is zero.*"):
+                warnings.filterwarnings("ignore", message=meant)
+            yield
+    finally:
+        trainer.callbacks = mine  # type: ignore[attr-defined]
+
+
+class _Kept(pl.Callback):
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            say(trainer, "interrupted; what is done is kept, and the same command goes on from there")
+
+
+class _Bar(RichProgressBar):
+    def __init__(self, label: str) -> None:
+        super().__init__(refresh_rate=1, console_kwargs={"stderr": True})
+        self._label = label
+
+    @property
+    def predict_description(self) -> str:
+        return self._label
+
+
+def as_it_is(batch: Any) -> Any:
+    """How to collate what is a batch already."""
+    return batch
+
+
+def as_json(document: Mapping[str, Any]) -> str:
+    """A file's content; NaN is refused."""
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"

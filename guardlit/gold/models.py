@@ -1,0 +1,130 @@
+"""The rows of the table: the base model, checkpoints and exported weights, each known by its content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from guardlit_callbacks import TrainableEMA
+
+from guardlit.checkpoint import SafeCheckpointIO, check_fingerprint
+from guardlit.errors import GuardlitError
+from guardlit.rewards.weights import sha256
+from guardlit.run_folder import last_checkpoint
+
+if TYPE_CHECKING:
+    from guardlit.policies.base import FlowPolicy
+
+Weights = Literal["ema", "raw", "both"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the table.
+
+    Attributes:
+        label: in the table.
+        kind: the untrained `base`, a Lightning `checkpoint`, or a folder of `exported` weights.
+        weights: `raw`, or the run's average `ema`; empty where there is no such choice.
+        path: of the checkpoint or folder.
+        sha256: of the checkpoint, or of the folder's safetensors file; of their digests, if there are several.
+        step: updates made, where the checkpoint says so.
+    """
+
+    label: str
+    kind: Literal["base", "checkpoint", "exported"] = "base"
+    weights: str = ""
+    path: str | None = None
+    sha256: str = ""
+    step: int | None = None
+
+    def check(self, policy: FlowPolicy) -> None:
+        """Raise `GuardlitError` unless a loaded policy can take these weights."""
+        if self.kind == "checkpoint":
+            try:
+                check_fingerprint(_look_into(Path(str(self.path))), policy.fingerprint())
+            except GuardlitError as error:
+                raise GuardlitError(f"{self.path}: {error}") from error
+        elif self.kind == "exported":
+            with policy.exported(Path(str(self.path))):
+                pass
+
+
+def find_models(paths: Sequence[str], labels: Sequence[str], weights: Weights, runs: Path) -> list[Model]:
+    """The base model and what is to be compared with it.
+
+    Args:
+        paths: checkpoints, `last` for the newest one below `runs`, or folders of exported weights.
+        labels: one for each path, or none for names of their own.
+        weights: which weights of a checkpoint, or of the folder that `guardlit export` wrote: the average where there
+            is one, the raw ones, or both.
+        runs: where the runs of this configuration are.
+
+    Raises:
+        GuardlitError: a path that is not there or holds something else; labels that do not fit.
+    """
+    if labels and len(labels) != len(paths):
+        raise GuardlitError(f"{len(labels)} --label for {len(paths)} --ckpt: give one for each, or none")
+    models = [Model("base")]
+    for number, path in enumerate(paths):
+        found = list(_variants(last_checkpoint(runs) if path == "last" else Path(path).expanduser(), weights))
+        for model in found:
+            label = labels[number] if labels else model.label
+            models.append(replace(model, label=f"{label} ({model.weights})" if len(found) > 1 else label))
+    names = [model.label for model in models]
+    if not labels:  # the same file name in two runs
+        names = [m.label if names.count(m.label) == 1 else _long_label(m) for m in models]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise GuardlitError(f"two rows would be called '{twice}': name each --ckpt once, and give different --label")
+    return [replace(model, label=name) for name, model in zip(names, models, strict=True)]
+
+
+def _long_label(model: Model) -> str:
+    return f"{model.path} ({model.weights})" if model.kind == "checkpoint" else str(model.path)
+
+
+def _variants(place: Path, weights: Weights) -> Iterator[Model]:
+    if place.is_file() and place.suffix == ".safetensors":
+        raise GuardlitError(f"--ckpt {place} is a file of exported weights: name its folder, {place.parent}")
+    if place.is_file():
+        checkpoint, digest = _look_into(place), sha256(place)
+        averaged = bool(checkpoint.get("callbacks", {}).get(TrainableEMA().state_key))
+        for variant in _choose(weights, averaged, True, place):
+            yield Model(place.stem, "checkpoint", variant, str(place), digest, checkpoint.get("global_step"))
+    elif place.is_dir():
+        there = {name: _weight_files(place / name) for name in ("ema", "raw")}
+        if any(there.values()):  # both written by `guardlit export`
+            for variant in _choose(weights, bool(there["ema"]), bool(there["raw"]), place):
+                yield Model(place.name, "exported", variant, str(place / variant), _digest(there[variant]))
+        elif files := _weight_files(place):
+            yield Model(place.name, "exported", "", str(place), _digest(files))
+        else:
+            raise GuardlitError(f"{place} holds no exported weights: neither a LoRA nor a pipeline, nor raw/ or ema/")
+    else:
+        raise GuardlitError(f"--ckpt {place} does not exist; it must be a checkpoint or a folder of exported weights")
+
+
+def _choose(weights: Weights, averaged: bool, raw: bool, place: Path) -> list[str]:
+    """The average where there is one, unless something else is asked for."""
+    have = [name for name, there in (("ema", averaged), ("raw", raw)) if there]
+    if weights == "raw" and not raw:
+        raise GuardlitError(f"{place} holds no raw weights")
+    return have if weights == "both" else ["raw"] if weights == "raw" else have[:1]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """A LoRA's file, or those of a pipeline's transformer."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("transformer/*.safetensors"))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digests = [sha256(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _look_into(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint without its numbers: quick, whatever its size."""
+    return SafeCheckpointIO().load_checkpoint(checkpoint, map_location="meta")
