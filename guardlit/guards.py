@@ -13,7 +13,9 @@ from guardlit.errors import GuardlitError
 from guardlit.experience import Round
 from guardlit.objective import Objective
 from guardlit.plan import RoundPlan
+from guardlit.policies.base import FlowPolicy
 from guardlit.sde import Coefficients
+from guardlit.settings import KL
 
 HOPELESS = 10.0
 """RatioNorm's clip range in nats of summed log-likelihood that no update reaches; published ranges are 0.13 to 0.26."""
@@ -58,6 +60,13 @@ def check_clip(objective: Objective, plan: RoundPlan, elements: int) -> None:
             f"{nats:.3g} nats of log-likelihood, and a baseline's range does not carry over: "
             "RatioNorm's published ones are 0.13 to 0.26"
         )
+
+
+def check_reference(policy: FlowPolicy, kl: KL | None) -> None:
+    """Raise `GuardlitError` where a run has a KL and its policy kept no base to compare with."""
+    if kl is not None:
+        with policy.using("reference"):
+            pass
 
 
 def check_noise(coefficients: Coefficients, train_steps: int, sampler: str) -> None:
