@@ -109,7 +109,7 @@ class GRPOModule(pl.LightningModule):
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
         guards.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
-        self.objective.on_schedule(*coefficients.first(self.rollout.available_steps))
+        self.objective.on_schedule(*coefficients.between(*self.rollout.reach))
         return coefficients
 
     def on_fit_start(self) -> None:

@@ -36,9 +36,9 @@ class Coefficients:
     def __len__(self) -> int:
         return len(self.dt)
 
-    def first(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """g, s and dt of the first steps, (steps,) each: what an objective asks about those that can be trained."""
-        return self.velocity[:steps], self.std[:steps], self.dt[:steps]
+    def between(self, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """g, s and dt from one step to before another, (end - first,) each: what an objective asks about."""
+        return self.velocity[first:end], self.std[first:end], self.dt[first:end]
 
 
 def flow_match_sigmas(num_steps: int, shift: float = 3.0, num_train_timesteps: int = 1000) -> Tensor:
