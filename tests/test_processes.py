@@ -12,13 +12,6 @@ import pytest
 import torch
 from runs import config, differing, guardlit, newest
 
-TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
-
-
-def torchrun(*args: object) -> int:
-    """`guardlit ARGS` on two processes; its exit code."""
-    return two_processes("-m", "guardlit", *args).returncode
-
 
 def two_processes(*args: object) -> subprocess.CompletedProcess[bytes]:
     """`python ARGS` twice, as the processes of one run."""
@@ -33,14 +26,18 @@ def test_two_processes_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path)
         {"class_path": "guardlit.export.ExportAtEnd"},
         {"class_path": "guardlit_callbacks.SampleGrid"},
     ]
-    changes = {"trainer__max_epochs": 1, "trainer__callbacks": callbacks}
-    states = {}
-    for name, run, extra in (("one", guardlit, ()), ("two", torchrun, TWO)):
+    # plain gradient descent: Adam would blow rounding up where a gradient is almost 0
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 10.0}}
+    changes = {"trainer__max_epochs": 1, "trainer__callbacks": callbacks, "model__optimizer": sgd}
+    paths = {}
+    for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        # plain gradient descent: Adam would blow rounding up where a gradient is almost 0
-        path = config(tmp_path / name, sd3_folder, data__micro_batch=2, data__rollout_batch=2, **changes)
-        sgd = ("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "10.0")
-        assert run("fit", "--config", path, *sgd, *extra) == 0
+        paths[name] = config(tmp_path / name, sd3_folder, data__micro_batch=2, data__rollout_batch=2, **changes)
+    assert guardlit("fit", "--config", paths["one"]) == 0
+    assert two_processes(Path(__file__).parent / "several.py", paths["two"]).returncode == 0
+    assert all(last.endswith("exit code 0") for last in said(tmp_path / "two"))
+    states = {}
+    for name in paths:
         states[name] = torch.load(newest(tmp_path / name), weights_only=True)["state_dict"]
         assert len(list((tmp_path / name).rglob("pytorch_lora_weights.safetensors"))) == 2
     moved = max(float(v.abs().max()) for k, v in states["one"].items() if "lora_B" in k)
