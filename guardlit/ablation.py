@@ -69,7 +69,7 @@ def analyse(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
     """
     experience = module.experience
     for objective in objectives.values():
-        objective.on_schedule(*experience.coefficients.first(module.rollout.available_steps))
+        objective.on_schedule(*experience.coefficients.between(*module.rollout.reach))
     places = experience.places()
     everything = sum(map(len, places.values()))
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)

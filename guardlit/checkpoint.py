@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from guardlit_callbacks._gather import gather_objects
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
@@ -46,14 +47,37 @@ def unfinished_update(module: GRPOModule) -> dict[str, Any]:
     """Gradients and outputs of an update's micro-batches so far, if there are any; to be called by all processes.
 
     The gradients are averaged over processes: each gets the average back on a resume, and the average of averages is
-    what the update needs.
+    what the update needs, but for its last bits. The outputs are those of every process, by rank.
     """
     if not module.outputs:
         return {}
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     reduce = module.trainer.strategy.reduce
     gradients = {name: reduce(g.clone(), reduce_op="mean").cpu() for name, g in found.items()}
-    return {"gradients": gradients, "outputs": [{k: v.cpu() for k, v in o.items()} for o in module.outputs]}
+    outputs = gather_objects([{k: v.cpu() for k, v in o.items()} for o in module.outputs])
+    return {"gradients": gradients, "outputs": outputs}
+
+
+def outputs_of(part: Mapping[str, Any], rank: int, world: int) -> list[dict[str, Tensor]]:
+    """One process's outputs of an unfinished update, also where another number of processes began it.
+
+    Args:
+        part: guardlit's part of a checkpoint.
+        rank: of the process that goes on.
+        world: how many do.
+
+    Returns:
+        By micro-batch: (B,) tensors, and `loss` ().
+    """
+    everywhere = part.get("outputs", [])
+    if len(everywhere) == world:
+        return list(everywhere[rank])
+
+    def mine(parts: list[Tensor]) -> Tensor:
+        whole = torch.stack(parts, dim=-1)  # a process's row q is position q * world + rank
+        return whole.flatten()[rank::world] if whole.ndim > 1 else whole.mean()
+
+    return [{k: mine([o[k] for o in batch]) for k in batch[0]} for batch in zip(*everywhere, strict=True)]
 
 
 def continue_update(module: GRPOModule, gradients: Mapping[str, Tensor]) -> None:

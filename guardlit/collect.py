@@ -98,6 +98,10 @@ class Collector:
         noise = NoiseSource(round.seed, round.index, module.policy.latent_shape)
         group = round.plan.images_per_prompt
         shared = module.rollout.initial_noise == "group"
+        steps = len(self._coefficients)
+        noisy = round.noisy_steps(samples, steps)
+        if not module.sde.noise_at_end and module.rollout.available_steps < steps:
+            noisy[:, -1] = False
         with module.trainer.precision_plugin.forward_context():
             return sample(
                 module.policy,
@@ -107,7 +111,7 @@ class Collector:
                 samples,
                 module.rollout.guidance_scale,
                 record=round.trained_steps[samples],
-                noisy=round.noisy_steps(samples, len(self._coefficients)),
+                noisy=noisy,
                 origins=[i // group * group for i in samples] if shared else samples,
                 tick=self._tick,
             )

@@ -157,7 +157,7 @@ def lint(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool = Tru
 
 
 def _findings(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool) -> Iterator[Finding]:
-    objective, steps = module.objective, module.rollout.candidates
+    objective, steps = module.objective, range(*module.rollout.reach)
     elements = math.prod(module.policy.latent_shape) if loaded else None
     rules: list[tuple[str, bool, Callable[[], str | None]]] = [
         ("clip never acts", True, lambda: clip_never_acts(objective, plan, elements)),

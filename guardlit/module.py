@@ -13,11 +13,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from guardlit import checkpoint as ckpt
+from guardlit import guards
 from guardlit.advantage import GroupAdvantage
 from guardlit.calibration import ClipCalibration
 from guardlit.collect import Collector
 from guardlit.experience import Experience, Round
-from guardlit.guards import check_clip, check_gradient, check_noise, check_precision, report_noise_floor
 from guardlit.judge import Judge
 from guardlit.kl import kl_divergence
 from guardlit.loops import close_epoch, validate_now
@@ -108,14 +108,14 @@ class GRPOModule(pl.LightningModule):
     def coefficients(self) -> Coefficients:
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
-        check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
-        self.objective.on_schedule(*coefficients.first(self.rollout.available_steps))
+        guards.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
+        self.objective.on_schedule(*coefficients.between(*self.rollout.reach))
         return coefficients
 
     def on_fit_start(self) -> None:
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
-        check_precision(str(self.trainer.precision))
-        check_clip(self.objective, self._plan, self.elements)
+        guards.check_precision(str(self.trainer.precision))
+        guards.check_clip(self.objective, self._plan, self.elements)
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
@@ -221,9 +221,9 @@ class GRPOModule(pl.LightningModule):
         """The last moment before the weights move: norm, guard, noise floor, and the update's log line."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        check_gradient(norm, self.outputs, scaled, self.trainer.global_step, self.experience.round)
+        guards.check_gradient(norm, self.outputs, scaled, self.trainer.global_step, self.experience.round)
         if self.trainer.global_step == 0:
-            report_noise_floor(
+            guards.report_noise_floor(
                 self.outputs, self.objective.log_bounds(self.elements), self.rollout.available_steps, self.gather
             )
         # here and not after the step: a checkpoint written then finds no update in progress
@@ -296,4 +296,4 @@ class GRPOModule(pl.LightningModule):
             self.policy.load_old_state(part["old"])
         if fitting:
             self._restored_gradients = part.get("gradients", {})
-            self.outputs = part.get("outputs", [])
+            self.outputs = ckpt.outputs_of(part, self.trainer.global_rank, self.trainer.world_size)

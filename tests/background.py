@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
 from brightness import Brightness
 
@@ -135,3 +137,19 @@ class Gated(Background):
         """One value an image."""
         self.gate()
         return super().score(request)
+
+
+class Stop(pl.Callback):
+    """Sends SIGTERM to its own process.
+
+    Args:
+        batch: index of the micro-batch at whose end.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        """Before the guard looks."""
+        if args[2] == self.batch:
+            signal.raise_signal(signal.SIGTERM)

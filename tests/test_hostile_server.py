@@ -15,6 +15,7 @@ import torch
 from remotes import QUICK, ready, request, said_at_setup
 from servers import body_of, reply, thread
 
+from guardlit.rewards import http
 from guardlit.rewards.http import Limits
 from guardlit.rewards.wire import pack, unpack
 
@@ -254,3 +255,29 @@ def test_a_connection_that_breaks(kind: str):
     assert result.values.isnan().all()
     assert "POST /v1/score: " in result.reason
     assert (counted["failures"], counted["retries"]) == (1, 1)
+
+
+class _Endless(_Breaking):
+    """Never stops answering POST."""
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+            while True:
+                self.wfile.write(b"80000\r\n" + b"x" * 0x80000 + b"\r\n")
+        except OSError:  # the client has had enough
+            pass
+
+
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
+def test_a_reply_without_end_fills_no_memory(status: str, monkeypatch):
+    monkeypatch.setattr(http, "MOST_BYTES", 2_000_000)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Endless) as server:
+        server.answer = b"HTTP/1.1 %s\r\ntransfer-encoding: chunked\r\n\r\n" % status.encode()
+        threading.Thread(target=server.serve_forever).start()
+        remote = ready(f"http://127.0.0.1:{server.server_address[1]}", limits=Limits(attempts=2, total=60))
+        result = remote.score(request())
+        remote.close()
+        server.shutdown()
+    assert result.values.isnan().all()
+    assert ("HTTP 400: xxx" if "400" in status else "longer than 2,000,000 bytes") in result.reason

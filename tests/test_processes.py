@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import config, guardlit, newest
-
-TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
-
-
-def torchrun(*args: object) -> int:
-    """`guardlit ARGS` on two processes; its exit code."""
-    return two_processes("-m", "guardlit", *args).returncode
+from runs import config, differing, guardlit, newest
 
 
 def two_processes(*args: object) -> subprocess.CompletedProcess[bytes]:
@@ -33,14 +26,18 @@ def test_two_processes_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path)
         {"class_path": "guardlit.export.ExportAtEnd"},
         {"class_path": "guardlit_callbacks.SampleGrid"},
     ]
-    changes = {"trainer__max_epochs": 1, "trainer__callbacks": callbacks}
-    states = {}
-    for name, run, extra in (("one", guardlit, ()), ("two", torchrun, TWO)):
+    # plain gradient descent: Adam would blow rounding up where a gradient is almost 0
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 10.0}}
+    changes = {"trainer__max_epochs": 1, "trainer__callbacks": callbacks, "model__optimizer": sgd}
+    paths = {}
+    for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        # plain gradient descent: Adam would blow rounding up where a gradient is almost 0
-        path = config(tmp_path / name, sd3_folder, data__micro_batch=2, data__rollout_batch=2, **changes)
-        sgd = ("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "10.0")
-        assert run("fit", "--config", path, *sgd, *extra) == 0
+        paths[name] = config(tmp_path / name, sd3_folder, data__micro_batch=2, data__rollout_batch=2, **changes)
+    assert guardlit("fit", "--config", paths["one"]) == 0
+    assert two_processes(Path(__file__).parent / "several.py", paths["two"]).returncode == 0
+    assert all(last.endswith("exit code 0") for last in said(tmp_path / "two"))
+    states = {}
+    for name in paths:
         states[name] = torch.load(newest(tmp_path / name), weights_only=True)["state_dict"]
         assert len(list((tmp_path / name).rglob("pytorch_lora_weights.safetensors"))) == 2
     moved = max(float(v.abs().max()) for k, v in states["one"].items() if "lora_B" in k)
@@ -87,3 +84,31 @@ def test_a_scorer_that_raises_on_one_process_stops_both(failed, how: str, expect
     assert one.startswith("guardlit fit: error: " + expected)
     assert all(part in one for part in ("process 1", "the wires are cut"))
     assert one.endswith("exit code 2")
+
+
+STOP = {"class_path": "background.Stop", "init_args": {"batch": 5}}
+
+
+@pytest.fixture(scope="module")
+def stopped(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of runs on two processes: undisturbed, stopped within the second update, and gone on from there."""
+    folders = {how: tmp_path_factory.mktemp(how) for how in ("whole", "stopped", "resumed")}
+    objective = {"class_path": "GRPOGuard", "init_args": {"clip_range": "auto"}}
+    settings = {"model__objective": objective, "data__micro_batch": 2, "data__val": None, "trainer__max_steps": 2}
+    checkpoint = folders["stopped"] / "runs/version_0/checkpoints/interrupted.ckpt"
+    more = {"stopped": {"trainer__callbacks": [STOP]}, "resumed": {"ckpt_path": str(checkpoint)}}
+    for how in more.keys() | folders.keys():
+        config(folders[how], sd3_folder, **settings, **({"trainer__callbacks": []} | more.get(how, {})))
+    paths = [folder / "run.yaml" for folder in folders.values()]
+    assert two_processes(Path(__file__).parent / "several.py", *paths).returncode == 0
+    return folders
+
+
+def test_two_processes_go_on_within_an_update_with_the_log_ratios_of_both(stopped):
+    """The clip range that is calibrated from them is that of the undisturbed run, bit for bit."""
+    assert [line.endswith("exit code 143") for line in said(stopped["stopped"])] == [True, True]
+    assert [line.endswith("exit code 0") for line in said(stopped["resumed"])] == [True, True]
+    whole, resumed = newest(stopped["whole"]), newest(stopped["resumed"])
+    assert differing(whole, resumed, ("callbacks",)) == []
+    limits = [torch.load(p, weights_only=True)["callbacks"]["ClipCalibration"]["limit"] for p in (whole, resumed)]
+    assert limits[0] == limits[1] > 0

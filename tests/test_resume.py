@@ -10,6 +10,7 @@ import pytest
 import torch
 from runs import config, differing, guardlit, newest, start
 
+from guardlit.checkpoint import outputs_of
 from guardlit.interrupt import Interrupted
 
 UPDATES = 12  # 3 rounds of 4
@@ -155,3 +156,14 @@ def test_a_round_cut_in_another_way_is_refused_within_and_fine_between(undisturb
     assert guardlit("fit", *other, "--ckpt_path", checkpoints["update_2"]) == 2
     assert "within a round of 16 micro-batches, this run has 8" in capsys.readouterr().err.splitlines()[-1]
     assert guardlit("fit", *other, "--ckpt_path", checkpoints["round_1"]) == 0
+
+
+def test_outputs_go_to_the_process_that_has_their_images():
+    """Of images 0 ... 3, two processes held 0 and 2, 1 and 3; one takes them all, four take one each."""
+    two = [[{"loss": torch.tensor(loss), "sample": torch.tensor(s)}] for loss, s in ((1.0, [0, 2]), (3.0, [1, 3]))]
+    part = {"outputs": two}
+    (one,) = outputs_of(part, 0, 1)
+    assert (one["loss"], one["sample"].tolist()) == (2, [0, 1, 2, 3])
+    assert [outputs_of(part, rank, 4)[0]["sample"].tolist() for rank in range(4)] == [[0], [1], [2], [3]]
+    assert outputs_of(part, 1, 2) == two[1]
+    assert outputs_of({}, 0, 1) == []

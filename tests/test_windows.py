@@ -233,7 +233,8 @@ def test_the_ratio_is_exactly_1_before_the_first_update(
     assert all(bool(o["log_ratio"].any()) for o in outputs[first:])
 
 
-def test_a_run_tells_the_objective_which_steps_can_be_trained(sd3_folder: Path, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("high", [None, 2])
+def test_a_run_tells_the_objective_which_steps_can_be_trained(sd3_folder: Path, tmp_path: Path, monkeypatch, high):
     """TempFlow-GRPO's weights are 1 on average over them, though each image trains a few only."""
     told: list[tuple[Tensor, Tensor]] = []
     original = TempFlowGRPO.on_schedule
@@ -243,11 +244,11 @@ def test_a_run_tells_the_objective_which_steps_can_be_trained(sd3_folder: Path, 
         told.append((std, self.step_weight(gain, std, dt)))
 
     monkeypatch.setattr(TempFlowGRPO, "on_schedule", on_schedule)
-    window = {"class_path": "RandomWindow", "init_args": {"length": 1}}
+    window = {"class_path": "RandomWindow", "init_args": {"length": 1, "high": high}}
     path = small(tmp_path, sd3_folder, "run", window=window)
     fit(path, "--trainer.max_epochs", 1, "--model.objective", "TempFlowGRPO")
     std, weight = told[0]
-    assert len(std) == 4  # of 5 steps
+    assert len(std) == (high or 4)  # of 5 steps
     torch.testing.assert_close(weight, std / std.mean())
 
 
@@ -280,3 +281,27 @@ def test_the_loader_hands_out_the_steps_of_the_window(sd3_folder: Path, tmp_path
     pairs = Counter(p for _, samples, steps in seen for p in zip(samples, steps, strict=True))
     expected = {(i, step) for i in range(8) for step in round.trained_steps[i].tolist()}
     assert pairs == dict.fromkeys(expected, 2)  # two inner epochs
+
+
+@pytest.mark.parametrize(
+    ("sde", "fraction", "noise"), [("DanceSDE", 0.99, 0), ("DanceSDE", 1, 1), ("FlowSDE", 0.99, 1)]
+)
+def test_a_dance_rollout_ends_at_the_estimate_of_x_0(
+    sd3_folder: Path, tmp_path: Path, monkeypatch, sde: str, fraction: float, noise: bool
+):
+    """As DanceGRPO's `pred_original`; Flow-GRPO's last step draws its noise."""
+    ends: list[tuple[Tensor, Tensor]] = []
+
+    def draw(*args: object, **options: object) -> object:
+        if "record" not in options:  # a validation
+            return sample(*args, **options)
+        trajectory = sample(*args, **{**options, "record": torch.tensor([[4]] * 4)})
+        sigmas = args[1].sigmas.float()
+        ends.append((trajectory.final, trajectory.latents[:, 0] - sigmas[4] * trajectory.velocity[:, 0]))
+        return sample(*args, **options)
+
+    monkeypatch.setattr("guardlit.collect.sample", draw)
+    path = small(tmp_path, sd3_folder, "run", timestep_fraction=fraction)
+    fit(path, "--trainer.max_epochs", 1, "--model.sde", sde)
+    assert len(ends) == 2
+    assert all(torch.allclose(end, estimate, atol=1e-5) != noise for end, estimate in ends)

@@ -39,6 +39,9 @@ from guardlit.rewards.outcome import Outcome as Outcome
 
 T = TypeVar("T")
 
+MOST_BYTES = 64_000_000
+"""Of a reply, once it is decompressed: many times what the scores of any request take."""
+
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # else every retry prints its bare event name
 
 
@@ -222,15 +225,22 @@ class Client:
     async def _try(self, call: Call[T], body: bytes | None) -> T:
         headers = {} if body is None else {"content-type": call.content_type}
         start = time.monotonic()
+        content = bytearray()
         try:
-            response = await self._http.request(call.method, call.path, content=body, headers=headers)
+            async with self._http.stream(call.method, call.path, content=body, headers=headers) as response:
+                async for part in response.aiter_bytes():
+                    content += part
+                    if len(content) > MOST_BYTES:
+                        break
         except self._no_reply as error:
             raise UnreachedError(describe(error)) from error
         if not response.is_success:
-            raise RefusedError(response)
+            raise RefusedError(response, content[:1000].decode(errors="replace"))
         self._counts.seconds.append(time.monotonic() - start)
         try:
-            return call.read(response.content)
+            if len(content) > MOST_BYTES:
+                raise ValueError(f"it is longer than {MOST_BYTES:,} bytes")
+            return call.read(bytes(content))
         except Exception as error:  # whatever a reader stumbles over in a reply that may hold anything
             self._counts.unreadable += 1
             raise UnreadableError(f"unreadable reply ({describe(error)})") from error

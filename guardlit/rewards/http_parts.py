@@ -39,10 +39,10 @@ class ReplyError(Exception):
 
 
 class RefusedError(ReplyError):
-    """A status other than 2xx."""
+    """A status other than 2xx, with what the server says beside it."""
 
-    def __init__(self, response: Response) -> None:
-        super().__init__(f"HTTP {response.status_code}: {shorten(response.text) or response.reason_phrase}")
+    def __init__(self, response: Response, said: str = "") -> None:
+        super().__init__(f"HTTP {response.status_code}: {shorten(said) or response.reason_phrase}")
         self.again = response.status_code in _RETRIED or response.status_code >= 500
         self.alive = not self.again
         self.wait = _retry_after(response.headers.get("retry-after", ""))
