@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from guardlit.module import GRPOModule
 
 
-DRIFT = 1.25
-"""Change of the log ratios' size within a run that the clip range follows at once: about 0.05 in the clipped share."""
+DRIFT = 1.1
+"""Change of the log ratios' size within a run that the clip range follows at once: about 0.03 in the clipped share."""
 
 
 class ClipCalibration(pl.Callback):

@@ -59,13 +59,20 @@ class Collector:
         announce(module.trainer, "encode", 0, len(texts))
         module.policy.encode(texts, round.ahead)
         conditioning = module.policy.conditioning(texts)
-        trajectories = []
+        latents, velocity = (torch.empty(0) for _ in range(2))
         started = time.perf_counter()
         with Scoring(module.judge.ready(), round.index, self._together) as self._scoring:
             with module.policy.using("old"):
+                drawn = 0
                 for samples in self._batches:
-                    trajectories.append(self._draw(samples, conditioning))
-                    self._scoring.submit(self._request(trajectories[-1], samples))
+                    trajectory = self._draw(samples, conditioning)
+                    if not drawn:  # one block for the whole round: lists would hold everything twice when joined
+                        shape = (len(round.samples), *trajectory.latents.shape[1:])
+                        latents, velocity = trajectory.latents.new_empty(shape), trajectory.velocity.new_empty(shape)
+                    latents[drawn : drawn + len(samples)] = trajectory.latents
+                    velocity[drawn : drawn + len(samples)] = trajectory.velocity
+                    drawn += len(samples)
+                    self._scoring.submit(self._request(trajectory, samples))
             results = self._scoring.gather()
         seconds = time.perf_counter() - started
         rewards = self._gather(results)
@@ -74,8 +81,8 @@ class Collector:
         advantages = module.advantage(normalized, round.group_ids, module.reward.weights or None)
         return Experience(
             round=round,
-            latents=torch.cat([t.latents for t in trajectories]),
-            velocity=torch.cat([t.velocity for t in trajectories]),
+            latents=latents,
+            velocity=velocity,
             advantage=advantages.values,
             mask=advantages.mask,
             metrics={

@@ -148,6 +148,7 @@ class GRPOModule(pl.LightningModule):
         """Draw, score and judge one round: the start of a Lightning epoch."""
         self.policy.refresh_old()
         self.outputs = []  # left over where the Trainer cut the last round short
+        self._experience = None  # its trajectories make room for the new ones
         try:
             return self._begin(Collector(self, round, batch_size).collect())
         except BaseException:
