@@ -251,16 +251,14 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
     }
     kept = ("frozen weights", "trained weights", "average (EMA)", "VAE", "scorers")
     base = sum(parts[name] for name in kept) + copies_here + (0 if gpu else cached)
-    again = run.rounds > 1  # from the second round on, gradients, optimizer and the last round are there as well
     stepped = footprint.trained + costs.optimizer
-    last = (trajectories + embeddings) if again else 0
-    drawn = trajectories + plan.local_images * elements * 4  # with the clean latents
-    drawing = base + (stepped if again else 0) + last + embeddings
+    again = stepped if run.rounds > 1 else 0  # from the second round on, gradients and optimizer are there as well
+    batch_share = min(run.data.rollout_batch / plan.local_images, 1)
+    drawn = int(trajectories * (1 + batch_share)) + run.data.rollout_batch * elements * 4  # a batch before it is put in
     training = base + stepped + trajectories + embeddings + costs.batch
     phases = {
         "encoding": base + footprint.encoders,
-        "rollout": drawing + drawn + max(costs.rollout.peak, costs.decoding.peak),
-        "joining the trajectories": drawing + drawn + trajectories,
+        "rollout": base + again + embeddings + drawn + max(costs.rollout.peak, costs.decoding.peak),
         "training": training + costs.training.peak,
         "update": training + (footprint.trained if gpu else 0),
         "validation": base + stepped + trajectories + embeddings + max(costs.evaluation.peak, costs.decoding.peak),
