@@ -11,6 +11,9 @@ import torch
 import torch.multiprocessing as mp
 from guardlit_callbacks._lightning import Callback, LightningModule, Trainer
 
+HUNG = 120
+"""Seconds after which two processes are taken to wait for each other; seen to take 10 on a busy machine."""
+
 torch.set_num_threads(1)
 sys.path.insert(0, os.path.dirname(__file__))  # so that tests may import what several of them share
 ROOT = Callback.__module__.removesuffix(".callbacks.callback")  # lightning.pytorch or pytorch_lightning
@@ -138,6 +141,12 @@ def two_processes():
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        mp.start_processes(_child, args=(function, port, args), nprocs=2, join=True, start_method="fork")
+        both = mp.start_processes(_child, args=(function, port, args), nprocs=2, join=False, start_method="fork")
+        for _ in range(HUNG):
+            if both.join(timeout=1):
+                return
+        for process in both.processes:  # a collective that only one of them asked for waits for ever
+            process.kill()
+        pytest.fail(f"two processes had not ended after {HUNG} s")
 
     return run

@@ -12,7 +12,7 @@ PACKAGE, TESTS = Path(guardlit_callbacks.__file__).parent, Path(__file__).parent
 
 
 def python(code, *args):
-    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=280, check=False)
 
 
 @pytest.mark.parametrize("name", ["lightning.pytorch", "pytorch_lightning"])
