@@ -82,23 +82,33 @@ def outputs_of(part: Mapping[str, Any], rank: int, world: int) -> list[dict[str,
         world: how many do.
 
     Returns:
-        By micro-batch: (B,) tensors, and `loss` ().
+        By micro-batch, or all as one: (B,) tensors, and `loss` ().
     """
     everywhere = part.get("outputs", [])
-    if len(everywhere) == world:
-        return list(everywhere[rank])
+    if len(everywhere) == world or not everywhere:
+        return list(everywhere[rank]) if everywhere else []
 
-    def mine(parts: list[Tensor]) -> Tensor:
-        whole = torch.stack(parts, dim=-1)  # a process's row q is position q * world + rank
-        return whole.flatten()[rank::world] if whole.ndim > 1 else whole.mean()
+    def mine(key: str) -> Tensor:
+        # micro-batch by micro-batch, and in it a process's row q at position q * world + rank
+        whole = torch.cat(
+            [torch.stack([o[key] for o in batch], dim=-1).flatten() for batch in zip(*everywhere, strict=True)]
+        )
+        return whole.mean() if key == "loss" else whole[rank::world]
 
-    return [{k: mine([o[k] for o in batch]) for k in batch[0]} for batch in zip(*everywhere, strict=True)]
+    return [{key: mine(key) for key in everywhere[0][0]}]
 
 
-def gradients_of(part: Mapping[str, Any], rank: int, world: int) -> dict[str, Tensor]:
-    """One process's gradients of an unfinished update; their average where another number of processes began it."""
+def gradients_of(part: Mapping[str, Any], rank: int, world: int, sharded: bool) -> dict[str, Tensor]:
+    """One process's gradients of an unfinished update; their average for processes that did not begin it.
+
+    Args:
+        part: guardlit's part of a checkpoint.
+        rank: of the process that goes on.
+        world: how many do.
+        sharded: whether gradients are averages over all processes.
+    """
     everywhere = part.get("gradients", [])
-    if len(everywhere) == world:
+    if len(everywhere) == world and not sharded:
         return dict(everywhere[rank])
     return {name: torch.stack([g[name] for g in everywhere]).mean(0) for name in (everywhere or [{}])[0]}
 

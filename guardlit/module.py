@@ -21,7 +21,7 @@ from guardlit.collect import Collector
 from guardlit.experience import Experience, Round
 from guardlit.judge import Judge
 from guardlit.kl import kl_divergence
-from guardlit.loops import validate_now
+from guardlit.loops import move_within_epoch, validate_now
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.phases import announce
 from guardlit.plan import RoundPlan
@@ -291,4 +291,6 @@ class GRPOModule(pl.LightningModule):
             self.policy.load_old_state(part["old"])
         if fitting:
             place = (self.trainer.global_rank, self.trainer.world_size)
-            self._restored_gradients, self.outputs = ckpt.gradients_of(part, *place), ckpt.outputs_of(part, *place)
+            self._restored_gradients = ckpt.gradients_of(part, *place, sharded=self.device_mesh is not None)
+            self.outputs = ckpt.outputs_of(part, *place)
+            move_within_epoch(checkpoint, self.trainer.datamodule.position_in(checkpoint))  # type: ignore[attr-defined]

@@ -1,7 +1,8 @@
 """Runs on several processes without starting an interpreter for each: `forked.py SPECIFICATION.json`.
 
-The specification lists runs, one after another: {"folder", "processes", "args"}. Each process of a run is a fork of this
-one, which has imported everything, with the environment that torchrun would give it; it says in `folder` how it ended.
+The specification lists runs, one after another: {"folder", "processes", "args"}. Each process of a run is a fork of
+this one, which has imported everything, with the environment that torchrun would give it; it says in `folder` how it
+ended.
 """
 
 from __future__ import annotations

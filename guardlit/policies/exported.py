@@ -43,7 +43,10 @@ class FolderPolicy(FlowPolicy):
         """What, beside the encoders' files, decides an embedding."""
 
     def export(self, folder: Path) -> None:
-        """A LoRA file for `pipe.load_lora_weights`, or, after full fine-tuning, a whole pipeline folder; one process writes."""
+        """A LoRA file for `pipe.load_lora_weights`, or, after full fine-tuning, a whole pipeline folder.
+
+        To be called by all processes, of which one writes.
+        """
         import diffusers
 
         if not self.lora:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from guardlit_callbacks._gather import is_first
 from guardlit_callbacks._sharded import is_sharded, local, on_first, reshard, shard_like, sharded
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -175,7 +176,7 @@ def whole_network(transformer: Any, kind: Any) -> Any:
     if not is_sharded(dict(transformer.named_parameters())):
         return transformer
     state = on_first(transformer.state_dict().items())
-    if not state:
+    if not is_first():
         return None
     with torch.device("meta"):
         network = kind.from_config(transformer.config)
