@@ -116,7 +116,10 @@ class GuardlitCLI(LightningCLI):
             config["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) can run no rollout
         if isinstance(config["strategy"], ShardedStrategy):
             check_precision(str(config.get("precision")), sharded=True)
-        trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        try:
+            trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        except ValueError as error:  # a name or a combination that Lightning does not know
+            raise GuardlitError(f"trainer: {error}") from error
         return trainer
 
 

@@ -48,7 +48,7 @@ def move_within_epoch(checkpoint: dict[str, Any], batch: int) -> None:
         batch: index in the epoch; 0 where the checkpoint stands between two epochs, whose counters are right.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    moved = batch - progress["current"]["completed"] if batch else 0
+    moved = batch - progress["current"]["ready"] if batch else 0
     if moved:
         for count in ("total", "current"):
             progress[count] = {key: value + moved for key, value in progress[count].items()}

@@ -12,6 +12,7 @@ from guardlit_callbacks._sharded import whole
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from guardlit import checkpoint as ckpt
 from guardlit import guards
@@ -78,6 +79,7 @@ class GRPOModule(pl.LightningModule):
         self.max_failed_fraction = max_failed_fraction
         self.strict_loading = False  # checkpoints hold only what trains
         self.judge = Judge(self)
+        self.validated = MeanMetric(nan_strategy="disable")  # Lightning's own mean is wrong for unequal shares
         self.round_metrics: dict[str, float] = {}  # of the round in progress, for whoever shows them
         self._experience: Experience | None = None
         self.outputs: list[dict[str, Tensor]] = []  # of the update in progress, micro-batch by micro-batch
@@ -266,9 +268,8 @@ class GRPOModule(pl.LightningModule):
         images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
         result = self.judge.validate(images, prompts)
-        self.log(
-            "val/reward", result.values.mean().to(self.device), on_epoch=True, batch_size=len(batch), sync_dist=True
-        )
+        self.validated.update(result.values.to(self.device))
+        self.log("val/reward", self.validated, on_epoch=True, batch_size=len(batch))
         numbered = {"reward": result.values, "index": torch.tensor([i for i, _ in batch])}
         return {"images": images, "prompts": texts, "metadata": metadata, **numbered}
 

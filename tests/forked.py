@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 
-def run_all(folder: Path, *runs: dict[str, Any], timeout: float = 240) -> None:
+def run_all(folder: Path, *runs: dict[str, Any], timeout: float = 280) -> None:
     """Run a list of {"folder", "processes", "args"} in a process of its own; fails the test where one never ends."""
     specification = folder / "runs.json"
     specification.write_text(json.dumps(runs, default=str))
@@ -53,6 +55,20 @@ def _one(rank: int, world: int, port: int, folder: Path, args: list[str]) -> Non
     os._exit(code)
 
 
+def _wait(children: list[int], patience: float = 20) -> None:
+    """For all to end; those that still wait for one that has failed are ended after a while, as a launcher would."""
+    waiting, deadline = set(children), float("inf")
+    while waiting:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        waiting -= {child}
+        if child and status:
+            deadline = min(deadline, time.monotonic() + patience)
+        if time.monotonic() > deadline:
+            for other in waiting:
+                os.kill(other, signal.SIGKILL)
+        time.sleep(0 if child else 0.02)
+
+
 def main(specification: Path) -> None:
     """Run what a file lists."""
     import diffusers  # noqa: F401 - for all forks at once
@@ -72,8 +88,7 @@ def main(specification: Path) -> None:
             if not (child := os.fork()):
                 _one(rank, world, port, Path(run["folder"]), run["args"])
             children.append(child)
-        for child in children:
-            os.waitpid(child, 0)
+        _wait(children)
 
 
 if __name__ == "__main__":
