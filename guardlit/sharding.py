@@ -67,7 +67,7 @@ class ShardedStrategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
-        self._reshard = reshard_after_forward
+        self.reshard_after_forward = reshard_after_forward
         self._param_dtype, self._reduce_dtype = param_dtype, reduce_dtype
 
     def setup_environment(self) -> None:
@@ -87,7 +87,7 @@ class ShardedStrategy(ModelParallelStrategy):
             fully_shard(
                 module,
                 mesh=self.device_mesh["data_parallel"],
-                reshard_after_forward=self._reshard,
+                reshard_after_forward=self.reshard_after_forward,
                 mp_policy=policy,
             )
 
