@@ -140,8 +140,14 @@ def every_round() -> ModelCheckpoint:
 
     The oldest goes once the newest is on disk.
     """
-    name = {"filename": "round_{epoch:05d}", "auto_insert_metric_name": False}
-    return ModelCheckpoint(monitor="step", mode="max", save_top_k=2, save_on_train_epoch_end=True, **name)
+    return ModelCheckpoint(
+        filename="round_{epoch:05d}",
+        auto_insert_metric_name=False,
+        monitor="step",
+        mode="max",
+        save_top_k=2,
+        save_on_train_epoch_end=True,
+    )
 
 
 def _seed(value: bool | int) -> int:
@@ -168,6 +174,7 @@ MEANT = (
     ".*Experiment logs directory .* exists and is not empty.*",  # run.json and the like; metrics.csv is new
     ".*isinstance\\(treespec, LeafSpec\\).*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The dirpath has changed from .*",  # a resumed run has a folder of its own
 )
 """What libraries warn of although it is meant, or is theirs alone."""
 
