@@ -50,8 +50,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
             kept = next((other for other in neighbours(path) if damage(other) is None), None)
             rest = f"the last one kept is {kept}" if kept else "no earlier one exists"
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise GuardlitError(f"checkpoint {path} could not be written ({reason}); {rest}") from error
+            raise GuardlitError(f"checkpoint {path} could not be written ({_reason(error)}); {rest}") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = True
@@ -69,6 +68,14 @@ class SafeCheckpointIO(TorchCheckpointIO):
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise GuardlitError(f"{path} is no Lightning checkpoint")
         return checkpoint
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, where torch's zip writer came to grief over it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return getattr(cause, "strerror", None) or str(error).splitlines()[0]
 
 
 @contextmanager
