@@ -12,7 +12,7 @@ import pickle
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ _DIRECTORY = 0x10  # of a zip record's DOS attributes
 # whole or not ---------------------------------------------------------------------------------------------------------
 
 
-def damage(path: Path) -> str | None:
+def damage(path: Path, share: slice = slice(None)) -> str | None:
     """What is wrong with a checkpoint; None for one that is whole and can be read without running code from it.
 
     `torch.load` verifies no checksum: one flipped bit gives another weight and no error. The archive does hold a CRC-32
@@ -41,11 +41,12 @@ def damage(path: Path) -> str | None:
 
     Args:
         path: a file, or a folder of shards.
+        share: which of a folder's files to read, where several processes divide them among them.
     """
     try:
         if not path.is_dir():
             return _archive_damage(path)
-        if (found := _folder_damage(path)) is None:
+        if (found := _folder_damage(path, share)) is None:
             _check_index(path / _INDEX)
             found = _archive_damage(path / _META)
         return found
@@ -72,15 +73,15 @@ def _archive_damage(path: Path) -> str | None:
     return None
 
 
-def _folder_damage(folder: Path) -> str | None:
+def _folder_damage(folder: Path, share: slice) -> str | None:
     if not (folder / MANIFEST).is_file():
         return f"incomplete: it has no {MANIFEST}, which is written last"
     lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
     expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     if missing := sorted({_META, _INDEX, *expected} - {p.name for p in folder.iterdir()}):
         return f"incomplete: {missing[0]} is missing"
-    found = digests(folder)
-    wrong = next((name for name in expected if found[name] != expected[name]), None)
+    found = digests(folder, names=sorted(expected)[share])
+    wrong = next((name for name in found if found[name] != expected[name]), None)
     return wrong and f"the checksum of {wrong} is wrong"
 
 
@@ -192,16 +193,11 @@ def refuse(path: Path, reason: str) -> None:
 # folders of shards ----------------------------------------------------------------------------------------------------
 
 
-def digests(folder: Path, pattern: str = "*") -> dict[str, str]:
-    """SHA-256 in hexadecimal of the files of a folder by name, the manifest aside; several files at a time.
-
-    Args:
-        folder: of a checkpoint.
-        pattern: of names; `__3_*` are the shards of process 3, so that each process can read its own.
-    """
-    files = sorted(p for p in folder.glob(pattern) if p.is_file() and p.name != MANIFEST)
-    with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1) or 1) as pool:
-        return dict(zip((p.name for p in files), pool.map(_sha256, files), strict=True))
+def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 in hexadecimal of some of a folder's files, by name; several files at a time."""
+    names = list(names)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(names, pool.map(_sha256, (folder / name for name in names)), strict=True))
 
 
 def _sha256(path: Path) -> str:
@@ -214,13 +210,13 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
 
     Args:
         folder: of a checkpoint.
-        known: digests of files that other processes have read already.
+        known: digests of files that the processes which wrote them have read already, and have on disk.
     """
     known = dict(known or {})
     rest = [p.name for p in folder.iterdir() if p.is_file() and p.name not in {MANIFEST, *known}]
+    found = known | digests(folder, rest)
     for name in rest:
         sync(folder / name)
-    found = known | {name: _sha256(folder / name) for name in rest}
     temporary = folder / f".{MANIFEST}.tmp"
     temporary.write_text("".join(f"{found[name]}  {name}\n" for name in sorted(found)), encoding="utf-8")
     sync(temporary)

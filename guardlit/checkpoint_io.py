@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+import torch.distributed as dist
 from guardlit_callbacks._gather import gather_objects
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.serialization import config as serialization
@@ -58,16 +59,29 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint of tensors and plain values only, whatever `weights_only` says."""
         path = Path(path)
         if self._together:
-            path = gather_objects(path)[0]
-            reasons = gather_objects(damage(path))
-            if (reason := next(filter(None, reasons), None)) is not None:
-                refuse(path, reason)
+            path = agreed(path)
         else:
             require_whole(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise GuardlitError(f"{path} is no Lightning checkpoint")
         return checkpoint
+
+
+def agreed(path: Path) -> Path:
+    """The first process's checkpoint, which is whole; to be called by all processes.
+
+    Processes look for the newest one each for itself, and may see a shared file system at different moments.
+
+    Raises:
+        GuardlitError: on all processes, where one of them finds damage.
+    """
+    paths = gather_objects(path)
+    path, rank = paths[0], dist.get_rank() if len(paths) > 1 else 0
+    reasons = gather_objects(damage(path, slice(rank, None, len(paths))))
+    if (reason := next(filter(None, reasons), None)) is not None:
+        refuse(path, reason)
+    return path
 
 
 def _reason(error: BaseException) -> str:
