@@ -15,6 +15,7 @@ from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 
+from guardlit.checkpoint_io import agreed
 from guardlit.errors import GuardlitError
 from guardlit.sharded_checkpoint import read_shards, write_shards
 
@@ -148,7 +149,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if path.is_dir():
             assert self.lightning_module is not None
             reshard(self.lightning_module)
-            return read_shards(path, dict(self.lightning_module.named_parameters()))
+            return read_shards(agreed(path), dict(self.lightning_module.named_parameters()))
         checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(path)
         return checkpoint
 
