@@ -20,11 +20,13 @@ import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
 from guardlit.checkpoint import SafeCheckpointIO
 from guardlit.data import PromptDataModule
+from guardlit.ending import give_back
 from guardlit.errors import GuardlitError
 from guardlit.interrupt import Interrupted, SignalGuard
 from guardlit.lint import Linter
 from guardlit.module import GRPOModule
 from guardlit.parsing import GuardlitParser
+from guardlit.peers import Peers
 from guardlit.progress import RoundProgress
 from guardlit.run_folder import RunFolder, last_checkpoint, next_version
 from guardlit.trainer import GuardlitTrainer
@@ -47,6 +49,7 @@ class GuardlitCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self._args = args
+        self._peers = Peers()
         super().__init__(
             GRPOModule,
             PromptDataModule,
@@ -103,7 +106,7 @@ class GuardlitCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: Any, callbacks: list[pl.Callback]) -> pl.Trainer:
         fitting = self.subcommand == "fit"
-        callbacks = [*callbacks, RoundProgress()]
+        callbacks = [self._peers, *callbacks, RoundProgress()]
         if fitting:
             callbacks += [SignalGuard(), Linter(), RunFolder(self._args)]
             chosen = config.get("callbacks") or []
@@ -112,6 +115,14 @@ class GuardlitCLI(LightningCLI):
         config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO()]
         trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """End together with the other processes of the run; Lightning calls no `teardown` after an exception."""
+        try:
+            with self._peers.ending():
+                super()._run_subcommand(subcommand)
+        finally:
+            give_back(self.trainer, self.model)
 
 
 class _Settings(GuardlitCLI):
@@ -148,6 +159,10 @@ def main(args: list[str]) -> None:
     _quieten()
     try:
         GuardlitCLI(args)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit code of its own
+            raise KeyboardInterrupt from None
+        raise
     except Interrupted as stop:
         print(f"guardlit {args[0]}: {stop}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None

@@ -81,6 +81,13 @@ def set_up(scorer: GoldScorer | Metric, device: torch.device) -> None:
         scorer.setup(device)
 
 
+def close_scorer(scorer: GoldScorer | Metric) -> None:
+    """Gives back processes and connections, of a scorer that has some."""
+    close = getattr(scorer, "close", None)
+    if callable(close):
+        close()
+
+
 def score(scorer: GoldScorer | Metric, request: ScoreRequest) -> Array:
     """One value per sample, (B,) float64; NaN where the score failed.
 

@@ -21,7 +21,7 @@ from guardlit_callbacks._lightning import (
 )
 from guardlit_callbacks._logging import is_rehearsal, log_figure, log_scalars, run_dir
 from guardlit_callbacks._outputs import read_output, read_value
-from guardlit_callbacks._scoring import ScoreRequest, Scorers, named, score, set_up
+from guardlit_callbacks._scoring import ScoreRequest, Scorers, close_scorer, named, score, set_up
 from guardlit_callbacks._statistics import Array
 from guardlit_callbacks.composite import Interval, bootstrap
 from guardlit_callbacks.figures import ProxyGoldCurve, proxy_gold_figure
@@ -63,7 +63,7 @@ class GoldScore(Callback):
         scorers: name to scorer, or a list of scorers that bear names. A scorer is a torchmetrics `Metric` that is a
             mean over samples, with `update(images, prompts)` or `update(images)`, or any object with `setup(device)`
             and `score(request)`: the request has images (B, 3, height, width) uint8, prompts and metadata, the result
-            `values` (B,) and `valid` (B,).
+            `values` (B,) and `valid` (B,). One that has `close()` is closed at the end.
         images: key of the images, (B, 3, height, width) uint8.
         prompts: key of the prompts, B texts.
         metadata: key of B mappings for the scorers; None for empty ones.
@@ -115,9 +115,9 @@ class GoldScore(Callback):
         """Loads the scorers the first time."""
         self._samples = []
         if not self._ready and not is_rehearsal(trainer):
+            self._ready = True
             for scorer in self.scorers.values():
                 set_up(scorer, pl_module.device)
-            self._ready = True
 
     def on_validation_batch_end(
         self,
@@ -151,6 +151,27 @@ class GoldScore(Callback):
             {"prompt": prompt, **{name: float(values[i]) for name, values in columns.items()}}
             for i, prompt in enumerate(prompts)
         ]
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives back what the scorers hold beside memory; the next validation would set them up again."""
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same where Lightning calls no `teardown`."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes each scorer that can be closed, if they were set up."""
+        if not self._ready:
+            return
+        self._ready = False
+        for name, scorer in self.scorers.items():
+            try:
+                close_scorer(scorer)
+            except Exception as error:  # hides neither why a run ends nor that it is done
+                rank_zero_warn(f"GoldScore: {name!r} could not be closed: {error}")
 
     # --- evaluating ----------------------------------------------------------------------------------------------
 
