@@ -26,7 +26,7 @@ from guardlit.interrupt import Interrupted, SignalGuard
 from guardlit.lint import Linter
 from guardlit.module import GRPOModule
 from guardlit.parsing import GuardlitParser
-from guardlit.peers import Peers
+from guardlit.peers import Peers, explained
 from guardlit.progress import RoundProgress
 from guardlit.run_folder import RunFolder, last_checkpoint, next_version
 from guardlit.trainer import GuardlitTrainer
@@ -106,14 +106,16 @@ class GuardlitCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: Any, callbacks: list[pl.Callback]) -> pl.Trainer:
         fitting = self.subcommand == "fit"
-        callbacks = [self._peers, *callbacks, RoundProgress()]
+        callbacks = [*callbacks, RoundProgress()]
         if fitting:
             callbacks += [SignalGuard(), Linter(), RunFolder(self._args)]
             chosen = config.get("callbacks") or []
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())
+        config["callbacks"] = [self._peers, *(config.get("callbacks") or [])]  # the first to hear of an error
         config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO()]
         trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        self._peers.attach(trainer)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -158,7 +160,8 @@ def main(args: list[str]) -> None:
     """Run a command line such as `["fit", "--config", "run.yaml"]`; raises `GuardlitError` for a user's mistake."""
     _quieten()
     try:
-        GuardlitCLI(args)
+        with explained():
+            GuardlitCLI(args)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit code of its own
             raise KeyboardInterrupt from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -15,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from guardlit.errors import GuardlitError
 from guardlit.phases import Phase
@@ -32,6 +34,10 @@ _LOST = re.compile(
     r"gloo|nccl|process ?group|connection (was likely )?(closed|reset|refused)|broken pipe|timed? ?out|remote process",
     re.IGNORECASE,
 )
+
+
+class PeerError(GuardlitError):
+    """Why this process ends is another one's error."""
 
 
 class Peers(pl.Callback):
@@ -57,18 +63,25 @@ class Peers(pl.Callback):
 
     # signs of life ------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin to watch: the processes have met by now."""
-        if trainer.world_size == 1 or self._store is not None:
-            return
+    def attach(self, trainer: pl.Trainer) -> None:
+        """Begin as soon as the processes have met, which is before any hook: to be called with a new Trainer."""
+        meet = trainer.strategy.setup_environment
+
+        def setup_environment() -> None:
+            meet()
+            if trainer.world_size > 1 and self._store is None:
+                self._begin(trainer)
+
+        trainer.strategy.setup_environment = setup_environment  # type: ignore[method-assign]
+
+    def _begin(self, trainer: pl.Trainer) -> None:
         Peers._runs += 1  # several runs of one process share a store
         world = dist.group.WORLD
         assert world is not None
         self._trainer, self._rank, self._world = trainer, trainer.global_rank, trainer.world_size
         # a connection of its own: a collective that waits in the store would hold up the watch
-        self._store = dist.PrefixStore(  # type: ignore[attr-defined]
-            f"guardlit/{Peers._runs}", world.get_group_store().clone()
-        )
+        store = world.get_group_store().clone()
+        self._store = dist.PrefixStore(f"guardlit/{Peers._runs}", store)  # type: ignore[attr-defined]
         self._beat()
         largest(trainer, 0)  # by now each has given its first sign of life
         Thread(target=self._watch, name="watch of the other processes", daemon=True).start()
@@ -130,8 +143,8 @@ class Peers(pl.Callback):
             error: that reached the top of the program.
 
         Returns:
-            The error itself, or, where it says no more than that another process is gone or late, a `GuardlitError`
-            that names that one and its own error.
+            The error itself, or, where it says no more than that another process is gone or late, an error that
+            names that one and why it ended.
         """
         if self._store is None or together(error):
             return error
@@ -142,20 +155,21 @@ class Peers(pl.Callback):
             ended = self._ended(error)
         except RuntimeError:
             ended = "process 0 or torchrun, which keeps the processes' store, has ended"
-        verdict = GuardlitError(ended)
+        verdict = PeerError(ended)
         self._tell(verdict)
         return verdict
 
     def _ended(self, error: Exception) -> str:
         before = self._beats()
         self._look()
-        if not self._first:
+        if not self._first and not any(child.poll() for child in self._children):
             self._done.wait(3 * BEAT)
             self._look()
         if self._first:
             return f"ended because another process did: {self._first}"
         now = self._beats()
-        late = [rank for rank in now if now[rank][0] == before[rank][0]]
+        dead = [rank for rank, child in enumerate(self._children, 1) if child.poll()]
+        late = dead or [rank for rank in now if now[rank][0] == before[rank][0]]
         how = "is dead, stopped or cut off"
         if not late:
             least = min(int(steps) for _, steps, _ in now.values())
@@ -166,6 +180,11 @@ class Peers(pl.Callback):
         if re.search("timed? ?out", str(error), re.IGNORECASE):
             text += f"; the limit is the strategy's `timeout`, {getattr(self._strategy, '_timeout', None)}"
         return text
+
+    @property
+    def _children(self) -> list[subprocess.Popen[bytes]]:
+        """Processes 1, 2, ... where Lightning started them from this one."""
+        return getattr(self._strategy.launcher, "procs", [])
 
     @property
     def _strategy(self) -> Any:
@@ -202,9 +221,30 @@ class Peers(pl.Callback):
         until = time.monotonic() + LINGER
         while keeps_store and self._store.add("seen", 0) < self._world - 1 and time.monotonic() < until:
             time.sleep(BEAT / 10)
-        for child in getattr(self._strategy.launcher, "procs", []):
+        for child in self._children:
             if child.poll() is None:
                 child.send_signal(signal.SIGKILL)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Hand the error that ends this process to torchrun, whose report is the end of a log and else names none."""
+    try:
+        yield
+    except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, PeerError):
+            _record(error)
+        raise
+
+
+def _record(error: Exception) -> None:
+    # the handler writes down where the error in hand was raised: for what is meant for the user, that is here
+    try:
+        if isinstance(error, GuardlitError) or together(error):
+            raise type(error).__new__(type(error), str(error)) from None
+        raise error
+    except Exception as shown:
+        get_error_handler().record_exception(shown)
 
 
 def together(error: BaseException) -> bool:

@@ -11,22 +11,26 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
-What = Literal["raise", "memory", "hopeless", "SIGKILL", "SIGSTOP", "SIGTERM", "SIGUSR1", "SIGINT", "SIGINT twice", "sleep"]
+What = Literal[
+    "raise", "memory", "hopeless", "SIGKILL", "SIGSTOP", "SIGTERM", "SIGUSR1", "SIGINT", "SIGINT twice", "sleep"
+]
 
 
 class Trouble(pl.Callback):
     """Does it the first time that the run is there.
 
     Args:
-        what: raise what a library might, a lack of memory, or a `GuardlitError`; send a signal to this process; or
-            sleep.
+        what: raise what a library might, a lack of memory, or a `GuardlitError`; send a signal to this process; sleep;
+            or sleep while the other process raises.
         place: `setup`, `batch` for the end of a micro-batch, `validation` for a batch of validation images, or a phase.
         at: index of the micro-batch or batch, or how much of a phase is done.
         rank: of the process.
         told: a file that is made just before.
     """
 
-    def __init__(self, what: What, place: str, at: int = 0, rank: int = 1, told: str | None = None) -> None:
+    def __init__(
+        self, what: Error | Sleep | Signal, place: str, at: int = 0, rank: int = 1, told: str | None = None
+    ) -> None:
         self.what, self.place, self.at, self.rank, self.told = what, place, at, rank, told
         self.done = False
 
@@ -44,7 +48,11 @@ class Trouble(pl.Callback):
             self._come(trainer, "validation", args[1])
 
     def _come(self, trainer: pl.Trainer, place: str, at: int) -> None:
-        if self.done or (place, at, trainer.global_rank) != (self.place, self.at, self.rank):
+        if self.done or (place, at) != (self.place, self.at):
+            return
+        if trainer.global_rank != self.rank:
+            if self.what == "sleep and raise":
+                raise RuntimeError("the wires are cut")
             return
         self.done = True
         if self.told is not None:
@@ -60,7 +68,7 @@ class Trouble(pl.Callback):
             from guardlit.errors import GuardlitError
 
             raise GuardlitError("the prompt file is gone")
-        if self.what == "sleep":
+        if self.what.startswith("sleep"):
             while True:
                 time.sleep(3600)
         name, *twice = self.what.split()
