@@ -29,6 +29,7 @@ GRACE = 20.0
 LINGER = 5.0
 """Seconds for which a failed process that keeps the store waits for the others to read why."""
 FAILED = 1
+GONE = "process 0, or torchrun, is gone: it keeps the store by which the processes hear of each other"
 
 _LOST = re.compile(
     r"gloo|nccl|process ?group|connection (was likely )?(closed|reset|refused)|broken pipe|timed? ?out|remote process",
@@ -112,7 +113,7 @@ class Peers(pl.Callback):
                 self._beat()
                 self._look()
         except RuntimeError:  # the store is gone
-            self._first = self._first or "the process that keeps the store, process 0 or torchrun, has ended"
+            self._first = self._first or GONE
         if self._first and not self._done.wait(GRACE):
             print(f"guardlit: error: {self._first}", file=sys.stderr, flush=True)
             os._exit(FAILED)
@@ -120,7 +121,7 @@ class Peers(pl.Callback):
     def _look(self) -> None:
         if not self._first and self._store.check(["first"]):
             self._first = self._store.get("first").decode()
-            self._store.add("seen", 1)
+            self._store.set(f"seen/{self._rank}", "")
 
     # the end ------------------------------------------------------------------------------------------------------
 
@@ -146,27 +147,28 @@ class Peers(pl.Callback):
             The error itself, or, where it says no more than that another process is gone or late, an error that
             names that one and why it ended.
         """
+        if self._store is None and isinstance(error, dist.DistError):
+            return GuardlitError(f"the processes of this run did not find each other: {one_line(error)}")
         if self._store is None or together(error):
             return error
         if not lost(error):
             self._tell(error)
             return error
         try:
-            ended = self._ended(error)
+            late = "" if self._first else self._late(error)
         except RuntimeError:
-            ended = "process 0 or torchrun, which keeps the processes' store, has ended"
-        verdict = PeerError(ended)
+            late = GONE
+        verdict = PeerError(f"ended because another process did: {self._first}" if self._first else late)
         self._tell(verdict)
         return verdict
 
-    def _ended(self, error: Exception) -> str:
+    def _late(self, error: Exception) -> str:
+        """Who is missing; nothing where one has told its error by now."""
         before = self._beats()
         self._look()
         if not self._first and not any(child.poll() for child in self._children):
             self._done.wait(3 * BEAT)
             self._look()
-        if self._first:
-            return f"ended because another process did: {self._first}"
         now = self._beats()
         dead = [rank for rank, child in enumerate(self._children, 1) if child.poll()]
         late = dead or [rank for rank in now if now[rank][0] == before[rank][0]]
@@ -174,7 +176,7 @@ class Peers(pl.Callback):
         if not late:
             least = min(int(steps) for _, steps, _ in now.values())
             late, how = [rank for rank, (_, steps, _) in now.items() if int(steps) == least], "has come least far"
-        who = ", ".join(f"process {rank}, last at {now[rank][2]}," for rank in late)
+        who = " ".join(f"process {rank}, last at {now[rank][2]}," for rank in late)
         call = traceback.extract_tb(error.__traceback__)[-1].name
         text = f"{who} {how}: {call} of process {self._rank} at {self._place} failed ({one_line(error)})"
         if re.search("timed? ?out", str(error), re.IGNORECASE):
@@ -219,7 +221,8 @@ class Peers(pl.Callback):
             return
         keeps_store = self._rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         until = time.monotonic() + LINGER
-        while keeps_store and self._store.add("seen", 0) < self._world - 1 and time.monotonic() < until:
+        heard = [f"seen/{rank}" for rank in range(1, self._world)]
+        while keeps_store and not self._store.check(heard) and time.monotonic() < until:
             time.sleep(BEAT / 10)
         for child in self._children:
             if child.poll() is None:

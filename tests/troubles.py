@@ -11,9 +11,9 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
-What = Literal[
-    "raise", "memory", "hopeless", "SIGKILL", "SIGSTOP", "SIGTERM", "SIGUSR1", "SIGINT", "SIGINT twice", "sleep"
-]
+Error = Literal["raise", "memory", "hopeless"]
+Sleep = Literal["sleep", "sleep and raise"]
+Signal = Literal["SIGKILL", "SIGSTOP", "SIGTERM", "SIGUSR1", "SIGINT", "SIGINT twice"]
 
 
 class Trouble(pl.Callback):
