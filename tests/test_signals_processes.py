@@ -53,7 +53,7 @@ def test_a_process_that_is_killed_is_named_by_the_other(sd3_folder: Path, tmp_pa
 
 
 def test_a_process_that_stands_still_is_named_with_the_collective_and_its_limit(sd3_folder: Path, tmp_path: Path):
-    strategy = {"class_path": "DDPStrategy", "init_args": {"timeout": "0:00:03"}}
+    strategy = {"class_path": "DDPStrategy", "init_args": {"timeout": "0:00:05"}}
     path = trouble(tmp_path, sd3_folder, "SIGSTOP", "rollout", 3, trainer__strategy=strategy)
     run = forked(tmp_path, "fit", "--config", path, "--trainer.devices", 2)
     run.processes[0].join(60)
@@ -61,7 +61,7 @@ def test_a_process_that_stands_still_is_named_with_the_collective_and_its_limit(
     assert run.wait() == [2, -signal.SIGKILL], both(run)
     said = "process 1, last at .*, is dead, stopped or cut off: all_reduce of process 0 at rollout 3 of 20 failed "
     assert re.match(
-        f"guardlit fit: error: {said}.*imed ?out.*the limit is the strategy's `timeout`, 0:00:03", run.last(0)
+        f"guardlit fit: error: {said}.*imed ?out.*the limit is the strategy's `timeout`, 0:00:05", run.last(0)
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 Error = Literal["raise", "memory", "hopeless"]
 Sleep = Literal["sleep", "sleep and raise"]
-Signal = Literal["SIGKILL", "SIGSTOP", "SIGTERM", "SIGUSR1", "SIGINT", "SIGINT twice"]
+Signal = Literal["SIGKILL", "SIGSTOP", "SIGTERM", "SIGTERM twice", "SIGUSR1", "SIGHUP", "SIGINT", "SIGINT twice"]
 
 
 class Trouble(pl.Callback):
@@ -22,7 +22,8 @@ class Trouble(pl.Callback):
     Args:
         what: raise what a library might, a lack of memory, or a `GuardlitError`; send a signal to this process; sleep;
             or sleep while the other process raises.
-        place: `setup`, `batch` for the end of a micro-batch, `validation` for a batch of validation images, or a phase.
+        place: `setup`, `batch` for the end of a micro-batch, `validation` for a batch of validation images, `first
+            validation` for one of those at step 0, or a phase.
         at: index of the micro-batch or batch, or how much of a phase is done.
         rank: of the process.
         told: a file that is made just before.
@@ -44,8 +45,7 @@ class Trouble(pl.Callback):
         self._come(trainer, "batch", args[2])
 
     def on_validation_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        if trainer.global_step:
-            self._come(trainer, "validation", args[1])
+        self._come(trainer, "validation" if trainer.global_step else "first validation", args[1])
 
     def _come(self, trainer: pl.Trainer, place: str, at: int) -> None:
         if self.done or (place, at) != (self.place, self.at):
