@@ -153,9 +153,9 @@ class SignalGuard(pl.Callback):
             begin_validation_anew(trainer)
             if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
                 # the round is over but for its validation, and will not be logged by the run that goes on
-                metrics = pl_module.round_metrics | {"round": float(trainer.current_epoch)}  # type: ignore[operator]
+                here = dict.fromkeys(("round", "epoch"), float(trainer.current_epoch))
                 for logger in trainer.loggers:
-                    logger.log_metrics(metrics, trainer.global_step - 1)
+                    logger.log_metrics(pl_module.round_metrics | here, trainer.global_step - 1)  # type: ignore[operator]
         trainer.save_checkpoint(_path(trainer))
 
     def state_dict(self) -> dict[str, Any]:
