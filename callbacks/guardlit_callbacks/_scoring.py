@@ -81,11 +81,9 @@ def set_up(scorer: GoldScorer | Metric, device: torch.device) -> None:
         scorer.setup(device)
 
 
-def close_scorer(scorer: GoldScorer | Metric) -> None:
-    """Gives back processes and connections, of a scorer that has some."""
-    close = getattr(scorer, "close", None)
-    if callable(close):
-        close()
+def can_close(scorer: Any) -> bool:
+    """Whether a scorer has processes or connections to give back."""
+    return callable(getattr(scorer, "close", None))
 
 
 def score(scorer: GoldScorer | Metric, request: ScoreRequest) -> Array:

@@ -21,7 +21,7 @@ from guardlit_callbacks._lightning import (
 )
 from guardlit_callbacks._logging import is_rehearsal, log_figure, log_scalars, run_dir
 from guardlit_callbacks._outputs import read_output, read_value
-from guardlit_callbacks._scoring import ScoreRequest, Scorers, close_scorer, named, score, set_up
+from guardlit_callbacks._scoring import ScoreRequest, Scorers, can_close, named, score, set_up
 from guardlit_callbacks._statistics import Array
 from guardlit_callbacks.composite import Interval, bootstrap
 from guardlit_callbacks.figures import ProxyGoldCurve, proxy_gold_figure
@@ -107,17 +107,17 @@ class GoldScore(Callback):
         self._base_scores: dict[str, Array] = {}
         self._base_prompts: list[str] = []
         self._samples: list[dict[str, Any]] = []
-        self._ready = False
+        self._open: set[str] = set()
 
     # --- collecting ----------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Loads the scorers the first time."""
+        """Loads the scorers the first time, and those that have been closed since."""
         self._samples = []
-        if not self._ready and not is_rehearsal(trainer):
-            self._ready = True
-            for scorer in self.scorers.values():
-                set_up(scorer, pl_module.device)
+        if not is_rehearsal(trainer):
+            for name in [name for name in self.scorers if name not in self._open]:
+                self._open.add(name)
+                set_up(self.scorers[name], pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -155,7 +155,7 @@ class GoldScore(Callback):
     # --- the end -------------------------------------------------------------------------------------------------
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives back what the scorers hold beside memory; the next validation would set them up again."""
+        """Gives back what the scorers hold beside memory; the next validation sets them up again."""
         self.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -163,13 +163,11 @@ class GoldScore(Callback):
         self.close()
 
     def close(self) -> None:
-        """Closes each scorer that can be closed, if they were set up."""
-        if not self._ready:
-            return
-        self._ready = False
-        for name, scorer in self.scorers.items():
+        """Closes each scorer that was set up and can be closed."""
+        for name in [name for name in self.scorers if name in self._open and can_close(self.scorers[name])]:
+            self._open.remove(name)
             try:
-                close_scorer(scorer)
+                self.scorers[name].close()
             except Exception as error:  # hides neither why a run ends nor that it is done
                 rank_zero_warn(f"GoldScore: {name!r} could not be closed: {error}")
 
