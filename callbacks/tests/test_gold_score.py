@@ -284,7 +284,7 @@ def test_what_a_scorer_holds_is_given_back_once_a_run(make_trainer):
     trainer = make_trainer(GoldScore(scorers, metadata=None), max_epochs=1)
     for closed in (1, 2):
         with pytest.warns(UserWarning, match="GoldScore: 'broken' could not be closed: the line is dead"):
-            trainer.fit(Painter(), train_rows(), prompt_rows())
+            trainer.validate(Painter(), prompt_rows())
         assert [scorers[name].closed for name in ("broken", "kept")] == [closed, closed]
 
 
