@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Any
 
@@ -59,7 +59,7 @@ class Peers(pl.Callback):
         self._rank, self._world = 0, 1
         self._first = ""
         self._place, self._steps = "the start", 0
-        self._done = Event()
+        self._over, self._left, self._done = Event(), Event(), Event()
         self._trainer: pl.Trainer | None = None
 
     # signs of life ------------------------------------------------------------------------------------------------
@@ -109,13 +109,14 @@ class Peers(pl.Callback):
 
     def _watch(self) -> None:
         try:
-            while not self._first and not self._done.wait(BEAT):
+            while not self._first and not self._over.wait(BEAT):
                 self._beat()
                 self._look()
         except RuntimeError:  # the store is gone
             self._first = self._first or GONE
-        if self._first and not self._done.wait(GRACE):
-            print(f"guardlit: error: {self._first}", file=sys.stderr, flush=True)
+        self._left.set()
+        if not self._done.wait(GRACE):
+            print(f"guardlit: error: {self._first or 'the end took too long'}", file=sys.stderr, flush=True)
             os._exit(FAILED)
 
     def _look(self) -> None:
@@ -201,7 +202,8 @@ class Peers(pl.Callback):
             self._meet()
         except Exception as error:
             if together(error):
-                self._meet()
+                with suppress(RuntimeError):  # somebody died since: why all end is known
+                    self._meet()
             told = self._verdict(error)
             if told is error:
                 raise
@@ -214,11 +216,18 @@ class Peers(pl.Callback):
         if self._store is not None and self._trainer is not None:
             largest(self._trainer, 0)
             self._done.set()
+            self._leave_store()
+
+    def _leave_store(self) -> None:
+        """The interpreter's end aborts a process that has a thread in the store's C++ code."""
+        self._over.set()
+        self._left.wait(LINGER)
 
     def _close(self) -> None:
         """Let the others read why this process fails, and leave no process behind that it has started."""
         if self._store is None or self._done.is_set():
             return
+        self._leave_store()
         keeps_store = self._rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         until = time.monotonic() + LINGER
         heard = [f"seen/{rank}" for rank in range(1, self._world)]
