@@ -21,12 +21,14 @@ import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
 from guardlit.checkpoint_files import newest_whole, require_whole
 from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.data import PromptDataModule
+from guardlit.ending import give_back
 from guardlit.errors import GuardlitError
 from guardlit.guards import check_precision
 from guardlit.interrupt import Interrupted, SignalGuard
 from guardlit.lint import Linter
 from guardlit.module import GRPOModule
 from guardlit.parsing import GuardlitParser
+from guardlit.peers import Peers, explained
 from guardlit.progress import RoundProgress
 from guardlit.run_folder import RunFolder, next_version
 from guardlit.sharding import ShardedStrategy
@@ -50,6 +52,7 @@ class GuardlitCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self._args = args
+        self._peers = Peers()
         super().__init__(
             GRPOModule,
             PromptDataModule,
@@ -112,6 +115,7 @@ class GuardlitCLI(LightningCLI):
             chosen = config.get("callbacks") or []
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())
+        config["callbacks"] = [self._peers, *(config.get("callbacks") or [])]  # the first to hear of an error
         config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO(together=True)]
         if config.get("strategy") == "fsdp":
             config["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) can run no rollout
@@ -121,7 +125,16 @@ class GuardlitCLI(LightningCLI):
             trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
         except ValueError as error:  # a name or a combination that Lightning does not know
             raise GuardlitError(f"trainer: {error}") from error
+        self._peers.attach(trainer)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """End together with the other processes of the run; Lightning calls no `teardown` after an exception."""
+        try:
+            with self._peers.ending():
+                super()._run_subcommand(subcommand)
+        finally:
+            give_back(self.trainer, self.model)
 
 
 class _Settings(GuardlitCLI):
@@ -167,7 +180,12 @@ def main(args: list[str]) -> None:
     """Run a command line such as `["fit", "--config", "run.yaml"]`; raises `GuardlitError` for a user's mistake."""
     _quieten()
     try:
-        GuardlitCLI(args)
+        with explained():
+            GuardlitCLI(args)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit code of its own
+            raise KeyboardInterrupt from None
+        raise
     except Interrupted as stop:
         print(f"guardlit {args[0]}: {stop}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
