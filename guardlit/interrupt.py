@@ -9,7 +9,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, NumbersError
+from guardlit.nonfinite import finite_weights
 from guardlit.phases import Phase
 
 
@@ -33,7 +34,8 @@ class SignalGuard(pl.Callback):
     that the resumed run is the undisturbed one, bit for bit.
 
     A `GuardlitError` while a round is collected, such as a reward server that is gone, also leaves that checkpoint; any
-    other one may have to do with the weights, and is told with the last checkpoint that was written before it.
+    other one may have to do with the weights, and is told with the last checkpoint that was written before it. Where
+    numbers went wrong that is the last one whose weights are finite.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -90,10 +92,13 @@ class SignalGuard(pl.Callback):
         if isinstance(exception, Interrupted):
             trainer.save_checkpoint(_path(trainer))
         elif isinstance(exception, GuardlitError) and trainer.global_step > 0:
-            if self._collecting:  # by all processes together
+            numbers = isinstance(exception, NumbersError)
+            if numbers and getattr(exception, "advised", False):
+                return
+            if self._collecting and not numbers:  # by all processes together
                 trainer.save_checkpoint(_path(trainer))
                 exception.args = (f"{exception}; go on with --ckpt_path {_path(trainer)}",)
-            elif (last := _last_written(trainer)) is not None:
+            elif (last := _last_written(trainer, finite=numbers)) is not None:
                 exception.args = (f"{exception}; the last good checkpoint is {last}",)
 
 
@@ -101,9 +106,10 @@ def _path(trainer: pl.Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
 
 
-def _last_written(trainer: pl.Trainer) -> Path | None:
-    """The newest checkpoint of this run, or what it was resumed from."""
+def _last_written(trainer: pl.Trainer, finite: bool) -> Path | None:
+    """The newest checkpoint of this run or what it was resumed from, if need be the newest with `finite` weights."""
     keepers = trainer.checkpoint_callbacks
     names = [getattr(k, name, "") for k in keepers for name in ("best_model_path", "last_model_path")]
     written = [Path(name) for name in [*names, trainer.ckpt_path or ""] if name and Path(name).is_file()]
-    return max(written, key=lambda path: path.stat().st_mtime, default=None)
+    written.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in written if not finite or finite_weights(path)), None)

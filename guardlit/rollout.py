@@ -7,10 +7,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from guardlit.errors import NumbersError
 from guardlit.noise import INITIAL, NoiseSource
 from guardlit.policies.base import FlowPolicy
 from guardlit.sde import ODE, Coefficients
 from guardlit.types import Conditioning, Trajectory
+
+
+class VelocityError(NumbersError):
+    """A velocity that is NaN or infinite; no image comes of it.
+
+    Attributes:
+        row: of the batch, the first one in the first such step.
+    """
+
+    row = 0
 
 
 @torch.no_grad()
@@ -44,6 +55,9 @@ def sample(
 
     Returns:
         States and velocities of the recorded steps, (B, S, C, H, W) float32, and the clean latents.
+
+    Raises:
+        VelocityError: after the last step, so that whoever listens to `tick` is called as often as elsewhere.
     """
     device = next(iter(conditioning.values())).device
     origins = samples if origins is None else origins
@@ -55,11 +69,13 @@ def sample(
     states, velocities = (x.new_empty(*kept.shape, *x.shape[1:]) for _ in range(2))
     factors = _factors(coefficients, noisy, x)
     parted = noisy.cumsum(1) - noisy.long()  # how often noise was drawn before each step
+    finite = []
     for step, sigma in enumerate(coefficients.sigmas[:-1].tolist()):
         a, g, s = (f[step] for f in factors)
         together = (parted[:, step] == 0).tolist()
         twins = [origin if same else -1 - row for row, (origin, same) in enumerate(zip(origins, together, strict=True))]
         v = _velocity(policy, x, sigma, conditioning, guidance_scale, twins)
+        finite.append(v.isfinite().flatten(1).all(1))
         for slot in (kept == step).any(0).nonzero().flatten().tolist():
             rows = _rows(kept[:, slot] == step, device)
             states[rows, slot], velocities[rows, slot] = x[rows], v[rows]
@@ -70,7 +86,20 @@ def sample(
             rows = _rows(noisy[:, step], device)
             x[rows] += s[rows] * drawn
         tick()
+    _check_velocities(torch.stack(finite), coefficients.sigmas)
     return Trajectory(states, velocities, x)
+
+
+def _check_velocities(finite: Tensor, sigmas: Tensor) -> None:
+    """Raise `VelocityError` unless all of `finite` (T, B) holds: one look at the device a batch, not one a step."""
+    if bool(finite.all()):
+        return
+    step, row = (~finite).nonzero()[0].tolist()
+    error = VelocityError(
+        f"the policy's velocity is NaN or infinite at denoising step {step} (sigma {float(sigmas[step]):.3g})"
+    )
+    error.row = row
+    raise error
 
 
 def _rows(mask: Tensor, device: torch.device) -> Tensor | slice:
