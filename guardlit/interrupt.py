@@ -109,7 +109,8 @@ def _path(trainer: pl.Trainer) -> Path:
 def _last_written(trainer: pl.Trainer, finite: bool) -> Path | None:
     """The newest checkpoint of this run or what it was resumed from, if need be the newest with `finite` weights."""
     keepers = trainer.checkpoint_callbacks
-    names = [getattr(k, name, "") for k in keepers for name in ("best_model_path", "last_model_path")]
-    written = [Path(name) for name in [*names, trainer.ckpt_path or ""] if name and Path(name).is_file()]
+    folders = {Path(folder) for k in keepers if (folder := getattr(k, "dirpath", None))}
+    written = [*(path for folder in folders for path in folder.glob("*.ckpt")), Path(trainer.ckpt_path or "")]
+    written = [path for path in written if path.is_file()]
     written.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return next((path for path in written if not finite or finite_weights(path)), None)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from guardlit.module import GRPOModule
 
 
+UNCONFIRMED = "unconfirmed.ckpt"
+"""The file of a checkpoint that becomes a good one once the run has shown that it is."""
+
+
 class Rollback(pl.Callback):
     """Takes a run whose numbers explode back to its last good checkpoint, or stops it with that checkpoint's name.
 
@@ -87,7 +91,7 @@ class Rollback(pl.Callback):
         """Checkpoints to go back to, the newest last."""
         self.rollbacks = 0
         self._written: list[Path] = []
-        self._candidate: Path | None = None
+        self._unconfirmed: int | None = None  # step of a checkpoint whose worth is not known yet
         self._back_to: Path | None = None  # where the last rollback went, until something good was written since
         self._returning = False
         self._begin_anew()
@@ -105,7 +109,7 @@ class Rollback(pl.Callback):
         if stage != "fit":
             return
         self._begin_anew()
-        self._candidate = None
+        self._unconfirmed = None
         if not self._returning:
             self.rollbacks, self._back_to = 0, None
             self.good = [Path(trainer.ckpt_path)] if trainer.ckpt_path else []
@@ -195,16 +199,29 @@ class Rollback(pl.Callback):
         if self.gold is None:
             self._save(trainer)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The last round's checkpoint is never confirmed."""
+        if self._unconfirmed is not None:
+            trainer.strategy.remove_checkpoint(self._folder(trainer) / UNCONFIRMED)
+
+    @staticmethod
+    def _folder(trainer: pl.Trainer) -> Path:
+        return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"  # a broadcast: every process asks
+
     def _save(self, trainer: pl.Trainer) -> None:
-        """Write the weights that are there now; a checkpoint of no confirmed worth yet."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
-        self._candidate = folder / f"good_{trainer.global_step}.ckpt"
-        trainer.save_checkpoint(self._candidate)
+        """Write the run as it is now; what it is worth is to be seen."""
+        trainer.save_checkpoint(self._folder(trainer) / UNCONFIRMED)
+        self._unconfirmed = trainer.global_step
 
     def _confirm(self, trainer: pl.Trainer) -> None:
-        path, self._candidate = self._candidate, None
-        if path is None:
+        """What was written last is good; of those before, the oldest goes."""
+        if self._unconfirmed is None:
             return
+        path = self._folder(trainer) / f"good_{self._unconfirmed}.ckpt"
+        self._unconfirmed = None
+        trainer.strategy.remove_checkpoint(path)  # of a rollback's first try
+        if trainer.is_global_zero:
+            (path.parent / UNCONFIRMED).replace(path)
         self.good = [*(p for p in self.good if p != path), path]
         self._written = [*(p for p in self._written if p != path), path]
         self._back_to = None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class GuardlitTrainer(pl.Trainer):
-    """A Trainer that also draws images, exports weights and compares objectives, and goes back where `Rollback` says."""
+    """A Trainer that can also draw images, export weights and compare objectives, and whose `fit` can go back."""
 
     def fit(
         self,
