@@ -41,7 +41,7 @@ class GradientSpikes(Callback):
 
     | key | unit |
     |---|---|
-    | `gradient/spike_ratio` | norm over the window's median; not before `patience` steps, nor where it is not finite |
+    | `gradient/spike_ratio` | norm over the window's median; infinite for NaN. Not before `patience` steps |
     | `gradient/spikes` | spikes since the start of the run |
 
     Needs automatic optimization. Right under DDP, FSDP2, gradient accumulation and 16-bit precision; the window is kept
@@ -112,9 +112,10 @@ class GradientSpikes(Callback):
         if self._norm is None:
             return
         norm, self._norm = float(self._norm), None
-        self._judge(trainer, norm)
+        judged = len(self._norms) >= self.patience
+        self._judge(trainer, norm, judged)
         metrics = {"gradient/spikes": float(self.spikes)}
-        if self.last_ratio is not None and math.isfinite(self.last_ratio):
+        if judged and self.last_ratio is not None:
             metrics["gradient/spike_ratio"] = self.last_ratio
         pl_module.log_dict(metrics, batch_size=1)  # the same numbers on every rank
         self._rows, self._restored = [], None
@@ -134,8 +135,8 @@ class GradientSpikes(Callback):
         middle = median(self._norms)
         return middle, SIGMA * median(abs(norm - middle) for norm in self._norms)
 
-    def _judge(self, trainer: Trainer, norm: float) -> None:
-        judged, self.last_ratio = len(self._norms) >= self.patience, None
+    def _judge(self, trainer: Trainer, norm: float, judged: bool) -> None:
+        self.last_ratio = None
         what = f"gradient spike at step {trainer.global_step - 1}: norm {norm:.4g}"
         if not math.isfinite(norm):
             self.last_ratio = math.inf
