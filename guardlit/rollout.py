@@ -47,8 +47,7 @@ def sample(
         samples: indices of the B images in their round.
         guidance_scale: 1 for none.
         record: the steps of each image to keep for training, rising, (B, S) int64 on the CPU; null keeps none.
-        noisy: where the sampler's step is taken, (B, T) bool on the CPU; elsewhere it is the ODE's. Null takes the
-            sampler's everywhere.
+        noisy: where the sampler's step is taken, not the ODE's, (B, T) bool on the CPU; null takes it everywhere.
         origins: the image in whose initial noise each one starts; itself by default. Images of one origin have one
             prompt, and until their noise parts them the policy is asked about one of them only.
         tick: called after every step, for a progress bar and to let a signal through.
@@ -61,9 +60,7 @@ def sample(
     """
     device = next(iter(conditioning.values())).device
     origins = samples if origins is None else origins
-    if noisy is None:
-        noisy = torch.ones(len(samples), len(coefficients), dtype=torch.bool)
-    noisy = noisy & (coefficients.std > 0)
+    noisy = (torch.ones(len(samples), len(coefficients)).bool() if noisy is None else noisy) & (coefficients.std > 0)
     x = noise.draw(origins, INITIAL).to(device)
     kept = record if record is not None else torch.empty(len(samples), 0, dtype=torch.int64)
     states, velocities = (x.new_empty(*kept.shape, *x.shape[1:]) for _ in range(2))
