@@ -13,6 +13,7 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError, NumbersError
 from guardlit.experience import Round
+from guardlit.together import raise_together
 
 if TYPE_CHECKING:
     from guardlit.module import GRPOModule
@@ -75,20 +76,20 @@ class NonFiniteGuard:
         )
         scaled = culprit is None and getattr(module.trainer.precision_plugin, "scaler", None) is not None
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
-        self._refuse(message, scaled)
+        raise_together(module.trainer, self._refusal(message, scaled))
         if not scaled:
             rank_zero_warn(f"{message}; the update is skipped ({self.skipped} so far)")
         module.zero_grad(set_to_none=True)
         return False
 
-    def _refuse(self, message: str, scaled: bool) -> None:
-        limit = SCALER_PATIENCE if scaled else self.max_skipped
+    def _refusal(self, message: str, scaled: bool) -> NumbersError | None:
         untouched = "; the weights were not touched"
         if self.action == "stop" and not scaled:
-            raise NumbersError(message + untouched)
-        if self._in_a_row > limit:
+            return NumbersError(message + untouched)
+        if self._in_a_row > (SCALER_PATIENCE if scaled else self.max_skipped):
             who = "the loss scaler" if scaled else f"max_skipped={self.max_skipped}"
-            raise NumbersError(f"{message}, {self._in_a_row} times in a row, more than {who} allows{untouched}")
+            return NumbersError(f"{message}, {self._in_a_row} times in a row, more than {who} allows{untouched}")
+        return None
 
     def state_dict(self) -> dict[str, int]:
         """How often it skipped; the same on every process."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -11,9 +10,9 @@ import lightning.pytorch as pl
 from guardlit_callbacks._learning_rates import scale_learning_rates
 from guardlit_callbacks._lightning import MisconfigurationException
 from guardlit_callbacks._logging import log_scalars
-from lightning.pytorch.utilities import rank_zero_warn
 
 from guardlit.errors import GuardlitError, NumbersError
+from guardlit.going_back import folder_of
 from guardlit.together import raise_together
 
 if TYPE_CHECKING:
@@ -44,7 +43,8 @@ class Rollback(pl.Callback):
     and the place in the data are the checkpoint's. Prompts and noise are a function of seed and round, so that the same
     run would explode again; what differs is the learning rate, `lr_factor` times the one before at each rollback. Where
     nothing good was written since the last rollback, the next one goes to the checkpoint before, if there is one. The
-    logs keep the steps that are taken twice. Needs `GuardlitTrainer`, as `guardlit fit` has it.
+    logs keep the steps that are taken twice; checkpoints from beyond that place are renamed to `NAME.ckpt.exploded`.
+    Needs `GuardlitTrainer`, as `guardlit fit` has it.
 
     Logged: `rollback/count`, at each validation.
 
@@ -202,22 +202,18 @@ class Rollback(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last round's checkpoint is never confirmed."""
         if self._unconfirmed is not None:
-            trainer.strategy.remove_checkpoint(self._folder(trainer) / UNCONFIRMED)
-
-    @staticmethod
-    def _folder(trainer: pl.Trainer) -> Path:
-        return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"  # a broadcast: every process asks
+            trainer.strategy.remove_checkpoint(folder_of(trainer) / UNCONFIRMED)
 
     def _save(self, trainer: pl.Trainer) -> None:
         """Write the run as it is now; what it is worth is to be seen."""
-        trainer.save_checkpoint(self._folder(trainer) / UNCONFIRMED)
+        trainer.save_checkpoint(folder_of(trainer) / UNCONFIRMED)
         self._unconfirmed = trainer.global_step
 
     def _confirm(self, trainer: pl.Trainer) -> None:
         """What was written last is good; of those before, the oldest goes."""
         if self._unconfirmed is None:
             return
-        path = self._folder(trainer) / f"good_{self._unconfirmed}.ckpt"
+        path = folder_of(trainer) / f"good_{self._unconfirmed}.ckpt"
         self._unconfirmed = None
         trainer.strategy.remove_checkpoint(path)  # of a rollback's first try
         if trainer.is_global_zero:
@@ -269,13 +265,3 @@ class Rollback(pl.Callback):
         self._scaled, self._round = state_dict["scaled"], state_dict["round"]
         self._best_gold = state_dict["gold"]
         self._best_reward = None if state_dict["reward"] is None else tuple(state_dict["reward"])
-
-
-def go_back(trainer: pl.Trainer, error: NumbersError) -> str:
-    """The checkpoint to begin the fit again from; raises `error` where `Rollback` has named none."""
-    if error.back_to is None:
-        raise error
-    rank_zero_warn(str(error))
-    if trainer.is_global_zero:
-        os.utime(error.back_to)  # the newest one, for whoever looks for the last
-    return error.back_to

@@ -18,12 +18,12 @@ from guardlit.ablation_output import print_analysis, write_analysis
 from guardlit.checkpoint import SafeCheckpointIO, check_fingerprint
 from guardlit.errors import GuardlitError, NumbersError
 from guardlit.export import export_weights, find_ema, write_images
+from guardlit.going_back import go_back
 from guardlit.gold import Gold
 from guardlit.gold.drawing import Drawn
 from guardlit.gold.evaluation import Evaluation
 from guardlit.progress import RoundProgress
 from guardlit.prompts import load_prompts
-from guardlit.rollback import go_back
 from guardlit.run_folder import versions
 from guardlit.types import Prompt
 

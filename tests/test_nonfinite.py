@@ -115,6 +115,7 @@ def fake_module(strategy: object = None, scaler: object = None, loss: float = 0.
     alone = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
     precision = SimpleNamespace(scaler=scaler)
     trainer = SimpleNamespace(strategy=strategy or alone, precision_plugin=precision, global_step=7)
+    trainer.world_size = 2 if strategy else 1
     round = SimpleNamespace(index=1, prompt_of=lambda sample: SimpleNamespace(text=f"prompt of {sample}"))
     experience = SimpleNamespace(round=round)
     drop = SimpleNamespace(calls=0)

@@ -60,6 +60,9 @@ def test_it_says_where_it_goes_and_with_which_rates(returned):
         assert line.endswith("; the weights were not touched; " + rest)
     assert learning_rate(newest(path.parent)) == pytest.approx(2.5e-4)
     assert good(path.parent) == [4, 8]  # the checkpoint at the end is not confirmed, but is there as the round's
+    aside = sorted(p.name for p in checkpoints.glob("*.exploded*"))
+    assert aside == ["good_8.ckpt.exploded", "round_00001.ckpt.exploded"]  # of the second rollback, to step 4
+    assert not (checkpoints / "unconfirmed.ckpt").exists()
     saved = torch.load(newest(path.parent, "round_*.ckpt"), weights_only=True)
     assert (saved["global_step"], saved["callbacks"]["Rollback"]["rollbacks"]) == (12, 2)
 
