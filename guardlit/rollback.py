@@ -206,7 +206,7 @@ class Rollback(pl.Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         """Write the run as it is now; what it is worth is to be seen."""
-        trainer.save_checkpoint(folder_of(trainer) / UNCONFIRMED)
+        trainer.save_checkpoint(folder_of(trainer) / UNCONFIRMED, weights_only=False)
         self._unconfirmed = trainer.global_step
 
     def _confirm(self, trainer: pl.Trainer) -> None:
