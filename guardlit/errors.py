@@ -9,9 +9,7 @@ class NumbersError(GuardlitError):
     """Numbers that went wrong: the run cannot go on from its weights, and a checkpoint of them would be no good.
 
     Attributes:
-        advised: whether the message already names the checkpoint to go on from.
-        back_to: that checkpoint, where the run is to go on from it by itself.
+        back_to: the checkpoint from which the run is to go on by itself, where there is one.
     """
 
-    advised = False
     back_to: str | None = None

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from guardlit.errors import GuardlitError, NumbersError
 from guardlit.nonfinite import finite_weights
 from guardlit.phases import Phase
+from guardlit.rollback import Rollback
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -93,8 +94,8 @@ class SignalGuard(pl.Callback):
             trainer.save_checkpoint(_path(trainer))
         elif isinstance(exception, GuardlitError) and trainer.global_step > 0:
             numbers = isinstance(exception, NumbersError)
-            if numbers and getattr(exception, "advised", False):
-                return
+            if numbers and any(isinstance(c, Rollback) for c in trainer.callbacks):  # type: ignore[attr-defined]
+                return  # which has its own checkpoints
             if self._collecting and not numbers:  # by all processes together
                 trainer.save_checkpoint(_path(trainer))
                 exception.args = (f"{exception}; go on with --ckpt_path {_path(trainer)}",)

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from guardlit_callbacks._learning_rates import scale_learning_rates
 from guardlit_callbacks._lightning import MisconfigurationException
 from guardlit_callbacks._logging import log_scalars
+from lightning.pytorch.callbacks import Checkpoint
 
 from guardlit.errors import GuardlitError, NumbersError
 from guardlit.going_back import folder_of
@@ -25,7 +26,7 @@ UNCONFIRMED = "unconfirmed.ckpt"
 """The file of a checkpoint that becomes a good one once the run has shown that it is."""
 
 
-class Rollback(pl.Callback):
+class Rollback(Checkpoint):
     """Takes a run whose numbers explode back to its last good checkpoint, or stops it with that checkpoint's name.
 
     A run explodes when
@@ -46,7 +47,8 @@ class Rollback(pl.Callback):
     logs keep the steps that are taken twice; checkpoints from beyond that place are renamed to `NAME.ckpt.exploded`.
     Needs `GuardlitTrainer`, as `guardlit fit` has it.
 
-    Logged: `rollback/count`, at each validation.
+    Logged: `rollback/count`, at each validation. Lightning calls a `Checkpoint` after all other callbacks, so that a
+    good checkpoint holds what they made of the validation.
 
     Args:
         action: `rollback`, or `stop` with one line that names the checkpoint and what to change.
@@ -236,7 +238,6 @@ class Rollback(pl.Callback):
             module.training = training
         if self._back_to is not None and len(self.good) > 1:  # nothing good came of it
             self.good = [p for p in self.good if p != self._back_to]
-        exception.advised = True
         if not self.good:
             exception.args = (f"{exception}; no good checkpoint was written yet: lower the learning rate",)
             return

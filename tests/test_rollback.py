@@ -130,7 +130,8 @@ def test_a_run_that_stops_names_what_exploded_and_the_checkpoint(cause, sd3_fold
 
 def test_gold_that_falls_once_costs_one_rollback(sd3_folder, tmp_path, capsys):
     """Validations: 0, round 0, round 1 (fallen); back to 4; round 1 again, round 2 (fallen); back to 8; round 2."""
-    callbacks = [EMA, gold(1.0, 1.2, 0.5, 1.1, 0.9, 1.3), rollback()]
+    stop = {"class_path": "guardlit_callbacks.OverOptimizationStop", "init_args": {"action": "warn"}}
+    callbacks = [EMA, rollback(), gold(1.0, 1.2, 0.5, 1.1, 0.9, 1.3), stop]
     path = config(tmp_path, sd3_folder, trainer__check_val_every_n_epoch=1, trainer__callbacks=callbacks)
     with pytest.warns(UserWarning, match="; back to ") as warned:
         assert guardlit("fit", "--config", path) == 0
@@ -141,7 +142,10 @@ def test_gold_that_falls_once_costs_one_rollback(sd3_folder, tmp_path, capsys):
     with next(tmp_path.rglob("metrics.csv")).open() as file:
         counts = [float(row["rollback/count"]) for row in csv.DictReader(file) if row["rollback/count"]]
     assert counts == [0, 0, 1, 2]
-    assert learning_rate(newest(tmp_path, "good_12.ckpt")) == pytest.approx(2.5e-4)
+    last = newest(tmp_path, "good_12.ckpt")
+    assert learning_rate(last) == pytest.approx(2.5e-4)
+    kept = torch.load(last, weights_only=True)["callbacks"]["OverOptimizationStop"]["history"]
+    assert [step for step, *_ in kept] == [0, 4, 8, 12]  # whoever comes after it in the list has seen the validation
 
 
 def test_a_run_that_explodes_again_and_again_stops(sd3_folder, tmp_path, capsys):
