@@ -96,6 +96,16 @@ class Snapshots(pl.Callback):
             self.taken.append({"lr": lr, "tensors": weights | moments | averages})
 
 
+class Modes(pl.Callback):
+    """Remembers, at each start of a training, which modules are in training mode."""
+
+    seen: ClassVar[list[list[bool]]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """The first of a run, and after each rollback."""
+        self.seen.append([part.training for part in module.modules()])
+
+
 class ScaleRates(pl.Callback):
     """Multiplies the learning rate of a resumed run.
 

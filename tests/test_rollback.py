@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from exploding import Modes
 from runs import config, differing, guardlit, newest
 
 from guardlit.errors import GuardlitError
@@ -131,13 +132,16 @@ def test_a_run_that_stops_names_what_exploded_and_the_checkpoint(cause, sd3_fold
 def test_gold_that_falls_once_costs_one_rollback(sd3_folder, tmp_path, capsys):
     """Validations: 0, round 0, round 1 (fallen); back to 4; round 1 again, round 2 (fallen); back to 8; round 2."""
     stop = {"class_path": "guardlit_callbacks.OverOptimizationStop", "init_args": {"action": "warn"}}
-    callbacks = [EMA, rollback(), gold(1.0, 1.2, 0.5, 1.1, 0.9, 1.3), stop]
+    callbacks = [EMA, rollback(), gold(1.0, 1.2, 0.5, 1.1, 0.9, 1.3), stop, double("Modes")]
+    Modes.seen.clear()
     path = config(tmp_path, sd3_folder, trainer__check_val_every_n_epoch=1, trainer__callbacks=callbacks)
     with pytest.warns(UserWarning, match="; back to ") as warned:
         assert guardlit("fit", "--config", path) == 0
     back = [str(w.message) for w in warned if "back to" in str(w.message)]
     assert ["good_4.ckpt" in back[0], "good_8.ckpt" in back[1], len(back)] == [True, True, 2]
     assert "fell from 1.2 to 0.5, " in back[0]
+    assert Modes.seen[0] == Modes.seen[1] == Modes.seen[2]  # though a validation never put them back
+    assert True in Modes.seen[0]
     assert good(tmp_path) == [8, 12]
     with next(tmp_path.rglob("metrics.csv")).open() as file:
         counts = [float(row["rollback/count"]) for row in csv.DictReader(file) if row["rollback/count"]]
