@@ -1,4 +1,4 @@
-"""The one exception that the command line turns into a single line."""
+"""What the command line turns into a single line."""
 
 
 class GuardlitError(Exception):
@@ -9,3 +9,13 @@ class GuardlitError(Exception):
     """
 
     together: bool = False
+
+
+class NumbersError(GuardlitError):
+    """Numbers that went wrong: the run cannot go on from its weights, and a checkpoint of them would be no good.
+
+    Attributes:
+        back_to: the checkpoint from which the run is to go on by itself, where there is one.
+    """
+
+    back_to: str | None = None

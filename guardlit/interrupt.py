@@ -9,11 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, NumbersError
 from guardlit.loops import begin_validation_anew, repeat_validation
+from guardlit.nonfinite import finite_weights
 from guardlit.peers import together
 from guardlit.phases import Phase
 from guardlit.requeue import forget, requeue, requeue_signal
+from guardlit.rollback import Rollback
 from guardlit.together import largest
 
 
@@ -42,7 +44,8 @@ class SignalGuard(pl.Callback):
     On SLURM, Lightning's requeue signal also has the job queued again (`SLURMEnvironment(auto_requeue=...)`).
 
     A `GuardlitError` while a round is collected, such as a reward server that is gone, also leaves that checkpoint; any
-    other one may have to do with the weights, and is told with the last checkpoint that was written before it.
+    other one may have to do with the weights, and is told with the last checkpoint that was written before it. Where
+    numbers went wrong that is the last one whose weights are finite.
 
     Must come after the callbacks that have a state of their own: it ends a micro-batch once they have seen it.
     """
@@ -142,10 +145,13 @@ class SignalGuard(pl.Callback):
             if exception.signum == self._requeue_signal:
                 requeue(trainer, _path(trainer))
         elif isinstance(exception, GuardlitError) and trainer.global_step > 0:
-            if self._collecting and (together(exception) or trainer.world_size == 1):
+            numbers = isinstance(exception, NumbersError)
+            if numbers and any(isinstance(c, Rollback) for c in trainer.callbacks):  # type: ignore[attr-defined]
+                return  # which has its own checkpoints
+            if self._collecting and not numbers and (together(exception) or trainer.world_size == 1):
                 trainer.save_checkpoint(_path(trainer))
                 exception.args = (f"{exception}; go on with --ckpt_path {_path(trainer)}",)
-            elif (last := _last_written(trainer)) is not None:
+            elif (last := _last_written(trainer, finite=numbers)) is not None:
                 exception.args = (f"{exception}; the last good checkpoint is {last}",)
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -171,9 +177,11 @@ def _path(trainer: pl.Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
 
 
-def _last_written(trainer: pl.Trainer) -> Path | None:
-    """The newest checkpoint of this run, or what it was resumed from."""
+def _last_written(trainer: pl.Trainer, finite: bool) -> Path | None:
+    """The newest checkpoint of this run or what it was resumed from, if need be the newest with `finite` weights."""
     keepers = trainer.checkpoint_callbacks
-    names = [getattr(k, name, "") for k in keepers for name in ("best_model_path", "last_model_path")]
-    written = [Path(name) for name in [*names, trainer.ckpt_path or ""] if name and Path(name).is_file()]
-    return max(written, key=lambda path: path.stat().st_mtime, default=None)
+    folders = {Path(folder) for k in keepers if (folder := getattr(k, "dirpath", None))}
+    written = [*(path for folder in folders for path in folder.glob("*.ckpt")), Path(trainer.ckpt_path or "")]
+    written = [path for path in written if path.suffix == ".ckpt" and path.exists()]
+    written.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in written if not finite or finite_weights(path)), None)
