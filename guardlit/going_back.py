@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from guardlit.checkpoint_files import head
 from guardlit.errors import NumbersError
 
 
@@ -38,8 +38,7 @@ def go_back(trainer: pl.Trainer, error: NumbersError) -> str:
 def _step(path: Path) -> float:
     """Updates before a checkpoint, a file or a folder of shards; infinite where it cannot be read."""
     try:
-        content = torch.load(path / "meta.pt" if path.is_dir() else path, map_location="meta", weights_only=True)
-        return float(content["global_step"])
+        return float(head(path)["global_step"])
     except Exception:  # whatever is wrong with it: it is none to go on from
         return math.inf
 

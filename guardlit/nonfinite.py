@@ -13,6 +13,7 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError, NumbersError
 from guardlit.experience import Round
+from guardlit.sharded_checkpoint import read_shards
 from guardlit.together import raise_together
 
 if TYPE_CHECKING:
@@ -129,7 +130,10 @@ def blame(outputs: Sequence[Outputs], round: Round) -> str | None:
 def finite_weights(path: Path) -> bool:
     """Whether a checkpoint's weights can be read and hold neither NaN nor infinity."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        if path.is_dir():
+            state: dict[str, Any] = read_shards(path)["state_dict"]
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     except Exception:  # whatever is wrong with the file: it is none to go on from
         return False
     return all(bool(t.isfinite().all()) for t in state.values() if isinstance(t, Tensor) and t.is_floating_point())
