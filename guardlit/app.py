@@ -22,12 +22,14 @@ from guardlit.checkpoint_files import newest_whole, require_whole
 from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.data import PromptDataModule
 from guardlit.errors import GuardlitError
+from guardlit.guards import check_precision
 from guardlit.interrupt import Interrupted, SignalGuard
 from guardlit.lint import Linter
 from guardlit.module import GRPOModule
 from guardlit.parsing import GuardlitParser
 from guardlit.progress import RoundProgress
 from guardlit.run_folder import RunFolder, next_version
+from guardlit.sharding import ShardedStrategy
 from guardlit.trainer import GuardlitTrainer
 
 DEFAULTS = {
@@ -111,7 +113,14 @@ class GuardlitCLI(LightningCLI):
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())
         config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO(together=True)]
-        trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        if config.get("strategy") == "fsdp":
+            config["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) can run no rollout
+        if isinstance(config["strategy"], ShardedStrategy):
+            check_precision(str(config.get("precision")), sharded=True)
+        try:
+            trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        except ValueError as error:  # a name or a combination that Lightning does not know
+            raise GuardlitError(f"trainer: {error}") from error
         return trainer
 
 

@@ -20,6 +20,7 @@ from torch.utils.serialization import config as serialization
 
 from guardlit.checkpoint_files import damage, neighbours, refuse, require_whole, sync
 from guardlit.errors import GuardlitError
+from guardlit.sharded_checkpoint import read_shards
 
 _HOST = socket.gethostname()
 _DAY = 24 * 3600.0  # seconds
@@ -62,7 +63,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
             path = agreed(path)
         else:
             require_whole(path)
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        if path.is_dir():
+            checkpoint = read_shards(path, device="meta" if map_location == "meta" else "cpu")
+        else:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise GuardlitError(f"{path} is no Lightning checkpoint")
         return checkpoint
