@@ -43,7 +43,7 @@ class Forked:
     processes: list[BaseProcess]
     logs: list[Path]
 
-    def wait(self, seconds: float = 90) -> list[int]:
+    def wait(self, seconds: float = 200) -> list[int]:
         """Exit codes by rank; a process that lives longer is killed, and its code says so."""
         until = time.monotonic() + seconds
         for process in self.processes:
@@ -62,7 +62,7 @@ class Forked:
         for rank in ranks:
             os.kill(self.processes[rank].pid or 0, number)
 
-    def until(self, path: Path, seconds: float = 60) -> None:
+    def until(self, path: Path, seconds: float = 200) -> None:
         """Wait for a file."""
         end = time.monotonic() + seconds
         while not path.exists() and any(p.is_alive() for p in self.processes) and time.monotonic() < end:

@@ -33,7 +33,6 @@ GONE = "process 0: the prompt file is gone"
         ("raise", "rollout", 3, 1, "and more lines", CUT),
         ("memory", "batch", 2, 1, "CUDA out of memory", "process 1: OutOfMemoryError: CUDA out of memory"),
         ("hopeless", "setup", 0, 0, "guardlit fit: error: the prompt file is gone", GONE),
-        ("hopeless", "batch", 5, 0, "guardlit fit: error: the prompt file is gone", GONE),
     ],
 )
 def test_an_error_of_one_process_is_the_last_line_of_both(
@@ -52,16 +51,17 @@ def test_a_process_that_is_killed_is_named_by_the_other(sd3_folder: Path, tmp_pa
     assert re.match("guardlit fit: error: process 1, last at .*, is dead, stopped or cut off: ", run.last(0))
 
 
+@pytest.mark.slow
 def test_a_process_that_stands_still_is_named_with_the_collective_and_its_limit(sd3_folder: Path, tmp_path: Path):
-    strategy = {"class_path": "DDPStrategy", "init_args": {"timeout": "0:00:05"}}
+    strategy = {"class_path": "DDPStrategy", "init_args": {"timeout": "0:00:30"}}
     path = trouble(tmp_path, sd3_folder, "SIGSTOP", "rollout", 3, trainer__strategy=strategy)
     run = forked(tmp_path, "fit", "--config", path, "--trainer.devices", 2)
-    run.processes[0].join(60)
+    run.processes[0].join(200)
     run.kill(signal.SIGKILL, 1)
     assert run.wait() == [2, -signal.SIGKILL], both(run)
     said = "process 1, last at .*, is dead, stopped or cut off: all_reduce of process 0 at rollout 3 of 20 failed "
     assert re.match(
-        f"guardlit fit: error: {said}.*imed ?out.*the limit is the strategy's `timeout`, 0:00:05", run.last(0)
+        f"guardlit fit: error: {said}.*imed ?out.*the limit is the strategy's `timeout`, 0:00:30", run.last(0)
     )
 
 
@@ -69,9 +69,10 @@ def test_the_second_ctrl_c_ends_both_at_once(sd3_folder: Path, tmp_path: Path):
     """Of a process that sleeps where it would score, and of one that waits for it in a collective."""
     run = forked(tmp_path, "fit", "--config", trouble(tmp_path, sd3_folder, "sleep", "reward", 1), *TWO)
     run.until(tmp_path / "told")
-    for _ in range(2):
-        run.kill(signal.SIGINT, 0, 1)
-    codes = run.wait(20)
+    for _ in range(40):  # signals that come before a process has answered the one before count as one
+        run.kill(signal.SIGINT, *(rank for rank, process in enumerate(run.processes) if process.is_alive()))
+        run.processes[1].join(0.5)
+    codes = run.wait(60)
     assert codes[1] == 130, both(run)
     assert codes[0] in (2, 130), both(run)
     assert not list(tmp_path.rglob("interrupted.ckpt"))
