@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException  # 
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
+from guardlit.bounds import check_seed, check_trainer, one_line
 from guardlit.checkpoint import SafeCheckpointIO
 from guardlit.data import PromptDataModule
 from guardlit.errors import GuardlitError
@@ -74,6 +75,10 @@ class GuardlitCLI(LightningCLI):
         parser.add_argument("--base", type=list[str] | str | None, default=None, help=files)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
+    def _set_seed(self) -> None:
+        check_seed(self.config[self.subcommand].seed_everything)
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Find `--ckpt_path last`, and miss no checkpoint late."""
         config = self.config[self.subcommand]
@@ -110,7 +115,9 @@ class GuardlitCLI(LightningCLI):
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())
         config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO()]
-        trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        check_trainer(config)
+        with one_line("trainer"):
+            trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
         return trainer
 
 

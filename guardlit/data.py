@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, at_least
 from guardlit.experience import Experience, Round
 from guardlit.plan import RoundPlan
 from guardlit.prompts import load_prompts
@@ -56,6 +56,7 @@ class PromptDataModule(pl.LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
+        at_least(1, **{"data.val_limit": val_limit, "data.val_images_per_prompt": val_images_per_prompt})
         self.train_source, self.val_source = train, val
         self._sizes = (prompts_per_round, images_per_prompt, updates_per_round, inner_epochs, micro_batch)
         self.rollout_batch = micro_batch if rollout_batch is None else rollout_batch

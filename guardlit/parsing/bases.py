@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from guardlit.errors import GuardlitError
-from guardlit.parsing.locate import CONFIG_OPTIONS, compose
+from guardlit.parsing.documents import compose
+from guardlit.parsing.locate import CONFIG_OPTIONS
 
 KEY = "base"
 
@@ -62,7 +63,7 @@ def _named(file: Path) -> list[tuple[int, str]]:
     """Line and name of each base that a file gives."""
     try:
         root = compose(file)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+    except (OSError, yaml.YAMLError):
         return []
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     for key, value in pairs:

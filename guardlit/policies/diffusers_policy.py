@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, at_least
 from guardlit.policies.base import WeightSet
 from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
 from guardlit.policies.exported import FolderPolicy
@@ -79,6 +79,7 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         decode_batch: int = 8,
     ) -> None:
         super().__init__()
+        at_least(1, resolution=resolution, max_sequence_length=max_sequence_length, decode_batch=decode_batch)
         self.model, self.resolution, self.lora = model, resolution, lora
         self.weights_dtype = DTYPES[weights_dtype]
         self.gradient_checkpointing = gradient_checkpointing
