@@ -9,9 +9,8 @@ from typing import Any
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from guardlit.errors import GuardlitError, at_least
+from guardlit.settings import LARGEST_SEED
 
-LARGEST_SEED = 2**32 - 1
-"""Of numpy's generator."""
 LEAST = {
     "max_epochs": -1,
     "gradient_clip_val": 0,

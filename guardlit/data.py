@@ -72,6 +72,8 @@ class PromptDataModule(pl.LightningDataModule):
         """Read the prompts and derive the arithmetic for this number of processes."""
         assert self.trainer is not None
         module = self._module
+        if stage == "validate" and not self.val_source:
+            raise GuardlitError("validate needs data.val, the prompts whose images are scored; it is null")
         if self.val_source and not self.val:
             self.val = load_prompts(self.val_source, limit=self.val_limit)
         if stage == "fit" and not self.train:

@@ -21,7 +21,9 @@ def at_least(least: float, **values: float | None) -> None:
     """
     for name, value in values.items():
         if value is not None and not least <= value < math.inf:
-            raise GuardlitError(f"{name}={value} must be at least {least:g}{' and finite' if value == math.inf else ''}")
+            raise GuardlitError(
+                f"{name}={value} must be at least {least:g}{' and finite' if value == math.inf else ''}"
+            )
 
 
 def positive(**values: float | None) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -54,6 +54,11 @@ def load_prompts(source: str, *, limit: int | None = None, max_characters: int =
     if not prompts:
         raise GuardlitError(f"{source}: it is empty; at least one prompt is needed")
     return prompts
+
+
+def checked_texts(place: str, texts: Sequence[str], max_characters: int = 2000) -> list[str]:
+    """Prompts that were given as they are, without the white space around them; raises `GuardlitError` for odd ones."""
+    return [_check((f"{place}: text {i}", text, {}), max_characters).text for i, text in enumerate(texts, start=1)]
 
 
 def _check(row: Row, max_characters: int) -> Prompt:
@@ -145,7 +150,9 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             reason = f"{error.msg} at column {error.colno}"
             raise GuardlitError(f"{place}: not JSON ({reason}); each line is one object") from error
         except RecursionError as error:
-            raise GuardlitError(f"{place}: JSON that is nested thousands of levels deep; write a flat object") from error
+            raise GuardlitError(
+                f"{place}: JSON that is nested thousands of levels deep; write a flat object"
+            ) from error
         except ValueError as error:  # a key twice, a number of thousands of digits
             raise GuardlitError(f"{place}: JSON that cannot be read: {_first_line(error)}") from error
         if not isinstance(row, dict):

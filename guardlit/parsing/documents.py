@@ -10,7 +10,7 @@ import yaml
 Mistake = tuple[yaml.Node, str]
 """The node that a mistake is at, and what is wrong with it."""
 
-PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in "map seq str int float bool null timestamp".split()}
+PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ["map", "seq", "str", "int", "float", "bool", "null", "timestamp"]}
 MERGE, NULL, TEXT = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "null", "str"))
 MOST_NODES = 100_000
 """What a file may come to once its aliases are written out; a real one has a few hundred."""
@@ -57,7 +57,7 @@ def check_config_file(path: Path, sections: Collection[str]) -> str | None:
     except yaml.YAMLError as error:
         return f"{path}: not valid YAML: {error}"
     except OSError as error:
-        return f"{path}: cannot be read: {error.strerror}"
+        return f"{path}: cannot be read: {error.strerror}; a YAML file is needed"
     if not isinstance(root, yaml.MappingNode):
         known = ", ".join(f"{section}:" for section in sorted(sections) if "." not in section)
         return f"{path}: expected the sections {known}; found {describe(root)}"

@@ -17,7 +17,7 @@ CONFIG_OPTIONS = ("--config", "-c")
 
 def config_files(args: Sequence[str]) -> list[Path]:
     """The values of `--config` on a command line."""
-    return [Path(value) for option, value in _given(args) if option in CONFIG_OPTIONS]
+    return [Path(value) for option, value in given_options(args) if option in CONFIG_OPTIONS and value]
 
 
 def place(parser: ArgumentParser, args: Sequence[str], key: str, name: str | None, value: str | None) -> str:
@@ -36,7 +36,7 @@ def place(parser: ArgumentParser, args: Sequence[str], key: str, name: str | Non
     own = variable(parser, key)
     if (name or value) and str(name or value) in os.environ.get(own, ""):  # it is read first: what follows may be right
         return f"environment variable {own}: "
-    for option, given in reversed(_given(args)):
+    for option, given in reversed(given_options(args)):
         if option in CONFIG_OPTIONS and Path(given).is_file():
             line = _line_of(Path(given), key.split("."), name, value)
             if line is not None:
@@ -59,7 +59,7 @@ def config_from_environment(parser: ArgumentParser) -> tuple[str, Path] | None:
     return (name, Path(os.environ[name])) if name in os.environ else None
 
 
-def _given(args: Sequence[str]) -> list[tuple[str, str]]:
+def given_options(args: Sequence[str]) -> list[tuple[str, str]]:
     """The options of a command line, each with its value."""
     given = []
     for arg, following in pairwise([*args, ""]):

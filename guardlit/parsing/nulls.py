@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import NoneType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from guardlit.parsing.nearest import import_class
+from guardlit.parsing.nearest import class_parser
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,23 @@ def nulls(parser: ArgumentParser, config: Namespace) -> Iterator[Null]:
     """
     for action in parser._actions:
         wanted = getattr(action, "_typehint", None)
-        value = config.get(action.dest)
-        if action.dest.endswith(".help"):  # of a class, which takes the class's name
+        if wanted is None or action.dest.endswith(".help"):  # groups, whose members come by themselves; help of classes
             continue
-        if value is None and wanted is not None and action.default is not None and not _allows(wanted):
+        value = config.get(action.dest)
+        if value is None and action.default is not None and not _allows(wanted):
             yield Null(action.dest, wanted)
         yield from _within(action.dest, value)
+
+
+def odd_keys(value: Any) -> Iterator[Any]:
+    """Keys that are no text, of mappings at any depth: all that are looked up by a name."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        yield from (key for key in value if not isinstance(key, str))
+    if isinstance(value, list | tuple | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from odd_keys(item)
 
 
 def _within(key: str, value: Any) -> Iterator[Null]:
@@ -66,17 +77,16 @@ def _within(key: str, value: Any) -> Iterator[Null]:
 
 
 def _parameters(key: str, path: str, given: Mapping[str, Any]) -> Iterator[Null]:
-    cls = import_class(path)
-    if cls is None:
-        return
-    try:
-        parameters, hints = inspect.signature(cls).parameters, typing.get_type_hints(cls.__init__)
-    except (NameError, TypeError, ValueError):  # annotations that only a type checker can read
-        return
-    for name, argument in given.items():
-        needed = name in parameters and parameters[name].default is not None and name in hints
-        if argument is None and needed and not _allows(hints[name]):
-            yield Null(key, hints[name], path.rpartition(".")[2], name)
+    for name, wanted, default in _signature(path):
+        # what has no default is missed by the parser itself
+        if name in given and given[name] is None and default is not None and not _allows(wanted):
+            yield Null(key, wanted, path.rpartition(".")[2], name)
+
+
+@cache
+def _signature(path: str) -> list[tuple[str, Any, Any]]:
+    """Name, annotation and default of a class's parameters, those that it hands on to its bases included."""
+    return [(a.dest, getattr(a, "_typehint", Any), a.default) for a in class_parser(path)._actions]
 
 
 def _allows(annotation: Any) -> bool:

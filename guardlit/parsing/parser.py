@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    Namespace,
+)
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -20,7 +24,7 @@ from guardlit.parsing.documents import check_config_file
 from guardlit.parsing.explain import explain, refused, unexpected_null
 from guardlit.parsing.locate import config_files, config_from_environment, variable
 from guardlit.parsing.nearest import hint, keys_of, nearest
-from guardlit.parsing.nulls import nulls
+from guardlit.parsing.nulls import nulls, odd_keys
 
 
 class GuardlitParser(LightningArgumentParser):
@@ -37,6 +41,8 @@ class GuardlitParser(LightningArgumentParser):
             self.args = expand(sys.argv[1:] if args is None else args)
         except GuardlitError as error:
             _fail(self, str(error))
+        if not any(isinstance(action, ActionConfigFile) for action in self._actions):  # of a class, for its parameters
+            return super().parse_args(self.args, *rest, **kwargs)
         given = config_from_environment(self) if self.default_env else None
         if given and not given[1].is_file():
             _fail(self, f"environment variable {given[0]}: expected a YAML file, there is no file {given[1]}")
@@ -53,6 +59,9 @@ class GuardlitParser(LightningArgumentParser):
             _fail(self, f"the settings cannot be read ({type(error).__name__}: {error})")
         for null in nulls(self, config):
             _fail(self, unexpected_null(self, self.args, null))
+        for section, value in vars(config).items():
+            for key in odd_keys(value):
+                _fail(self, f"{section}: a key must be text, found {key!r}; put it in quotes")
         return config
 
     def _check_files(self, files: Sequence[Path]) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guardlit.errors import GuardlitError, at_least
+from guardlit.errors import GuardlitError
 from guardlit.policies.base import WeightSet
 from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
 from guardlit.policies.exported import FolderPolicy
 from guardlit.policies.folders import load_component, load_pipeline, pipeline_folder
+from guardlit.policies.limits import check_limits
 from guardlit.policies.skeleton import Skeletal, skeleton_component
 from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets
 from guardlit.types import Conditioning
@@ -79,7 +80,7 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         decode_batch: int = 8,
     ) -> None:
         super().__init__()
-        at_least(1, resolution=resolution, max_sequence_length=max_sequence_length, decode_batch=decode_batch)
+        check_limits(resolution, max_sequence_length, decode_batch, copies_device)
         self.model, self.resolution, self.lora = model, resolution, lora
         self.weights_dtype = DTYPES[weights_dtype]
         self.gradient_checkpointing = gradient_checkpointing
