@@ -41,14 +41,10 @@ def pipeline_folder(model: str, pipeline_class: str, components: Sequence[str], 
     found = index.get("_class_name")
     if found != pipeline_class:
         raise GuardlitError(f"{folder} holds a {found}; {pipeline_class} is needed here")
-    encoding = [n for n, kind in index.items() if n.startswith(("text_encoder", "tokenizer")) and kind[0]]
-    for component in dict.fromkeys([*components, *(encoding if weights else ())]):
+    for component in components:
         if index.get(component, [None])[0] is None or not (folder / component).is_dir():
             present = sorted(p.name for p in folder.iterdir() if p.is_dir())
             raise GuardlitError(f"{folder} lacks the component '{component}' (it has {', '.join(present)})")
-        known = not component.startswith("tokenizer") or any((folder / component / v).is_file() for v in VOCABULARIES)
-        if weights and not known:  # transformers would make one up
-            raise GuardlitError(f"{folder / component} has no vocabulary; one of {', '.join(VOCABULARIES)} is needed")
     return folder
 
 
@@ -61,7 +57,7 @@ def pipeline_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     index = read_json(path, f"{folder} is no diffusers pipeline folder")
     for name, value in index.items():
-        if name.startswith("_") or not name.startswith(PARTS) and not isinstance(value, list):
+        if name.startswith("_") or (not name.startswith(PARTS) and not isinstance(value, list)):
             continue
         if not isinstance(value, list) or len(value) != 2 or not all(isinstance(v, str | None) for v in value):
             raise GuardlitError(f"{path}: {name} is {value!r}; a component is [library, class], or [null, null]")
@@ -194,12 +190,16 @@ def load_pipeline(loader: Any, folder: Path, **kwargs: Any) -> Any:
     import transformers
 
     quiet()
-    index = pipeline_index(folder)
+    needed = {n: v[1] for n, v in pipeline_index(folder).items() if n not in kwargs and n.startswith(PARTS) and v[0]}
+    for name in needed:
+        if name.startswith("tokenizer") and not any((folder / name / file).is_file() for file in VOCABULARIES):
+            # transformers would make one up
+            raise GuardlitError(f"{folder / name} has no vocabulary; one of {', '.join(VOCABULARIES)} is needed")
     loaded: dict[str, Any] = {}
     try:
-        for name in (n for n in index if n.startswith("text_encoder") and index[n][0] and n not in kwargs):
+        for name in (name for name in needed if name.startswith("text_encoder")):
             # by itself, since a pipeline does not say which weights are missing
-            encoder = getattr(transformers, index[name][1])
+            encoder = getattr(transformers, needed[name])
             loaded[name], info = encoder.from_pretrained(
                 folder / name, local_files_only=True, weights_only=True, dtype=kwargs["dtype"], output_loading_info=True
             )
