@@ -36,7 +36,8 @@ def compose(path: Path) -> yaml.Node | None:
     except yaml.reader.ReaderError as error:
         line = data.decode("utf-8").count("\n", 0, error.position)
         mark = yaml.Mark(str(path), error.position, line, 0, None, 0)
-        reason = f"character U+{ord(str(error.character)):04X} cannot stand in YAML; remove it"
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        reason = f"character U+{code:04X} cannot stand in YAML; remove it"
         raise yaml.MarkedYAMLError(problem=reason, problem_mark=mark) from error
     except RecursionError as error:
         raise yaml.YAMLError("it is nested hundreds of levels deep") from error
@@ -161,6 +162,9 @@ def _odd_keys(node: yaml.MappingNode) -> Iterator[Mistake]:
 
 def _odd_class(node: yaml.MappingNode) -> Iterator[Mistake]:
     """Of `class_path` and `init_args`, which mean the same wherever they stand."""
+    named = {key.value: key for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+    for name in named.keys() - {"class_path", "init_args", "dict_kwargs"} if "class_path" in named else ():
+        yield named[name], f"found {name!r} beside class_path; parameters of the class stand in init_args"
     for key, value in node.value:
         if key.value == "class_path" and value.tag != TEXT:
             yield value, f"class_path: expected the name of a class, found {describe(value)}"
