@@ -7,6 +7,7 @@ import csv
 import difflib
 import io
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -82,10 +83,10 @@ def _file_rows(source: str) -> Iterator[Row]:
         path = Path(resolve(source))
     else:
         path = Path(os.path.expanduser(source))
-    if path.is_dir():
-        raise GuardlitError(f"{path} is a folder; name a prompt file in it, or write hf:{path} if it is a data set")
     if not _exists(path):
         raise GuardlitError(_missing(path))
+    if path.is_dir():
+        raise GuardlitError(f"{path} is a folder; name a prompt file in it, or write hf:{path} if it is a data set")
     if not path.is_file():  # to read a pipe waits for a writer, and a device may have no end
         raise GuardlitError(f"{path}: it is no regular file; prompts are read from a file on disk")
     reader = _READERS.get(path.suffix.lower())
@@ -232,6 +233,7 @@ class _Dataset:
     def rows(self) -> Iterator[dict[str, Any]]:
         import datasets
 
+        datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is said once, by us
         folder = Path(self.name)
         if (folder / "dataset_dict.json").is_file():  # written by DatasetDict.save_to_disk
             data = datasets.load_from_disk(self.name)[self.split]

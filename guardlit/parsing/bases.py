@@ -30,7 +30,10 @@ def expand(args: Sequence[str]) -> list[str]:
         arg = rest.pop(0)
         option, equals, value = arg.partition("=")
         if option in CONFIG_OPTIONS and (equals or rest):
-            file = Path(value if equals else rest.pop(0))
+            name = value if equals else rest.pop(0)
+            if not name:
+                raise GuardlitError(f"{option}: found nothing where the name of a YAML file belongs")
+            file = Path(name)
             for base in [*bases(file, []), file]:
                 expanded += [option, str(base)]
         elif option == f"--{KEY}":

@@ -18,7 +18,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from guardlit.parsing.locate import CONFIG_OPTIONS, config_files, given_options, place
+from guardlit.parsing.locate import config_files, place
 from guardlit.parsing.nearest import (
     class_parser,
     classes_in,
@@ -112,8 +112,6 @@ def explain(parser: ArgumentParser, message: str, args: Sequence[str]) -> str:
     if found := re.match(r"the following arguments are required: (.+)", message):
         return f"missing {found[1]}: give --{found[1].split(', ')[0]} or set it in a --config file"
     if message.startswith('Parser key "config": '):
-        if "" in (value for option, value in given_options(args) if option in CONFIG_OPTIONS):
-            return "--config: found nothing where the name of a YAML file belongs"
         for missing in (file for file in config_files(args) if not file.is_file()):
             return _no_config(missing)
     if found := re.search(r"Unable to load config ['\"](.*)['\"]", message):

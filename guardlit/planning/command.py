@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,6 +37,11 @@ def main(args: list[str]) -> None:
         GuardlitError: an option that cannot be used, or a configuration that no run can have.
     """
     options, rest = _parse(args[1:])
+    if options.json:
+        with _writing(options.json):  # before the seconds that it takes
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            if options.json.is_dir():
+                raise IsADirectoryError(0, "it is a folder")
     run = planned(rest)
     check_trainer(run.trainer)
     check_precision(run.precision)
@@ -51,12 +57,17 @@ def main(args: list[str]) -> None:
         document |= _costs(run, found, options.tflops, options.mfu)
     _print(run, document)
     if options.json:
-        try:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(options.json):
             options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise GuardlitError(f"--json {options.json} cannot be written: {error.strerror}") from error
     _refuse(findings)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise GuardlitError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
 def _refuse(findings: Sequence[Finding]) -> None:

