@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.cli import LightningCLI
 from malformed import checkpoints, commands, configs, folders, prompts, scorers
 from malformed.case import Case, World
+from malformed.parsers import built_once
 from runs import config, guardlit
 
 CASES: list[Case] = [
@@ -19,18 +19,8 @@ CASES: list[Case] = [
 
 
 @pytest.fixture(scope="module")
-def parsers(tmp_path_factory: pytest.TempPathFactory):
-    """Each command line's parser is built once: it is most of the time that a malformed one takes."""
-    build, built = LightningCLI.setup_parser, {}
-
-    def setup_parser(self: LightningCLI, *args: object, **kwargs: object) -> None:
-        if type(self) not in built:
-            build(self, *args, **kwargs)
-            built[type(self)] = {name: value for name, value in vars(self).items() if "parser" in name or "sub" in name}
-        vars(self).update(built[type(self)])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LightningCLI, "setup_parser", setup_parser)
+def parsers():
+    with built_once():
         yield
 
 
@@ -68,6 +58,6 @@ def test_a_malformed_input_is_one_line(case: Case, world: World, capfd: pytest.C
 
 
 def test_the_tables_hold_what_they_claim():
-    assert len(CASES) >= 200
+    assert len(CASES) >= 400
     assert [what for what, count in Counter(case.what for case in CASES).items() if count > 1] == []
     assert all(case.place and case.found and case.right for case in CASES)
