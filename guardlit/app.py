@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException  # 
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
+from guardlit.bounds import check_seed, check_trainer, one_line
 from guardlit.checkpoint_files import newest_whole, require_whole
 from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.data import PromptDataModule
@@ -80,6 +81,10 @@ class GuardlitCLI(LightningCLI):
         parser.add_argument("--base", type=list[str] | str | None, default=None, help=files)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
+    def _set_seed(self) -> None:
+        check_seed(self.config[self.subcommand].seed_everything)
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Find `--ckpt_path last`, and miss no checkpoint, and no damage to it, late."""
         config = self.config[self.subcommand]
@@ -121,10 +126,9 @@ class GuardlitCLI(LightningCLI):
             config["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) can run no rollout
         if isinstance(config["strategy"], ShardedStrategy):
             check_precision(str(config.get("precision")), sharded=True)
-        try:
+        check_trainer(config)
+        with one_line("trainer"):
             trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
-        except ValueError as error:  # a name or a combination that Lightning does not know
-            raise GuardlitError(f"trainer: {error}") from error
         self._peers.attach(trainer)
         return trainer
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 
-from guardlit.errors import GuardlitError
+from guardlit.bounds import one_line
+from guardlit.errors import GuardlitError, at_least
 from guardlit.lint import clip_never_acts
 from guardlit.objective import Objective
 from guardlit.plan import RoundPlan
@@ -47,6 +49,30 @@ def check_clip(objective: Objective, plan: RoundPlan, elements: int) -> None:
     complaint = clip_never_acts(objective, plan, elements)
     if complaint is not None:
         raise GuardlitError(complaint)
+
+
+def share(name: str, value: float) -> float:
+    """A number that lies in [0, 1]; raises `GuardlitError` for any other."""
+    if not 0 <= value <= 1:
+        raise GuardlitError(f"{name}={value} must lie in [0, 1]")
+    return value
+
+
+def optimizer_of(make: Callable[[Sequence[Tensor]], Optimizer], parameters: Sequence[Tensor]) -> Optimizer:
+    """An optimizer of the configuration's making; a setting that it refuses, or a rate that is no number, is one line.
+
+    Args:
+        make: the configuration's, which knows its settings.
+        parameters: what trains.
+
+    Raises:
+        GuardlitError: naming the setting.
+    """
+    with one_line("model.optimizer"):
+        optimizer = make(parameters)
+    for group in optimizer.param_groups:
+        at_least(0, **{"model.optimizer: lr": float(group["lr"])})
+    return optimizer
 
 
 def check_noise(coefficients: Coefficients, train_steps: int, sampler: str) -> None:

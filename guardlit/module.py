@@ -81,7 +81,7 @@ class GRPOModule(pl.LightningModule):
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.old_velocity = old_velocity
-        self.max_failed_fraction = max_failed_fraction
+        self.max_failed_fraction = guards.share("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
         self.judge = Judge(self)
@@ -109,7 +109,7 @@ class GRPOModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what trains."""
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = guards.optimizer_of(self._optimizer, [p for p in self.parameters() if p.requires_grad])
         if self._lr_scheduler is None:
             return optimizer
         scheduler = {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}

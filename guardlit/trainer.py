@@ -17,14 +17,14 @@ from guardlit.ablation import RolloutAnalysis, with_clips
 from guardlit.ablation_output import print_analysis, write_analysis
 from guardlit.checkpoint import check_fingerprint
 from guardlit.checkpoint_io import SafeCheckpointIO
-from guardlit.errors import GuardlitError, NumbersError
+from guardlit.errors import GuardlitError, NumbersError, at_least
 from guardlit.export import export_weights, find_ema, write_images
 from guardlit.going_back import go_back
 from guardlit.gold import Gold
 from guardlit.gold.drawing import Drawn
 from guardlit.gold.evaluation import Evaluation
 from guardlit.progress import RoundProgress
-from guardlit.prompts import load_prompts
+from guardlit.prompts import checked_texts, load_prompts
 from guardlit.run_folder import versions
 from guardlit.types import Prompt
 
@@ -82,7 +82,8 @@ class GuardlitTrainer(pl.Trainer):
             raw: draw with the raw weights although the checkpoint has averaged ones.
             out: folder for the images.
         """
-        texts = prompts or [p.text for p in _validation_prompts(datamodule)]
+        at_least(1, n=n)
+        texts = checked_texts("--prompts", prompts) if prompts else [p.text for p in _validation_prompts(datamodule)]
         items = [(k, Prompt(text)) for text in texts for k in range(n)]
         if raw and (ema := find_ema(self)) is not None:
             ema.use_for_validation = False
