@@ -3,8 +3,8 @@
 Trains all weights of a mid-size Stable Diffusion 3 transformer for two rounds, by one process, and sharded over 2 and 4
 (torchrun, gloo, CPU), and prints Markdown, in MB: what a process takes at most while it loads, and from then on. Before
 that it trains a tiny model, so that every library is loaded; what it took then is left out. The images of a round are
-dealt to the processes, as in any run; `rollout_batch` and `micro_batch` are the same for all. Checkpoints are folders of
-shards, or with `--one-file` files, which process 0 assembles in its host's memory: that is then its peak.
+dealt to the processes, as in any run; `rollout_batch` and `micro_batch` are the same for all. Checkpoints are folders
+of shards, or with `--one-file` files, which process 0 assembles in its host's memory: that is then its peak.
 """
 
 from __future__ import annotations
