@@ -1,15 +1,17 @@
 """Does a long run stay as it began: `python benchmarks/soak.py [--rounds 2000] [--out runs/soak]`.
 
-Runs `guardlit fit` in this process on a Stable Diffusion 3 folder of a few thousand random weights, with everything that
-a run can have: `clip_range: auto`, all callbacks, gold scores, TensorBoard and CSV, two `ModelCheckpoint`s of which one
-writes every round, and so many prompts that the text encoders load anew every 64 rounds. A round takes a fraction of a
-second; what is watched is the loop around the model.
+Runs `guardlit fit` in this process on a Stable Diffusion 3 folder of a few thousand random weights, with all that a run
+can have: `clip_range: auto`, every callback, gold scores, TensorBoard and CSV, two `ModelCheckpoint`s of which one
+writes every round, a validation every 50, and so many prompts that the text encoders load anew every 64. A round takes
+a fraction of a second; what is watched is the loop around the model.
 
-After every round a line goes to `soak.csv` in `--out`: resident memory, open file descriptors, threads, seconds and CPU
-seconds of the round; every 50th round also Python's objects and the size of the run folder. At the end a table is
-printed, each cell the median over the 50 rounds before it. The exit code is 1 where memory has grown by 1 % or more
-since round 100, or file descriptors or threads are more. Seconds are of a machine that may be busy; CPU seconds of this
-process tell whether a round has become slower.
+After every round a line goes to `soak.csv` in `--out`: resident memory, what the C heap has given out, open file
+descriptors, threads, seconds and CPU seconds of the round; every 50th round also Python's objects and the size of the
+run folder. At the end a table is printed, each cell the median over the 64 rounds before it. The exit code is 1 where
+resident memory or the heap has grown by 1 % or more since round 100, or file descriptors or threads are more.
+
+Resident memory moves by as much as that with what the allocator gives back to the system and when; the heap tells a
+leak. Seconds are of a machine that may be busy; CPU seconds of this process tell whether a round has become slower.
 """
 
 from __future__ import annotations
@@ -36,16 +38,22 @@ from tiny_folders import make_sd3
 
 import guardlit.app
 from guardlit.cli import main as guardlit_main
+from guardlit.data import ENCODE_ROUNDS
 from guardlit.rewards.digits_nets import DIGITS
 
 LIMIT = 0.01
 """Growth of memory from which a run fails."""
 WARM = 100
 """Rounds after which nothing may grow."""
-WINDOW = 50
-"""Rounds between the expensive measurements, between validations, and of a median."""
+SELDOM = 50
+"""Rounds between two validations, and between two measurements that take long."""
+WINDOW = ENCODE_ROUNDS
+"""Rounds of a median: those from one loading of the text encoders to the next."""
+PROMPTS = 16_000
+"""Each serves once in 2,000 rounds of 8, so that the text encoders never rest."""
 COLUMNS = {
     "rss_mb": "resident MB",
+    "heap_mb": "heap MB",
     "fds": "file descriptors",
     "threads": "threads",
     "cpu_s": "CPU s a round",
@@ -53,6 +61,7 @@ COLUMNS = {
     "objects": "Python objects",
     "folder_mb": "run folder MB",
 }
+DIGITS_SHOWN = {"rss_mb": 1, "heap_mb": 1, "cpu_s": 4, "seconds": 4, "folder_mb": 1}
 
 Row = Mapping[str, float]
 
@@ -81,10 +90,11 @@ class Recorder(pl.Callback):
     def _record(self, rounds: int) -> None:
         if self._begun is not None:
             seconds, cpu = (now - then for now, then in zip(clocks(), self._begun, strict=True))
-            seldom = rounds % WINDOW == 0
+            seldom, heap = rounds % SELDOM == 0, psutil.heap_info()
             row = {
                 "round": rounds,
                 "rss_mb": self._process.memory_info().rss / 1e6,
+                "heap_mb": (heap.heap_used + heap.mmap_used) / 1e6,
                 "fds": self._process.num_fds(),
                 "threads": self._process.num_threads(),
                 "cpu_s": cpu,
@@ -115,7 +125,7 @@ def settings(folder: Path, rounds: int) -> dict[str, Any]:
     """A run's configuration; writes the model and the prompts that it names."""
     make_sd3(folder / "model", sample_size=4)
     with (folder / "prompts.jsonl").open("w") as file:
-        for i in range(6000):  # more than are encoded at once
+        for i in range(PROMPTS):  # more than are encoded at once
             text = f"a photo of the handwritten digit {DIGITS[i % 10]}, sheet {i // 10}"
             file.write(json.dumps({"prompt": text, "digit": i % 10}) + "\n")
     checkpoint = "lightning.pytorch.callbacks.ModelCheckpoint"
@@ -149,16 +159,16 @@ def settings(folder: Path, rounds: int) -> dict[str, Any]:
             "train": str(folder / "prompts.jsonl"),
             "val": "guardlit://prompts/digits.jsonl",
             "val_images_per_prompt": 2,
-            "prompts_per_round": 2,
-            "images_per_prompt": 4,
+            "prompts_per_round": 8,
+            "images_per_prompt": 2,
             "updates_per_round": 2,
-            "micro_batch": 4,
+            "micro_batch": 8,
             "rollout_batch": 20,
         },
         "trainer": {
             "max_epochs": rounds,
             "accelerator": "cpu",
-            "check_val_every_n_epoch": WINDOW,
+            "check_val_every_n_epoch": SELDOM,
             "default_root_dir": str(folder / "run"),
             "callbacks": [
                 *({"class_path": name, "init_args": arguments} for name, arguments in callbacks.items()),
@@ -189,7 +199,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, float]]:
     """The state after round 100, or half of a shorter run, after each quarter that follows it, and at the end.
 
     Returns:
-        By round, each column's median over the 50 rounds up to it.
+        By round, each column's median over the 64 rounds up to it.
     """
     rounds = len(rows)
     first = min(WARM, rounds // 2)
@@ -207,8 +217,9 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     """What has grown that may not, a line each."""
     first, *_, last = summary(rows)
     faults = []
-    if (growth := last["rss_mb"] / first["rss_mb"] - 1) >= LIMIT:
-        faults.append(f"memory grew by {growth:.2%} from round {first['round']} to {last['round']}")
+    for name in ("rss_mb", "heap_mb"):
+        if (growth := last[name] / first[name] - 1) >= LIMIT:
+            faults.append(f"{COLUMNS[name]} grew by {growth:.2%}: {first[name]:.1f} to {last[name]:.1f}")
     for name in ("fds", "threads"):
         if last[name] > first[name]:
             faults.append(f"{COLUMNS[name]} grew from {first[name]:g} to {last[name]:g}")
@@ -219,11 +230,11 @@ def table(rows: Sequence[Row]) -> str:
     """`summary` in Markdown, and the change from its first to its last line."""
     found = summary(rows)
     first, last = found[0], found[-1]
-    change = {name: f"{last[name] / first[name] - 1:+.2%}" for name in COLUMNS if name in first and name in last}
-    lines = [{"round": f"{row['round']:g}", **{name: f"{row[name]:.4g}" for name in COLUMNS if name in row}} for row in found]
-    cells = [[line.get(name, "") for name in ("round", *COLUMNS)] for line in (*lines, {"round": "change", **change})]
-    head = [["round", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (*head, *cells))
+    columns = [name for name in COLUMNS if all(name in row for row in found)]
+    lines = [[str(row["round"]), *(f"{row[name]:.{DIGITS_SHOWN.get(name, 0)}f}" for name in columns)] for row in found]
+    change = ["change", *(f"{last[name] / first[name] - 1:+.2%}" for name in columns)]
+    head = [["round", *(COLUMNS[name] for name in columns)], ["---", *["---:"] * len(columns)]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (*head, *lines, change))
 
 
 def main() -> int:
