@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from guardlit.errors import GuardlitError
 from guardlit.objective import PRESETS
+from guardlit.settings import LARGEST_SEED
 
 NAMES = [preset.__name__ for preset in PRESETS]
 RECORD = "ablate.json"
@@ -37,9 +38,10 @@ class Run:
     settings: dict[str, Any]
 
     def checkpoint(self) -> Path | None:
-        """The newest, if there is one."""
-        found = self.folder.glob("version_*/checkpoints/*.ckpt")
-        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+        """The newest that is whole, if there is one; raises `GuardlitError` where all are damaged."""
+        from guardlit.checkpoint_files import newest_first, newest_whole
+
+        return newest_whole(self.folder) if any(newest_first(self.folder)) else None
 
     def finished(self) -> bool:
         """Whether it is; raises `GuardlitError` where the folder holds something else."""
@@ -143,9 +145,9 @@ def _clips(text: str) -> dict[str, float | None]:
 
 def _seeds(text: str) -> list[int]:
     seeds = [seed.strip() for seed in text.split(",")]
-    bad = next((seed for seed in seeds if not (seed.isascii() and seed.isdigit())), None)
+    bad = next((seed for seed in seeds if not (seed.isascii() and seed.isdigit() and int(seed) <= LARGEST_SEED)), None)
     if bad is not None:
-        raise GuardlitError(f"--seeds {text}: '{bad}' is not a whole number of at least 0")
+        raise GuardlitError(f"--seeds {text}: '{bad}' is not a whole number from 0 to {LARGEST_SEED}")
     return list(dict.fromkeys(map(int, seeds)))
 
 

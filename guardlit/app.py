@@ -18,15 +18,21 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException  # 
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
-from guardlit.checkpoint import SafeCheckpointIO
+from guardlit.bounds import check_seed, check_trainer, one_line
+from guardlit.checkpoint_files import newest_whole, require_whole
+from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.data import PromptDataModule
+from guardlit.ending import give_back
 from guardlit.errors import GuardlitError
+from guardlit.guards import check_precision
 from guardlit.interrupt import Interrupted, SignalGuard
 from guardlit.lint import Linter
 from guardlit.module import GRPOModule
 from guardlit.parsing import GuardlitParser
+from guardlit.peers import Peers, explained
 from guardlit.progress import RoundProgress
-from guardlit.run_folder import RunFolder, last_checkpoint, next_version
+from guardlit.run_folder import RunFolder, next_version
+from guardlit.sharding import ShardedStrategy
 from guardlit.trainer import GuardlitTrainer
 
 DEFAULTS = {
@@ -47,6 +53,7 @@ class GuardlitCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self._args = args
+        self._peers = Peers()
         super().__init__(
             GRPOModule,
             PromptDataModule,
@@ -74,15 +81,19 @@ class GuardlitCLI(LightningCLI):
         parser.add_argument("--base", type=list[str] | str | None, default=None, help=files)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
+    def _set_seed(self) -> None:
+        check_seed(self.config[self.subcommand].seed_everything)
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
-        """Find `--ckpt_path last`, and miss no checkpoint late."""
+        """Find `--ckpt_path last`, and miss no checkpoint, and no damage to it, late."""
         config = self.config[self.subcommand]
         config.base = None  # what they say is in the resolved configuration, which is kept
         root = Path(config.trainer.default_root_dir)
         if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(last_checkpoint(root))
-        if config.get("ckpt_path") and not Path(config.ckpt_path).is_file():
-            raise GuardlitError(f"checkpoint {config.ckpt_path} does not exist")
+            config.ckpt_path = str(newest_whole(root))
+        elif config.get("ckpt_path"):
+            require_whole(Path(config.ckpt_path))
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would read hyperparameters out of the checkpoint here; a run's are in its configuration alone."""
@@ -109,9 +120,25 @@ class GuardlitCLI(LightningCLI):
             chosen = config.get("callbacks") or []
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())
-        config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO()]
-        trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        config["callbacks"] = [self._peers, *(config.get("callbacks") or [])]  # the first to hear of an error
+        config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO(together=True)]
+        if config.get("strategy") == "fsdp":
+            config["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) can run no rollout
+        if isinstance(config["strategy"], ShardedStrategy):
+            check_precision(str(config.get("precision")), sharded=True)
+        check_trainer(config)
+        with one_line("trainer"):
+            trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        self._peers.attach(trainer)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """End together with the other processes of the run; Lightning calls no `teardown` after an exception."""
+        try:
+            with self._peers.ending():
+                super()._run_subcommand(subcommand)
+        finally:
+            give_back(self.trainer, self.model)
 
 
 class _Settings(GuardlitCLI):
@@ -135,8 +162,18 @@ def settings_of(args: list[str]) -> dict[str, Any]:
 
 
 def every_round() -> ModelCheckpoint:
-    """The newest round's checkpoint, replaced by the next once that is written."""
-    return ModelCheckpoint(filename="round_{epoch:05d}", auto_insert_metric_name=False, save_on_train_epoch_end=True)
+    """The two newest rounds' checkpoints: should one turn out to be damaged, there is the one before it.
+
+    The oldest goes once the newest is on disk.
+    """
+    return ModelCheckpoint(
+        filename="round_{epoch:05d}",
+        auto_insert_metric_name=False,
+        monitor="step",
+        mode="max",
+        save_top_k=2,
+        save_on_train_epoch_end=True,
+    )
 
 
 def _seed(value: bool | int) -> int:
@@ -147,7 +184,12 @@ def main(args: list[str]) -> None:
     """Run a command line such as `["fit", "--config", "run.yaml"]`; raises `GuardlitError` for a user's mistake."""
     _quieten()
     try:
-        GuardlitCLI(args)
+        with explained():
+            GuardlitCLI(args)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit code of its own
+            raise KeyboardInterrupt from None
+        raise
     except Interrupted as stop:
         print(f"guardlit {args[0]}: {stop}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
@@ -163,6 +205,7 @@ MEANT = (
     ".*Experiment logs directory .* exists and is not empty.*",  # run.json and the like; metrics.csv is new
     ".*isinstance\\(treespec, LeafSpec\\).*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The dirpath has changed from .*",  # a resumed run has a folder of its own
 )
 """What libraries warn of although it is meant, or is theirs alone."""
 

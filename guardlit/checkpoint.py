@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from guardlit_callbacks._gather import gather_objects
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from guardlit_callbacks._gather import gather_objects, objects_on_first
+from guardlit_callbacks._sharded import is_sharded, on_first, reshard, shard_like
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.loops import close_epoch
 
 if TYPE_CHECKING:
     from guardlit.module import GRPOModule
+    from guardlit.types import Prompt
 
 KEY = "guardlit"
+VALIDATION = ("data.val", "evaluation")
+"""Of a fingerprint, what may change: training does not depend on it."""
+
+
+def complete(checkpoint: dict[str, Any], module: GRPOModule) -> None:
+    """Make Lightning's checkpoint one that the run can go on from; to be called by all processes."""
+    keep_trainable(checkpoint, module)
+    name_optimizer_states(checkpoint, module, module.trainer.optimizers)
+    finished = module.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
+    if finished is not None:
+        close_epoch(checkpoint, finished)
+    part: dict[str, Any] = {"fingerprint": fingerprint(module), "nonfinite": module.nonfinite.state_dict()}
+    if finished is None:
+        part["old"] = module.policy.old_state()
+    checkpoint[KEY] = part | unfinished_update(module)
 
 
 def trainable_names(module: nn.Module) -> list[str]:
@@ -46,16 +64,15 @@ def name_optimizer_states(checkpoint: dict[str, Any], module: nn.Module, optimiz
 def unfinished_update(module: GRPOModule) -> dict[str, Any]:
     """Gradients and outputs of an update's micro-batches so far, if there are any; to be called by all processes.
 
-    The gradients are averaged over processes: each gets the average back on a resume, and the average of averages is
-    what the update needs, but for its last bits. The outputs are those of every process, by rank.
+    Both are lists by process. Sharded gradients, which are averages over the processes already, are a list of one.
     """
     if not module.outputs:
         return {}
+    reshard(module)
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    reduce = module.trainer.strategy.reduce
-    gradients = {name: reduce(g.clone(), reduce_op="mean").cpu() for name, g in found.items()}
+    gradients = on_first(found.items())
     outputs = gather_objects([{k: v.cpu() for k, v in o.items()} for o in module.outputs])
-    return {"gradients": gradients, "outputs": outputs}
+    return {"gradients": [gradients] if is_sharded(found) else objects_on_first(gradients), "outputs": outputs}
 
 
 def outputs_of(part: Mapping[str, Any], rank: int, world: int) -> list[dict[str, Tensor]]:
@@ -67,24 +84,42 @@ def outputs_of(part: Mapping[str, Any], rank: int, world: int) -> list[dict[str,
         world: how many do.
 
     Returns:
-        By micro-batch: (B,) tensors, and `loss` ().
+        By micro-batch, or all as one: (B,) tensors, and `loss` ().
     """
     everywhere = part.get("outputs", [])
-    if len(everywhere) == world:
-        return list(everywhere[rank])
+    if len(everywhere) == world or not everywhere:
+        return list(everywhere[rank]) if everywhere else []
 
-    def mine(parts: list[Tensor]) -> Tensor:
-        whole = torch.stack(parts, dim=-1)  # a process's row q is position q * world + rank
-        return whole.flatten()[rank::world] if whole.ndim > 1 else whole.mean()
+    def mine(key: str) -> Tensor:
+        # micro-batch by micro-batch, and in it a process's row q at position q * world + rank
+        whole = torch.cat(
+            [torch.stack([o[key] for o in batch], dim=-1).flatten() for batch in zip(*everywhere, strict=True)]
+        )
+        return whole.mean() if key == "loss" else whole[rank::world]
 
-    return [{k: mine([o[k] for o in batch]) for k in batch[0]} for batch in zip(*everywhere, strict=True)]
+    return [{key: mine(key) for key in everywhere[0][0]}]
+
+
+def gradients_of(part: Mapping[str, Any], rank: int, world: int, sharded: bool) -> dict[str, Tensor]:
+    """One process's gradients of an unfinished update; their average for processes that did not begin it.
+
+    Args:
+        part: guardlit's part of a checkpoint.
+        rank: of the process that goes on.
+        world: how many do.
+        sharded: whether gradients are averages over all processes.
+    """
+    everywhere = part.get("gradients", [])
+    if len(everywhere) == world and not sharded:
+        return dict(everywhere[rank])
+    return {name: torch.stack([g[name] for g in everywhere]).mean(0) for name in (everywhere or [{}])[0]}
 
 
 def continue_update(module: GRPOModule, gradients: Mapping[str, Tensor]) -> None:
-    """Put back, on the parameters' device, what `unfinished_update` gave."""
+    """Put back, on the parameters' device, what `gradients_of` and `outputs_of` gave."""
     parameters = dict(module.named_parameters())
     for name, gradient in gradients.items():
-        parameters[name].grad = gradient.to(parameters[name].device)
+        parameters[name].grad = shard_like(gradient, parameters[name])
     module.outputs = [{k: v.to(module.device) for k, v in o.items()} for o in module.outputs]
 
 
@@ -95,7 +130,7 @@ def keep_trainable(checkpoint: dict[str, Any], module: nn.Module) -> None:
 
 
 def fingerprint(module: GRPOModule) -> dict[str, str]:
-    """What a checkpoint and a run must share to be one run: model, sampler, batch arithmetic and seed."""
+    """What a checkpoint and a run share if they are one run: model, sampler, prompts, batch arithmetic and seed."""
     run = {"sde": f"{type(module.sde).__name__}{vars(module.sde)}", "rollout": str(module.rollout)}
     data = getattr(module.trainer, "datamodule", None)
     if data is not None and hasattr(data, "plan"):
@@ -103,7 +138,15 @@ def fingerprint(module: GRPOModule) -> dict[str, str]:
         free = ("world", "micro_batch", "train_steps")
         run |= {f"data.{name}": str(value) for name, value in vars(data.plan).items() if name not in free}
         run["data.seed"] = str(data.seed)
+        run["data.train"] = _digest(data.train)
+        run["data.val"] = f"{_digest(data.val)} x {data.val_images}"
+        run["evaluation"] = str(module.evaluation)
     return module.policy.fingerprint() | run
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    content = json.dumps([(p.text, p.metadata) for p in prompts], sort_keys=True, default=str)
+    return f"{len(prompts)} prompts of SHA-256 {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def check_fingerprint(checkpoint: Mapping[str, Any], expected: Mapping[str, str]) -> Mapping[str, Any]:
@@ -113,48 +156,10 @@ def check_fingerprint(checkpoint: Mapping[str, Any], expected: Mapping[str, str]
         raise GuardlitError("the checkpoint was not written by guardlit: it has no entry 'guardlit'")
     saved = part["fingerprint"]
     for name, value in expected.items():
-        if saved.get(name) != value:
-            raise GuardlitError(f"the checkpoint was saved with {name} = {saved.get(name)}; this run has {value}")
+        if saved.get(name) == value:
+            continue
+        change = f"the checkpoint was saved with {name} = {saved.get(name)}; this run has {value}"
+        if name not in VALIDATION:
+            raise GuardlitError(change)
+        rank_zero_warn(f"{change}: validation scores before and after it cannot be compared")
     return part
-
-
-class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all, load without executing anything, and whose errors name the file.
-
-    Lightning's own writer goes through the system's temporary folder, whose move to another disk is not atomic, and
-    lets a denied permission pass in silence.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write beside `path`, then move into place; a full disk or a read-only folder is one line."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
-            kept = sorted(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime) if path.parent.is_dir() else []
-            rest = f"the last one kept is {kept[-1]}" if kept else "no earlier one exists"
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise GuardlitError(f"checkpoint {path} could not be written ({reason}); {rest}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = True
-    ) -> dict[str, Any]:
-        """Read a checkpoint of tensors and plain values only, whatever `weights_only` says."""
-        if not Path(path).is_file():
-            raise GuardlitError(f"checkpoint {path} does not exist")
-        try:
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-        except Exception as error:  # zip, pickle and torch errors alike mean that this file is no good
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise GuardlitError(f"checkpoint {path} cannot be read, truncated or damaged? ({reason[:160]})") from error
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise GuardlitError(f"{path} is no Lightning checkpoint")
-        return checkpoint

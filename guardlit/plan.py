@@ -12,6 +12,7 @@ from guardlit.errors import GuardlitError
 from guardlit.noise import mix
 
 _PROMPTS, _ORDER, _EPOCH = 1, 2, 3  # what a permutation is for: keeps their seeds apart
+MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class RoundPlan:
         if self.images_per_prompt < 2:
             raise GuardlitError(
                 "images_per_prompt=1: advantages are relative to a group, which needs at least 2 images"
+            )
+        if self.images > MOST_IMAGES:
+            raise GuardlitError(
+                f"prompts_per_round={self.prompts_per_round} x images_per_prompt={self.images_per_prompt} are "
+                f"{self.images} images a round, more than the {MOST_IMAGES} that one may have"
             )
         self._divide("updates_per_round", self.updates_per_round, "inner_epochs", self.inner_epochs)
         images = f"images of a round ({self.prompts_per_round} prompts x {self.images_per_prompt} images)"
@@ -99,6 +105,26 @@ class RoundPlan:
     def off_policy_updates(self) -> int:
         """Updates of a round whose ratio can differ from 1: all but the first."""
         return self.updates_per_round - 1
+
+    @property
+    def stride(self) -> int:
+        """Transitions of a micro-batch, those of all processes together."""
+        return self.micro_batch * self.world
+
+    def position(self, transitions: int) -> int:
+        """The micro-batch before which so many transitions of a round are done, by any number of processes.
+
+        Raises:
+            GuardlitError: none of these micro-batches begins there.
+        """
+        position, rest = divmod(transitions, self.stride)
+        if rest:
+            raise GuardlitError(
+                f"the checkpoint stands {transitions} transitions into a round, where no micro-batch begins with "
+                f"{self.world} processes x data.micro_batch = {self.stride}: let this divide {transitions}, or resume "
+                "from the end of a round"
+            )
+        return position
 
     def prompt_indices(self, seed: int, round: int, available: int) -> list[int]:
         """Which prompts a round uses: a walk through seeded permutations, so that all come up equally often.

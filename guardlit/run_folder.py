@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -95,18 +96,10 @@ def next_version(root: Path) -> str:
     """`version_K` with the first K that `root` does not have; raises `GuardlitError` where nothing can be written."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / ".writable"
+        probe = root / f".writable.{os.getpid()}"  # several processes look at once
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise GuardlitError(f"output folder {root} cannot be written: {error.strerror}") from error
     taken = [int(p.name.removeprefix("version_")) for p in root.glob("version_*") if p.name[8:].isdigit()]
     return f"version_{max(taken, default=-1) + 1}"
-
-
-def last_checkpoint(root: Path) -> Path:
-    """The newest checkpoint of any run under `root`; raises `GuardlitError` when there is none."""
-    found = sorted(root.glob("version_*/checkpoints/*.ckpt"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise GuardlitError(f"--ckpt_path last: no checkpoint under {root}/version_*/checkpoints")
-    return found[-1]

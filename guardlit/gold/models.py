@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from guardlit_callbacks import TrainableEMA
 
-from guardlit.checkpoint import SafeCheckpointIO, check_fingerprint
+from guardlit.checkpoint import check_fingerprint
+from guardlit.checkpoint_files import MANIFEST, newest_whole
+from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.errors import GuardlitError
 from guardlit.rewards.weights import sha256
-from guardlit.run_folder import last_checkpoint
 
 if TYPE_CHECKING:
     from guardlit.policies.base import FlowPolicy
@@ -70,7 +71,7 @@ def find_models(paths: Sequence[str], labels: Sequence[str], weights: Weights, r
         raise GuardlitError(f"{len(labels)} --label for {len(paths)} --ckpt: give one for each, or none")
     models = [Model("base")]
     for number, path in enumerate(paths):
-        found = list(_variants(last_checkpoint(runs) if path == "last" else Path(path).expanduser(), weights))
+        found = list(_variants(newest_whole(runs) if path == "last" else Path(path).expanduser(), weights))
         for model in found:
             label = labels[number] if labels else model.label
             models.append(replace(model, label=f"{label} ({model.weights})" if len(found) > 1 else label))
@@ -89,8 +90,8 @@ def _long_label(model: Model) -> str:
 def _variants(place: Path, weights: Weights) -> Iterator[Model]:
     if place.is_file() and place.suffix == ".safetensors":
         raise GuardlitError(f"--ckpt {place} is a file of exported weights: name its folder, {place.parent}")
-    if place.is_file():
-        checkpoint, digest = _look_into(place), sha256(place)
+    if place.is_file() or (place / MANIFEST).is_file():
+        checkpoint, digest = _look_into(place), sha256(place / MANIFEST if place.is_dir() else place)
         averaged = bool(checkpoint.get("callbacks", {}).get(TrainableEMA().state_key))
         for variant in _choose(weights, averaged, True, place):
             yield Model(place.stem, "checkpoint", variant, str(place), digest, checkpoint.get("global_step"))

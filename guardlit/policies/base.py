@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from guardlit.errors import GuardlitError
 from guardlit.types import Conditioning
 
 WeightSet = Literal["policy", "old", "reference"]
+Shard = Callable[[nn.Module, Sequence[nn.Module]], None]
+"""Spreads a network over processes, in place: the network, and the parts of it that are gathered one at a time."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,12 @@ class Footprint:
     """What a policy keeps in memory, in bytes.
 
     Attributes:
-        frozen: the network's weights and buffers that do not train.
+        frozen: the network's weights that do not train.
+        buffers: of the network; a process of a sharded run has all of them.
         trained: the weights that train.
         copies: the old policy and the reference, where they are weights of their own.
+        gathered: what a process of a sharded run has of others' weights at once: those outside the blocks and, since
+            the next block is fetched ahead, the two largest blocks.
         copies_on_host: whether those rest in the host's memory and not beside the weights.
         decoder: what turns latents into images.
         encoders: what turns prompts into embeddings; in memory only while there are new prompts.
@@ -34,8 +39,10 @@ class Footprint:
     """
 
     frozen: int
+    buffers: int
     trained: int
     copies: int
+    gathered: int
     copies_on_host: bool
     decoder: int
     encoders: int
@@ -54,8 +61,12 @@ class FlowPolicy(nn.Module, ABC):
     """Whether activations are recomputed in the backward pass, and not kept."""
 
     @abstractmethod
-    def load(self) -> None:
-        """Read the weights; raises `GuardlitError` on a folder that is not this model. A second call does nothing."""
+    def load(self, shard: Shard | None = None) -> None:
+        """Read the weights; raises `GuardlitError` on a folder that is not this model. A second call does nothing.
+
+        Args:
+            shard: to be called on the network before copies of its weights are made; None leaves it whole.
+        """
 
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.policies.base import WeightSet
+from guardlit.policies.base import Shard, WeightSet
 from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
 from guardlit.policies.exported import FolderPolicy
-from guardlit.policies.folders import load_component, load_pipeline, pipeline_folder
-from guardlit.policies.skeleton import Skeletal, skeleton_component
+from guardlit.policies.folders import check_scaling, load_component, load_pipeline, load_scheduler, pipeline_folder
+from guardlit.policies.limits import check_limits
+from guardlit.policies.skeleton import Skeletal, blocks_of, skeleton_component
 from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets
 from guardlit.types import Conditioning
 
@@ -79,6 +80,7 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         decode_batch: int = 8,
     ) -> None:
         super().__init__()
+        check_limits(resolution, max_sequence_length, decode_batch, copies_device)
         self.model, self.resolution, self.lora = model, resolution, lora
         self.weights_dtype = DTYPES[weights_dtype]
         self.gradient_checkpointing = gradient_checkpointing
@@ -147,7 +149,7 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
 
     # loading ------------------------------------------------------------------------------------------------------
 
-    def load(self) -> None:
+    def load(self, shard: Shard | None = None) -> None:
         """Read transformer, VAE and scheduler; the text encoders wait for `encode`."""
         if self.transformer is not None:
             return
@@ -158,10 +160,9 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         dtype = self.weights_dtype if self.lora else torch.float32
         transformer = read(getattr(diffusers, self.transformer_class), self._folder, "transformer", dtype=dtype)
         vae = read(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=torch.float32)
+        check_scaling(self._folder, vae)
         self._outside["vae"] = vae.requires_grad_(False).eval()
-        self._outside["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
-            self._folder, subfolder="scheduler"
-        )
+        self._outside["scheduler"] = load_scheduler(self._folder)
         self._check_resolution(transformer)
         if self.lora:
             self._sets = AdapterWeights(transformer, self.lora, self.lora_targets, self._unused(transformer))
@@ -169,6 +170,9 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
             self._sets = FullWeights(transformer, self.reference, self.copies_device, self._unused(transformer))
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
+        if shard is not None:
+            shard(transformer, blocks_of(transformer))
+        self._sets.keep()
         self.transformer = transformer.eval()
         self._embeddings = EmbeddingCache(self._encoder_key(), embeddings_folder(self.cache))
 
@@ -217,11 +221,10 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _pipeline(self) -> Any:
-        """The whole pipeline around the policy's own transformer, text encoders included."""
+    def _pipeline(self, transformer: Any = None) -> Any:
         import diffusers
 
-        parts = {"transformer": self.transformer, **self._outside, **dict.fromkeys(self._left_out())}
+        parts = {"transformer": transformer or self.transformer, **self._outside, **dict.fromkeys(self._left_out())}
         pipeline = load_pipeline(
             getattr(diffusers, self.pipeline_class), self._folder, dtype=self.text_encoder_dtype, **parts
         )
