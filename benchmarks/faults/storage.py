@@ -1,0 +1,153 @@
+"""Faults of disks and of the files on them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.faults.inject import DIE, SAVE, after, before, flip_bit, limit, open_files, truncate
+from benchmarks.faults.lab import checkpoints
+from benchmarks.faults.scenario import Fault
+
+
+def mounted(megabytes: float) -> Callable[[Path], contextlib.AbstractContextManager[Mapping[str, object]]]:
+    """A small disk of its own for a run's output folder; needs root."""
+
+    @contextmanager
+    def surroundings(folder: Path) -> Iterator[Mapping[str, object]]:
+        disk = folder.with_name(f"{folder.name}-disk")
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1e6)}", "none", disk], check=True)
+        try:
+            folder.mkdir()
+            (folder / "runs").symlink_to(disk / "runs")
+            (disk / "runs").mkdir()
+            yield {}
+        finally:
+            subprocess.run(["umount", "-l", disk], check=True)
+
+    return surroundings
+
+
+def _enlarge(folder: Path) -> None:
+    disk = folder.with_name(f"{folder.name}-disk")
+    subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+
+
+def _newest_folder() -> Path:
+    return max(Path("runs").glob("version_*/checkpoints"), key=lambda p: p.stat().st_mtime)
+
+
+def _forbid_writing(_: object, __: object, path: str, *___: object) -> None:
+    """Make the folder of a checkpoint read-only: for root by a mount, as permissions do not bind it."""
+    folder = str(Path(path).parent)
+    if os.geteuid():
+        os.chmod(folder, 0o555)
+        return
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+
+
+def _allow_writing(folder: Path) -> None:
+    for place in (folder / "runs").glob("version_*/checkpoints"):
+        if os.geteuid():
+            place.chmod(0o755)
+        else:
+            subprocess.run(["umount", "-l", place], check=False, stderr=subprocess.DEVNULL)
+
+
+def _last(damage: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda folder: damage(checkpoints(folder)[-1])
+
+
+def _all(damage: Callable[[Path], None]) -> Callable[[Path], None]:
+    def damaged(folder: Path) -> None:
+        for path in checkpoints(folder):
+            damage(path)
+
+    return damaged
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for place in (folder / "runs").glob("version_*/checkpoints"):
+        shutil.rmtree(place)
+
+
+def _set_clock_back(folder: Path) -> None:
+    """The newest checkpoint looks an hour older than the first."""
+    newest, first = checkpoints(folder)[-1], checkpoints(folder)[0]
+    then = first.stat().st_mtime - 3600
+    os.utime(newest, (then, then))
+
+
+def _block(folder: Path) -> None:
+    (folder / "runs").write_text("a file where the folder of the runs belongs")
+
+
+@contextmanager
+def _blocked(folder: Path) -> Iterator[Mapping[str, object]]:
+    folder.mkdir()
+    _block(folder)
+    yield {}
+
+
+SAVES = 6
+"""The checkpoint that a fault of the disk hits: that of the second round's first update."""
+UNWRITTEN = ("guardlit fit: error: checkpoint", "could not be written", "the last one kept is")
+
+FAULTS = [
+    Fault(
+        "no room for a checkpoint (file size limit)",
+        prepare=before(SAVE, SAVES, limit(resource.RLIMIT_FSIZE, 50_000)),
+        says=(*UNWRITTEN, "File too large"),
+    ),
+    Fault(
+        "folder of the checkpoints becomes read-only",
+        prepare=before(SAVE, SAVES, _forbid_writing),
+        says=UNWRITTEN,
+        mend=_allow_writing,
+    ),
+    Fault(
+        "a file where the output folder belongs",
+        surroundings=_blocked,
+        says=("guardlit fit: error: output folder", "cannot be written"),
+        mend=lambda folder: (folder / "runs").unlink(),
+    ),
+    Fault(
+        "no room for the logs",
+        prepare=after(SAVE, SAVES, limit(resource.RLIMIT_FSIZE, 100)),
+        says=("guardlit fit: error: ",),
+    ),
+    Fault(
+        "no more file descriptors",
+        prepare=before(SAVE, SAVES, limit(resource.RLIMIT_NOFILE, open_files)),
+        says=(*UNWRITTEN, "Too many open files"),
+    ),
+    Fault("killed between writing a checkpoint and putting it in place", prepare=before("os:fsync", 6, DIE), code=-9),
+    Fault("last checkpoint cut in half", damage=_last(truncate), warns=("update_7",)),
+    Fault("last checkpoint emptied", damage=_last(lambda path: os.truncate(path, 0)), warns=("update_7",)),
+    Fault("a bit of the last checkpoint flipped", damage=_last(flip_bit), warns=("update_7",)),
+    Fault(
+        "all checkpoints cut in half",
+        damage=_all(truncate),
+        refused=("guardlit fit: error: ", "checkpoint"),
+        mend=_remove_checkpoints,
+    ),
+    Fault(
+        "checkpoints gone",
+        damage=_remove_checkpoints,
+        with_options=("--ckpt_path", "last"),
+        refused=("guardlit fit: error: --ckpt_path last: no checkpoint under",),
+    ),
+    Fault("clock set back an hour before the last checkpoint", damage=_set_clock_back),
+]
+"""Those that any user can play."""
+
+if os.geteuid() == 0:
+    FAULTS.insert(1, Fault("disk full (tmpfs)", surroundings=mounted(1), says=(*UNWRITTEN,), mend=_enlarge))
