@@ -28,7 +28,8 @@ FAULTS = [fault for part in (storage, resuming, ranks, rewards, numbers, signals
 def main() -> int:
     """Run the campaign."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="at least so many kills at random moments")
+    parser.add_argument("--kills", type=int, default=50, help="at random moments")
+    parser.add_argument("--most", type=int, default=5, help="kills of one run")
     parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS), help="of the killed runs")
     parser.add_argument("--faults", nargs="*", help="only faults whose names hold one of these texts; none without any")
     parser.add_argument("--no-console", action="store_true", help="no kills of the true command in a fresh process")
@@ -40,7 +41,7 @@ def main() -> int:
     lab = _lab(args.out)
     lines = lab.folder / "faults.jsonl"
     histories = []
-    killed = campaign(lab, [SETTINGS[name] for name in args.settings], args.kills, args.seed)
+    killed = campaign(lab, [SETTINGS[name] for name in args.settings], args.kills, args.most, args.seed)
     for history in chain(killed, () if args.no_console else console.histories(lab)):
         histories.append(history)
         report.write(lines, "kills", history)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ STATE = (
 """Entries of a checkpoint that decide how a run goes on."""
 
 Row = dict[str, str]
+_COUNTED = re.compile("time/|reward/.*/")
 
 
 def differing(folder: Path, undisturbed: Path) -> list[str]:
@@ -84,9 +86,9 @@ def _rows(folder: Path) -> Iterator[Row]:
 
 
 def _lines(rows: Iterator[Row]) -> Iterator[tuple[tuple[str, str], Row]]:
-    """Lines of updates, rounds and validations, by kind and step, without what the clock decides."""
+    """Lines of updates, rounds and validations, by kind and step, without what clocks and scorers count."""
     for row in rows:
-        values = {k: v for k, v in row.items() if v and k is not None and not k.startswith("time/")}
+        values = {k: v for k, v in row.items() if v and k is not None and not _COUNTED.match(k)}
         kind = next((k for k in ("round", "train/loss", "val/reward") if k in values), None)
         if kind is not None:
             yield (kind, values["step"]), values

@@ -108,9 +108,11 @@ def limit(kind: int, value: int | Callable[[], int]) -> Act:
     return act
 
 
-def open_files() -> int:
-    """How many files this process has open."""
-    return len(os.listdir("/proc/self/fd")) - 1
+def next_descriptor() -> int:
+    """The number that the next file to be opened would get."""
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.close(descriptor)
+    return descriptor
 
 
 def fail(error: Exception) -> Act:

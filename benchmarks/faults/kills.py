@@ -15,8 +15,6 @@ from benchmarks.faults.processes import Ended, Launch
 
 LIMIT = 60.0
 """Seconds within which the processes that are left must end by themselves."""
-MOST = 5
-"""Kills of one run."""
 LOADING = 0.2
 """Share of the kills that come before the first round begins."""
 
@@ -71,17 +69,17 @@ class History:
         return self.code == 0 and not self.differing and not self.wrong and not stuck
 
 
-def campaign(lab: Lab, settings: list[Setting], kills: int, seed: int) -> Iterator[History]:
-    """At least `kills` kills, dealt to the settings in turn; each run's history as it is done."""
+def campaign(lab: Lab, settings: list[Setting], kills: int, most: int, seed: int) -> Iterator[History]:
+    """So many kills, at most `most` of one run, dealt to the settings in turn; each run's history as it is done."""
     chance = random.Random(seed)
-    for setting in settings:
+    for setting in settings if kills else ():
         lab.undisturbed(setting)
     done = dict.fromkeys(settings, 0)
     number = 0
     while sum(done.values()) < kills:
         setting = min(done, key=lambda s: done[s])
         number += 1
-        wanted = min(MOST, kills - sum(done.values()))
+        wanted = min(most, kills - sum(done.values()))
         history = killed(lab, setting, f"killed-{number:02d}-{setting.name}", wanted, chance)
         done[setting] += len(history.kills)
         yield history

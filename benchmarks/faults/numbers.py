@@ -29,7 +29,7 @@ FAULTS = [
         "one reward is NaN, some may fail",
         changes={"model__max_failed_fraction": 0.2},
         prepare=spoil(SCORE, range(5, 6), one_no_number),
-        code=None,
+        codes=(0,),
         like="own",
     ),
     Fault(
@@ -46,7 +46,7 @@ FAULTS = [
         "gradient is NaN: skip",
         changes={"model__nonfinite": "skip"},
         prepare=before(UPDATE, 6, spoil_gradient),
-        code=None,
+        codes=(0,),
         like="own",
     ),
     Fault(

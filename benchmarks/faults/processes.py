@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+PR_SET_PDEATHSIG = 1
 FORK = multiprocessing.get_context("fork")
 Prepare = Callable[[int], object]
 """Called in a process before `guardlit`, with its rank: how a fault gets into a run."""
@@ -120,6 +122,10 @@ class Launch:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
 
+    def signal_launcher(self, number: int) -> None:
+        """Send a signal to torchrun's agent alone."""
+        os.kill(self._started[0].pid, number)
+
     def said(self, rank: int = 0) -> str:
         """What a rank wrote so far."""
         file = self.folder / f"rank_{rank}.txt"
@@ -137,8 +143,8 @@ class Launch:
     def wait(self, limit: float = 120.0) -> Ended:
         """Wait until all is over; what is still there after `limit` seconds is killed, and named."""
         begun = time.monotonic()
-        for process in self._started:
-            process.join(max(begun + limit - time.monotonic(), 0.01))
+        while any(process.exitcode is None for process in self._started) and time.monotonic() < begun + limit:
+            time.sleep(0.01)
         while self._left() and time.monotonic() < begun + limit:
             time.sleep(0.02)
         seconds, stuck = time.monotonic() - begun, self._left()
@@ -220,6 +226,7 @@ def _execute(program: list[str], args: list[str], folder: Path, prepare: Prepare
 
 def _rank(args: list[str], folder: Path, prepare: Prepare | None) -> None:
     rank = int(os.environ["RANK"])
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)  # torchrun's processes, unlike forked ones, outlive it
     code = _run(rank, args, folder, prepare)
     (folder / f"code_{rank}").write_text(str(code))
     if code:  # by its exit code, as from a script: an exception would tell the agent more than torchrun knows

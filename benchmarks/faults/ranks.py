@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 from benchmarks.faults.inject import SCORE, STEP, before, fail, send
-from benchmarks.faults.lab import Setting
+from benchmarks.faults.lab import TWO, Setting, last_update
+from benchmarks.faults.processes import Launch
 from benchmarks.faults.scenario import Fault
 from guardlit.errors import GuardlitError
 
-TWO = Setting(2, False, "ddp")
 TIMEOUT = 8
 """Seconds that a collective may take, where a process is to be stopped."""
 WITHIN = 22
+
+
+def _kill_torchrun(launch: Launch, folder: Path) -> None:
+    """In the second round."""
+    launch.until(lambda: last_update(folder) >= 5)
+    launch.signal_launcher(signal.SIGKILL)
+
 
 FAULTS = [
     Fault(
@@ -29,11 +37,11 @@ FAULTS = [
         agent=False,
         says=("guardlit fit: error: process 0",),
     ),
+    Fault("torchrun is killed, its processes are not", setting=TWO, during=_kill_torchrun, codes=(-9,)),
     Fault(
         "one of two processes is stopped (SIGSTOP)",
         setting=Setting(2, False, "ddp", timeout=TIMEOUT),
         prepare=before(STEP, WITHIN, send(signal.SIGSTOP), rank=1),
-        agent=False,
         says=("guardlit fit: error: process 1", "timeout"),
     ),
     Fault(
@@ -41,13 +49,13 @@ FAULTS = [
         setting=TWO,
         prepare=before(STEP, WITHIN, fail(RuntimeError("the wires are cut")), rank=1),
         agent=False,
-        code=None,
-        says=("process 1", "the wires are cut"),
+        codes=(1, 2),
+        says=("the wires are cut",),
     ),
     Fault(
         "the reward of one of two processes is hopeless",
         setting=TWO,
-        prepare=before(SCORE, 4, fail(GuardlitError("the licence of the scorer ran out")), rank=1),
+        prepare=before(SCORE, 6, fail(GuardlitError("the licence of the scorer ran out")), rank=1),
         agent=False,
         says=("guardlit fit: error: ", "process 1", "the licence of the scorer ran out", "go on with --ckpt_path"),
     ),

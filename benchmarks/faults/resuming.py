@@ -50,7 +50,7 @@ FAULTS = [
         refused=(ERROR, "model"),
         mend=lambda folder: _show(_model(folder)),
     ),
-    Fault("resumed with another seed", with_options=("--data.seed", "7"), refused=(ERROR, "seed")),
+    Fault("resumed with another seed", with_options=("--seed_everything", "7"), refused=(ERROR, "seed")),
     Fault(
         "resumed with more images a prompt",
         with_options=("--data.images_per_prompt", "8"),

@@ -132,7 +132,7 @@ FAULTS = [
     Fault(
         "reward server stalls",
         surroundings=served(before(ANSWER, HEALTHY + 1, lambda *_: time.sleep(3600))),
-        code=None,  # the second attempt is answered
+        codes=(0,),  # the second attempt is answered
     ),
     Fault(
         "reward server stalls for good",
@@ -153,6 +153,7 @@ FAULTS = [
         "a process of the scorer's pool is killed",
         changes={"model__reward": READ, "prompts": 'a sign says "two"\na sign says "cat"\n'},
         prepare=before("guardlit.rewards.ocr_engine:Readers.read", 4, _kill_reader),
-        code=None,
+        codes=(0,),
+        limit=240.0,  # reading takes its time
     ),
 ]

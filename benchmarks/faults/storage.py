@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.faults.inject import DIE, SAVE, after, before, flip_bit, limit, open_files, truncate
+from benchmarks.faults.inject import DIE, SAVE, before, fail, flip_bit, limit, next_descriptor, truncate
 from benchmarks.faults.lab import checkpoints
 from benchmarks.faults.scenario import Fault
 
@@ -38,10 +39,6 @@ def mounted(megabytes: float) -> Callable[[Path], contextlib.AbstractContextMana
 def _enlarge(folder: Path) -> None:
     disk = folder.with_name(f"{folder.name}-disk")
     subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
-
-
-def _newest_folder() -> Path:
-    return max(Path("runs").glob("version_*/checkpoints"), key=lambda p: p.stat().st_mtime)
 
 
 def _forbid_writing(_: object, __: object, path: str, *___: object) -> None:
@@ -99,11 +96,12 @@ def _blocked(folder: Path) -> Iterator[Mapping[str, object]]:
 
 SAVES = 6
 """The checkpoint that a fault of the disk hits: that of the second round's first update."""
+NO_ROOM = os.strerror(errno.ENOSPC)
 UNWRITTEN = ("guardlit fit: error: checkpoint", "could not be written", "the last one kept is")
 
 FAULTS = [
     Fault(
-        "no room for a checkpoint (file size limit)",
+        "limit of a file's size when a checkpoint is written",
         prepare=before(SAVE, SAVES, limit(resource.RLIMIT_FSIZE, 50_000)),
         says=(*UNWRITTEN, "File too large"),
     ),
@@ -120,16 +118,18 @@ FAULTS = [
         mend=lambda folder: (folder / "runs").unlink(),
     ),
     Fault(
-        "no room for the logs",
-        prepare=after(SAVE, SAVES, limit(resource.RLIMIT_FSIZE, 100)),
-        says=("guardlit fit: error: ",),
+        "no more file descriptors",
+        prepare=before(SAVE, SAVES, limit(resource.RLIMIT_NOFILE, next_descriptor)),
+        says=("guardlit fit: error: ", "Too many open files", "go on with --ckpt_path last"),
     ),
     Fault(
-        "no more file descriptors",
-        prepare=before(SAVE, SAVES, limit(resource.RLIMIT_NOFILE, open_files)),
-        says=(*UNWRITTEN, "Too many open files"),
+        "no room for a line of the log",
+        prepare=before("lightning.pytorch.loggers:CSVLogger.save", SAVES, fail(OSError(errno.ENOSPC, NO_ROOM))),
+        says=("guardlit fit: error: ", NO_ROOM, "go on with --ckpt_path last"),
     ),
-    Fault("killed between writing a checkpoint and putting it in place", prepare=before("os:fsync", 6, DIE), code=-9),
+    Fault(
+        "killed between writing a checkpoint and putting it in place", prepare=before("os:fsync", 6, DIE), codes=(-9,)
+    ),
     Fault("last checkpoint cut in half", damage=_last(truncate), warns=("update_7",)),
     Fault("last checkpoint emptied", damage=_last(lambda path: os.truncate(path, 0)), warns=("update_7",)),
     Fault("a bit of the last checkpoint flipped", damage=_last(flip_bit), warns=("update_7",)),
@@ -150,4 +150,6 @@ FAULTS = [
 """Those that any user can play."""
 
 if os.geteuid() == 0:
-    FAULTS.insert(1, Fault("disk full (tmpfs)", surroundings=mounted(1), says=(*UNWRITTEN,), mend=_enlarge))
+    FAULTS.append(
+        Fault("disk full when a checkpoint is written", surroundings=mounted(1), says=UNWRITTEN, mend=_enlarge)
+    )
