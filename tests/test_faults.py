@@ -23,6 +23,7 @@ FAULTS = (
 )
 SETTINGS = ("1-single-lora", "2-ddp-lora")
 
+pytestmark = pytest.mark.timeout(1200)  # a busy machine may need minutes for what takes one
 Lines = Mapping[str, list[dict]]
 
 
