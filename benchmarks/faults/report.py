@@ -73,5 +73,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _short(text: str) -> str:
     """Without the folders of this campaign, and not longer than the table can bear."""
-    text = " ".join(word if "/" not in word else ".../" + word.rsplit("/", 1)[-1] for word in text.split())
+    words = text.replace("`", "'").split()
+    text = " ".join(
+        word if "/" not in word or word[0].isdigit() else ".../" + word.rsplit("/", 1)[-1] for word in words
+    )
     return text if len(text) <= WIDEST else text[: WIDEST - 4] + " ..."
