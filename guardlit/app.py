@@ -23,12 +23,14 @@ import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
 from guardlit.checkpoint import SafeCheckpointIO
 from guardlit.data import PromptDataModule
 from guardlit.errors import GuardlitError
+from guardlit.guards import check_precision
 from guardlit.interrupt import Interrupted, SignalGuard
 from guardlit.lint import Linter
 from guardlit.module import GRPOModule
 from guardlit.parsing import GuardlitParser
 from guardlit.progress import RoundProgress
 from guardlit.run_folder import RunFolder, last_checkpoint, next_version
+from guardlit.sharding import ShardedStrategy
 from guardlit.trainer import GuardlitTrainer
 
 DEFAULTS = {
@@ -83,7 +85,7 @@ class GuardlitCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir)
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(last_checkpoint(root))
-        if config.get("ckpt_path") and not Path(config.ckpt_path).is_file():
+        if config.get("ckpt_path") and not Path(config.ckpt_path).exists():
             raise GuardlitError(f"checkpoint {config.ckpt_path} does not exist")
 
     def _parse_ckpt_path(self) -> None:
@@ -112,7 +114,14 @@ class GuardlitCLI(LightningCLI):
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())
         config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO()]
-        trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        if config.get("strategy") == "fsdp":
+            config["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) can run no rollout
+        if isinstance(config["strategy"], ShardedStrategy):
+            check_precision(str(config.get("precision")), sharded=True)
+        try:
+            trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        except ValueError as error:  # a name or a combination that Lightning does not know
+            raise GuardlitError(f"trainer: {error}") from error
         return trainer
 
 

@@ -8,16 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from guardlit_callbacks._gather import gather_objects
+from guardlit_callbacks._gather import gather_objects, objects_on_first
+from guardlit_callbacks._sharded import is_sharded, on_first, reshard, shard_like
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.loops import close_epoch
+from guardlit.sharded_checkpoint import read_shards
 
 if TYPE_CHECKING:
     from guardlit.module import GRPOModule
 
 KEY = "guardlit"
+
+
+def complete(checkpoint: dict[str, Any], module: GRPOModule) -> None:
+    """Make Lightning's checkpoint one that the run can go on from; to be called by all processes."""
+    keep_trainable(checkpoint, module)
+    name_optimizer_states(checkpoint, module, module.trainer.optimizers)
+    finished = module.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
+    if finished is not None:
+        close_epoch(checkpoint, finished)
+    part: dict[str, Any] = {"fingerprint": fingerprint(module)}
+    if finished is None:
+        part["old"] = module.policy.old_state()
+    checkpoint[KEY] = part | unfinished_update(module)
 
 
 def trainable_names(module: nn.Module) -> list[str]:
@@ -46,16 +62,15 @@ def name_optimizer_states(checkpoint: dict[str, Any], module: nn.Module, optimiz
 def unfinished_update(module: GRPOModule) -> dict[str, Any]:
     """Gradients and outputs of an update's micro-batches so far, if there are any; to be called by all processes.
 
-    The gradients are averaged over processes: each gets the average back on a resume, and the average of averages is
-    what the update needs, but for its last bits. The outputs are those of every process, by rank.
+    Both are lists by process. Sharded gradients, which are averages over the processes already, are a list of one.
     """
     if not module.outputs:
         return {}
+    reshard(module)
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    reduce = module.trainer.strategy.reduce
-    gradients = {name: reduce(g.clone(), reduce_op="mean").cpu() for name, g in found.items()}
+    gradients = on_first(found.items())
     outputs = gather_objects([{k: v.cpu() for k, v in o.items()} for o in module.outputs])
-    return {"gradients": gradients, "outputs": outputs}
+    return {"gradients": [gradients] if is_sharded(found) else objects_on_first(gradients), "outputs": outputs}
 
 
 def outputs_of(part: Mapping[str, Any], rank: int, world: int) -> list[dict[str, Tensor]]:
@@ -67,24 +82,42 @@ def outputs_of(part: Mapping[str, Any], rank: int, world: int) -> list[dict[str,
         world: how many do.
 
     Returns:
-        By micro-batch: (B,) tensors, and `loss` ().
+        By micro-batch, or all as one: (B,) tensors, and `loss` ().
     """
     everywhere = part.get("outputs", [])
-    if len(everywhere) == world:
-        return list(everywhere[rank])
+    if len(everywhere) == world or not everywhere:
+        return list(everywhere[rank]) if everywhere else []
 
-    def mine(parts: list[Tensor]) -> Tensor:
-        whole = torch.stack(parts, dim=-1)  # a process's row q is position q * world + rank
-        return whole.flatten()[rank::world] if whole.ndim > 1 else whole.mean()
+    def mine(key: str) -> Tensor:
+        # micro-batch by micro-batch, and in it a process's row q at position q * world + rank
+        whole = torch.cat(
+            [torch.stack([o[key] for o in batch], dim=-1).flatten() for batch in zip(*everywhere, strict=True)]
+        )
+        return whole.mean() if key == "loss" else whole[rank::world]
 
-    return [{k: mine([o[k] for o in batch]) for k in batch[0]} for batch in zip(*everywhere, strict=True)]
+    return [{key: mine(key) for key in everywhere[0][0]}]
+
+
+def gradients_of(part: Mapping[str, Any], rank: int, world: int, sharded: bool) -> dict[str, Tensor]:
+    """One process's gradients of an unfinished update; their average for processes that did not begin it.
+
+    Args:
+        part: guardlit's part of a checkpoint.
+        rank: of the process that goes on.
+        world: how many do.
+        sharded: whether gradients are averages over all processes.
+    """
+    everywhere = part.get("gradients", [])
+    if len(everywhere) == world and not sharded:
+        return dict(everywhere[rank])
+    return {name: torch.stack([g[name] for g in everywhere]).mean(0) for name in (everywhere or [{}])[0]}
 
 
 def continue_update(module: GRPOModule, gradients: Mapping[str, Tensor]) -> None:
-    """Put back, on the parameters' device, what `unfinished_update` gave."""
+    """Put back, on the parameters' device, what `gradients_of` and `outputs_of` gave."""
     parameters = dict(module.named_parameters())
     for name, gradient in gradients.items():
-        parameters[name].grad = gradient.to(parameters[name].device)
+        parameters[name].grad = shard_like(gradient, parameters[name])
     module.outputs = [{k: v.to(module.device) for k, v in o.items()} for o in module.outputs]
 
 
@@ -148,10 +181,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Read a checkpoint of tensors and plain values only, whatever `weights_only` says."""
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise GuardlitError(f"checkpoint {path} does not exist")
         try:
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            if Path(path).is_dir():
+                checkpoint = read_shards(Path(path), device="meta" if map_location == "meta" else "cpu")
+            else:
+                checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:  # zip, pickle and torch errors alike mean that this file is no good
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise GuardlitError(f"checkpoint {path} cannot be read, truncated or damaged? ({reason[:160]})") from error

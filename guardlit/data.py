@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
+import torch
 from torch.utils.data import DataLoader
 
 from guardlit.errors import GuardlitError
@@ -126,19 +128,31 @@ class PromptDataModule(pl.LightningDataModule):
         return self._experience
 
     def val_dataloader(self) -> DataLoader[tuple[int, Prompt]] | list[Any]:
-        """This process's share of the validation images: numbers and prompts, all prompts once, then again."""
+        """This process's share of the validation images: numbers and prompts, all prompts once, then again.
+
+        All processes have the same number of batches, since a sharded policy needs all of them for every forward pass.
+        Where one image a batch is asked for and images do not divide, some batches are of two.
+        """
         assert self.trainer is not None
+        world = self.trainer.world_size
         images = list(enumerate(self.val * self.val_images))
-        mine = images[self.trainer.global_rank :: self.trainer.world_size]
+        mine = images[self.trainer.global_rank :: world]
         if not mine:
             return []
-        return DataLoader(mine, batch_size=self.rollout_batch, collate_fn=list)  # type: ignore[arg-type]
+        most, least = math.ceil(len(images) / world), len(images) // world
+        batches = min(math.ceil(most / self.rollout_batch), least)
+        parts = [part.tolist() for part in torch.arange(len(mine)).tensor_split(batches)]
+        return DataLoader(mine, batch_sampler=parts, collate_fn=list)  # type: ignore[arg-type]
 
     @property
     def finished_rounds(self) -> int | None:
         """Rounds behind the run while it stands between two of them; None within one."""
         loader = self._experience
         return loader.round_index if loader is not None and loader.position == 0 else None
+
+    def position_in(self, checkpoint: Mapping[str, Any]) -> int:
+        """The micro-batch of its round before which a checkpoint stands."""
+        return self.plan.position(checkpoint.get(type(self).__qualname__, {}).get("transitions", 0))
 
     def state_dict(self) -> dict[str, Any]:
         """Round, position and the round's experience; called on every process."""
@@ -195,20 +209,15 @@ class ExperienceLoader:
 
     def state(self) -> dict[str, Any]:
         """Where the run stands; a round in progress comes along, gathered from all processes."""
-        state: dict[str, Any] = {"round": self.round_index, "position": self.position}
+        # in transitions of all processes, which any number of them takes in the same order
+        state: dict[str, Any] = {"round": self.round_index, "transitions": self.position * self._data.plan.stride}
         if self._experience is not None:
             state["experience"] = self._experience.state(self._module.gather)
-            state["micro_batches"] = len(self)
         elif self._resuming is not None:
-            state |= {"experience": self._resuming, "micro_batches": len(self)}
+            state["experience"] = self._resuming
         return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`; raises `GuardlitError` within a round that was cut in another way."""
-        self.round_index, self.position = state["round"], state["position"]
+        """Continue from `state`."""
+        self.round_index, self.position = state["round"], self._data.plan.position(state["transitions"])
         self._resuming = state.get("experience")
-        if self._resuming is not None and state["micro_batches"] != len(self):
-            raise GuardlitError(
-                f"the checkpoint stands within a round of {state['micro_batches']} micro-batches, this run has "
-                f"{len(self)}: resume with the same data.micro_batch and processes, or from the end of a round"
-            )

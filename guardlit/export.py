@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
+from guardlit.together import raise_together
 
 if TYPE_CHECKING:
     from guardlit.module import GRPOModule
@@ -24,7 +25,7 @@ def find_ema(trainer: pl.Trainer) -> TrainableEMA | None:
 
 
 def export_weights(module: GRPOModule, ema: TrainableEMA | None, folder: Path) -> list[Path]:
-    """Write `folder/raw` and, with an average, `folder/ema`.
+    """Write `folder/raw` and, with an average, `folder/ema`; to be called by all processes, of which one writes.
 
     Returns:
         The folders written.
@@ -84,7 +85,10 @@ class ExportAtEnd(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export."""
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "export"
-        if trainer.is_global_zero:
+        written, error = [], None
+        try:
             written = export_weights(pl_module, find_ema(trainer), folder)  # type: ignore[arg-type]
-            rank_zero_info(f"trained weights: {', '.join(map(str, written))}")
-        trainer.strategy.barrier()
+        except GuardlitError as mistake:
+            error = mistake
+        raise_together(trainer, error)
+        rank_zero_info(f"trained weights: {', '.join(map(str, written))}")

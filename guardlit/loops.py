@@ -36,3 +36,19 @@ def close_epoch(checkpoint: dict[str, Any], epochs: int) -> None:
     batches["is_last_batch"] = False
     updates = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = updates
+
+
+def move_within_epoch(checkpoint: dict[str, Any], batch: int) -> None:
+    """Let Lightning's loop counters stand before a batch of the epoch that was begun.
+
+    They count batches, of which other numbers of processes make other numbers.
+
+    Args:
+        checkpoint: about to be taken up.
+        batch: index in the epoch; 0 where the checkpoint stands between two epochs, whose counters are right.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    moved = batch - progress["current"]["ready"] if batch else 0
+    if moved:
+        for count in ("total", "current"):
+            progress[count] = {key: value + moved for key, value in progress[count].items()}

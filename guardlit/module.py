@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from guardlit_callbacks._sharded import whole
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from guardlit import checkpoint as ckpt
 from guardlit import guards
@@ -20,7 +22,7 @@ from guardlit.collect import Collector
 from guardlit.experience import Experience, Round
 from guardlit.judge import Judge
 from guardlit.kl import kl_divergence
-from guardlit.loops import close_epoch, validate_now
+from guardlit.loops import move_within_epoch, validate_now
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.phases import announce
 from guardlit.plan import RoundPlan
@@ -28,6 +30,7 @@ from guardlit.policies.base import FlowPolicy
 from guardlit.rewards.base import Scorer
 from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
 from guardlit.settings import KL, Rollout, Sampling
+from guardlit.sharding import sharding
 from guardlit.types import Prompt, Transition
 from guardlit.updates import update_metrics
 
@@ -76,6 +79,7 @@ class GRPOModule(pl.LightningModule):
         self.max_failed_fraction = max_failed_fraction
         self.strict_loading = False  # checkpoints hold only what trains
         self.judge = Judge(self)
+        self.validated = MeanMetric(nan_strategy="disable")  # Lightning's own mean is wrong for unequal shares
         self.round_metrics: dict[str, float] = {}  # of the round in progress, for whoever shows them
         self._experience: Experience | None = None
         self.outputs: list[dict[str, Tensor]] = []  # of the update in progress, micro-batch by micro-batch
@@ -90,8 +94,8 @@ class GRPOModule(pl.LightningModule):
         return self.rollout.train_steps
 
     def configure_model(self) -> None:
-        """Load the policy's weights."""
-        self.policy.load()
+        """Load the policy's weights, every process its part of them where they are sharded."""
+        self.policy.load(sharding(self))
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What `clip_range: auto` needs."""
@@ -220,7 +224,7 @@ class GRPOModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The last moment before the weights move: norm, guard, noise floor, and the update's log line."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         guards.check_gradient(norm, self.outputs, scaled, self.trainer.global_step, self.experience.round)
         if self.trainer.global_step == 0:
@@ -264,9 +268,8 @@ class GRPOModule(pl.LightningModule):
         images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
         result = self.judge.validate(images, prompts)
-        self.log(
-            "val/reward", result.values.mean().to(self.device), on_epoch=True, batch_size=len(batch), sync_dist=True
-        )
+        self.validated.update(result.values.to(self.device))
+        self.log("val/reward", self.validated, on_epoch=True, batch_size=len(batch))
         numbered = {"reward": result.values, "index": torch.tensor([i for i, _ in batch])}
         return {"images": images, "prompts": texts, "metadata": metadata, **numbered}
 
@@ -278,15 +281,7 @@ class GRPOModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains; between two updates, also the old policy and the gradients so far."""
-        ckpt.keep_trainable(checkpoint, self)
-        ckpt.name_optimizer_states(checkpoint, self, self.trainer.optimizers)
-        finished = self.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
-        if finished is not None:
-            close_epoch(checkpoint, finished)
-        part: dict[str, Any] = {"fingerprint": ckpt.fingerprint(self)}
-        if finished is None:
-            part["old"] = self.policy.old_state()
-        checkpoint[ckpt.KEY] = part | ckpt.unfinished_update(self)
+        ckpt.complete(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what belongs to another run; put back what Lightning does not know."""
@@ -296,5 +291,7 @@ class GRPOModule(pl.LightningModule):
         if "old" in part:
             self.policy.load_old_state(part["old"])
         if fitting:
-            self._restored_gradients = part.get("gradients", {})
-            self.outputs = ckpt.outputs_of(part, self.trainer.global_rank, self.trainer.world_size)
+            place = (self.trainer.global_rank, self.trainer.world_size)
+            self._restored_gradients = ckpt.gradients_of(part, *place, sharded=self.device_mesh is not None)
+            self.outputs = ckpt.outputs_of(part, *place)
+            move_within_epoch(checkpoint, self.trainer.datamodule.position_in(checkpoint))  # type: ignore[attr-defined]

@@ -99,6 +99,26 @@ class RoundPlan:
         """Updates of a round whose ratio can differ from 1: all but the first."""
         return self.updates_per_round - 1
 
+    @property
+    def stride(self) -> int:
+        """Transitions of a micro-batch, those of all processes together."""
+        return self.micro_batch * self.world
+
+    def position(self, transitions: int) -> int:
+        """The micro-batch before which so many transitions of a round are done, by any number of processes.
+
+        Raises:
+            GuardlitError: none of these micro-batches begins there.
+        """
+        position, rest = divmod(transitions, self.stride)
+        if rest:
+            raise GuardlitError(
+                f"the checkpoint stands {transitions} transitions into a round, where no micro-batch begins with "
+                f"{self.world} processes x data.micro_batch = {self.stride}: let this divide {transitions}, or resume "
+                "from the end of a round"
+            )
+        return position
+
     def prompt_indices(self, seed: int, round: int, available: int) -> list[int]:
         """Which prompts a round uses: a walk through seeded permutations, so that all come up equally often.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -95,7 +96,7 @@ def next_version(root: Path) -> str:
     """`version_K` with the first K that `root` does not have; raises `GuardlitError` where nothing can be written."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / ".writable"
+        probe = root / f".writable.{os.getpid()}"  # several processes look at once
         probe.touch()
         probe.unlink()
     except OSError as error:

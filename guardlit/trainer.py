@@ -65,8 +65,9 @@ class GuardlitTrainer(pl.Trainer):
         model.policy.encode(texts)  # all at once: the text encoders load at most one time
         batches = self.predict(model, loader, ckpt_path=ckpt_path)
         images = torch.cat(cast("list[Tensor]", batches))
-        for path in write_images(images, texts, n, Path(out)):
-            print(path)
+        if self.is_global_zero:  # every process has drawn all of them
+            for path in write_images(images, texts, n, Path(out)):
+                print(path)
 
     def export(
         self,

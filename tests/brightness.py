@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import torch
 
 from guardlit.rewards.base import Scorer
-from guardlit.types import RewardRequest, RewardResult
+from guardlit.types import Prompt, RewardRequest, RewardResult
 
 
 class Brightness(Scorer):
@@ -34,3 +35,34 @@ class TaggedBrightness(Brightness):
     def task(self, metadata: Mapping[str, object]) -> str | None:
         """The tag."""
         return str(metadata["tag"])
+
+
+class FailsAt(Brightness):
+    """Mean grey level to half a percent, so that a pixel that was rounded otherwise decides nothing.
+
+    It is NaN for the image at one position of each round's order, whichever process draws it; prompts whose metadata
+    say `val` are left alone.
+
+    Args:
+        position: from 0.
+        images: of a round; they must be drawn one by one.
+    """
+
+    def __init__(self, position: int, images: int) -> None:
+        super().__init__()
+        self.position, self.images, self._asked = position, images, 0
+
+    def self_test(self, prompts: list[Prompt]) -> torch.Tensor:
+        """Not what is tested here, and not to be counted."""
+        return torch.zeros(2)
+
+    def score(self, request: RewardRequest) -> RewardResult:
+        """One value; several in validation."""
+        if request.metadata[0].get("val"):
+            return super().score(request)
+        assert len(request) == 1
+        world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+        position = (self._asked * world + rank) % self.images
+        self._asked += 1
+        values = (super().score(request).values * 200).round() / 200
+        return RewardResult.from_values(torch.full_like(values, torch.nan) if position == self.position else values)

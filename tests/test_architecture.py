@@ -30,7 +30,7 @@ MATHS = {"guardlit.sde", "guardlit.objective", "guardlit.kl", "guardlit.advantag
 INTERFACES = {"guardlit.policies.base", "guardlit.rewards.base"}
 """Abstract classes that know types and torch: what stands below policies and rewards may name these."""
 LAYERS = ({"guardlit.types"}, MATHS, {"guardlit.rollout"}, {"guardlit.module"}, {"guardlit.app", "guardlit.cli"})
-TOP_LEVEL = {"torch", "lightning", "jsonargparse", "numpy", "yaml", "guardlit", "guardlit_callbacks"}
+TOP_LEVEL = {"torchmetrics", "torch", "lightning", "jsonargparse", "numpy", "yaml", "guardlit", "guardlit_callbacks"}
 MODEL_NAMES = re.compile(r"sd_?3|sdxl|stable_?diffusion|flux|qwen|wan_?2|pixart|sana", re.IGNORECASE)
 KNOW_MODELS = ("guardlit.policies", "guardlit.assets.build")  # the second makes the bundled folder, and trains nothing
 

@@ -136,3 +136,10 @@ def test_gathered_rows_come_back_by_image():
     rounds = [Round(0, [Prompt("p")] * 4, [], plan, 3, rank) for rank in (0, 1)]
     gathered = torch.stack([torch.tensor(r.samples).float() for r in rounds])
     assert rounds[0].by_image(gathered).tolist() == list(range(16))
+
+
+def test_a_place_in_a_round_is_found_by_any_processes_that_reach_it():
+    alone, four = (RoundPlan(2, 4, 2, 1, 1, train_steps=2, world=world) for world in (1, 4))
+    assert (alone.position(12), four.position(12)) == (12, 3)
+    with pytest.raises(GuardlitError, match=r"stands 10 transitions into a round.*= 4: let this divide 10, or resume"):
+        four.position(10)

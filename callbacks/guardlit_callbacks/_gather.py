@@ -10,6 +10,11 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
+def is_first() -> bool:
+    """Whether this is rank 0, or the only process."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def gather_objects(value: T) -> list[T]:
     """`value` of every rank, in rank order, on every rank; one process gets its own back. Keep tensors on the CPU."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -17,6 +22,15 @@ def gather_objects(value: T) -> list[T]:
     gathered: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered  # type: ignore[return-value]
+
+
+def objects_on_first(value: T) -> list[T]:
+    """`value` of every rank, in rank order, on rank 0; other ranks get an empty list. Keep tensors on the CPU."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    gathered: list[T | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return [] if gathered is None else gathered  # type: ignore[return-value]
 
 
 def distinct(numbers: Sequence[int]) -> list[int]:

@@ -7,9 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import Tensor
 
 from guardlit_callbacks._lightning import (
     Callback,
@@ -18,6 +16,7 @@ from guardlit_callbacks._lightning import (
     Trainer,
     rank_zero_warn,
 )
+from guardlit_callbacks._sharded import local, on_first, reshard, shard_like, sharded
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
@@ -95,24 +94,24 @@ class TrainableEMA(Callback):
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates)) if self.warmup else self.decay
         for name, parameter in self._parameters.items():
             average = self._averages[name]
-            average.lerp_(_local(parameter).to(average.device, torch.float32), 1.0 - decay)
+            average.lerp_(local(parameter).to(average.device, torch.float32), 1.0 - decay)
         self._updates += 1
 
     def _average_of(self, parameter: Tensor) -> Tensor:
-        local = _local(parameter)
-        return local.to(self.device or local.device, torch.float32, copy=True)
+        here = local(parameter)
+        return here.to(self.device or here.device, torch.float32, copy=True)
 
     @torch.inference_mode(False)  # validation may be what binds, and training must be able to update what it made
     def _bind(self, pl_module: LightningModule) -> bool:
         """Finds the parameters and fits a loaded state to them; False if there are no averages yet."""
-        _reshard(pl_module)
+        reshard(pl_module)
         every = {_clean(name): parameter for name, parameter in pl_module.named_parameters()}
         names = [name for name, parameter in every.items() if parameter.requires_grad]
         if self._loaded is not None:
             loaded, self._loaded = self._loaded, None
             _check_fit(loaded["averages"], every, names)
             self._averages = {
-                name: self._average_of(_shard_like(full, every[name])) for name, full in loaded["averages"].items()
+                name: self._average_of(shard_like(average, every[name])) for name, average in loaded["averages"].items()
             }
             self._updates = loaded["updates"]
         self._parameters = {name: every[name] for name in self._averages or names}
@@ -139,15 +138,15 @@ class TrainableEMA(Callback):
                 "TrainableEMA: there are no averages yet; train first, or load_state_dict a checkpoint's callback state"
             )
         for name, parameter in self._parameters.items():
-            local, average = _local(parameter), self._averages[name]
-            self._raw[name] = local.to(average.device, copy=True)
-            local.copy_(average)
+            here, average = local(parameter), self._averages[name]
+            self._raw[name] = here.to(average.device, copy=True)
+            here.copy_(average)
         try:
             yield
         finally:
-            _reshard(pl_module)
+            reshard(pl_module)
             for name, raw in self._raw.items():
-                _local(self._parameters[name]).copy_(raw)
+                local(self._parameters[name]).copy_(raw)
             self._raw = {}
 
     def _enter(self, pl_module: LightningModule) -> None:
@@ -190,8 +189,8 @@ class TrainableEMA(Callback):
             return dict(self._loaded)
         if not self._averages:
             return {}
-        averages = {name: _full(average, self._parameters[name]) for name, average in self._averages.items()}
-        return {"averages": averages, "updates": self._updates}
+        averages = ((name, sharded(average, self._parameters[name])) for name, average in self._averages.items())
+        return {"averages": on_first(averages), "updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the parameters exist: under FSDP2 they may be sharded after this."""
@@ -207,10 +206,9 @@ class TrainableEMA(Callback):
         """Writes the raw weights even while the averages stand in for them, as when another callback saves."""
         weights = checkpoint.get("state_dict", {})
         names = {_clean(name): name for name in weights}
-        for name, raw in self._raw.items():
-            full = _full(raw, self._parameters[name])
-            if name in names:  # ranks above 0 hold no weights under FSDP2, but must take part in the gathering
-                weights[names[name]] = full
+        # ranks above 0 hold no weights under FSDP2, but must take part in the gathering
+        raw = on_first((name, sharded(part, self._parameters[name])) for name, part in self._raw.items())
+        weights.update({names[name]: tensor for name, tensor in raw.items() if name in names})
 
 
 def _clean(name: str) -> str:
@@ -218,42 +216,6 @@ def _clean(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
-
-
-def _reshard(module: nn.Module) -> None:
-    """Lets go of what FSDP2 has gathered for a forward pass without a backward, as in validation.
-
-    As long as it is there it is what the module names as its parameters and what it computes with, whatever is written
-    to the shards.
-    """
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
-
-
-def _local(parameter: Tensor) -> Tensor:
-    """This rank's part of a parameter, without gradient; writing to it writes to the parameter."""
-    tensor = parameter.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _full(local: Tensor, parameter: Tensor) -> Tensor:
-    """The whole tensor of which `local` is this rank's part, on the CPU; a collective if the parameter is sharded."""
-    if not isinstance(parameter, DTensor):
-        return local.to("cpu", copy=True)
-    mesh, placements = parameter.device_mesh, parameter.placements
-    sharded = DTensor.from_local(
-        local.to(parameter.device), mesh, placements, shape=parameter.shape, stride=parameter.stride()
-    )
-    return sharded.full_tensor().cpu()
-
-
-def _shard_like(full: Tensor, parameter: Tensor) -> Tensor:
-    """The whole tensor, distributed as the parameter is; a collective if it is."""
-    full = full.to(parameter.device)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(full, parameter.device_mesh, parameter.placements)
-    return full
 
 
 def _check_fit(averages: Mapping[str, Tensor], parameters: Mapping[str, Tensor], trainable: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from guardlit.errors import GuardlitError
 from guardlit.types import Conditioning
 
 WeightSet = Literal["policy", "old", "reference"]
+Shard = Callable[[nn.Module, Sequence[nn.Module]], None]
+"""Spreads a network over processes, in place: the network, and the parts of it that are gathered one at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,12 @@ class FlowPolicy(nn.Module, ABC):
     """Whether activations are recomputed in the backward pass, and not kept."""
 
     @abstractmethod
-    def load(self) -> None:
-        """Read the weights; raises `GuardlitError` on a folder that is not this model. A second call does nothing."""
+    def load(self, shard: Shard | None = None) -> None:
+        """Read the weights; raises `GuardlitError` on a folder that is not this model. A second call does nothing.
+
+        Args:
+            shard: to be called on the network before copies of its weights are made; None leaves it whole.
+        """
 
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:

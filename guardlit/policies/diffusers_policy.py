@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.policies.base import WeightSet
+from guardlit.policies.base import Shard, WeightSet
 from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
 from guardlit.policies.exported import FolderPolicy
 from guardlit.policies.folders import load_component, load_pipeline, pipeline_folder
@@ -147,7 +147,7 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
 
     # loading ------------------------------------------------------------------------------------------------------
 
-    def load(self) -> None:
+    def load(self, shard: Shard | None = None) -> None:
         """Read transformer, VAE and scheduler; the text encoders wait for `encode`."""
         if self.transformer is not None:
             return
@@ -169,6 +169,10 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
             self._sets = FullWeights(transformer, self.reference, self.copies_device, self._unused(transformer))
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
+        if shard is not None:
+            blocks = transformer._no_split_modules or ()  # diffusers' own word for what is not to be cut
+            shard(transformer, [m for m in transformer.modules() if type(m).__name__ in blocks])
+        self._sets.keep()
         self.transformer = transformer.eval()
         self._embeddings = EmbeddingCache(self._encoder_key(), embeddings_folder(self.cache))
 
@@ -217,11 +221,10 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _pipeline(self) -> Any:
-        """The whole pipeline around the policy's own transformer, text encoders included."""
+    def _pipeline(self, transformer: Any = None) -> Any:
         import diffusers
 
-        parts = {"transformer": self.transformer, **self._outside, **dict.fromkeys(self._left_out())}
+        parts = {"transformer": transformer or self.transformer, **self._outside, **dict.fromkeys(self._left_out())}
         pipeline = load_pipeline(
             getattr(diffusers, self.pipeline_class), self._folder, dtype=self.text_encoder_dtype, **parts
         )

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from guardlit_callbacks._gather import is_first
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.policies.base import FlowPolicy
 from guardlit.policies.embeddings import sample_digest
 from guardlit.policies.folders import load_component, pipeline_folder, quiet
-from guardlit.policies.weights import LoRA, adapter_state
+from guardlit.policies.weights import LoRA, adapter_state, whole_network
 
 ADAPTER = "exported"
 
@@ -26,6 +27,7 @@ class FolderPolicy(FlowPolicy):
     """A policy that reads a diffusers pipeline: how it writes folders, and takes weights from them."""
 
     pipeline_class: ClassVar[str]
+    transformer_class: ClassVar[str]
     model: str
     lora: LoRA | None
     resolution: int
@@ -33,21 +35,28 @@ class FolderPolicy(FlowPolicy):
     transformer: Any
 
     @abstractmethod
-    def _pipeline(self) -> Any:
-        """The whole pipeline around the policy's own transformer, text encoders included."""
+    def _pipeline(self, transformer: Any = None) -> Any:
+        """The whole pipeline around a transformer, by default the policy's own, text encoders included."""
 
     @abstractmethod
     def _encoder_settings(self) -> tuple[object, ...]:
         """What, beside the encoders' files, decides an embedding."""
 
     def export(self, folder: Path) -> None:
-        """A LoRA file for `pipe.load_lora_weights`, or, after full fine-tuning, a whole pipeline folder."""
-        if not self.lora:
-            self._pipeline().save_pretrained(folder, safe_serialization=True)
-            return
+        """A LoRA file for `pipe.load_lora_weights`, or, after full fine-tuning, a whole pipeline folder.
+
+        To be called by all processes, of which one writes.
+        """
         import diffusers
 
+        if not self.lora:
+            transformer = whole_network(self.transformer, getattr(diffusers, self.transformer_class))
+            if is_first():
+                self._pipeline(transformer).save_pretrained(folder, safe_serialization=True)
+            return
         state, config = adapter_state(self.transformer)
+        if not is_first():
+            return
         getattr(diffusers, self.pipeline_class).save_lora_weights(
             folder,
             transformer_lora_layers=state,

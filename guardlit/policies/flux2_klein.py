@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
+from guardlit.policies.base import Shard
 from guardlit.policies.diffusers_policy import JOINT_ATTENTION, DiffusersPolicy
 from guardlit.policies.folders import no_guidance, pipeline_index
 from guardlit.policies.packing import positions
@@ -48,9 +49,9 @@ class Flux2KleinPolicy(DiffusersPolicy):
     ) -> None:
         super().__init__(model, resolution, lora, max_sequence_length=max_sequence_length, **kwargs)
 
-    def load(self) -> None:
+    def load(self, shard: Shard | None = None) -> None:
         """See `DiffusersPolicy.load`."""
-        super().load()
+        super().load(shard)
         self._distilled = bool(pipeline_index(self._folder).get("is_distilled"))
 
     @property

@@ -101,7 +101,7 @@ class Skeletal(FlowPolicy):
         """See `FlowPolicy.footprint`."""
         network: nn.Module = self.transformer
         trained = size_of(p for p in network.parameters() if p.requires_grad)
-        copies = size_of(self.old_state().values())
+        copies = trained if self.lora else size_of(network.parameters())
         inside = copies if self.lora else 0  # the old adapter is part of the network
         if not self.lora and self.reference:
             copies *= 2

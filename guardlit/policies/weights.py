@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from guardlit_callbacks._gather import is_first
+from guardlit_callbacks._sharded import is_sharded, local, on_first, reshard, shard_like, sharded
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from guardlit.errors import GuardlitError
 from guardlit.policies.base import WeightSet
@@ -36,7 +39,10 @@ class LoRA:
 
 
 class WeightSets(Protocol):
-    """How a policy switches between its weight sets."""
+    """How a policy switches between its weight sets; the network may be sharded once the object exists."""
+
+    def keep(self) -> None:
+        """Make the copies that there are besides what trains, before anything moves."""
 
     def using(self, weights: WeightSet) -> AbstractContextManager[None]:
         """See `FlowPolicy.using`."""
@@ -100,6 +106,9 @@ class AdapterWeights:
         for name, parameter in transformer.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.float()
+
+    def keep(self) -> None:
+        """See `WeightSets.keep`."""
         self.refresh_old()
 
     def _pairs(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
@@ -115,6 +124,7 @@ class AdapterWeights:
             yield
             return
         with _other_weights():
+            reshard(self._transformer)  # or the flags below would be those of what was gathered for one forward pass
             if weights == "old":
                 self._transformer.set_adapter(OLD)
             else:
@@ -122,6 +132,7 @@ class AdapterWeights:
             try:
                 yield
             finally:
+                reshard(self._transformer)
                 if weights == "reference":
                     self._transformer.enable_adapters()
                 self._transformer.set_adapter(TRAINED)  # also puts the requires_grad flags back
@@ -129,27 +140,48 @@ class AdapterWeights:
     @torch.no_grad()
     def refresh_old(self) -> None:
         """Copy the trained adapter over the old one."""
+        reshard(self._transformer)
         for _, trained, old in self._pairs():
             old.copy_(trained)
 
     def old_state(self) -> dict[str, Tensor]:
         """The old adapter under the trained one's parameter names."""
-        return {name: old.detach().clone() for name, _, old in self._pairs()}
+        reshard(self._transformer)
+        return on_first((name, old) for name, _, old in self._pairs())
 
     @torch.no_grad()
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         """Put an old adapter back."""
+        reshard(self._transformer)
         for name, _, old in self._pairs():
-            old.copy_(state[name])
+            old.copy_(shard_like(state[name], old))
 
 
 def adapter_state(transformer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The trained adapter's weights on the CPU under peft's names, and its settings."""
+    """The trained adapter's weights on the CPU under peft's names, and its settings; see `on_first`."""
     from peft.utils import get_peft_model_state_dict
 
-    state = {k: v.detach().cpu() for k, v in transformer.state_dict().items() if f".{TRAINED}." in k}
+    state = on_first((k, v) for k, v in transformer.state_dict().items() if f".{TRAINED}." in k)
     weights = get_peft_model_state_dict(transformer, state_dict=state, adapter_name=TRAINED)
     return weights, transformer.peft_config[TRAINED].to_dict()
+
+
+def whole_network(transformer: Any, kind: Any) -> Any:
+    """The network itself, or where it is sharded a whole one in its place, on process 0 alone.
+
+    Args:
+        transformer: to be called on all processes.
+        kind: its class before it was sharded.
+    """
+    if not is_sharded(dict(transformer.named_parameters())):
+        return transformer
+    state = on_first(transformer.state_dict().items())
+    if not is_first():
+        return None
+    with torch.device("meta"):
+        network = kind.from_config(transformer.config)
+    network.load_state_dict(state, assign=True)
+    return network
 
 
 class FullWeights:
@@ -170,13 +202,16 @@ class FullWeights:
             transformer.get_submodule(name).requires_grad_(False)
         self._transformer = transformer
         self._device = device
-        self._copies: dict[str, dict[str, Tensor]] = {"old": self._copy()}
-        if reference:
-            self._copies["reference"] = self._copy()
+        self._names = ("old", "reference") if reference else ("old",)
+        self._copies: dict[str, dict[str, Tensor]] = {}  # of this process's part of the weights
+
+    def keep(self) -> None:
+        """See `WeightSets.keep`."""
+        self._copies = {name: self._copy() for name in self._names}
 
     def _copy(self) -> dict[str, Tensor]:
         named = self._transformer.named_parameters()
-        return {name: p.detach().to(self._device or p.device, copy=True) for name, p in named}
+        return {name: local(p).to(self._device or p.device, copy=True) for name, p in named}
 
     @contextmanager
     def using(self, weights: WeightSet) -> Iterator[None]:
@@ -189,33 +224,49 @@ class FullWeights:
                 f"full fine-tuning keeps no {weights} weights, which KL needs, unless the policy says reference: true"
             )
         with _other_weights():
-            trained = {name: p.data for name, p in self._transformer.named_parameters()}
+            reshard(self._transformer)
+            trained = {}
             for name, p in self._transformer.named_parameters():
                 copy = self._copies[weights][name].to(p.device)
                 if self._device is None:
                     self._copies[weights][name] = copy  # the weights have moved since the copy was made
-                p.data = copy
+                trained[name] = _exchange(p, copy)
             try:
                 yield
             finally:
+                reshard(self._transformer)
                 for name, p in self._transformer.named_parameters():
-                    p.data = trained[name]
+                    _exchange(p, trained.pop(name))
 
     @torch.no_grad()
     def refresh_old(self) -> None:
         """Copy the trained weights over the old ones."""
+        reshard(self._transformer)
         for name, parameter in self._transformer.named_parameters():
-            self._copies["old"][name].copy_(parameter)
+            self._copies["old"][name].copy_(local(parameter))
 
     def old_state(self) -> dict[str, Tensor]:
         """The old weights by name."""
-        return {name: tensor.clone() for name, tensor in self._copies["old"].items()}
+        parameters = dict(self._transformer.named_parameters())
+        return on_first((name, sharded(part, parameters[name])) for name, part in self._copies["old"].items())
 
     @torch.no_grad()
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         """Put old weights back."""
-        for name, tensor in self._copies["old"].items():
-            tensor.copy_(state[name])
+        parameters = dict(self._transformer.named_parameters())
+        for name, part in self._copies["old"].items():
+            part.copy_(local(shard_like(state[name], parameters[name])))
+
+
+def _exchange(parameter: nn.Parameter, values: Tensor) -> Tensor:
+    """Give a parameter, or this process's part of it, other values; returns those that it had."""
+    if not isinstance(parameter, DTensor):
+        before, parameter.data = parameter.data, values
+        return before
+    part = local(parameter)  # FSDP2 gathers from this memory
+    before = part.clone()
+    part.copy_(values)
+    return before
 
 
 def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> set[str]:
