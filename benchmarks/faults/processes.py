@@ -140,7 +140,7 @@ class Launch:
             time.sleep(every)
         return ready()
 
-    def wait(self, limit: float = 120.0) -> Ended:
+    def wait(self, limit: float = 600.0) -> Ended:
         """Wait until all is over; what is still there after `limit` seconds is killed, and named."""
         begun = time.monotonic()
         while any(process.exitcode is None for process in self._started) and time.monotonic() < begun + limit:
