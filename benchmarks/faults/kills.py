@@ -91,13 +91,13 @@ def killed(lab: Lab, setting: Setting, name: str, most: int, chance: random.Rand
     while True:
         begun, launch = time.monotonic(), lab.start(setting, folder)
         victim = chance.choice(["all", *map(str, range(setting.processes))]) if setting.processes > 1 else "0"
-        loading, seconds = _moment(chance, folder, lab.undisturbed(setting))
-        if len(history.kills) == most or not _killed(launch, folder, victim, loading, seconds):
+        moment = _moment(chance, folder, lab.undisturbed(setting))
+        if len(history.kills) == most or not _killed(launch, folder, victim, moment):
             break
         after = round(time.monotonic() - begun, 3)
         ended = launch.wait(LIMIT)
         if -signal.SIGKILL in ended.codes:  # else it was done in that very moment
-            history.kills.append(note(folder, after, loading, victim, ended))
+            history.kills.append(note(folder, after, moment.loading, victim, ended))
     return judged(lab, setting, folder, history, launch)
 
 
@@ -117,25 +117,49 @@ def judged(lab: Lab, setting: Setting, folder: Path, history: History, launch: L
     return history
 
 
-def _moment(chance: random.Random, folder: Path, undisturbed: Path) -> tuple[bool, float]:
-    """Whether to kill while the run loads, and seconds since the start or since the first round began."""
-    written, begun = (undisturbed / name for name in ("run.yaml", "runs/version_0/batches.txt"))
-    loading = begun.stat().st_mtime - written.stat().st_mtime
-    training = checkpoints(undisturbed)[-1].stat().st_mtime - begun.stat().st_mtime
+@dataclass(frozen=True)
+class _Moment:
+    """When to kill: seconds after a process was started, or after an update's checkpoint was written.
+
+    By progress and not by the clock: a machine may be twice as busy as when the undisturbed run was made.
+    """
+
+    loading: bool
+    update: int
+    seconds: float
+
+
+def _moment(chance: random.Random, folder: Path, undisturbed: Path) -> _Moment:
+    """Evenly over the time that the run loads, or over the updates that are left."""
+    times = _times(undisturbed)
     if chance.random() < LOADING:
-        return True, chance.uniform(0.0, loading)
-    return False, chance.uniform(0.0, training * (1 - last_update(folder) / UPDATES) + 0.1)
+        return _Moment(True, 0, chance.uniform(0.0, times[0] - (undisturbed / "run.yaml").stat().st_mtime))
+    progress = chance.uniform(last_update(folder), UPDATES)
+    update = min(int(progress), UPDATES - 1)
+    return _Moment(False, update, (progress - update) * (times[update + 1] - times[update]))
 
 
-def _killed(launch: Launch, folder: Path, victim: str, loading: bool, seconds: float) -> bool:
+def _times(undisturbed: Path) -> list[float]:
+    """When the first round began, and when the checkpoint of each update was written."""
+    written = {p.stem: p.stat().st_mtime for p in checkpoints(undisturbed)}
+    begun = (undisturbed / "runs/version_0/batches.txt").stat().st_mtime
+    return [begun, *(written[f"update_{n}"] for n in range(1, UPDATES + 1))]
+
+
+def _killed(launch: Launch, folder: Path, victim: str, moment: _Moment) -> bool:
     """Kill at a moment; False if the run was done before it."""
-    rounds = sorted((folder / "runs").glob("version_*/batches.txt"))
+    rounds = _begun(folder)
     launch.pids()
-    if not loading:
-        launch.until(lambda: sorted((folder / "runs").glob("version_*/batches.txt")) != rounds)
-    moment = time.monotonic() + seconds
-    launch.until(lambda: time.monotonic() >= moment, every=0.001)
+    if not moment.loading:
+        launch.until(lambda: _begun(folder) > rounds and last_update(folder) >= moment.update)
+    due = time.monotonic() + moment.seconds
+    launch.until(lambda: time.monotonic() >= due, every=0.001)
     if not launch.alive:
         return False
     launch.signal(signal.SIGKILL, None if victim == "all" else [int(victim)])
     return True
+
+
+def _begun(folder: Path) -> int:
+    """Starts of a run that have begun a round."""
+    return len(list((folder / "runs").glob("version_*/batches.txt")))

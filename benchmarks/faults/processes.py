@@ -96,7 +96,7 @@ class Launch:
         process.start()
         return process
 
-    def pids(self, limit: float = 30.0) -> list[int]:
+    def pids(self, limit: float = 120.0) -> list[int]:
         """Process ids by rank, once all ranks exist."""
         until = time.monotonic() + limit
         files = [self.folder / f"pid_{rank}" for rank in range(self.world)]
@@ -131,7 +131,7 @@ class Launch:
         file = self.folder / f"rank_{rank}.txt"
         return file.read_text(errors="replace") if file.exists() else ""
 
-    def until(self, ready: Callable[[], bool], limit: float = 60.0, every: float = 0.005) -> bool:
+    def until(self, ready: Callable[[], bool], limit: float = 300.0, every: float = 0.005) -> bool:
         """Wait while the run goes on; whether it became ready before it ended."""
         end = time.monotonic() + limit
         while self.alive and time.monotonic() < end:
