@@ -1,80 +1,100 @@
-"""`clip_range: auto` beside fixed ranges: `python benchmarks/clip_auto.py --out runs/clip_auto [--rounds 15]`.
+"""`clip_range: auto` beside fixed ranges: `python benchmarks/clip_auto.py --out runs/clip_auto [--rounds 40]`.
 
 Trains `configs/tiny_digits.yaml` once for each of five fixed clip ranges and once with `auto`, for three seeds, and
-prints a Markdown table: the share of clipped transitions in the off-policy updates of rounds 1 to 3 and of the last
-three, and proxy and gold Average of the last validation. A run that is there already is not repeated.
+prints Markdown tables: the share of clipped transitions in the off-policy updates of rounds 1 to 3 and of the last
+three, and proxy and gold Average as training goes on. A run that is there already is not repeated; one that is shorter
+goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 RANGES = ("auto", "1e-5", "3e-5", "1e-4", "3e-4", "1e-3")
 UPDATES = 4  # of a round in that configuration; the first is on-policy
+EVERY = 4  # rounds between validations
 
 
 def train(folder: Path, clip: str, seed: int, rounds: int) -> Path:
-    """One run; its log folder."""
+    """One run; its folder."""
     from guardlit.cli import main as guardlit
 
-    log = folder / f"clip_{clip}_seed_{seed}" / "version_0"
-    if not (log / "done").is_file():
+    run = folder / f"clip_{clip}_seed_{seed}"
+    checkpoints = sorted(run.glob("version_*/checkpoints/round_*.ckpt"), key=lambda path: path.stem)
+    made = int(checkpoints[-1].stem.partition("_")[2]) + 1 if checkpoints else 0
+    if made < rounds:
         options = {
             "--seed_everything": seed,
             "--model.objective.clip_range": clip,
             "--trainer.max_epochs": rounds,
-            "--trainer.check_val_every_n_epoch": rounds,
-            "--trainer.default_root_dir": log.parent,
+            "--trainer.check_val_every_n_epoch": EVERY,
+            "--trainer.default_root_dir": run,
         }
+        if made:
+            options["--ckpt_path"] = checkpoints[-1]
         words = [str(word) for pair in options.items() for word in pair]
         if code := guardlit(["fit", "--config", "configs/tiny_digits.yaml", *words]):
             raise SystemExit(code)
-        (log / "done").touch()
-    return log
+    return run
 
 
-def shares(log: Path) -> list[float]:
+def rows(run: Path, name: str) -> Iterator[dict[str, str]]:
+    """Rows of a table over the parts of a run."""
+    for path in sorted(run.glob(f"version_*/{name}")):
+        with path.open() as file:
+            yield from csv.DictReader(file)
+
+
+def shares(run: Path) -> list[float]:
     """The share of clipped transitions in each round's off-policy updates."""
-    with (log / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row.get("train/clip_above")]
-    clipped = [float(row["train/clip_above"]) + float(row["train/clip_below"]) for row in rows]
+    clipped = [
+        float(row["train/clip_above"]) + float(row["train/clip_below"])
+        for row in rows(run, "metrics.csv")
+        if row.get("train/clip_above")
+    ]
     rounds = [clipped[start : start + UPDATES] for start in range(0, len(clipped), UPDATES)]
     return [float(np.mean(updates[1:])) for updates in rounds]
+
+
+def table(lines: list[list[str]]) -> None:
+    """Print Markdown, the first line as its head."""
+    for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]]:
+        print("| " + " | ".join(line) + " |")
+    print()
+
+
+def span(values: list[float]) -> str:
+    """Mean, lowest and highest."""
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def main() -> None:
     """Train and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/clip_auto"))
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--at", type=int, nargs="+", default=[12, 24, 40], help="rounds to show the scores of")
     args = parser.parse_args()
-    header = ["clip range", "seed", "clipped, rounds 1, 2, 3", "clipped, last three", "last proxy", "last gold Average"]
-    lines, ends = [], defaultdict(list)
-    for seed in args.seeds:
-        for clip in RANGES:
-            log = train(args.out, clip, seed, args.rounds)
-            clipped = shares(log)
-            with (log / "gold.csv").open() as file:
-                last = list(csv.DictReader(file))[-1]
-            ends[clip].append((float(last["proxy"]), float(last["average"])))
-            first = ", ".join(f"{share:.2f}" for share in clipped[:3])
-            cells = [clip, str(seed), first, f"{np.mean(clipped[-3:]):.2f}", f"{ends[clip][-1][0]:.3f}"]
-            lines.append([*cells, f"{ends[clip][-1][1]:.3f}"])
-    for row in [header, ["---"] * len(header), *sorted(lines)]:
-        print("| " + " | ".join(row) + " |")
-    print()
-    for clip, found in ends.items():
-        proxy, average = np.array(found).T
-        print(
-            f"{clip}: proxy {proxy.mean():.3f} ({proxy.min():.3f} to {proxy.max():.3f}), "
-            f"gold Average {average.mean():.3f} ({average.min():.3f} to {average.max():.3f})"
-        )
+    runs = {clip: [train(args.out, clip, seed, args.rounds) for seed in args.seeds] for clip in RANGES}
+    lines = [["clip range", *(f"clipped in round {k}" for k in (1, 2, 3)), "last three rounds"]]
+    for clip, several in runs.items():
+        clipped = [shares(run) for run in several]
+        early = [", ".join(f"{run[k]:.2f}" for run in clipped) for k in range(3)]
+        lines.append([clip, *early, ", ".join(f"{np.mean(run[-3:]):.2f}" for run in clipped)])
+    table(lines)
+    for column, title in (("proxy", "proxy"), ("average", "gold Average")):
+        lines = [[title, *(f"round {k}" for k in args.at), "highest"]]
+        for clip, several in runs.items():
+            curves = [{int(r["step"]): float(r[column]) for r in rows(run, "gold.csv")} for run in several]
+            ends = [span([curve[k * UPDATES] for curve in curves]) for k in args.at]
+            lines.append([clip, *ends, span([max(curve.values()) for curve in curves])])
+        table(lines)
 
 
 if __name__ == "__main__":

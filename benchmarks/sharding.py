@@ -1,9 +1,9 @@
 """Memory of each process of a sharded run: `python benchmarks/sharding.py [--layers 8] [--width 512]`.
 
 Trains all weights of a mid-size Stable Diffusion 3 transformer for two rounds, by one process, and sharded over 2 and 4
-(torchrun, gloo, CPU), and prints Markdown: what a process takes at most while it loads, and from then on. A process
-trains a tiny model first, so that every library is loaded; what it took before the run is left out. The images of a
-round are dealt to the processes, as in any run; `rollout_batch` and `micro_batch` are the same for all.
+(torchrun, gloo, CPU), and prints Markdown, in MB: what a process takes at most while it loads, and from then on. Before
+that it trains a tiny model, so that every library is loaded; what it took then is left out. The images of a round are
+dealt to the processes, as in any run; `rollout_batch` and `micro_batch` are the same for all.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ def child(config: Path) -> None:
         guardlit(sys.argv[1:])
 
 
-def measure(processes: int, layers: int, width: int) -> list[dict[str, int]]:
-    """Peaks of every process."""
+def measure(processes: int, layers: int, width: int) -> tuple[list[dict[str, int]], int]:
+    """Peaks of every process, and what `guardlit plan` says."""
+    from guardlit.planning.estimate import estimate
+    from guardlit.planning.run import planned
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         case = {"layers": layers, "width": width, "heads": width // 64, "resolution": 128, "micro_batch": 2}
@@ -91,7 +94,9 @@ def measure(processes: int, layers: int, width: int) -> list[dict[str, int]]:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise RuntimeError(done.stderr[-3000:])
-        return [json.loads(path.read_text()) for path in sorted(folder.glob("peaks_*.json"))]
+        several = ["--trainer.devices", str(processes), "--trainer.strategy", "fsdp"]
+        expected = estimate(planned(["--config", str(config), *several])).memory.peak
+        return [json.loads(path.read_text()) for path in sorted(folder.glob("peaks_*.json"))], expected
 
 
 def main() -> None:
@@ -104,15 +109,16 @@ def main() -> None:
     if args.child:
         child(args.child)
         return
-    print("| processes | weights of a process, MB | peak in loading, MB | peak in training, MB | of one process's |")
-    print("|---|---|---|---|---|", flush=True)
+    print("| processes | weights | peak in loading | peak in training | of one process's | `guardlit plan` |")
+    print("|---|---|---|---|---|---|", flush=True)
     alone = 0
     for processes in PROCESSES:
-        peaks = measure(processes, args.layers, args.width)
+        peaks, expected = measure(processes, args.layers, args.width)
         largest = {key: max(peak[key] for peak in peaks) for key in peaks[0]}
         alone = alone or largest["training"]
-        cells = [largest["weights"] / processes, largest["loading"], largest["training"]]
-        print(f"| {processes} | {' | '.join(f'{v / 1e6:.0f}' for v in cells)} | {largest['training'] / alone:.2f} |")
+        cells = [largest["weights"] // processes, largest["loading"], largest["training"]]
+        shown = " | ".join(f"{v / 1e6:.0f}" for v in cells)
+        print(f"| {processes} | {shown} | {largest['training'] / alone:.2f} | {expected / 1e6:.0f} |")
         sys.stdout.flush()
 
 

@@ -37,9 +37,10 @@ class Run:
     settings: dict[str, Any]
 
     def checkpoint(self) -> Path | None:
-        """The newest, if there is one."""
-        found = self.folder.glob("version_*/checkpoints/*.ckpt")
-        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+        """The newest that is whole, if there is one; raises `GuardlitError` where all are damaged."""
+        from guardlit.checkpoint_files import newest_first, newest_whole
+
+        return newest_whole(self.folder) if any(newest_first(self.folder)) else None
 
     def finished(self) -> bool:
         """Whether it is; raises `GuardlitError` where the folder holds something else."""

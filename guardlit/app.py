@@ -20,7 +20,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException  # 
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
-from guardlit.checkpoint import SafeCheckpointIO
+from guardlit.checkpoint_files import newest_whole, require_whole
+from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.data import PromptDataModule
 from guardlit.errors import GuardlitError
 from guardlit.guards import check_precision
@@ -29,7 +30,7 @@ from guardlit.lint import Linter
 from guardlit.module import GRPOModule
 from guardlit.parsing import GuardlitParser
 from guardlit.progress import RoundProgress
-from guardlit.run_folder import RunFolder, last_checkpoint, next_version
+from guardlit.run_folder import RunFolder, next_version
 from guardlit.sharding import ShardedStrategy
 from guardlit.trainer import GuardlitTrainer
 
@@ -79,14 +80,14 @@ class GuardlitCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
     def before_instantiate_classes(self) -> None:
-        """Find `--ckpt_path last`, and miss no checkpoint late."""
+        """Find `--ckpt_path last`, and miss no checkpoint, and no damage to it, late."""
         config = self.config[self.subcommand]
         config.base = None  # what they say is in the resolved configuration, which is kept
         root = Path(config.trainer.default_root_dir)
         if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(last_checkpoint(root))
-        if config.get("ckpt_path") and not Path(config.ckpt_path).exists():
-            raise GuardlitError(f"checkpoint {config.ckpt_path} does not exist")
+            config.ckpt_path = str(newest_whole(root))
+        elif config.get("ckpt_path"):
+            require_whole(Path(config.ckpt_path))
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would read hyperparameters out of the checkpoint here; a run's are in its configuration alone."""
@@ -113,7 +114,7 @@ class GuardlitCLI(LightningCLI):
             chosen = config.get("callbacks") or []
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())
-        config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO()]
+        config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO(together=True)]
         if config.get("strategy") == "fsdp":
             config["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) can run no rollout
         if isinstance(config["strategy"], ShardedStrategy):
@@ -146,8 +147,18 @@ def settings_of(args: list[str]) -> dict[str, Any]:
 
 
 def every_round() -> ModelCheckpoint:
-    """The newest round's checkpoint, replaced by the next once that is written."""
-    return ModelCheckpoint(filename="round_{epoch:05d}", auto_insert_metric_name=False, save_on_train_epoch_end=True)
+    """The two newest rounds' checkpoints: should one turn out to be damaged, there is the one before it.
+
+    The oldest goes once the newest is on disk.
+    """
+    return ModelCheckpoint(
+        filename="round_{epoch:05d}",
+        auto_insert_metric_name=False,
+        monitor="step",
+        mode="max",
+        save_top_k=2,
+        save_on_train_epoch_end=True,
+    )
 
 
 def _seed(value: bool | int) -> int:
@@ -183,6 +194,7 @@ MEANT = (
     ".*Experiment logs directory .* exists and is not empty.*",  # run.json and the like; metrics.csv is new
     ".*isinstance\\(treespec, LeafSpec\\).*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The dirpath has changed from .*",  # a resumed run has a folder of its own
 )
 """What libraries warn of although it is meant, or is theirs alone."""
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from guardlit_callbacks._gather import gather_objects, objects_on_first
 from guardlit_callbacks._sharded import is_sharded, on_first, reshard, shard_like
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 from guardlit.loops import close_epoch
-from guardlit.sharded_checkpoint import read_shards
 
 if TYPE_CHECKING:
     from guardlit.module import GRPOModule
+    from guardlit.types import Prompt
 
 KEY = "guardlit"
+VALIDATION = ("data.val", "evaluation")
+"""Of a fingerprint, what may change: training does not depend on it."""
 
 
 def complete(checkpoint: dict[str, Any], module: GRPOModule) -> None:
@@ -128,7 +130,7 @@ def keep_trainable(checkpoint: dict[str, Any], module: nn.Module) -> None:
 
 
 def fingerprint(module: GRPOModule) -> dict[str, str]:
-    """What a checkpoint and a run must share to be one run: model, sampler, batch arithmetic and seed."""
+    """What a checkpoint and a run share if they are one run: model, sampler, prompts, batch arithmetic and seed."""
     run = {"sde": f"{type(module.sde).__name__}{vars(module.sde)}", "rollout": str(module.rollout)}
     data = getattr(module.trainer, "datamodule", None)
     if data is not None and hasattr(data, "plan"):
@@ -136,7 +138,15 @@ def fingerprint(module: GRPOModule) -> dict[str, str]:
         free = ("world", "micro_batch", "train_steps")
         run |= {f"data.{name}": str(value) for name, value in vars(data.plan).items() if name not in free}
         run["data.seed"] = str(data.seed)
+        run["data.train"] = _digest(data.train)
+        run["data.val"] = f"{_digest(data.val)} x {data.val_images}"
+        run["evaluation"] = str(module.evaluation)
     return module.policy.fingerprint() | run
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    content = json.dumps([(p.text, p.metadata) for p in prompts], sort_keys=True, default=str)
+    return f"{len(prompts)} prompts of SHA-256 {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def check_fingerprint(checkpoint: Mapping[str, Any], expected: Mapping[str, str]) -> Mapping[str, Any]:
@@ -146,51 +156,10 @@ def check_fingerprint(checkpoint: Mapping[str, Any], expected: Mapping[str, str]
         raise GuardlitError("the checkpoint was not written by guardlit: it has no entry 'guardlit'")
     saved = part["fingerprint"]
     for name, value in expected.items():
-        if saved.get(name) != value:
-            raise GuardlitError(f"the checkpoint was saved with {name} = {saved.get(name)}; this run has {value}")
+        if saved.get(name) == value:
+            continue
+        change = f"the checkpoint was saved with {name} = {saved.get(name)}; this run has {value}"
+        if name not in VALIDATION:
+            raise GuardlitError(change)
+        rank_zero_warn(f"{change}: validation scores before and after it cannot be compared")
     return part
-
-
-class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all, load without executing anything, and whose errors name the file.
-
-    Lightning's own writer goes through the system's temporary folder, whose move to another disk is not atomic, and
-    lets a denied permission pass in silence.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write beside `path`, then move into place; a full disk or a read-only folder is one line."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
-            kept = sorted(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime) if path.parent.is_dir() else []
-            rest = f"the last one kept is {kept[-1]}" if kept else "no earlier one exists"
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise GuardlitError(f"checkpoint {path} could not be written ({reason}); {rest}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = True
-    ) -> dict[str, Any]:
-        """Read a checkpoint of tensors and plain values only, whatever `weights_only` says."""
-        if not Path(path).exists():
-            raise GuardlitError(f"checkpoint {path} does not exist")
-        try:
-            if Path(path).is_dir():
-                checkpoint = read_shards(Path(path), device="meta" if map_location == "meta" else "cpu")
-            else:
-                checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-        except Exception as error:  # zip, pickle and torch errors alike mean that this file is no good
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise GuardlitError(f"checkpoint {path} cannot be read, truncated or damaged? ({reason[:160]})") from error
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise GuardlitError(f"{path} is no Lightning checkpoint")
-        return checkpoint

@@ -103,11 +103,3 @@ def next_version(root: Path) -> str:
         raise GuardlitError(f"output folder {root} cannot be written: {error.strerror}") from error
     taken = [int(p.name.removeprefix("version_")) for p in root.glob("version_*") if p.name[8:].isdigit()]
     return f"version_{max(taken, default=-1) + 1}"
-
-
-def last_checkpoint(root: Path) -> Path:
-    """The newest checkpoint of any run under `root`; raises `GuardlitError` when there is none."""
-    found = sorted(root.glob("version_*/checkpoints/*.ckpt"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise GuardlitError(f"--ckpt_path last: no checkpoint under {root}/version_*/checkpoints")
-    return found[-1]

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from guardlit.checkpoint_files import put_in_place, write_manifest
+
 REST = "meta.pt"
 """What is not spread, in Lightning's own name for it."""
 
@@ -37,8 +39,8 @@ def write_shards(checkpoint: dict[str, Any], path: Path, barrier: Callable[[], N
     save(spread, checkpoint_id=temporary)
     if first:
         torch.save(rest, temporary / REST)
-        remove(path)
-        temporary.rename(path)
+        write_manifest(temporary)
+        put_in_place(temporary, path)
     barrier()
 
 
@@ -67,14 +69,6 @@ def read_shards(path: Path, parameters: Mapping[str, Tensor] | None = None, devi
     if device != "meta":
         load(spread, storage_reader=reader, no_dist=parameters is None)
     return _join(spread, rest)
-
-
-def remove(path: Path) -> None:
-    """Remove a checkpoint, file or folder, if there is one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

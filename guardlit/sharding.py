@@ -15,6 +15,7 @@ from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 
+from guardlit.checkpoint_io import agreed
 from guardlit.errors import GuardlitError
 from guardlit.sharded_checkpoint import read_shards, write_shards
 
@@ -67,7 +68,7 @@ class ShardedStrategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
-        self._reshard = reshard_after_forward
+        self.reshard_after_forward = reshard_after_forward
         self._param_dtype, self._reduce_dtype = param_dtype, reduce_dtype
 
     def setup_environment(self) -> None:
@@ -87,7 +88,7 @@ class ShardedStrategy(ModelParallelStrategy):
             fully_shard(
                 module,
                 mesh=self.device_mesh["data_parallel"],
-                reshard_after_forward=self._reshard,
+                reshard_after_forward=self.reshard_after_forward,
                 mp_policy=policy,
             )
 
@@ -148,7 +149,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if path.is_dir():
             assert self.lightning_module is not None
             reshard(self.lightning_module)
-            return read_shards(path, dict(self.lightning_module.named_parameters()))
+            return read_shards(agreed(path), dict(self.lightning_module.named_parameters()))
         checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(path)
         return checkpoint
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from guardlit.ablation import RolloutAnalysis, with_clips
 from guardlit.ablation_output import print_analysis, write_analysis
-from guardlit.checkpoint import SafeCheckpointIO, check_fingerprint
+from guardlit.checkpoint import check_fingerprint
+from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.errors import GuardlitError
 from guardlit.export import export_weights, find_ema, write_images
 from guardlit.gold import Gold

@@ -134,7 +134,7 @@ def test_what_is_kept_of_a_policy_is_what_it_keeps(sd3_folder: Path):
     size = {kind: sum(p.numel() * 4 for n, p in names.items() if kind in n) for kind in (".default.", ".old.")}
     assert (found.trained, found.copies) == (size[".default."], size[".old."])
     everything = sum(t.numel() * 4 for t in [*names.values(), *real.buffers()])
-    assert found.frozen == everything - found.trained - found.copies
+    assert found.frozen + found.buffers == everything - found.trained - found.copies
 
 
 @pytest.mark.parametrize(
@@ -185,6 +185,22 @@ def test_the_plan_of_a_run(sd3_folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert memory["parts"]["optimizer"] == pytest.approx(2 * memory["parts"]["trained weights"], rel=0.01)
     assert memory["peak"] == max(memory["phases"].values())
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sharded_run_keeps_its_share_of_the_weights(sd3_folder: Path, tmp_path: Path):
+    path = config(tmp_path, sd3_folder, trainer__devices=2, model__policy__init_args__lora=None)
+    whole = estimate(planned(["--config", str(path)])).memory.parts
+    shared = estimate(planned(["--config", str(path), "--trainer.strategy", "fsdp"])).memory.parts
+    for part in ("trained weights", "gradients", "optimizer", "average (EMA)", "old policy, reference"):
+        assert shared[part] == whole[part] // 2 > 0
+    assert whole["gathered for a forward pass"] == 0
+    strategy = (
+        "--trainer.strategy=guardlit.sharding.ShardedStrategy",
+        "--trainer.strategy.reshard_after_forward=false",
+    )
+    kept = estimate(planned(["--config", str(path), *strategy])).memory.parts
+    # the tiny network has two blocks, and so is gathered as a whole either way
+    assert kept["gathered for a forward pass"] == shared["gathered for a forward pass"] == whole["trained weights"]
 
 
 def test_without_the_model_it_says_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

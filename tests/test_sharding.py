@@ -14,7 +14,7 @@ from forked import run_all, said
 from runs import PROMPTS, config, guardlit, newest
 from torch import Tensor
 
-from guardlit.checkpoint import SafeCheckpointIO
+from guardlit.checkpoint_io import SafeCheckpointIO
 
 DDP, FSDP = ("--trainer.strategy", "ddp"), ("--trainer.strategy", "fsdp")
 IN_FOLDERS = {"class_path": "guardlit.sharding.ShardedStrategy", "init_args": {"save_distributed_checkpoint": True}}

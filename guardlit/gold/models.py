@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from guardlit_callbacks import TrainableEMA
 
-from guardlit.checkpoint import SafeCheckpointIO, check_fingerprint
+from guardlit.checkpoint import check_fingerprint
+from guardlit.checkpoint_files import newest_whole
+from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.errors import GuardlitError
 from guardlit.rewards.weights import sha256
-from guardlit.run_folder import last_checkpoint
 
 if TYPE_CHECKING:
     from guardlit.policies.base import FlowPolicy
@@ -70,7 +71,7 @@ def find_models(paths: Sequence[str], labels: Sequence[str], weights: Weights, r
         raise GuardlitError(f"{len(labels)} --label for {len(paths)} --ckpt: give one for each, or none")
     models = [Model("base")]
     for number, path in enumerate(paths):
-        found = list(_variants(last_checkpoint(runs) if path == "last" else Path(path).expanduser(), weights))
+        found = list(_variants(newest_whole(runs) if path == "last" else Path(path).expanduser(), weights))
         for model in found:
             label = labels[number] if labels else model.label
             models.append(replace(model, label=f"{label} ({model.weights})" if len(found) > 1 else label))

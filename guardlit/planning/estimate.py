@@ -126,7 +126,7 @@ def estimate(run: PlannedRun) -> Estimate:
         training=training,
         other=elsewise,
         batch=batch,
-        optimizer=_optimizer_bytes(run),
+        optimizer=_optimizer_bytes(run) // run.shards,
     )
     compute = Compute(
         forward=costs.plain.flops,
@@ -136,7 +136,7 @@ def estimate(run: PlannedRun) -> Estimate:
         decoding=costs.decoding.flops / rows,
     )
     trajectories = 2 * plan.local_images * plan.train_steps * elements * 4
-    memory = _memory(run, footprint, costs, trajectories, elements)
+    memory = _memory(run, _share(footprint, run.shards), costs, trajectories, elements)
     return Estimate(compute, memory, footprint, costs.image, costs.optimizer, trajectories)
 
 
@@ -225,20 +225,29 @@ def _calls(run: PlannedRun) -> float:
 # what is alive at once ------------------------------------------------------------------------------------------------
 
 
+def _share(footprint: Footprint, shards: int) -> Footprint:
+    """One process's, where weights are spread."""
+    whole = ("frozen", "trained", "copies")
+    return replace(footprint, **{name: getattr(footprint, name) // shards for name in whole})
+
+
 def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: int, elements: int) -> Memory:
     plan, gpu = run.plan, run.on_gpu
     scorers = run.module.reward.weight_bytes()
     copies_here = footprint.copies if not (footprint.copies_on_host and gpu) else 0
     cached = min(prompts_of(run), footprint.remembered or sys.maxsize) * footprint.embedding
     batch = run.module.policy.conditioning([""])
+    network = (footprint.frozen + footprint.trained) * run.shards
+    gathered = 0 if run.shards == 1 else network if run.gathered_for_good else footprint.gathered
     embeddings = plan.prompts_per_round * sum(t.numel() * t.element_size() for t in batch.values())
     parts = {
-        "frozen weights": footprint.frozen,
+        "frozen weights": footprint.frozen + footprint.buffers,
         "trained weights": footprint.trained,
         "gradients": footprint.trained,
         "optimizer": costs.optimizer,
         "average (EMA)": footprint.trained if run.average else 0,
         "old policy, reference": footprint.copies,
+        "gathered for a forward pass": gathered,
         "VAE": footprint.decoder,
         "scorers": scorers or 0,
         "text encoders, while encoding": footprint.encoders,
@@ -249,7 +258,7 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
         "decoding": costs.decoding.peak,
         "training forward and backward": costs.training.peak + costs.batch,
     }
-    kept = ("frozen weights", "trained weights", "average (EMA)", "VAE", "scorers")
+    kept = ("frozen weights", "trained weights", "average (EMA)", "gathered for a forward pass", "VAE", "scorers")
     base = sum(parts[name] for name in kept) + copies_here + (0 if gpu else cached)
     stepped = footprint.trained + costs.optimizer
     again = stepped if run.rounds > 1 else 0  # from the second round on, gradients and optimizer are there as well

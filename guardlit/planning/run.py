@@ -16,6 +16,7 @@ from guardlit.errors import GuardlitError
 from guardlit.module import GRPOModule
 from guardlit.plan import RoundPlan
 from guardlit.prompts import load_prompts
+from guardlit.sharding import ShardedStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +67,18 @@ class PlannedRun:
         if str(devices) in ("auto", "-1"):
             devices = max(torch.cuda.device_count(), 1) if self.on_gpu else 1
         return int(devices) * int(self.trainer.get("num_nodes") or 1)
+
+    @property
+    def shards(self) -> int:
+        """Processes over which weights, gradients and optimizer are spread."""
+        strategy = self.trainer.get("strategy")
+        return self.world if strategy == "fsdp" or isinstance(strategy, ShardedStrategy) else 1
+
+    @property
+    def gathered_for_good(self) -> bool:
+        """Whether a sharded network stays gathered from the first forward pass to the next update."""
+        strategy = self.trainer.get("strategy")
+        return isinstance(strategy, ShardedStrategy) and not strategy.reshard_after_forward
 
     @property
     def rounds(self) -> int:

@@ -24,9 +24,12 @@ class Footprint:
     """What a policy keeps in memory, in bytes.
 
     Attributes:
-        frozen: the network's weights and buffers that do not train.
+        frozen: the network's weights that do not train.
+        buffers: of the network; a process of a sharded run has all of them.
         trained: the weights that train.
         copies: the old policy and the reference, where they are weights of their own.
+        gathered: what a process of a sharded run has of others' weights at once: those outside the blocks and, since
+            the next block is fetched ahead, the two largest blocks.
         copies_on_host: whether those rest in the host's memory and not beside the weights.
         decoder: what turns latents into images.
         encoders: what turns prompts into embeddings; in memory only while there are new prompts.
@@ -36,8 +39,10 @@ class Footprint:
     """
 
     frozen: int
+    buffers: int
     trained: int
     copies: int
+    gathered: int
     copies_on_host: bool
     decoder: int
     encoders: int

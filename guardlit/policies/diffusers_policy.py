@@ -20,7 +20,7 @@ from guardlit.policies.base import Shard, WeightSet
 from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
 from guardlit.policies.exported import FolderPolicy
 from guardlit.policies.folders import load_component, load_pipeline, pipeline_folder
-from guardlit.policies.skeleton import Skeletal, skeleton_component
+from guardlit.policies.skeleton import Skeletal, blocks_of, skeleton_component
 from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets
 from guardlit.types import Conditioning
 
@@ -170,8 +170,7 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if shard is not None:
-            blocks = transformer._no_split_modules or ()  # diffusers' own word for what is not to be cut
-            shard(transformer, [m for m in transformer.modules() if type(m).__name__ in blocks])
+            shard(transformer, blocks_of(transformer))
         self._sets.keep()
         self.transformer = transformer.eval()
         self._embeddings = EmbeddingCache(self._encoder_key(), embeddings_folder(self.cache))

@@ -106,15 +106,21 @@ class Skeletal(FlowPolicy):
         if not self.lora and self.reference:
             copies *= 2
         return Footprint(
-            frozen=size_of([*network.parameters(), *network.buffers()]) - trained - inside,
+            frozen=size_of(network.parameters()) - trained - inside,
+            buffers=size_of(network.buffers()),
             trained=trained,
             copies=copies,
+            gathered=self._gathered(),
             copies_on_host=not self.lora and (self._rests_on_host or bool(self.copies_device)),
             decoder=size_of([*self._outside["vae"].parameters(), *self._outside["vae"].buffers()]),
             encoders=self._encoder_bytes(),
             embedding=size_of(self._embedding_skeleton().values()),
             remembered=None if self.cache is None else CAPACITY,
         )
+
+    def _gathered(self) -> int:
+        blocks = sorted(size_of(block.parameters()) for block in blocks_of(self.transformer))
+        return size_of(self.transformer.parameters()) - sum(blocks[:-2])
 
     def _encoder_bytes(self) -> int:
         total = 0
@@ -142,6 +148,12 @@ class _Shapes(EmbeddingCache):
     def get(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """P times the same, leading dimension P."""
         return {name: tensor.expand(len(prompts), *tensor.shape) for name, tensor in self._entry.items()}
+
+
+def blocks_of(transformer: Any) -> list[nn.Module]:
+    """The parts of a diffusers model that are not to be cut, by diffusers' own word for them."""
+    names = transformer._no_split_modules or ()
+    return [module for module in transformer.modules() if type(module).__name__ in names]
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
