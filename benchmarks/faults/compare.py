@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.faults.lab import UPDATES, checkpoints
+from guardlit.sharded_checkpoint import read_shards
 
 STATE = (
     "state_dict",
@@ -47,7 +49,9 @@ def _final(folder: Path) -> dict[str, Any]:
     last = [p for p in checkpoints(folder) if p.stem == f"update_{UPDATES}"]
     if not last:
         return {}
-    checkpoint = torch.load(last[-1], weights_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process reads all shards
+        checkpoint = read_shards(last[-1]) if last[-1].is_dir() else torch.load(last[-1], weights_only=True)
     return {k: checkpoint[k] for k in STATE}
 
 

@@ -16,7 +16,7 @@ from benchmarks.faults.processes import Prepare
 
 Act = Callable[..., Any]
 
-SAVE = "guardlit.app:SafeCheckpointIO.save_checkpoint"
+SAVE = "lightning.pytorch:Trainer.save_checkpoint"
 STEP = "guardlit.module:GRPOModule.training_step"
 UPDATE = "guardlit.module:GRPOModule.on_before_optimizer_step"
 VALIDATE = "guardlit.module:GRPOModule.validation_step"

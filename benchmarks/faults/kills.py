@@ -103,7 +103,7 @@ def killed(lab: Lab, setting: Setting, name: str, most: int, chance: random.Rand
 
 def note(folder: Path, after: float, loading: bool, victim: str, ended: Ended) -> Kill:
     """What a kill left behind."""
-    halves = [p for p in (folder / "runs").glob("version_*/checkpoints/.*") if p.is_file()]
+    halves = list((folder / "runs").glob("version_*/checkpoints/.*"))
     return Kill(after, loading, victim, last_update(folder), bool(halves), round(ended.seconds, 2), ended.stuck)
 
 

@@ -18,22 +18,33 @@ UPDATES = 12
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, on how many processes, by which strategy, and seconds that a collective may take."""
+    """How a run is made.
+
+    Attributes:
+        processes: of it.
+        full: whether all weights train, or a LoRA.
+        strategy: of several processes.
+        folders: whether checkpoints are folders of shards.
+        timeout: seconds that a collective may take.
+    """
 
     processes: int
     full: bool
     strategy: str = "auto"
+    folders: bool = False
     timeout: int | None = None
 
     @property
     def name(self) -> str:
         """For tables and folders."""
         by = self.strategy if self.processes > 1 else "single"
-        return f"{self.processes}-{by}-{'full' if self.full else 'lora'}"
+        return f"{self.processes}-{by}-{'full' if self.full else 'lora'}{'-folders' if self.folders else ''}"
 
 
 ONE = Setting(1, False)
 TWO = Setting(2, False, "ddp")
+SHARDED = Setting(2, False, "fsdp")
+FOLDERS = Setting(2, True, "fsdp", folders=True)
 SETTINGS = {
     s.name: s
     for s in (
@@ -41,8 +52,9 @@ SETTINGS = {
         Setting(1, True),
         TWO,
         Setting(2, True, "ddp"),
-        Setting(2, False, "fsdp"),
+        SHARDED,
         Setting(2, True, "fsdp"),
+        FOLDERS,
     )
 }
 
@@ -85,6 +97,9 @@ class Lab:
             args += ["--ckpt_path", "last"]
         if setting.processes > 1:
             args += [f"--trainer.devices={setting.processes}", f"--trainer.strategy={setting.strategy}"]
+        if setting.folders:
+            sharded = "--trainer.strategy=guardlit.sharding.ShardedStrategy"
+            args += [sharded, "--trainer.strategy.save_distributed_checkpoint=true"]
         if setting.timeout:
             args += ["--trainer.strategy=DDPStrategy", f"--trainer.strategy.timeout=0:00:{setting.timeout:02d}"]
         return [*args, *map(str, more)]

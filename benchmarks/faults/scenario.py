@@ -21,6 +21,7 @@ ROUNDING = 1e-6
 HALF_SAVES = 8
 """Checkpoints after which the run dies that faults of files begin with: of updates 1 to 4, of round 0, of 5 to 7."""
 
+Like = Literal["bits", "rounding", "own"]
 Surroundings = Callable[[Path], AbstractContextManager[Mapping[str, object]]]
 
 
@@ -65,7 +66,7 @@ class Fault:
     refused: tuple[str, ...] = ()
     mend: Callable[[Path], object] | None = None
     warns: tuple[str, ...] = ()
-    like: Literal["bits", "rounding", "own"] = "bits"
+    like: Like = "bits"
     limit: float = 120.0
 
 
@@ -163,7 +164,10 @@ def _resume(lab: Lab, fault: Fault, folder: Path, outcome: Outcome) -> None:
         source = json.loads(facts.read_text())["resumed_from"]
         begun = Path(source).name if source else begun
     outcome.resumed = f"{max(ended.codes, key=abs)}, from {begun}"
-    _expect(outcome, {0}, set(ended.codes), fault.warns, [" ".join(launch.said().split())])
+    _expect(outcome, {0}, set(ended.codes), fault.warns, [launch.said()])
+    if fault.warns:
+        lines = (line.rpartition("Warning: ")[2] for line in launch.said().splitlines() if fault.warns[0] in line)
+        outcome.said = next(lines, outcome.said)
     if any(ended.codes):
         outcome.broken.append(f"resumed, it said: {ended.last[0]}")
 

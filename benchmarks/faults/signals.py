@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 
 from benchmarks.faults.inject import STEP, VALIDATE, VELOCITY, after, before, send
-from benchmarks.faults.lab import TWO
-from benchmarks.faults.scenario import Fault
+from benchmarks.faults.lab import SHARDED, TWO, Setting
+from benchmarks.faults.scenario import Fault, Like
 
 GO_ON = "go on with --ckpt_path"
 WITHIN = 22
 """A micro-batch within an update of the second round: the second of four."""
+
+LIKE: dict[Setting, Like] = {TWO: "bits", SHARDED: "rounding"}
+"""Sharded gradients are averages over processes already: a resumed update adds to them in another order."""
 
 FAULTS = [
     Fault(
@@ -44,13 +47,16 @@ FAULTS = [
         codes=(128 + signal.SIGINT,),
         says=("interrupted",),
     ),
-    Fault(
-        "SIGTERM to one of two processes, within an update",
-        setting=TWO,
-        prepare=before(STEP, WITHIN, send(signal.SIGTERM), rank=1),
-        agent=False,
-        codes=(128 + signal.SIGTERM,),
-        says=("stopped by SIGTERM at update 5", GO_ON),
-        like="rounding",
+    *(
+        Fault(
+            f"SIGTERM to one of two processes ({setting.strategy}), within an update",
+            setting=setting,
+            prepare=before(STEP, WITHIN, send(signal.SIGTERM), rank=1),
+            agent=False,
+            codes=(128 + signal.SIGTERM,),
+            says=("stopped by SIGTERM at update 5", GO_ON),
+            like=like,
+        )
+        for setting, like in LIKE.items()
     ),
 ]

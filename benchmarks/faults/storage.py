@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.faults.inject import DIE, SAVE, before, fail, flip_bit, limit, next_descriptor, truncate
-from benchmarks.faults.lab import checkpoints
+from benchmarks.faults.lab import FOLDERS, checkpoints
 from benchmarks.faults.scenario import Fault
 
 
@@ -41,7 +41,7 @@ def _enlarge(folder: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
 
 
-def _forbid_writing(_: object, __: object, path: str, *___: object) -> None:
+def _forbid_writing(_: object, path: str, *__: object) -> None:
     """Make the folder of a checkpoint read-only: for root by a mount, as permissions do not bind it."""
     folder = str(Path(path).parent)
     if os.geteuid():
@@ -61,6 +61,10 @@ def _allow_writing(folder: Path) -> None:
 
 def _last(damage: Callable[[Path], None]) -> Callable[[Path], None]:
     return lambda folder: damage(checkpoints(folder)[-1])
+
+
+def _last_shard(damage: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda folder: damage(sorted(checkpoints(folder)[-1].glob("*.distcp"))[-1])
 
 
 def _all(damage: Callable[[Path], None]) -> Callable[[Path], None]:
@@ -99,6 +103,8 @@ SAVES = 6
 NO_ROOM = os.strerror(errno.ENOSPC)
 UNWRITTEN = ("guardlit fit: error: checkpoint", "could not be written", "the last one kept is")
 
+PASSED_OVER = ("update_7.ckpt is damaged and not used",)
+
 FAULTS = [
     Fault(
         "limit of a file's size when a checkpoint is written",
@@ -130,9 +136,13 @@ FAULTS = [
     Fault(
         "killed between writing a checkpoint and putting it in place", prepare=before("os:fsync", 6, DIE), codes=(-9,)
     ),
-    Fault("last checkpoint cut in half", damage=_last(truncate), warns=("update_7",)),
-    Fault("last checkpoint emptied", damage=_last(lambda path: os.truncate(path, 0)), warns=("update_7",)),
-    Fault("a bit of the last checkpoint flipped", damage=_last(flip_bit), warns=("update_7",)),
+    Fault("last checkpoint cut in half", damage=_last(truncate), warns=PASSED_OVER),
+    Fault("last checkpoint emptied", damage=_last(lambda path: os.truncate(path, 0)), warns=PASSED_OVER),
+    Fault("a bit of the last checkpoint flipped", damage=_last(flip_bit), warns=(*PASSED_OVER, "checksum")),
+    *(
+        Fault(f"a shard of the last checkpoint {what}", setting=FOLDERS, damage=_last_shard(harm), warns=PASSED_OVER)
+        for what, harm in (("is gone", Path.unlink), ("has a bit flipped", flip_bit))
+    ),
     Fault(
         "all checkpoints cut in half",
         damage=_all(truncate),
@@ -145,7 +155,7 @@ FAULTS = [
         with_options=("--ckpt_path", "last"),
         refused=("guardlit fit: error: --ckpt_path last: no checkpoint under",),
     ),
-    Fault("clock set back an hour before the last checkpoint", damage=_set_clock_back),
+    Fault("clock set back an hour before the last checkpoint", damage=_set_clock_back, warns=("update_7.ckpt",)),
 ]
 """Those that any user can play."""
 
