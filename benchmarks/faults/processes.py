@@ -227,9 +227,12 @@ def _execute(program: list[str], args: list[str], folder: Path, prepare: Prepare
 def _rank(args: list[str], folder: Path, prepare: Prepare | None) -> None:
     rank = int(os.environ["RANK"])
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)  # torchrun's processes, unlike forked ones, outlive it
+    agent = os.getppid()
     code = _run(rank, args, folder, prepare)
     (folder / f"code_{rank}").write_text(str(code))
-    if code:  # by its exit code, as from a script: an exception would tell the agent more than torchrun knows
+    # by its exit code, as from a script: an exception would tell the agent more than torchrun knows, and to return is
+    # to wait for an agent that may be gone
+    if code or os.getppid() != agent:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

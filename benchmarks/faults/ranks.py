@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 from benchmarks.faults.inject import SCORE, STEP, before, fail, send
@@ -37,7 +38,13 @@ FAULTS = [
         agent=False,
         says=("guardlit fit: error: process 0",),
     ),
-    Fault("torchrun is killed, its processes are not", setting=TWO, during=_kill_torchrun, codes=(-9,)),
+    Fault(
+        "torchrun is killed, its processes compute on for minutes",
+        setting=TWO,
+        prepare=before(STEP, WITHIN, lambda *_: time.sleep(600)),
+        during=_kill_torchrun,
+        codes=(-9,),  # they end themselves, and nobody is left to be told how
+    ),
     Fault(
         "one of two processes is stopped (SIGSTOP)",
         setting=Setting(2, False, "ddp", timeout=TIMEOUT),
