@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from guardlit.errors import GuardlitError
 from guardlit.objective import PRESETS
+from guardlit.settings import LARGEST_SEED
 
 NAMES = [preset.__name__ for preset in PRESETS]
 RECORD = "ablate.json"
@@ -144,9 +145,9 @@ def _clips(text: str) -> dict[str, float | None]:
 
 def _seeds(text: str) -> list[int]:
     seeds = [seed.strip() for seed in text.split(",")]
-    bad = next((seed for seed in seeds if not (seed.isascii() and seed.isdigit())), None)
+    bad = next((seed for seed in seeds if not (seed.isascii() and seed.isdigit() and int(seed) <= LARGEST_SEED)), None)
     if bad is not None:
-        raise GuardlitError(f"--seeds {text}: '{bad}' is not a whole number of at least 0")
+        raise GuardlitError(f"--seeds {text}: '{bad}' is not a whole number from 0 to {LARGEST_SEED}")
     return list(dict.fromkeys(map(int, seeds)))
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from guardlit.errors import at_least, positive
+
 Aggregation = Literal["weighted_sum", "normalized", "gdpo"]
 
 
@@ -105,6 +107,10 @@ class GroupAdvantage:
     eps: float = 1e-4
     clip: float | None = 5.0
     aggregation: Aggregation = "weighted_sum"
+
+    def __post_init__(self) -> None:
+        at_least(0, **{"advantage.eps": self.eps})
+        positive(**{"advantage.clip": self.clip})
 
     def __call__(
         self, rewards: Mapping[str, Tensor], group_ids: Tensor, weights: Mapping[str, float] | None = None

@@ -20,15 +20,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException  # 
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
+from guardlit.bounds import check_seed, check_trainer, one_line
 from guardlit.checkpoint_files import newest_whole, require_whole
 from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.data import PromptDataModule
+from guardlit.ending import give_back
 from guardlit.errors import GuardlitError
 from guardlit.guards import check_precision
 from guardlit.interrupt import Interrupted, SignalGuard
 from guardlit.lint import Linter
 from guardlit.module import GRPOModule
 from guardlit.parsing import GuardlitParser
+from guardlit.peers import Peers, explained
 from guardlit.progress import RoundProgress
 from guardlit.run_folder import RunFolder, next_version
 from guardlit.sharding import ShardedStrategy
@@ -52,6 +55,7 @@ class GuardlitCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self._args = args
+        self._peers = Peers()
         super().__init__(
             GRPOModule,
             PromptDataModule,
@@ -78,6 +82,10 @@ class GuardlitCLI(LightningCLI):
         files = "files that a configuration file builds on, each relative to it: as if given before it by --config"
         parser.add_argument("--base", type=list[str] | str | None, default=None, help=files)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+
+    def _set_seed(self) -> None:
+        check_seed(self.config[self.subcommand].seed_everything)
+        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Find `--ckpt_path last`, and miss no checkpoint, and no damage to it, late."""
@@ -114,16 +122,25 @@ class GuardlitCLI(LightningCLI):
             chosen = config.get("callbacks") or []
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())
+        config["callbacks"] = [self._peers, *(config.get("callbacks") or [])]  # the first to hear of an error
         config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO(together=True)]
         if config.get("strategy") == "fsdp":
             config["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) can run no rollout
         if isinstance(config["strategy"], ShardedStrategy):
             check_precision(str(config.get("precision")), sharded=True)
-        try:
+        check_trainer(config)
+        with one_line("trainer"):
             trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
-        except ValueError as error:  # a name or a combination that Lightning does not know
-            raise GuardlitError(f"trainer: {error}") from error
+        self._peers.attach(trainer)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """End together with the other processes of the run; Lightning calls no `teardown` after an exception."""
+        try:
+            with self._peers.ending():
+                super()._run_subcommand(subcommand)
+        finally:
+            give_back(self.trainer, self.model)
 
 
 class _Settings(GuardlitCLI):
@@ -169,7 +186,12 @@ def main(args: list[str]) -> None:
     """Run a command line such as `["fit", "--config", "run.yaml"]`; raises `GuardlitError` for a user's mistake."""
     _quieten()
     try:
-        GuardlitCLI(args)
+        with explained():
+            GuardlitCLI(args)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit code of its own
+            raise KeyboardInterrupt from None
+        raise
     except Interrupted as stop:
         print(f"guardlit {args[0]}: {stop}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None

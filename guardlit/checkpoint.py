@@ -32,7 +32,7 @@ def complete(checkpoint: dict[str, Any], module: GRPOModule) -> None:
     finished = module.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
     if finished is not None:
         close_epoch(checkpoint, finished)
-    part: dict[str, Any] = {"fingerprint": fingerprint(module)}
+    part: dict[str, Any] = {"fingerprint": fingerprint(module), "nonfinite": module.nonfinite.state_dict()}
     if finished is None:
         part["old"] = module.policy.old_state()
     checkpoint[KEY] = part | unfinished_update(module)

@@ -25,7 +25,10 @@ from guardlit.errors import GuardlitError
 MANIFEST = "manifest.sha256"
 """Of a folder: a line for each file, as `sha256sum` writes and checks them."""
 
-_META, _INDEX = "meta.pt", ".metadata"  # Lightning's part of a folder of shards, and torch's pickled index of it
+META = "meta.pt"
+"""Of a folder: all that is not spread, in Lightning's own name for it."""
+
+_INDEX = ".metadata"  # torch's, pickled
 _DIRECTORY = 0x10  # of a zip record's DOS attributes
 
 
@@ -48,7 +51,7 @@ def damage(path: Path, share: slice = slice(None)) -> str | None:
             return _archive_damage(path)
         if (found := _folder_damage(path, share)) is None:
             _check_index(path / _INDEX)
-            found = _archive_damage(path / _META)
+            head(path)
         return found
     except Exception as error:  # zip, zlib, struct, pickle, torch and the system: all mean that it is no good
         reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
@@ -57,7 +60,7 @@ def damage(path: Path, share: slice = slice(None)) -> str | None:
 
 def head(path: Path) -> dict[str, Any]:
     """A checkpoint without its numbers, tensors on the meta device: quick, whatever its size."""
-    content = torch.load(path / _META if path.is_dir() else path, map_location="meta", weights_only=True)
+    content = torch.load(path / META if path.is_dir() else path, map_location="meta", weights_only=True)
     if not isinstance(content, dict):
         raise TypeError(f"it holds a {type(content).__name__}, not a checkpoint")
     return content
@@ -78,7 +81,7 @@ def _folder_damage(folder: Path, share: slice) -> str | None:
         return f"incomplete: it has no {MANIFEST}, which is written last"
     lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
     expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    if missing := sorted({_META, _INDEX, *expected} - {p.name for p in folder.iterdir()}):
+    if missing := sorted({META, _INDEX, *expected} - {p.name for p in folder.iterdir()}):
         return f"incomplete: {missing[0]} is missing"
     found = digests(folder, names=sorted(expected)[share])
     wrong = next((name for name in found if found[name] != expected[name]), None)

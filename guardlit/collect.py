@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, NumbersError
 from guardlit.experience import Experience, Round
 from guardlit.noise import EVALUATION, NoiseSource
 from guardlit.phases import announce
 from guardlit.rewards.base import Scorer
-from guardlit.rollout import sample
+from guardlit.rollout import VelocityError, sample
 from guardlit.scoring import Scoring
 from guardlit.sde import SDE
 from guardlit.settings import Sampling
@@ -65,7 +65,7 @@ class Collector:
             with module.policy.using("old"):
                 drawn = 0
                 for samples in self._batches:
-                    trajectory = self._draw(samples, conditioning)
+                    trajectory = self._drawn(samples, conditioning)
                     if not drawn:  # one block for the whole round: lists would hold everything twice when joined
                         shape = (len(round.samples), *trajectory.latents.shape[1:])
                         latents, velocity = trajectory.latents.new_empty(shape), trajectory.velocity.new_empty(shape)
@@ -97,6 +97,15 @@ class Collector:
             conditioning=conditioning,
             coefficients=self._coefficients,
         )
+
+    def _drawn(self, samples: list[int], conditioning: Conditioning) -> Trajectory:
+        """Draw a batch; where one process cannot, all of them say so before anything of it is scored."""
+        try:
+            return self._draw(samples, conditioning)
+        except VelocityError as error:
+            prompt = self._round.prompt_of(samples[error.row]).text
+            self._together(False, _told(error, prompt))
+            raise
 
     def _draw(self, samples: list[int], conditioning: Conditioning) -> Trajectory:
         module, round = self._module, self._round
@@ -186,8 +195,18 @@ class Collector:
         coefficients = sde.coefficients(module.policy.sigmas(sampling.num_inference_steps))
         noise = NoiseSource(0, EVALUATION, module.policy.latent_shape)  # the same in runs of every seed
         conditioning = module.policy.conditioning(texts)
-        drawn = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale)
-        return module.policy.decode(drawn.final)
+        try:
+            final = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
+        except VelocityError as error:
+            module.judge.fail(_told(error, texts[error.row]))
+            final = torch.zeros(len(texts), *module.policy.latent_shape, device=module.device)
+        return module.policy.decode(final)
+
+
+def _told(error: VelocityError, prompt: str) -> NumbersError:
+    """The same with the prompt, and what to do."""
+    remedy = "the weights are broken, or the precision overflows (bf16-mixed and 32-true do not)"
+    return NumbersError(f"{error}, prompt '{prompt[:80]}': {remedy}")
 
 
 def _column(result: RewardResult, name: str, reward: Scorer) -> Tensor:

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, at_least
 from guardlit.experience import Experience, Round
 from guardlit.plan import RoundPlan
 from guardlit.prompts import load_prompts
@@ -58,6 +58,7 @@ class PromptDataModule(pl.LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
+        at_least(1, **{"data.val_limit": val_limit, "data.val_images_per_prompt": val_images_per_prompt})
         self.train_source, self.val_source = train, val
         self._sizes = (prompts_per_round, images_per_prompt, updates_per_round, inner_epochs, micro_batch)
         self.rollout_batch = micro_batch if rollout_batch is None else rollout_batch
@@ -73,6 +74,8 @@ class PromptDataModule(pl.LightningDataModule):
         """Read the prompts and derive the arithmetic for this number of processes."""
         assert self.trainer is not None
         module = self._module
+        if stage == "validate" and not self.val_source:
+            raise GuardlitError("validate needs data.val, the prompts whose images are scored; it is null")
         if self.val_source and not self.val:
             self.val = load_prompts(self.val_source, limit=self.val_limit)
         if stage == "fit" and not self.train:

@@ -59,5 +59,8 @@ def _as_list(name: str, values: list[str]) -> list[str]:
     """As LightningCLI reads a list; what has that form already stays."""
     if not values:
         return []
-    written = [json.loads(value) if value.startswith("[") else [value] for value in values]
+    try:
+        written = [json.loads(value) if value.startswith("[") else [value] for value in values]
+    except ValueError as error:
+        raise GuardlitError(f'--{name}: a list that is no JSON ({error}); write --{name} a b, or ["a", "b"]') from error
     return [f"--{name}", json.dumps([value for part in written for value in part])]

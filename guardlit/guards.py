@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 
-from guardlit.errors import GuardlitError
-from guardlit.experience import Round
+from guardlit.bounds import one_line
+from guardlit.errors import GuardlitError, at_least
 from guardlit.lint import clip_never_acts
 from guardlit.objective import Objective
 from guardlit.plan import RoundPlan
@@ -48,6 +49,30 @@ def check_clip(objective: Objective, plan: RoundPlan, elements: int) -> None:
     complaint = clip_never_acts(objective, plan, elements)
     if complaint is not None:
         raise GuardlitError(complaint)
+
+
+def share(name: str, value: float) -> float:
+    """A number that lies in [0, 1]; raises `GuardlitError` for any other."""
+    if not 0 <= value <= 1:
+        raise GuardlitError(f"{name}={value} must lie in [0, 1]")
+    return value
+
+
+def optimizer_of(make: Callable[[Sequence[Tensor]], Optimizer], parameters: Sequence[Tensor]) -> Optimizer:
+    """An optimizer of the configuration's making; a setting that it refuses, or a rate that is no number, is one line.
+
+    Args:
+        make: the configuration's, which knows its settings.
+        parameters: what trains.
+
+    Raises:
+        GuardlitError: naming the setting.
+    """
+    with one_line("model.optimizer"):
+        optimizer = make(parameters)
+    for group in optimizer.param_groups:
+        at_least(0, **{"model.optimizer: lr": float(group["lr"])})
+    return optimizer
 
 
 def check_noise(coefficients: Coefficients, train_steps: int, sampler: str) -> None:
@@ -95,47 +120,3 @@ def report_noise_floor(outputs: Sequence[Outputs], bounds: tuple[float, float], 
             "the noise floor exceeds half of the clip range: rounding alone decides what is clipped. Take a more "
             "precise trainer.precision (32-true, or 16-mixed before bf16-mixed) or model.old_velocity: recomputed"
         )
-
-
-def check_gradient(norm: Tensor, outputs: Sequence[Outputs], scaled: bool, update: int, round: Round) -> None:
-    """Stop before NaN or infinity reaches the weights.
-
-    Args:
-        norm: of the update's gradient, ().
-        outputs: of its micro-batches.
-        scaled: whether a loss scaler is at work; it expects overflows in the backward pass, skips the step and lowers
-            its scale. A loss that is not finite is a mistake all the same.
-        update: index of the update in the run.
-        round: the round it belongs to.
-
-    Raises:
-        GuardlitError: naming the round, the step and the prompt.
-    """
-    if bool(torch.isfinite(norm)):
-        return
-    finite = all(bool(torch.isfinite(o["loss"])) and bool(torch.isfinite(o["log_ratio"]).all()) for o in outputs)
-    if not (scaled and finite):
-        raise GuardlitError(blame(outputs, float(norm), update, round))
-
-
-def blame(outputs: Sequence[Outputs], norm: float, update: int, round: Round) -> str:
-    """Say where a gradient that is NaN or infinite came from.
-
-    Args:
-        outputs: of the update's micro-batches.
-        norm: of the gradient.
-        update: index of the update in the run.
-        round: the round it belongs to.
-    """
-    what = f"gradient norm is {norm} at update {update}, round {round.index}"
-    for output in outputs:
-        finite = torch.isfinite(output["log_ratio"])
-        if bool(finite.all()) and bool(torch.isfinite(output["loss"])):
-            continue
-        row = 0 if bool(finite.all()) else int((~finite).nonzero()[0])
-        prompt = round.prompt_of(int(output["sample"][row])).text
-        return (
-            f"{what}: the loss is {float(output['loss'])} at denoising step {int(output['step'][row])}, "
-            f"prompt '{prompt[:80]}'; the weights were not touched"
-        )
-    return f"{what}: the losses are finite, the backward pass is not; the weights were not touched"

@@ -110,7 +110,8 @@ class Judge:
         """
         request = RewardRequest(images, [p.text for p in prompts], [p.metadata for p in prompts])
         nothing = RewardResult.from_values(torch.full((len(request),), torch.nan))
-        if self._failure is not None:
+        if self._failure is not None:  # of this batch's drawing, or of an earlier one
+            self._raise_alone()
             return nothing
         try:
             with torch.autocast(self._module.device.type, enabled=False):
@@ -121,9 +122,18 @@ class Judge:
             first = request.prompts[int((~result.valid).nonzero()[0])]
             where = f"reward '{self._module.reward.name}' failed in validation, first on prompt '{first[:80]}'"
             self._failure = GuardlitError(f"{where}; {result.reason}")
+        self._raise_alone()
+        return result
+
+    def fail(self, error: GuardlitError) -> None:
+        """End a validation on all processes, since this one cannot draw an image; anything else at once."""
+        if not self._module.trainer.validating:
+            raise error
+        self._failure = self._failure or error
+
+    def _raise_alone(self) -> None:
         if self._module.trainer.world_size == 1:
             self.end_validation()
-        return result
 
     def end_validation(self) -> None:
         """Raise on all processes what one of them met."""

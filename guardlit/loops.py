@@ -52,3 +52,16 @@ def move_within_epoch(checkpoint: dict[str, Any], batch: int) -> None:
     if moved:
         for count in ("total", "current"):
             progress[count] = {key: value + moved for key, value in progress[count].items()}
+
+
+def repeat_validation(trainer: pl.Trainer) -> None:
+    """Validate after a round, as Lightning does: in its logs the round's last update counts only afterwards."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
+    validate_now(trainer)
+    trainer.fit_loop.epoch_loop._batches_that_stepped += 1
+
+
+def begin_validation_anew(trainer: pl.Trainer) -> None:
+    """Have a checkpoint that is written within a validation know nothing of it."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress.reset_on_run()

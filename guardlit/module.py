@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from guardlit_callbacks._sharded import whole
+from guardlit_callbacks._gradients import total_norm
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -23,6 +23,7 @@ from guardlit.experience import Experience, Round
 from guardlit.judge import Judge
 from guardlit.kl import kl_divergence
 from guardlit.loops import move_within_epoch, validate_now
+from guardlit.nonfinite import NonFiniteGuard
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.phases import announce
 from guardlit.plan import RoundPlan
@@ -32,7 +33,7 @@ from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
 from guardlit.settings import KL, Rollout, Sampling
 from guardlit.sharding import sharding
 from guardlit.types import Prompt, Transition
-from guardlit.updates import update_metrics
+from guardlit.updates import finish_round, update_metrics
 
 
 class GRPOModule(pl.LightningModule):
@@ -52,6 +53,8 @@ class GRPOModule(pl.LightningModule):
         old_velocity: `stored` takes the rollout's velocities as the old policy's; `recomputed` asks the old policy
             again at the micro-batch's own shape, for networks whose output depends on it (half precision).
         max_failed_fraction: share of a round's rewards that may fail; above it the run stops.
+        nonfinite: whether to `stop` before an update whose loss or gradient is NaN or infinite, or to `skip` it.
+        max_skipped: updates in a row that may be skipped; above it the run stops.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class GRPOModule(pl.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         old_velocity: Literal["stored", "recomputed"] = "stored",
         max_failed_fraction: float = 0.01,
+        nonfinite: Literal["stop", "skip"] = "stop",
+        max_skipped: int = 3,
     ) -> None:
         super().__init__()
         self.policy = policy
@@ -76,7 +81,8 @@ class GRPOModule(pl.LightningModule):
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.old_velocity = old_velocity
-        self.max_failed_fraction = max_failed_fraction
+        self.max_failed_fraction = guards.share("max_failed_fraction", max_failed_fraction)
+        self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
         self.judge = Judge(self)
         self.validated = MeanMetric(nan_strategy="disable")  # Lightning's own mean is wrong for unequal shares
@@ -103,7 +109,7 @@ class GRPOModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what trains."""
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = guards.optimizer_of(self._optimizer, [p for p in self.parameters() if p.requires_grad])
         if self._lr_scheduler is None:
             return optimizer
         scheduler = {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}
@@ -224,15 +230,12 @@ class GRPOModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The last moment before the weights move: norm, guard, noise floor, and the update's log line."""
-        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        guards.check_gradient(norm, self.outputs, scaled, self.trainer.global_step, self.experience.round)
-        if self.trainer.global_step == 0:
-            guards.report_noise_floor(
-                self.outputs, self.objective.log_bounds(self.elements), self.rollout.available_steps, self.gather
-            )
+        norm = total_norm(p.grad for p in self.parameters())
+        if self.nonfinite.allows(self, norm) and self.trainer.global_step == 0:
+            bounds, steps = self.objective.log_bounds(self.elements), self.rollout.available_steps
+            guards.report_noise_floor(self.outputs, bounds, steps, self.gather)
         # here and not after the step: a checkpoint written then finds no update in progress
-        self.log_dict(update_metrics(self.outputs) | {"train/grad_norm": norm}, batch_size=1, sync_dist=True)
+        self.log_dict(update_metrics(self.outputs, norm, self.nonfinite.skipped), batch_size=1, sync_dist=True)
         self.outputs = []
 
     def on_train_batch_end(self, outputs: Any, batch: Transition, batch_idx: int) -> None:
@@ -241,12 +244,8 @@ class GRPOModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the round."""
-        metrics = self.round_metrics
-        metrics["time/update_s"] = time.perf_counter() - self._collected
-        seconds = metrics["time/rollout_s"] + metrics["time/reward_s"] + metrics["time/update_s"]
-        metrics["time/images_per_s"] = self._plan.images / seconds
-        metrics["round"] = float(self.experience.round.index)
-        self.log_dict(metrics, batch_size=1, sync_dist=True)
+        finish_round(self.round_metrics, self._collected, self._plan.images, self.experience.round.index)
+        self.log_dict(self.round_metrics, batch_size=1, sync_dist=True)
 
     # validation ---------------------------------------------------------------------------------------------------
 
@@ -286,11 +285,11 @@ class GRPOModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what belongs to another run; put back what Lightning does not know."""
         fitting = self.trainer.state.fn == "fit"
-        expected = ckpt.fingerprint(self) if fitting else self.policy.fingerprint()
-        part = ckpt.check_fingerprint(checkpoint, expected)
+        part = ckpt.check_fingerprint(checkpoint, ckpt.fingerprint(self) if fitting else self.policy.fingerprint())
         if "old" in part:
             self.policy.load_old_state(part["old"])
         if fitting:
+            self.nonfinite.load_state_dict(part.get("nonfinite", {}))
             place = (self.trainer.global_rank, self.trainer.world_size)
             self._restored_gradients = ckpt.gradients_of(part, *place, sharded=self.device_mesh is not None)
             self.outputs = ckpt.outputs_of(part, *place)

@@ -11,6 +11,7 @@ from guardlit.errors import GuardlitError
 from guardlit.noise import mix
 
 _PROMPTS, _ORDER, _EPOCH = 1, 2, 3  # what a permutation is for: keeps their seeds apart
+MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class RoundPlan:
         if self.images_per_prompt < 2:
             raise GuardlitError(
                 "images_per_prompt=1: advantages are relative to a group, which needs at least 2 images"
+            )
+        if self.images > MOST_IMAGES:
+            raise GuardlitError(
+                f"prompts_per_round={self.prompts_per_round} x images_per_prompt={self.images_per_prompt} are "
+                f"{self.images} images a round, more than the {MOST_IMAGES} that one may have"
             )
         self._divide("updates_per_round", self.updates_per_round, "inner_epochs", self.inner_epochs)
         images = f"images of a round ({self.prompts_per_round} prompts x {self.images_per_prompt} images)"

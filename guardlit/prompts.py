@@ -7,9 +7,11 @@ import csv
 import difflib
 import io
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -55,6 +57,11 @@ def load_prompts(source: str, *, limit: int | None = None, max_characters: int =
     return prompts
 
 
+def checked_texts(place: str, texts: Sequence[str], max_characters: int = 2000) -> list[str]:
+    """Prompts that were given as they are, without the white space around them; raises `GuardlitError` for odd ones."""
+    return [_check((f"{place}: text {i}", text, {}), max_characters).text for i, text in enumerate(texts, start=1)]
+
+
 def _check(row: Row, max_characters: int) -> Prompt:
     place, text, metadata = row
     if not isinstance(text, str):
@@ -76,15 +83,24 @@ def _file_rows(source: str) -> Iterator[Row]:
         path = Path(resolve(source))
     else:
         path = Path(os.path.expanduser(source))
+    if not _exists(path):
+        raise GuardlitError(_missing(path))
     if path.is_dir():
         raise GuardlitError(f"{path} is a folder; name a prompt file in it, or write hf:{path} if it is a data set")
-    if not path.exists():
-        raise GuardlitError(_missing(path))
+    if not path.is_file():  # to read a pipe waits for a writer, and a device may have no end
+        raise GuardlitError(f"{path}: it is no regular file; prompts are read from a file on disk")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(_READERS)
         raise GuardlitError(f"{path}: unknown kind of prompt file {path.suffix!r}; known are {known} and hf:org/name")
     return reader(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise GuardlitError(f"{path}: cannot be read ({error.strerror}); name a prompt file") from error
 
 
 def _missing(path: Path) -> str:
@@ -120,6 +136,8 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def _txt_rows(path: Path) -> Iterator[Row]:
     for place, line in _lines(path):
+        if "\r" in line.rstrip("\r"):
+            raise GuardlitError(f"{place}: a carriage return within the line; end lines with LF or CR LF")
         yield place, line, {}
 
 
@@ -128,27 +146,48 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         if not line.strip():
             raise GuardlitError(f"{place}: the line is blank; remove it or write an object with the key {_COLUMN!r}")
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
-            raise GuardlitError(f"{place}: not JSON ({error.msg} at column {error.colno})") from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
-            raise GuardlitError(f"{place}: JSON that cannot be read ({type(error).__name__})") from error
+            reason = f"{error.msg} at column {error.colno}"
+            raise GuardlitError(f"{place}: not JSON ({reason}); each line is one object") from error
+        except RecursionError as error:
+            raise GuardlitError(
+                f"{place}: JSON that is nested thousands of levels deep; write a flat object"
+            ) from error
+        except ValueError as error:  # a key twice, a number of thousands of digits
+            raise GuardlitError(f"{place}: JSON that cannot be read: {_first_line(error)}") from error
         if not isinstance(row, dict):
             raise GuardlitError(f"{place}: JSON of type {type(row).__name__}, not an object with the key {_COLUMN!r}")
         yield _split(place, row, _COLUMN)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of equal keys, the library would keep the last in silence."""
+    _once_each(key for key, _ in pairs)
+    return dict(pairs)
+
+
+def _once_each(names: Iterable[str]) -> None:
+    """Raise `ValueError` for a name that is there twice."""
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{repeated!r} is there twice; keep one")
+
+
 def _csv_rows(path: Path) -> Iterator[Row]:
-    table = csv.reader(io.StringIO(_read_text(path), newline=""))
+    table = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     try:
         header = next(table, None)
+        _once_each(header or ())
         for cells in table:
             place = f"{path}:{table.line_num}"
             if header is None or len(cells) != len(header):
-                raise GuardlitError(f"{place}: {len(cells)} fields where the header has {len(header or ())}")
+                raise GuardlitError(
+                    f"{place}: {len(cells)} fields where the header has {len(header or ())}; quote a text with commas"
+                )
             yield _split(place, dict(zip(header, cells, strict=True)), _COLUMN)
-    except csv.Error as error:
-        raise GuardlitError(f"{path}:{table.line_num}: not CSV ({error})") from error
+    except (csv.Error, ValueError) as error:
+        raise GuardlitError(f"{path}:{table.line_num}: not CSV with a header ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -157,6 +196,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
     try:
         file = pq.ParquetFile(path)
+        _once_each(file.schema_arrow.names)
         batches = file.iter_batches(columns=_light_columns(file.schema_arrow))
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from _numbered(f"{path}", rows, _COLUMN)
@@ -193,6 +233,7 @@ class _Dataset:
     def rows(self) -> Iterator[dict[str, Any]]:
         import datasets
 
+        datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is said once, by us
         folder = Path(self.name)
         if (folder / "dataset_dict.json").is_file():  # written by DatasetDict.save_to_disk
             data = datasets.load_from_disk(self.name)[self.split]

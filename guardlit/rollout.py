@@ -7,10 +7,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from guardlit.errors import NumbersError
 from guardlit.noise import INITIAL, NoiseSource
 from guardlit.policies.base import FlowPolicy
 from guardlit.sde import ODE, Coefficients
 from guardlit.types import Conditioning, Trajectory
+
+
+class VelocityError(NumbersError):
+    """A velocity that is NaN or infinite; no image comes of it.
+
+    Attributes:
+        row: of the batch, the first one in the first such step.
+    """
+
+    row = 0
 
 
 @torch.no_grad()
@@ -36,30 +47,32 @@ def sample(
         samples: indices of the B images in their round.
         guidance_scale: 1 for none.
         record: the steps of each image to keep for training, rising, (B, S) int64 on the CPU; null keeps none.
-        noisy: where the sampler's step is taken, (B, T) bool on the CPU; elsewhere it is the ODE's. Null takes the
-            sampler's everywhere.
+        noisy: where the sampler's step is taken, not the ODE's, (B, T) bool on the CPU; null takes it everywhere.
         origins: the image in whose initial noise each one starts; itself by default. Images of one origin have one
             prompt, and until their noise parts them the policy is asked about one of them only.
         tick: called after every step, for a progress bar and to let a signal through.
 
     Returns:
         States and velocities of the recorded steps, (B, S, C, H, W) float32, and the clean latents.
+
+    Raises:
+        VelocityError: after the last step, so that whoever listens to `tick` is called as often as elsewhere.
     """
     device = next(iter(conditioning.values())).device
     origins = samples if origins is None else origins
-    if noisy is None:
-        noisy = torch.ones(len(samples), len(coefficients), dtype=torch.bool)
-    noisy = noisy & (coefficients.std > 0)
+    noisy = (torch.ones(len(samples), len(coefficients)).bool() if noisy is None else noisy) & (coefficients.std > 0)
     x = noise.draw(origins, INITIAL).to(device)
     kept = record if record is not None else torch.empty(len(samples), 0, dtype=torch.int64)
     states, velocities = (x.new_empty(*kept.shape, *x.shape[1:]) for _ in range(2))
     factors = _factors(coefficients, noisy, x)
     parted = noisy.cumsum(1) - noisy.long()  # how often noise was drawn before each step
+    finite = []
     for step, sigma in enumerate(coefficients.sigmas[:-1].tolist()):
         a, g, s = (f[step] for f in factors)
         together = (parted[:, step] == 0).tolist()
         twins = [origin if same else -1 - row for row, (origin, same) in enumerate(zip(origins, together, strict=True))]
         v = _velocity(policy, x, sigma, conditioning, guidance_scale, twins)
+        finite.append(v.isfinite().flatten(1).all(1))
         for slot in (kept == step).any(0).nonzero().flatten().tolist():
             rows = _rows(kept[:, slot] == step, device)
             states[rows, slot], velocities[rows, slot] = x[rows], v[rows]
@@ -70,7 +83,20 @@ def sample(
             rows = _rows(noisy[:, step], device)
             x[rows] += s[rows] * drawn
         tick()
+    _check_velocities(torch.stack(finite), coefficients.sigmas)
     return Trajectory(states, velocities, x)
+
+
+def _check_velocities(finite: Tensor, sigmas: Tensor) -> None:
+    """Raise `VelocityError` unless all of `finite` (T, B) holds: one look at the device a batch, not one a step."""
+    if bool(finite.all()):
+        return
+    step, row = (~finite).nonzero()[0].tolist()
+    error = VelocityError(
+        f"the policy's velocity is NaN or infinite at denoising step {step} (sigma {float(sigmas[step]):.3g})"
+    )
+    error.row = row
+    raise error
 
 
 def _rows(mask: Tensor, device: torch.device) -> Tensor | slice:

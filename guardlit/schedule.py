@@ -13,14 +13,15 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, positive
 from guardlit.objective import PRESETS
 from guardlit.sde import CPS, ODE, SDE, Coefficients, DanceSDE, FlowSDE, flow_match_sigmas
+from guardlit.settings import MOST_STEPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SAMPLERS: dict[str, type[FlowSDE] | type[DanceSDE] | type[CPS]] = {"flow": FlowSDE, "dance": DanceSDE, "cps": CPS}
 DEFAULT_SHIFT, DEFAULT_TRAIN_TIMESTEPS = 3.0, 1000
+OF_SIZE = (("base_shift", 0.5), ("max_shift", 1.15))
 PLAIN_WIDTH = 160  # characters, where the output is not a terminal
 OTHER_SCHEDULES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal", "invert_sigmas")
 
@@ -112,6 +114,10 @@ def main(args: list[str]) -> None:
         GuardlitError: an option or a model folder that cannot be used.
     """
     options = _parse(args[1:])
+    if not 1 <= options.steps <= MOST_STEPS:
+        raise GuardlitError(f"--steps {options.steps} must lie in 1 to {MOST_STEPS}")
+    if options.shift is not None:
+        positive(**{"--shift": options.shift})
     shift, train_timesteps = _shift(options.model, options.shift)
     try:
         sigmas = flow_match_sigmas(options.steps, shift, train_timesteps)
@@ -121,13 +127,13 @@ def main(args: list[str]) -> None:
     trained = _trained_steps(coefficients, options.timestep_fraction)
     table = schedule_table(coefficients, trained)
     _print(table, title=f"{options.sde}, {options.steps} steps, shift {shift:g}, {len(trained)} trained")
-    try:
-        if options.csv:
-            write_csv(options.csv, table)
-        if options.plot:
-            plot(options.plot, table)
-    except (OSError, ValueError) as error:  # matplotlib says ValueError to a file type it cannot write
-        raise GuardlitError(str(error)) from error
+    for option, path, write in (("--csv", options.csv, write_csv), ("--plot", options.plot, plot)):
+        try:
+            if path:
+                write(path, table)
+        except (OSError, ValueError) as error:  # matplotlib says ValueError to a file type it cannot write
+            reason = getattr(error, "strerror", None) or error
+            raise GuardlitError(f"{option} {path} cannot be written: {reason}") from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,19 +167,30 @@ def _shift(model: Path | None, shift: float | None) -> tuple[float, int]:
     path = model / "scheduler" / "scheduler_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GuardlitError(f"--model {model}: no scheduler configuration in {path} ({error})") from error
+    except OSError as error:
+        raise GuardlitError(
+            f"--model {model}: {path} cannot be read ({error.strerror}); name a pipeline folder"
+        ) from error
+    except ValueError as error:
+        raise GuardlitError(f"{path} is not JSON: {error}") from error
+    found = config.get("_class_name") if isinstance(config, dict) else type(config).__name__
     if found != "FlowMatchEulerDiscreteScheduler":
         raise GuardlitError(f"{path}: found {found}, only FlowMatchEulerDiscreteScheduler is a flow-matching schedule")
     for name in OTHER_SCHEDULES:
         if config.get(name):
             raise GuardlitError(f"{path}: {name} is set; only a static shift can be printed")
     if config.get("use_dynamic_shifting") and shift is None:
-        low, high = (math.exp(config.get(key, default)) for key, default in (("base_shift", 0.5), ("max_shift", 1.15)))
+        low, high = (math.exp(_number_of(config, key, default, path)) for key, default in OF_SIZE)
         raise GuardlitError(f"{path}: the shift depends on the image size; give --shift, from {low:.2f} to {high:.2f}")
-    own = config.get("shift", 1.0) if shift is None else shift  # 1.0 is diffusers' default
-    return own, config.get("num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS)
+    own = _number_of(config, "shift", 1.0, path) if shift is None else shift  # 1.0 is diffusers' default
+    return own, int(_number_of(config, "num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS, path))
+
+
+def _number_of(config: Mapping[str, Any], key: str, default: float, path: Path) -> float:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise GuardlitError(f"{path}: {key} is {value!r}; a positive number is needed")
+    return value
 
 
 def _sampler(name: str, noise_level: float | None) -> SDE:

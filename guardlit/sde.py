@@ -94,8 +94,8 @@ class SDE(ABC):
 
 
 def _noise_level(value: float, top: float = math.inf) -> float:
-    if not 0 <= value <= top:
-        raise ValueError(f"noise_level={value} must lie in [0, {top}]")
+    if not 0 <= value <= top or value == math.inf:
+        raise ValueError(f"noise_level={value} must lie in [0, {top}{')' if top == math.inf else ']'}")
     return value
 
 

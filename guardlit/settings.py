@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from guardlit.errors import GuardlitError
 from guardlit.kl import KLKind
 from guardlit.windows import Window
+
+MOST_STEPS = 1000
+LARGEST_SEED = 2**32 - 1
+"""Of numpy's generator."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
             raise GuardlitError(f"num_inference_steps={self.num_inference_steps} must be at least 1")
-        if not self.guidance_scale >= 1:
+        if self.num_inference_steps > MOST_STEPS:
+            raise GuardlitError(
+                f"num_inference_steps={self.num_inference_steps} must be at most {MOST_STEPS}, the time steps that "
+                "models are trained on"
+            )
+        if not 1 <= self.guidance_scale < math.inf:
             raise GuardlitError(f"guidance_scale={self.guidance_scale} must be at least 1, which means no guidance")
 
 
@@ -48,9 +58,10 @@ class Rollout(Sampling):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.timestep_fraction <= 1 or self.available_steps < 1:
+            trained = self.available_steps if math.isfinite(self.timestep_fraction) else "none"
             raise GuardlitError(
-                f"timestep_fraction={self.timestep_fraction} of {self.num_inference_steps} steps trains "
-                f"{self.available_steps}; it must lie in (0, 1] and leave at least one"
+                f"timestep_fraction={self.timestep_fraction} of {self.num_inference_steps} steps trains {trained}; it "
+                "must lie in (0, 1] and leave at least one"
             )
         try:
             steps = self.train_steps
@@ -87,5 +98,5 @@ class KL:
     kind: KLKind = "exact"
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise GuardlitError(f"kl.weight={self.weight} must be positive; leave kl out for no penalty")
+        if not 0 < self.weight < math.inf:
+            raise GuardlitError(f"kl.weight={self.weight} must be positive and finite; leave kl out for no penalty")

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from guardlit_callbacks._gather import gather_objects
 from torch import Tensor
 
-from guardlit.checkpoint_files import put_in_place, write_manifest
-
-REST = "meta.pt"
-"""What is not spread, in Lightning's own name for it."""
+from guardlit.checkpoint_files import META, digests, put_in_place, write_manifest
 
 Key = tuple[str, ...]
 
@@ -37,9 +35,11 @@ def write_shards(checkpoint: dict[str, Any], path: Path, barrier: Callable[[], N
     barrier()
     spread, rest = _split(checkpoint)
     save(spread, checkpoint_id=temporary)
+    own = [file.name for file in temporary.glob(f"__{dist.get_rank()}_*")]
+    known = gather_objects(digests(temporary, own))
     if first:
-        torch.save(rest, temporary / REST)
-        write_manifest(temporary)
+        torch.save(rest, temporary / META)
+        write_manifest(temporary, {name: digest for each in known for name, digest in each.items()})
         put_in_place(temporary, path)
     barrier()
 
@@ -56,7 +56,7 @@ def read_shards(path: Path, parameters: Mapping[str, Tensor] | None = None, devi
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    rest: dict[str, Any] = torch.load(path / REST, map_location=device, weights_only=True)
+    rest: dict[str, Any] = torch.load(path / META, map_location=device, weights_only=True)
     reader = FileSystemReader(path)
     spread: dict[str, Tensor] = {}
     for name, stored in reader.read_metadata().state_dict_metadata.items():

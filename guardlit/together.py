@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
 from guardlit_callbacks._gather import gather_objects
 
 from guardlit.errors import GuardlitError
@@ -12,12 +14,38 @@ from guardlit.errors import GuardlitError
 LARGEST = ("_p50", "_p95", "_max", "_share", "_s", "_ms")
 """Endings of counters that cannot be added up: a statistic or a unit."""
 
+_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
+
+
+def largest(trainer: pl.Trainer, mine: int) -> int:
+    """The largest of all processes' numbers; to be called by all.
+
+    It goes from CPU to CPU: asked by NCCL, the question would wait for all that the GPU still has to do.
+    """
+    if trainer.world_size == 1:
+        return mine
+    number = torch.tensor(mine)
+    dist.all_reduce(number, dist.ReduceOp.MAX, group=_on_cpus(trainer))
+    return int(number)
+
+
+def _on_cpus(trainer: pl.Trainer) -> dist.ProcessGroup:
+    """A gloo group of all processes, made when it is first needed, with the time-out of the strategy's own one."""
+    world = dist.group.WORLD
+    assert world is not None
+    if world not in _groups:
+        timeout = getattr(trainer.strategy, "_timeout", None)
+        _groups[world] = dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[assignment]
+    return _groups[world]
+
 
 def raise_together(trainer: pl.Trainer, error: GuardlitError | None) -> None:
     """Raise the first process's error on every one of them, if any has one; to be called by all."""
-    if not trainer.strategy.reduce_boolean_decision(error is not None, all=False):
+    if not largest(trainer, int(error is not None)):
         return
-    raise next(e for e in gather_objects(error) if e is not None)
+    first = next(e for e in gather_objects(error) if e is not None)
+    first.together = True
+    raise first
 
 
 def sum_counters(mine: Mapping[str, float]) -> dict[str, float]:

@@ -17,13 +17,14 @@ from guardlit.ablation import RolloutAnalysis, with_clips
 from guardlit.ablation_output import print_analysis, write_analysis
 from guardlit.checkpoint import check_fingerprint
 from guardlit.checkpoint_io import SafeCheckpointIO
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, NumbersError, at_least
 from guardlit.export import export_weights, find_ema, write_images
+from guardlit.going_back import go_back
 from guardlit.gold import Gold
 from guardlit.gold.drawing import Drawn
 from guardlit.gold.evaluation import Evaluation
 from guardlit.progress import RoundProgress
-from guardlit.prompts import load_prompts
+from guardlit.prompts import checked_texts, load_prompts
 from guardlit.run_folder import versions
 from guardlit.types import Prompt
 
@@ -33,7 +34,32 @@ if TYPE_CHECKING:
 
 
 class GuardlitTrainer(pl.Trainer):
-    """A Trainer that can also draw images, export weights and compare objectives."""
+    """A Trainer that can also draw images, export weights and compare objectives, and whose `fit` can go back."""
+
+    def fit(
+        self,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train, and begin again from a good checkpoint for as long as a `Rollback` among the callbacks says so.
+
+        Args:
+            model: of the configuration.
+            train_dataloaders: not used by guardlit, whose data module has the rounds.
+            val_dataloaders: not used either.
+            datamodule: the prompts.
+            ckpt_path: a checkpoint to go on from; `last` for the newest one of the run's folder.
+            weights_only: not used: a checkpoint never executes anything.
+        """
+        while True:
+            try:
+                return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+            except NumbersError as error:
+                ckpt_path = go_back(self, error)
 
     def sample(
         self,
@@ -56,7 +82,8 @@ class GuardlitTrainer(pl.Trainer):
             raw: draw with the raw weights although the checkpoint has averaged ones.
             out: folder for the images.
         """
-        texts = prompts or [p.text for p in _validation_prompts(datamodule)]
+        at_least(1, n=n)
+        texts = checked_texts("--prompts", prompts) if prompts else [p.text for p in _validation_prompts(datamodule)]
         items = [(k, Prompt(text)) for text in texts for k in range(n)]
         if raw and (ema := find_ema(self)) is not None:
             ema.use_for_validation = False

@@ -46,6 +46,18 @@ def test_two_processes_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path)
         torch.testing.assert_close(states["two"][name], value, rtol=1e-4, atol=1e-5 * moved)
 
 
+def _on_the_second(name: str, **settings: object) -> dict[str, object]:
+    return {"class_path": f"exploding.{name}", "init_args": {"rank": 1, **settings}}
+
+
+BACK = {"class_path": "guardlit.rollback.Rollback", "init_args": {"gold": None}}
+NUMBERS = {  # what goes wrong on the second process only
+    "skipped": {"model__nonfinite": "skip", "trainer__callbacks": [_on_the_second("Poison", updates=[1, 5])]},
+    "broken": {"trainer__callbacks": [_on_the_second("Break", round=0)]},
+    "back": {"trainer__callbacks": [_on_the_second("Poison", updates=[5], above_lr=6e-4), BACK]},
+}
+
+
 @pytest.fixture(scope="module")
 def failed(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of one-round runs on two processes, the second of which has a scorer that fails in some way."""
@@ -55,6 +67,9 @@ def failed(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     for how, folder in folders.items():
         reward = {"class_path": "background.Background", "init_args": {"rank": 1, "how": how}}
         paths.append(config(folder, sd3_folder, model__reward=reward, **settings))
+    for how, changes in NUMBERS.items():
+        folders[how] = tmp_path_factory.mktemp(how)
+        paths.append(config(folders[how], sd3_folder, **{**settings, "trainer__max_epochs": 2, **changes}))
     assert two_processes(Path(__file__).parent / "several.py", *paths).returncode == 0
     return folders
 
@@ -84,6 +99,33 @@ def test_a_scorer_that_raises_on_one_process_stops_both(failed, how: str, expect
     assert one.startswith("guardlit fit: error: " + expected)
     assert all(part in one for part in ("process 1", "the wires are cut"))
     assert one.endswith("exit code 2")
+
+
+def test_both_skip_an_update_that_is_nan_on_one(failed):
+    assert all(last.endswith("exit code 0") for last in said(failed["skipped"])), said(failed["skipped"])
+    checkpoint = torch.load(newest(failed["skipped"]), weights_only=True)
+    assert checkpoint["guardlit"]["nonfinite"] == {"skipped": 2, "in_a_row": 0}
+    assert all(bool(v.isfinite().all()) for v in checkpoint["state_dict"].values())
+    steps = [s["step"].item() for s in checkpoint["optimizer_states"][0]["state"].values()]
+    assert set(steps) == {6}  # of 8 updates
+    assert (
+        "at update 1, round 0: the loss is nan at denoising step" in (failed["skipped"] / "process_0.txt").read_text()
+    )
+
+
+def test_both_stop_over_images_that_one_cannot_draw(failed):
+    one, two = said(failed["broken"])
+    assert one == two
+    assert "round 1, process 1: the policy's velocity is NaN or infinite at denoising step 0" in one
+    assert one.endswith("exit code 2")
+
+
+def test_both_go_back_to_the_checkpoint(failed):
+    assert all(last.endswith("exit code 0") for last in said(failed["back"])), said(failed["back"])
+    saved = torch.load(newest(failed["back"]), weights_only=True)
+    assert (saved["global_step"], saved["callbacks"]["Rollback"]["rollbacks"]) == (8, 1)
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(5e-4)
+    assert "good_4.ckpt, learning rates x 0.5" in (failed["back"] / "process_0.txt").read_text()
 
 
 STOP = {"class_path": "background.Stop", "init_args": {"batch": 5}}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from guardlit_callbacks.drift_sentinels import DriftSentinels
     from guardlit_callbacks.gold_score import GoldScore
     from guardlit_callbacks.gradient_norm import GradientNorm
+    from guardlit_callbacks.gradient_spikes import GradientSpikes
     from guardlit_callbacks.over_optimization_stop import OverOptimizationStop
     from guardlit_callbacks.phase_timer import PhaseTimer
     from guardlit_callbacks.ratio_distribution import RatioDistribution
@@ -25,6 +26,7 @@ __all__ = [
     "DriftSentinels",
     "GoldScore",
     "GradientNorm",
+    "GradientSpikes",
     "Interval",
     "OverOptimizationStop",
     "PhaseTimer",
@@ -40,6 +42,7 @@ _MODULES = {
     "DriftSentinels": "drift_sentinels",
     "GoldScore": "gold_score",
     "GradientNorm": "gradient_norm",
+    "GradientSpikes": "gradient_spikes",
     "OverOptimizationStop": "over_optimization_stop",
     "PhaseTimer": "phase_timer",
     "RatioDistribution": "ratio_distribution",

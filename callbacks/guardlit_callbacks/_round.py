@@ -13,7 +13,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from guardlit_callbacks._gather import gather_objects
-from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer
+from guardlit_callbacks._lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_warn,
+)
 from guardlit_callbacks._logging import log_scalars, run_dir
 from guardlit_callbacks._statistics import STEP_KEY, Array
 
@@ -104,11 +110,22 @@ class RoundCallback(Callback):
         """
         if self._round is None:
             return
-        metrics = {k: v for k, v in self.report(trainer, self._round, self._gather()).items() if not np.isnan(v)}
+        rows = self._finite(self._gather(), self._round)
+        metrics = {k: v for k, v in self.report(trainer, self._round, rows).items() if not np.isnan(v)}
         log_scalars(trainer, metrics, trainer.global_step)
         of_round = {key: torch.tensor(value) for key, value in metrics.items() if not STEP_KEY.search(key)}
         trainer.callback_metrics.update(of_round)
         self._forget()
+
+    def _finite(self, rows: Rows, round_index: int) -> Rows:
+        """The rows without samples that hold NaN or infinity, which no statistic and no histogram can take in."""
+        if not rows:
+            return rows
+        good = np.isfinite(np.stack(list(rows.values()))).all(axis=0)
+        if not good.all():
+            left_out = f"{int((~good).sum())} of {good.size} samples of round {round_index} are left out"
+            rank_zero_warn(f"{type(self).__name__}: {left_out}: they hold NaN or infinity")
+        return {name: values[good] for name, values in rows.items()}
 
     def _forget(self) -> None:
         self._batches, self._restored, self._round = [], {}, None

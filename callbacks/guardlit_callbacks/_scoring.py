@@ -81,6 +81,11 @@ def set_up(scorer: GoldScorer | Metric, device: torch.device) -> None:
         scorer.setup(device)
 
 
+def can_close(scorer: Any) -> bool:
+    """Whether a scorer has processes or connections to give back."""
+    return callable(getattr(scorer, "close", None))
+
+
 def score(scorer: GoldScorer | Metric, request: ScoreRequest) -> Array:
     """One value per sample, (B,) float64; NaN where the score failed.
 

@@ -21,7 +21,7 @@ from guardlit_callbacks._lightning import (
 )
 from guardlit_callbacks._logging import is_rehearsal, log_figure, log_scalars, run_dir
 from guardlit_callbacks._outputs import read_output, read_value
-from guardlit_callbacks._scoring import ScoreRequest, Scorers, named, score, set_up
+from guardlit_callbacks._scoring import ScoreRequest, Scorers, can_close, named, score, set_up
 from guardlit_callbacks._statistics import Array
 from guardlit_callbacks.composite import Interval, bootstrap
 from guardlit_callbacks.figures import ProxyGoldCurve, proxy_gold_figure
@@ -63,7 +63,7 @@ class GoldScore(Callback):
         scorers: name to scorer, or a list of scorers that bear names. A scorer is a torchmetrics `Metric` that is a
             mean over samples, with `update(images, prompts)` or `update(images)`, or any object with `setup(device)`
             and `score(request)`: the request has images (B, 3, height, width) uint8, prompts and metadata, the result
-            `values` (B,) and `valid` (B,).
+            `values` (B,) and `valid` (B,). One that has `close()` is closed at the end.
         images: key of the images, (B, 3, height, width) uint8.
         prompts: key of the prompts, B texts.
         metadata: key of B mappings for the scorers; None for empty ones.
@@ -107,17 +107,17 @@ class GoldScore(Callback):
         self._base_scores: dict[str, Array] = {}
         self._base_prompts: list[str] = []
         self._samples: list[dict[str, Any]] = []
-        self._ready = False
+        self._open: set[str] = set()
 
     # --- collecting ----------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Loads the scorers the first time."""
+        """Loads the scorers the first time, and those that have been closed since."""
         self._samples = []
-        if not self._ready and not is_rehearsal(trainer):
-            for scorer in self.scorers.values():
-                set_up(scorer, pl_module.device)
-            self._ready = True
+        if not is_rehearsal(trainer):
+            for name in [name for name in self.scorers if name not in self._open]:
+                self._open.add(name)
+                set_up(self.scorers[name], pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -151,6 +151,25 @@ class GoldScore(Callback):
             {"prompt": prompt, **{name: float(values[i]) for name, values in columns.items()}}
             for i, prompt in enumerate(prompts)
         ]
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives back what the scorers hold beside memory; the next validation sets them up again."""
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same where Lightning calls no `teardown`."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes each scorer that was set up and can be closed."""
+        for name in [name for name in self.scorers if name in self._open and can_close(self.scorers[name])]:
+            self._open.remove(name)
+            try:
+                self.scorers[name].close()
+            except Exception as error:  # hides neither why a run ends nor that it is done
+                rank_zero_warn(f"GoldScore: {name!r} could not be closed: {error}")
 
     # --- evaluating ----------------------------------------------------------------------------------------------
 

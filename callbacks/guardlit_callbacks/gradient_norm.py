@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from guardlit_callbacks._gather import gather_objects
+from guardlit_callbacks._gradients import total_norm, trained
 from guardlit_callbacks._lightning import LightningModule, MisconfigurationException, Trainer
 from guardlit_callbacks._logging import log_figure, log_histogram
 from guardlit_callbacks._outputs import read_output
@@ -116,7 +116,7 @@ class GradientNorm(RoundCallback):
         """Takes the norm of what this backward added."""
         if not self._measures(trainer):
             return
-        gradients = {p: p.grad.detach().clone() for p in _trained(trainer.optimizers) if p.grad is not None}
+        gradients = {p: p.grad.detach().clone() for p in trained(trainer.optimizers) if p.grad is not None}
         added = [g - self._accumulated[p] if p in self._accumulated else g for p, g in gradients.items()]
         self._accumulated = gradients
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -127,8 +127,8 @@ class GradientNorm(RoundCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Takes the total norm before Lightning clips it."""
-        trained = _trained([optimizer])
-        self._before = trained, total_norm([p.grad for p in trained])
+        parameters = trained([optimizer])
+        self._before = parameters, total_norm(p.grad for p in parameters)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -140,8 +140,9 @@ class GradientNorm(RoundCallback):
             self._measured.append((columns["step"], self._difference))
             self._difference = None
         if self._before is not None:
-            trained, before = self._before
-            self._updates.append((before, total_norm([p.grad for p in trained])))
+            parameters, before = self._before
+            if any(p.grad is not None for p in parameters):  # without any, the update was called off
+                self._updates.append((before, total_norm(p.grad for p in parameters)))
             self._before = None
 
     # --- the round -----------------------------------------------------------------------------------------------
@@ -195,23 +196,6 @@ class GradientNorm(RoundCallback):
         """Takes the round up where it was left."""
         super().load_state_dict(state_dict)
         self._updates, self._measured = list(state_dict["updates"]), list(state_dict["measured"])
-
-
-def _trained(optimizers: Iterable[Optimizer]) -> list[Tensor]:
-    """What the optimizers train; walking through the module's tree for them would cost more than their norm."""
-    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-
-
-def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
-    """The 2-norm of all gradients together, a float32 scalar; a collective where they are sharded."""
-    sharded: list[Tensor] = []
-    whole: list[Tensor] = []
-    for gradient in gradients:
-        if gradient is not None:
-            (sharded if isinstance(gradient, DTensor) else whole).append(gradient)
-    norms = [torch.nn.utils.get_total_norm(group).float() for group in (sharded, whole) if group]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 def gradient_statistics(rows: Rows) -> dict[str, float]:

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any, Literal, NamedTuple
 
+from guardlit_callbacks._learning_rates import scale_learning_rates
 from guardlit_callbacks._lightning import (
     Callback,
     LightningModule,
@@ -154,7 +155,7 @@ class OverOptimizationStop(Callback):
         if self.action == "stop":
             trainer.should_stop = True
         elif self.action == "lower_lr":
-            _scale_learning_rates(trainer, self.lr_factor)
+            scale_learning_rates(trainer, self.lr_factor)
 
     def state_dict(self) -> dict[str, Any]:
         """The evaluations so far, and when it last acted."""
@@ -164,13 +165,3 @@ class OverOptimizationStop(Callback):
         """Continues the history."""
         self.history = [Evaluation(*evaluation) for evaluation in state_dict["history"]]
         self.acted_at = state_dict["acted_at"]
-
-
-def _scale_learning_rates(trainer: Trainer, factor: float) -> None:
-    """Also the schedulers' base rates, from which they would set the old rate again."""
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] *= factor
-    for config in trainer.lr_scheduler_configs:
-        if hasattr(config.scheduler, "base_lrs"):
-            config.scheduler.base_lrs = [lr * factor for lr in config.scheduler.base_lrs]

@@ -89,7 +89,8 @@ class TrainableEMA(Callback):
     ) -> None:
         """Updates the averages if the optimizer has stepped past a multiple of `every`."""
         previous, self._step = self._step, trainer.global_step
-        if self._step // self.every == previous // self.every:
+        called_off = pl_module.automatic_optimization and all(p.grad is None for p in self._parameters.values())
+        if self._step // self.every == previous // self.every or called_off:
             return
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates)) if self.warmup else self.decay
         for name, parameter in self._parameters.items():

@@ -263,6 +263,38 @@ def test_a_failure_on_one_rank_raises_on_all(make_trainer, two_processes):
     two_processes(_fail, make_trainer)
 
 
+class Connected(Brightness):
+    """Holds a connection; closing it may fail."""
+
+    def __init__(self, broken=False, fail_on=None):
+        super().__init__(fail_on)
+        self.broken, self.closed = broken, 0
+
+    def close(self):
+        assert self.device is not None, "closed twice"
+        self.device, self.closed = None, self.closed + 1
+        if self.broken:
+            raise OSError("the line is dead")
+
+
+@pytest.mark.filterwarnings("ignore:GoldScore. no evaluation at step 0")
+def test_what_a_scorer_holds_is_given_back_once_a_run(make_trainer):
+    """One that cannot be closed is named and keeps no other one open; one that has no `close` is set up once."""
+    scorers = {"broken": Connected(broken=True), "kept": Connected(), "plain": Brightness()}
+    trainer = make_trainer(GoldScore(scorers, metadata=None), max_epochs=1)
+    for closed in (1, 2):
+        with pytest.warns(UserWarning, match="GoldScore: 'broken' could not be closed: the line is dead"):
+            trainer.validate(Painter(), prompt_rows())
+        assert [scorers[name].closed for name in ("broken", "kept")] == [closed, closed]
+
+
+def test_after_an_error_scorers_are_closed_too(make_trainer):
+    scorer = Connected(fail_on=PROMPTS[2])
+    with pytest.raises(MisconfigurationException, match="gold scores are never dropped"):
+        run(make_trainer, GoldScore({"kept": scorer}, metadata=None))
+    assert scorer.closed == 1
+
+
 def test_scorers_come_from_yaml():
     parser = pytest.importorskip("jsonargparse").ArgumentParser()
     parser.add_subclass_arguments(Callback, "callback")

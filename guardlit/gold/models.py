@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from guardlit_callbacks import TrainableEMA
 
 from guardlit.checkpoint import check_fingerprint
-from guardlit.checkpoint_files import newest_whole
+from guardlit.checkpoint_files import MANIFEST, newest_whole
 from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.errors import GuardlitError
 from guardlit.rewards.weights import sha256
@@ -90,8 +90,8 @@ def _long_label(model: Model) -> str:
 def _variants(place: Path, weights: Weights) -> Iterator[Model]:
     if place.is_file() and place.suffix == ".safetensors":
         raise GuardlitError(f"--ckpt {place} is a file of exported weights: name its folder, {place.parent}")
-    if place.is_file():
-        checkpoint, digest = _look_into(place), sha256(place)
+    if place.is_file() or (place / MANIFEST).is_file():
+        checkpoint, digest = _look_into(place), sha256(place / MANIFEST if place.is_dir() else place)
         averaged = bool(checkpoint.get("callbacks", {}).get(TrainableEMA().state_key))
         for variant in _choose(weights, averaged, True, place):
             yield Model(place.stem, "checkpoint", variant, str(place), digest, checkpoint.get("global_step"))

@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from guardlit.errors import GuardlitError
-from guardlit.parsing.locate import CONFIG_OPTIONS, compose
+from guardlit.parsing.documents import compose
+from guardlit.parsing.locate import CONFIG_OPTIONS
 
 KEY = "base"
 
@@ -29,7 +30,10 @@ def expand(args: Sequence[str]) -> list[str]:
         arg = rest.pop(0)
         option, equals, value = arg.partition("=")
         if option in CONFIG_OPTIONS and (equals or rest):
-            file = Path(value if equals else rest.pop(0))
+            name = value if equals else rest.pop(0)
+            if not name:
+                raise GuardlitError(f"{option}: found nothing where the name of a YAML file belongs")
+            file = Path(name)
             for base in [*bases(file, []), file]:
                 expanded += [option, str(base)]
         elif option == f"--{KEY}":
@@ -62,7 +66,7 @@ def _named(file: Path) -> list[tuple[int, str]]:
     """Line and name of each base that a file gives."""
     try:
         root = compose(file)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+    except (OSError, yaml.YAMLError):
         return []
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     for key, value in pairs:

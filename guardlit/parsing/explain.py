@@ -10,8 +10,11 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -26,6 +29,7 @@ from guardlit.parsing.nearest import (
     nearest_file,
     nearest_key,
 )
+from guardlit.parsing.nulls import Null
 
 TYPE_NAMES = {
     "int": "an integer",
@@ -41,6 +45,7 @@ NOISE = re.compile(
     "Does not validate|Subtypes:|Given value type|Errors:|Expected a path|Subclass types expect|a class path|a dict "
 )
 EXPECTED = re.compile(r"Expected an? (<class .+>|typing\.Literal.*|tuple .*)$")
+NOT_A_SUBCLASS = re.compile(r"Not a valid subclass of (\w+)")
 NOT_A_CLASS = re.compile(
     r"Expected a dot import path string: (?P<short>.+)|Import path (?P<other>\S+) does not|"
     r"Expected an instantiatable class, but (?P<abstract>\S+) is|No module named|module '.+' has no attribute|"
@@ -106,9 +111,13 @@ def explain(parser: ArgumentParser, message: str, args: Sequence[str]) -> str:
         return f"{where}unknown key{hint(nearest_key(found[1], keys_of(parser)))}"
     if found := re.match(r"the following arguments are required: (.+)", message):
         return f"missing {found[1]}: give --{found[1].split(', ')[0]} or set it in a --config file"
-    if message.startswith('Parser key "config": File does not exist'):
-        for missing in (file for file in config_files(args) if not file.exists()):
-            return f"--config: no such file: {missing}{hint(nearest_file(missing))}"
+    if message.startswith('Parser key "config": '):
+        for missing in (file for file in config_files(args) if not file.is_file()):
+            return _no_config(missing)
+    if found := re.search(r"Unable to load config ['\"](.*)['\"]", message):
+        key = message.split('"')[1]
+        where = place(parser, args, key, None, found[1])
+        return f"{where}expected a mapping of settings, or a file of them, found {found[1]!r}"
     findings = list(outline(message))
     if not findings:
         return message
@@ -117,6 +126,28 @@ def explain(parser: ArgumentParser, message: str, args: Sequence[str]) -> str:
     said = [(finding, _verdict(parser, finding, deepest)) for finding in sorted(deepest, key=_rank)]
     finding, verdict = next((pair for pair in said if "did you mean" in pair[1].text), said[0])
     return place(parser, args, finding.key, verdict.name, verdict.value) + verdict.text
+
+
+def unexpected_null(parser: ArgumentParser, args: Sequence[str], null: Null) -> str:
+    """Place, what was found and what would be right of a null that is refused; arguments as for `explain`."""
+    words = _words(null.wanted)
+    where = place(parser, args, null.key, null.parameter, None)
+    return f"{where}{f'{null.owner}.{null.parameter}: ' if null.owner else ''}expected {words}, found null"
+
+
+def refused(message: str) -> str:
+    """What a class said of a value, out of what jsonargparse says of it where the class is one of several."""
+    if "must be a mapping, not" in message:
+        return f"a group of settings must be a mapping, {message.rpartition(', ')[2]}"
+    entries = re.findall(r"^\s*- (?!Expected )(.+)$", message, flags=re.MULTILINE)
+    return entries[0] if "Does not validate" in message and entries else message
+
+
+def _no_config(path: Path) -> str:
+    if path.exists():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        return f"--config: {path} is {kind}; a YAML file is needed"
+    return f"--config: no such file: {path}{hint(nearest_file(path))}"
 
 
 # ---- reading the outline ----
@@ -149,8 +180,12 @@ def outline(message: str) -> Iterator[Finding]:
         elif text and frames and not NOISE.match(text):
             found.append((frames, text))
     for frames, text in found:
-        text, _, value = text.partition(". Got value: ")
-        yield Finding(frames, text, value or values.get(frames))
+        text, got, given = text.partition(". Got value:")
+        value = given.strip() if got else values.get(frames)
+        wrapped = re.match(r"Type \S.* expects a function or a callable class: (.*)", text)
+        if wrapped and (named := re.match(r"Namespace\(class_path='(.+?)'", value or "")):
+            frames, text, value = (*frames, ("class", named[1])), wrapped[1], None
+        yield Finding(frames, text, value)
 
 
 def _indent(text: str) -> str:
@@ -181,6 +216,9 @@ def _verdict(parser: ArgumentParser, finding: Finding, siblings: Sequence[Findin
     if found := NOT_A_CLASS.match(finding.text):
         name = next((group for group in found.groups() if group), None) or classes[-1]
         bases = parameter_classes(parser, finding)
+        if len(bases) == 1 and is_dataclass(bases[0]):
+            text = f"{where}expected a mapping of the settings of {bases[0].__name__}, found {_quoted(name)}"
+            return Verdict(text, value=name)
         known = sorted({cls.__name__ for base in bases for cls in concrete_subclasses(base)})
         wanted = " or ".join(base.__name__ for base in bases) or "class"
         reason = "is abstract" if found["abstract"] else f"is no known {wanted}"
@@ -189,13 +227,16 @@ def _verdict(parser: ArgumentParser, finding: Finding, siblings: Sequence[Findin
     if found := re.match(r"the following arguments are required: (.+)", finding.text):
         return Verdict(f"{_short(classes[-1])} needs {found[1]}", value=classes[-1])
     if EXPECTED.match(finding.text):
-        expected = [m[1] for s in siblings if s.frames == finding.frames and (m := EXPECTED.match(s.text))]
+        here = [sibling.text for sibling in siblings if sibling.frames == finding.frames]
+        expected = [m[1] for text in here if (m := EXPECTED.match(text) or NOT_A_SUBCLASS.match(text))]
         text = f"{where}expected {_types(expected)}, found {_quoted(finding.value)}"
         return Verdict(text + hint(_nearest_literal(finding.value, expected)), finding.inner_key, finding.value)
     if finding.text.startswith("Not a valid subclass of "):
         base = finding.text.split()[-1]
         found_text = f"{where}expected a {base} (a name, or class_path and init_args), found {_quoted(finding.value)}"
         return Verdict(found_text, finding.inner_key)
+    if re.match(r"argument of type '\w+' is not|'\w+' object has no attribute", finding.text):
+        return Verdict(f"{where}expected a name, or class_path and init_args of it", finding.inner_key)
     ending = f", found {_quoted(finding.value)}" if finding.value else ""
     return Verdict(where + finding.text + ending, finding.inner_key)
 
@@ -223,6 +264,10 @@ def _types(expected: Sequence[str]) -> str:
         choices = name.removeprefix("typing.Literal")
         words.append(f"one of {choices[1:-1]}" if choices != name else TYPE_NAMES.get(name, f"a {name}"))
     return " or ".join(dict.fromkeys(words))
+
+
+def _words(annotation: Any) -> str:
+    return _types([str(part) for part in typing.get_args(annotation) or (annotation,)])
 
 
 def _nearest_literal(value: str | None, expected: Sequence[str]) -> str | None:

@@ -10,18 +10,14 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser
 
+from guardlit.parsing.documents import compose
+
 CONFIG_OPTIONS = ("--config", "-c")
 
 
 def config_files(args: Sequence[str]) -> list[Path]:
     """The values of `--config` on a command line."""
-    return [Path(value) for option, value in _given(args) if option in CONFIG_OPTIONS]
-
-
-def compose(path: Path) -> yaml.Node | None:
-    """A YAML file as nodes that know their lines."""
-    with path.open(encoding="utf-8") as file:
-        return yaml.compose(file, Loader=yaml.SafeLoader)
+    return [Path(value) for option, value in given_options(args) if option in CONFIG_OPTIONS and value]
 
 
 def place(parser: ArgumentParser, args: Sequence[str], key: str, name: str | None, value: str | None) -> str:
@@ -37,7 +33,10 @@ def place(parser: ArgumentParser, args: Sequence[str], key: str, name: str | Non
     Returns:
         `file:line: key: `, `--option: `, `environment variable NAME: ` or `key: `.
     """
-    for option, given in reversed(_given(args)):
+    own = variable(parser, key)
+    if (name or value) and str(name or value) in os.environ.get(own, ""):  # it is read first: what follows may be right
+        return f"environment variable {own}: "
+    for option, given in reversed(given_options(args)):
         if option in CONFIG_OPTIONS and Path(given).is_file():
             line = _line_of(Path(given), key.split("."), name, value)
             if line is not None:
@@ -46,11 +45,21 @@ def place(parser: ArgumentParser, args: Sequence[str], key: str, name: str | Non
         mentioned = (name or value or "") in f"{dotted} {given}"
         if dotted == key or (dotted.startswith(f"{key}.") and mentioned):
             return f"--{dotted}: "
-    variable = f"{parser.env_prefix}_{key.replace('.', '__')}".upper().replace("-", "_")
-    return f"environment variable {variable}: " if variable in os.environ else f"{key}: "
+    return f"environment variable {own}: " if own in os.environ else f"{key}: "
 
 
-def _given(args: Sequence[str]) -> list[tuple[str, str]]:
+def variable(parser: ArgumentParser, key: str) -> str:
+    """The environment variable that sets a key."""
+    return f"{parser.env_prefix}_{key.replace('.', '__')}".upper().replace("-", "_")
+
+
+def config_from_environment(parser: ArgumentParser) -> tuple[str, Path] | None:
+    """The variable that names a configuration file, and the file, if it is set."""
+    name = variable(parser, "config")
+    return (name, Path(os.environ[name])) if name in os.environ else None
+
+
+def given_options(args: Sequence[str]) -> list[tuple[str, str]]:
     """The options of a command line, each with its value."""
     given = []
     for arg, following in pairwise([*args, ""]):

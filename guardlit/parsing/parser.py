@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    Namespace,
+)
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from guardlit.errors import GuardlitError
 from guardlit.parsing.bases import expand
-from guardlit.parsing.explain import explain
-from guardlit.parsing.locate import compose, config_files
-from guardlit.parsing.nearest import keys_of
+from guardlit.parsing.documents import check_config_file
+from guardlit.parsing.explain import explain, refused, unexpected_null
+from guardlit.parsing.locate import config_files, config_from_environment, variable
+from guardlit.parsing.nearest import hint, keys_of, nearest
+from guardlit.parsing.nulls import nulls, odd_keys
 
 
 class GuardlitParser(LightningArgumentParser):
@@ -35,19 +41,52 @@ class GuardlitParser(LightningArgumentParser):
             self.args = expand(sys.argv[1:] if args is None else args)
         except GuardlitError as error:
             _fail(self, str(error))
-        if not _subparsers(self):
-            sections = {key.partition(".")[0] for key in keys_of(self) if "." in key}
-            for file in config_files(self.args):
-                if file.is_file() and (message := check_config_file(file, sections)):
-                    _fail(self, message)
-        return super().parse_args(self.args, *rest, **kwargs)
+        if not any(isinstance(action, ActionConfigFile) for action in self._actions):  # of a class, for its parameters
+            return super().parse_args(self.args, *rest, **kwargs)
+        given = config_from_environment(self) if self.default_env else None
+        if given and not given[1].is_file():
+            _fail(self, f"environment variable {given[0]}: expected a YAML file, there is no file {given[1]}")
+        if _subparsers(self):
+            return super().parse_args(self.args, *rest, **kwargs)
+        self._check_files([*config_files(self.args), *([given[1]] if given else [])])
+        self._check_environment()
+        try:
+            config = super().parse_args(self.args, *rest, **kwargs)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            if not self.exit_on_error:
+                raise
+            # of jsonargparse or of a class that was imported for a value: no file or option is to be named
+            _fail(self, f"the settings cannot be read ({type(error).__name__}: {error})")
+        for null in nulls(self, config):
+            _fail(self, unexpected_null(self, self.args, null))
+        for section, value in vars(config).items():
+            for key in odd_keys(value):
+                _fail(self, f"{section}: a key must be text, found {key!r}; put it in quotes")
+        return config
+
+    def _check_files(self, files: Sequence[Path]) -> None:
+        """Look at the configuration files as YAML."""
+        sections = {key[:end] for key in keys_of(self) for end in range(len(key)) if key[end] == "."}
+        for file in files:
+            if file.exists() and (message := check_config_file(file, sections)):
+                _fail(self, message)
+
+    def _check_environment(self) -> None:
+        """Refuse variables that look like settings and are none: they would be passed over in silence."""
+        prefix = variable(self, "")
+        if not self.default_env or "__" not in prefix:
+            return
+        known = {variable(self, key): key for key in [*keys_of(self), "config"]}
+        for name in sorted(os.environ):
+            if name.startswith(prefix) and name not in known:
+                _fail(self, f"environment variable {name}: no setting has this name{hint(nearest(name, known))}")
 
     def instantiate_classes(self, cfg: Namespace, *args: Any, **kwargs: Any) -> Namespace:
         """As `ArgumentParser.instantiate_classes`; a value that a class refuses becomes a `GuardlitError`."""
         try:
             instantiated: Namespace = super().instantiate_classes(cfg, *args, **kwargs)
-        except (ValueError, MisconfigurationException) as error:
-            raise GuardlitError(str(error)) from error
+        except (ArithmeticError, TypeError, ValueError, MisconfigurationException) as error:
+            raise GuardlitError(refused(str(error))) from error
         return instantiated
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -64,61 +103,6 @@ def _fail(parser: ArgumentParser, message: str) -> NoReturn:
     program = parser.prog.replace(" [options]", "")
     sys.stderr.write(f"{program}: error: {' '.join(message.split())}\n")
     raise SystemExit(2)
-
-
-def check_config_file(path: Path, sections: Collection[str]) -> str | None:
-    """What is wrong with a configuration file as YAML, whatever its keys mean; None if nothing.
-
-    Args:
-        path: an existing file.
-        sections: keys that hold further keys.
-    """
-    try:
-        root = compose(path)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        return f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}"
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return f"{path}: not valid YAML: {error}"
-    except OSError as error:
-        return f"{path}: {error.strerror}"
-    if not isinstance(root, yaml.MappingNode):
-        known = ", ".join(f"{section}:" for section in sorted(sections))
-        return f"{path}: expected the sections {known}; found {_describe(root)}"
-    for first, second in _duplicates(root):
-        return f"{path}:{_line(second)}: key {second.value!r} is given twice, first on line {_line(first)}"
-    for key, value in root.value:
-        is_settings_or_file = isinstance(value, yaml.MappingNode) or value.tag.endswith((":null", ":str"))
-        if key.value in sections and not is_settings_or_file:
-            return f"{path}:{_line(key)}: {key.value}: expected a mapping of settings, found {_describe(value)}"
-    return None
-
-
-def _describe(node: yaml.Node | None) -> str:
-    if node is None:
-        return "nothing"
-    if isinstance(node, yaml.SequenceNode):
-        return "a list"
-    return repr(node.value) if node.tag.endswith(":str") else str(node.value)
-
-
-def _duplicates(node: yaml.Node) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-    """Pairs of equal keys of one mapping, of which YAML silently keeps the last."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _duplicates(item)
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, yaml.Node] = {}
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    yield seen[key.value], key
-                seen[key.value] = key
-            yield from _duplicates(value)
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
 
 
 def _subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from guardlit.bounds import check_trainer
 from guardlit.errors import GuardlitError
+from guardlit.guards import check_precision
 from guardlit.lint import Finding, lint
 from guardlit.planning.estimate import Estimate, estimate, prompts_of
 from guardlit.planning.run import PlannedRun, planned
@@ -34,7 +37,14 @@ def main(args: list[str]) -> None:
         GuardlitError: an option that cannot be used, or a configuration that no run can have.
     """
     options, rest = _parse(args[1:])
+    if options.json:
+        with _writing(options.json):  # before the seconds that it takes
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            if options.json.is_dir():
+                raise IsADirectoryError(0, "it is a folder")
     run = planned(rest)
+    check_trainer(run.trainer)
+    check_precision(run.precision)
     document: dict[str, Any] = {"run": _run(run)}
     _refuse(lint(run.module, run.plan, run.precision, loaded=False))  # what cannot run cannot be measured
     try:
@@ -47,9 +57,17 @@ def main(args: list[str]) -> None:
         document |= _costs(run, found, options.tflops, options.mfu)
     _print(run, document)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        with _writing(options.json):
+            options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     _refuse(findings)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise GuardlitError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
 def _refuse(findings: Sequence[Finding]) -> None:
@@ -70,7 +88,7 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--mfu", type=float, default=0.4, help="share of it that is reached (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all numbers here, too: bytes, FLOP, seconds")
     options, rest = parser.parse_known_args(args)
-    if not options.tflops > 0 or not 0 < options.mfu <= 1:
+    if not 0 < options.tflops < math.inf or not 0 < options.mfu <= 1:
         raise GuardlitError(f"--tflops {options.tflops:g} must be positive and --mfu {options.mfu:g} lie in (0, 1]")
     return options, rest
 

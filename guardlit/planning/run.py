@@ -66,6 +66,8 @@ class PlannedRun:
             devices = len(devices)
         if str(devices) in ("auto", "-1"):
             devices = max(torch.cuda.device_count(), 1) if self.on_gpu else 1
+        if not str(devices).isdecimal() or int(devices) < 1:
+            raise GuardlitError(f"trainer.devices={devices} is no number of devices; write one of at least 1, or auto")
         return int(devices) * int(self.trainer.get("num_nodes") or 1)
 
     @property

@@ -19,7 +19,8 @@ from guardlit.errors import GuardlitError
 from guardlit.policies.base import Shard, WeightSet
 from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
 from guardlit.policies.exported import FolderPolicy
-from guardlit.policies.folders import load_component, load_pipeline, pipeline_folder
+from guardlit.policies.folders import check_scaling, load_component, load_pipeline, load_scheduler, pipeline_folder
+from guardlit.policies.limits import check_limits
 from guardlit.policies.skeleton import Skeletal, blocks_of, skeleton_component
 from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets
 from guardlit.types import Conditioning
@@ -79,6 +80,7 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         decode_batch: int = 8,
     ) -> None:
         super().__init__()
+        check_limits(resolution, max_sequence_length, decode_batch, copies_device)
         self.model, self.resolution, self.lora = model, resolution, lora
         self.weights_dtype = DTYPES[weights_dtype]
         self.gradient_checkpointing = gradient_checkpointing
@@ -158,10 +160,9 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         dtype = self.weights_dtype if self.lora else torch.float32
         transformer = read(getattr(diffusers, self.transformer_class), self._folder, "transformer", dtype=dtype)
         vae = read(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=torch.float32)
+        check_scaling(self._folder, vae)
         self._outside["vae"] = vae.requires_grad_(False).eval()
-        self._outside["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
-            self._folder, subfolder="scheduler"
-        )
+        self._outside["scheduler"] = load_scheduler(self._folder)
         self._check_resolution(transformer)
         if self.lora:
             self._sets = AdapterWeights(transformer, self.lora, self.lora_targets, self._unused(transformer))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from guardlit.errors import GuardlitError
 from guardlit.types import Conditioning
 
 Encode = Callable[[list[str]], Conditioning]
@@ -88,10 +89,16 @@ class EmbeddingCache:
         path = self._path(prompt)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(save(entry))
-        os.replace(file.name, path)  # whole or not at all, also with several processes
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(save(entry))
+            os.replace(file.name, path)  # whole or not at all, also with several processes
+        except OSError as error:
+            raise GuardlitError(
+                f"prompt embeddings cannot be written to {self._folder}: {error.strerror}; set the policy's cache to "
+                "another folder, or to null to keep them in memory"
+            ) from error
 
 
 def cache_folder() -> Path:

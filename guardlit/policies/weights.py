@@ -15,7 +15,7 @@ from guardlit_callbacks._sharded import is_sharded, local, on_first, reshard, sh
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, at_least, positive
 from guardlit.policies.base import WeightSet
 
 TRAINED, OLD = "default", "old"
@@ -36,6 +36,14 @@ class LoRA:
     alpha: float = 64
     targets: tuple[str, ...] | None = None
     init: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"lora.rank": self.rank})
+        positive(**{"lora.alpha": self.alpha})
+        if self.init not in ("gaussian", "default"):
+            raise GuardlitError(f"lora.init={self.init} must be gaussian or default")
+        if self.targets is not None and not self.targets:
+            raise GuardlitError("lora.targets is empty; name layers, or leave it out for the family's own list")
 
 
 class WeightSets(Protocol):

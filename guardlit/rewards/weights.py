@@ -77,7 +77,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except pickle.UnpicklingError as error:
+        except (pickle.UnpicklingError, EOFError, LookupError) as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
             if named is None:
                 raise GuardlitError(f"{path}: not a readable file of weights (damaged, or of another kind)") from error

@@ -1,0 +1,25 @@
+"""What a policy's settings may be, whatever the model."""
+
+from __future__ import annotations
+
+import torch
+
+from guardlit.errors import GuardlitError, at_least
+
+MOST_TOKENS = 1024
+"""Of a prompt: the most that any of the families' pipelines takes."""
+
+
+def check_limits(resolution: int, max_sequence_length: int, decode_batch: int, copies_device: str | None) -> None:
+    """Refuse settings that no model can have; arguments as for `DiffusersPolicy`.
+
+    Raises:
+        GuardlitError: naming the first one.
+    """
+    at_least(1, resolution=resolution, max_sequence_length=max_sequence_length, decode_batch=decode_batch)
+    if max_sequence_length > MOST_TOKENS:
+        raise GuardlitError(f"max_sequence_length={max_sequence_length} must be at most {MOST_TOKENS} tokens")
+    try:
+        torch.device(copies_device or "cpu")
+    except RuntimeError as error:
+        raise GuardlitError(f"copies_device={copies_device} is no device; write cpu, cuda:0 or null") from error

@@ -1,0 +1,76 @@
+"""Something bad that happens to one process of a run, at one place of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+
+Error = Literal["raise", "memory", "hopeless"]
+Sleep = Literal["sleep", "sleep and raise"]
+Signal = Literal["SIGKILL", "SIGSTOP", "SIGTERM", "SIGTERM twice", "SIGUSR1", "SIGHUP", "SIGINT", "SIGINT twice"]
+
+
+class Trouble(pl.Callback):
+    """Does it the first time that the run is there.
+
+    Args:
+        what: raise what a library might, a lack of memory, or a `GuardlitError`; send a signal to this process; sleep;
+            or sleep while the other process raises.
+        place: `setup`, `batch` for the end of a micro-batch, `validation` for a batch of validation images, `first
+            validation` for one of those at step 0, or a phase.
+        at: index of the micro-batch or batch, or how much of a phase is done.
+        rank: of the process.
+        told: a file that is made just before.
+    """
+
+    def __init__(
+        self, what: Error | Sleep | Signal, place: str, at: int = 0, rank: int = 1, told: str | None = None
+    ) -> None:
+        self.what, self.place, self.at, self.rank, self.told = what, place, at, rank, told
+        self.done = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._come(trainer, "setup", 0)
+
+    def on_phase(self, trainer: pl.Trainer, phase: str, done: int, total: int) -> None:
+        self._come(trainer, phase, done)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        self._come(trainer, "batch", args[2])
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        self._come(trainer, "validation" if trainer.global_step else "first validation", args[1])
+
+    def _come(self, trainer: pl.Trainer, place: str, at: int) -> None:
+        if self.done or (place, at) != (self.place, self.at):
+            return
+        if trainer.global_rank != self.rank:
+            if self.what == "sleep and raise":
+                raise RuntimeError("the wires are cut")
+            return
+        self.done = True
+        if self.told is not None:
+            Path(self.told).touch()
+        self._do()
+
+    def _do(self) -> None:
+        if self.what == "raise":
+            raise RuntimeError("the wires are cut\nand more lines")
+        if self.what == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if self.what == "hopeless":
+            from guardlit.errors import GuardlitError
+
+            raise GuardlitError("the prompt file is gone")
+        if self.what.startswith("sleep"):
+            while True:
+                time.sleep(3600)
+        name, *twice = self.what.split()
+        for _ in range(1 + len(twice)):
+            os.kill(os.getpid(), getattr(signal, name))
