@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -193,9 +195,18 @@ def main(args: list[str]) -> None:
     except Interrupted as stop:
         print(f"guardlit {args[0]}: {stop}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        told = f"{os.strerror(error.errno)}{where}; once that is mended, go on with --ckpt_path last"
+        raise GuardlitError(told) from error
     except MisconfigurationException as error:  # how Lightning and the callbacks name a user's mistake
         raise GuardlitError(str(error)) from error
 
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""What the system says where a log, a picture or a table cannot be written; checkpoints say more by themselves."""
 
 MEANT = (
     ".*does not have many workers.*",

@@ -1,0 +1,69 @@
+"""Faults of one process among several."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from benchmarks.faults.inject import SCORE, STEP, before, fail, send
+from benchmarks.faults.lab import TWO, Setting, last_update
+from benchmarks.faults.processes import Launch
+from benchmarks.faults.scenario import Fault
+from guardlit.errors import GuardlitError
+
+TIMEOUT = 8
+"""Seconds that a collective may take, where a process is to be stopped."""
+WITHIN = 22
+
+
+def _kill_torchrun(launch: Launch, folder: Path) -> None:
+    """In the second round."""
+    launch.until(lambda: last_update(folder) >= 5)
+    launch.signal_launcher(signal.SIGKILL)
+
+
+FAULTS = [
+    Fault(
+        "one of two processes is killed; nobody looks after the other",
+        setting=TWO,
+        prepare=before(STEP, WITHIN, send(signal.SIGKILL), rank=1),
+        agent=False,
+        says=("guardlit fit: error: process 1",),
+    ),
+    Fault(
+        "the process that keeps the store is killed",
+        setting=TWO,
+        prepare=before(STEP, WITHIN, send(signal.SIGKILL), rank=0),
+        agent=False,
+        says=("guardlit fit: error: process 0",),
+    ),
+    Fault(
+        "torchrun is killed, its processes compute on for minutes",
+        setting=TWO,
+        prepare=before(STEP, WITHIN, lambda *_: time.sleep(600)),
+        during=_kill_torchrun,
+        codes=(-9,),  # they end themselves, and nobody is left to be told how
+    ),
+    Fault(
+        "one of two processes is stopped (SIGSTOP)",
+        setting=Setting(2, False, "ddp", timeout=TIMEOUT),
+        prepare=before(STEP, WITHIN, send(signal.SIGSTOP), rank=1),
+        says=("guardlit fit: error: process 1", "timeout"),
+    ),
+    Fault(
+        "one of two processes raises what a library might",
+        setting=TWO,
+        prepare=before(STEP, WITHIN, fail(RuntimeError("the wires are cut")), rank=1),
+        agent=False,
+        codes=(1, 2),
+        says=("the wires are cut",),
+    ),
+    Fault(
+        "the reward of one of two processes is hopeless",
+        setting=TWO,
+        prepare=before(SCORE, 6, fail(GuardlitError("the licence of the scorer ran out")), rank=1),
+        agent=False,
+        says=("guardlit fit: error: ", "process 1", "the licence of the scorer ran out", "go on with --ckpt_path"),
+    ),
+]
