@@ -3,7 +3,8 @@
 Trains all weights of a mid-size Stable Diffusion 3 transformer for two rounds, by one process, and sharded over 2 and 4
 (torchrun, gloo, CPU), and prints Markdown, in MB: what a process takes at most while it loads, and from then on. Before
 that it trains a tiny model, so that every library is loaded; what it took then is left out. The images of a round are
-dealt to the processes, as in any run; `rollout_batch` and `micro_batch` are the same for all.
+dealt to the processes, as in any run; `rollout_batch` and `micro_batch` are the same for all. Checkpoints are folders
+of shards, or with `--one-file` files, which process 0 assembles in its host's memory: that is then its peak.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import yaml
 from memory import TINY, _status, configure
 
 PROCESSES = (1, 2, 4)
+STRATEGY = "guardlit.sharding.ShardedStrategy"
 
 
 class Peaks(pl.Callback):
@@ -61,13 +63,13 @@ def child(config: Path) -> None:
     from guardlit.app import main as guardlit
 
     world = int(os.environ.get("WORLD_SIZE", 1))
-    several = ["--trainer.devices", str(world), "--trainer.strategy", "fsdp"] if world > 1 else []
+    several = ["--trainer.devices", str(world)]
     for path in (config.parent / "warm/run.yaml", config):
         sys.argv = ["guardlit", "fit", "--config", str(path), *several]
         guardlit(sys.argv[1:])
 
 
-def measure(processes: int, layers: int, width: int) -> tuple[list[dict[str, int]], int]:
+def measure(processes: int, layers: int, width: int, one_file: bool) -> tuple[list[dict[str, int]], int]:
     """Peaks of every process, and what `guardlit plan` says."""
     from guardlit.planning.estimate import estimate
     from guardlit.planning.run import planned
@@ -84,18 +86,20 @@ def measure(processes: int, layers: int, width: int) -> tuple[list[dict[str, int
             settings["trainer"]["callbacks"] = [
                 {"class_path": "sharding.Peaks", "init_args": {"folder": str(path.parent)}}
             ]
+            if processes > 1:
+                options = {"save_distributed_checkpoint": not one_file}
+                settings["trainer"]["strategy"] = {"class_path": STRATEGY, "init_args": options}
             path.write_text(yaml.safe_dump(settings))
         command = [sys.executable, __file__, "--child", str(config)]
         if processes > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
             command[1:1] = launcher
         here = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        environment = {**os.environ, "PYTHONPATH": here, "MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": here, "MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise RuntimeError(done.stderr[-3000:])
-        several = ["--trainer.devices", str(processes), "--trainer.strategy", "fsdp"]
-        expected = estimate(planned(["--config", str(config), *several])).memory.peak
+        expected = estimate(planned(["--config", str(config), "--trainer.devices", str(processes)])).memory.peak
         return [json.loads(path.read_text()) for path in sorted(folder.glob("peaks_*.json"))], expected
 
 
@@ -104,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--one-file", action="store_true", help="checkpoints as files")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -113,7 +118,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|", flush=True)
     alone = 0
     for processes in PROCESSES:
-        peaks, expected = measure(processes, args.layers, args.width)
+        peaks, expected = measure(processes, args.layers, args.width, args.one_file)
         largest = {key: max(peak[key] for peak in peaks) for key in peaks[0]}
         alone = alone or largest["training"]
         cells = [largest["weights"] // processes, largest["loading"], largest["training"]]

@@ -94,7 +94,7 @@ class GuardlitCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir)
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_whole(root))
-        elif config.get("ckpt_path"):
+        elif config.get("ckpt_path") is not None:
             require_whole(Path(config.ckpt_path))
 
     def _parse_ckpt_path(self) -> None:

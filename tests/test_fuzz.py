@@ -1,6 +1,6 @@
 """Random prompt files and configurations give prompts or a run, or else one line: 400 here, 10,000 if asked to.
 
-nice pytest -m slow tests/test_fuzz.py      # half an hour on one core
+nice pytest -m slow tests/test_fuzz.py      # some two minutes of one processor
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import guardlit.plan as plan_module
 from guardlit.errors import GuardlitError
 from guardlit.experience import Round
 from guardlit.plan import RoundPlan
@@ -76,6 +77,16 @@ def test_prompts_come_up_equally_often(per_round: int, available: int, seed: int
     assert set(drawn) <= set(range(available))
     assert max(counts.values()) - min(counts.get(i, 0) for i in range(available)) <= 1
     assert drawn[3 * per_round : 4 * per_round] == plan.prompt_indices(seed, 3, available)  # no history
+
+
+def test_looking_far_ahead_permutes_the_prompts_once(monkeypatch: pytest.MonkeyPatch):
+    seeds = []
+    monkeypatch.setattr(plan_module, "_permutation", lambda n, seed: seeds.append(seed) or torch.arange(n))
+    plan_module._walk.cache_clear()
+    for k in (*range(64), *range(1, 65)):
+        RoundPlan(8, 2, 1, 1, 1, 1).prompt_indices(11, k, 1000)
+    plan_module._walk.cache_clear()
+    assert len(seeds) == 1
 
 
 def test_the_seed_and_the_round_change_everything():

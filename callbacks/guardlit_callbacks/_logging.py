@@ -96,11 +96,17 @@ def save_png(path: Path, image: NDArray[np.uint8]) -> None:
 
 def figure_to_array(figure: Figure) -> NDArray[np.uint8]:
     """The figure as drawn, (height, width, 3) uint8; needs no display."""
+    from matplotlib.backend_bases import FigureCanvasBase
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    # a figure is full of circles, and whatever was drawn in it holds the renderer: without this its pixels, megabytes
+    # each, add up until Python's collector comes round to its oldest objects, tens of rounds later
+    vars(canvas.get_renderer()).clear()
+    FigureCanvasBase(figure)  # whoever draws it again gets a renderer of his own
+    return image
 
 
 def log_histogram(trainer: Trainer, key: str, values: NDArray[Any], step: int) -> None:

@@ -1,3 +1,4 @@
+import gc
 import sys
 from importlib import import_module
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from guardlit_callbacks._logging import (
     run_dir,
 )
 from guardlit_callbacks._outputs import read_output
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -90,3 +92,15 @@ def test_read_output_says_what_is_missing(outputs, says):
         read_output(outputs, "x", 0, "key")
     assert type(error.value).__name__ == "MisconfigurationException"
     assert "\n" not in str(error.value)
+
+
+def test_a_drawn_figure_holds_no_pixels_and_can_be_drawn_again(tmp_path):
+    figure = Figure(figsize=(3, 2))
+    figure.subplots().set_title("a title, which keeps the renderer")
+    first = figure_to_array(figure)
+    of_mine = [r for r in gc.get_referents(figure.axes[0].title) if isinstance(r, dict)]
+    renderers = [r for held in of_mine for r in held.values() if isinstance(r, RendererAgg)]
+    assert not any(hasattr(renderer, "_renderer") for renderer in renderers)
+    assert np.array_equal(figure_to_array(figure), first)
+    figure.savefig(tmp_path / "again.png", dpi=figure.dpi)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "again.png"))[..., :3], first)

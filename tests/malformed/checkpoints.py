@@ -67,6 +67,7 @@ CASES = [
     _case("other policy", _saved(OURS), "policy = FluxPolicy", "this run has SD3Policy", "export", "checkpoint"),
     line("missing checkpoint", [*FIT, "--ckpt_path", "no.ckpt"], "checkpoint no.ckpt", "no.ckpt", "does not exist"),
     line("folder for checkpoint", [*FIT, "--ckpt_path", "model"], "model", "checkpoint model", "checkpoint"),
+    line("no name of a checkpoint", [*FIT, "--ckpt_path", ""], "checkpoint", "checkpoint .", "cannot be read"),
     line("last of none", [*FIT, "--ckpt_path", "last"], "runs/version_*", "no checkpoint", "--ckpt_path last"),
     line("validate: missing", ["validate", *RUN, "--ckpt_path", "no"], "checkpoint no", "no", "does not exist"),
     line("sample: missing", ["sample", *RUN, "--ckpt_path", "no"], "checkpoint no", "no", "does not exist"),
