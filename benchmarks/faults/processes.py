@@ -239,8 +239,12 @@ def _rank(args: list[str], folder: Path, prepare: Prepare | None) -> None:
 
 
 def _run(rank: int, args: list[str], folder: Path, prepare: Prepare | None) -> int:
+    import torch
+
     from guardlit.cli import main
 
+    # what torch keeps of the parent's threads is renewed here: else autograd's threads would all do it, and may collide
+    torch.set_num_threads(1)
     _write_to(folder / f"rank_{rank}.txt")
     temporary = folder / f".pid_{rank}"
     temporary.write_text(str(os.getpid()))
