@@ -95,7 +95,7 @@ def measure(processes: int, layers: int, width: int, one_file: bool) -> tuple[li
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
             command[1:1] = launcher
         here = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        environment = {**os.environ, "PYTHONPATH": here, "MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": here, "MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise RuntimeError(done.stderr[-3000:])
