@@ -102,7 +102,9 @@ def test_a_prompt_file_gives_prompts_or_one_line(count: int, suffix: str, tmp_pa
         prompts, said = prompts_or_line(path)
         assert said.startswith(str(path)) if prompts is None else prompts
         assert len(said.splitlines()) == (prompts is None)
-        assert all(prompt.text == prompt.text.strip() != "" for prompt in prompts or ())
+        for prompt in prompts or ():
+            assert prompt.text == prompt.text.strip() != ""
+            assert b"\0" not in prompt.text.encode("utf-8")
 
     try_one()
 
@@ -145,7 +147,7 @@ def at(tree: Any, path: tuple[Any, ...]) -> Any:
 
 @st.composite
 def changed_settings(draw: Draw, right: dict[str, Any]) -> bytes:
-    """A configuration with up to three keys taken away, renamed, added or given other values."""
+    """A configuration with up to three keys taken away, emptied, renamed, added or given other values."""
     tree = copy.deepcopy(right)
     for _ in range(draw(st.integers(1, 3))):
         found = list(places(tree))
@@ -153,9 +155,11 @@ def changed_settings(draw: Draw, right: dict[str, Any]) -> bytes:
             break
         *above, key = draw(st.sampled_from(found))
         parent = at(tree, tuple(above))
-        match draw(st.sampled_from(["take away", "rename", "add", "replace", "replace"])):
+        match draw(st.sampled_from(["take away", "empty", "rename", "add", "replace"])):
             case "take away":
                 del parent[key]
+            case "empty":
+                parent[key] = None
             case "rename" if isinstance(parent, dict):
                 parent[draw(st.just(f"{key}s") | st.just(key[:-1]) | KEYS)] = parent.pop(key)
             case "add" if isinstance(parent, dict):
