@@ -26,7 +26,6 @@ from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.data import PromptDataModule
 from guardlit.ending import give_back
 from guardlit.errors import GuardlitError
-from guardlit.guards import check_precision
 from guardlit.interrupt import Interrupted, SignalGuard
 from guardlit.lint import Linter
 from guardlit.module import GRPOModule
@@ -46,6 +45,7 @@ DEFAULTS = {
     "use_distributed_sampler": False,  # the round's plan deals samples to processes
     "enable_model_summary": False,
     "gradient_clip_val": 1.0,
+    "inference_mode": False,  # an average of sharded weights cannot be put in place under it
     "default_root_dir": "runs/guardlit",
 }
 
@@ -127,7 +127,7 @@ class GuardlitCLI(LightningCLI):
         if config.get("strategy") == "fsdp":
             config["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) can run no rollout
         if isinstance(config["strategy"], ShardedStrategy):
-            check_precision(str(config.get("precision")), sharded=True)
+            config["strategy"].check(str(config.get("precision")))
         check_trainer(config)
         with one_line("trainer"):
             trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)

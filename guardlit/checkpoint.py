@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from guardlit_callbacks._gather import gather_objects, objects_on_first
+from guardlit_callbacks._gather import gather_objects
 from guardlit_callbacks._sharded import is_sharded, on_first, reshard, shard_like
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 from guardlit.loops import close_epoch
+from guardlit.together import collected
 
 if TYPE_CHECKING:
     from guardlit.module import GRPOModule
@@ -72,7 +73,8 @@ def unfinished_update(module: GRPOModule) -> dict[str, Any]:
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     gradients = on_first(found.items())
     outputs = gather_objects([{k: v.cpu() for k, v in o.items()} for o in module.outputs])
-    return {"gradients": [gradients] if is_sharded(found) else objects_on_first(gradients), "outputs": outputs}
+    everywhere = [gradients] if is_sharded(found) else collected(module.trainer, gradients)
+    return {"gradients": everywhere, "outputs": outputs}
 
 
 def outputs_of(part: Mapping[str, Any], rank: int, world: int) -> list[dict[str, Tensor]]:

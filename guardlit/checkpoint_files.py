@@ -230,11 +230,18 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
 def put_in_place(temporary: Path, path: Path) -> None:
     """Give a folder that has its manifest the checkpoint's name, in place of what has it now; for one process."""
     before = path.with_name(f".{path.name}.before.tmp")  # rename(2) replaces no folder that holds anything
-    if path.exists():
+    _remove(before)  # of a process that was killed here
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
         path.replace(before)
     temporary.replace(path)
     sync(path.parent)
-    shutil.rmtree(before, ignore_errors=True) if before.is_dir() else before.unlink(missing_ok=True)
+    _remove(before)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -50,9 +50,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             with appearing_whole(path) as file, serialization.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
-            kept = next((other for other in neighbours(path) if damage(other) is None), None)
-            rest = f"the last one kept is {kept}" if kept else "no earlier one exists"
-            raise GuardlitError(f"checkpoint {path} could not be written ({_reason(error)}); {rest}") from error
+            raise unwritten(path, error) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = True
@@ -70,6 +68,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise GuardlitError(f"{path} is no Lightning checkpoint")
         return checkpoint
+
+
+def unwritten(path: Path, error: BaseException) -> GuardlitError:
+    """What to raise where a checkpoint could not be written."""
+    kept = next((other for other in neighbours(path) if damage(other) is None), None)
+    rest = f"the last one kept is {kept}" if kept else "no earlier one exists"
+    return GuardlitError(f"checkpoint {path} could not be written ({_reason(error)}); {rest}")
 
 
 def agreed(path: Path) -> Path:
@@ -90,7 +95,8 @@ def agreed(path: Path) -> Path:
 
 def _reason(error: BaseException) -> str:
     """What the system said, where torch's zip writer came to grief over it."""
-    cause: BaseException | None = error
+    failures = getattr(error, "failures", {})  # of each process, where several wrote shards
+    cause: BaseException | None = next((failure for failure, _ in failures.values()), error)
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
     return getattr(cause, "strerror", None) or str(error).splitlines()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from guardlit.errors import GuardlitError, at_least
 from guardlit.experience import Experience, Round
 from guardlit.plan import RoundPlan
 from guardlit.prompts import load_prompts
+from guardlit.together import collected
 from guardlit.types import Prompt, Transition
 
 if TYPE_CHECKING:
@@ -215,7 +217,7 @@ class ExperienceLoader:
         # in transitions of all processes, which any number of them takes in the same order
         state: dict[str, Any] = {"round": self.round_index, "transitions": self.position * self._data.plan.stride}
         if self._experience is not None:
-            state["experience"] = self._experience.state(self._module.gather)
+            state["experience"] = self._experience.state(partial(collected, self._module.trainer))
         elif self._resuming is not None:
             state["experience"] = self._resuming
         return state

@@ -171,23 +171,24 @@ class Experience:
             **{name: table[sample] for name, table in by_image.items() if name != "step"},
         )
 
-    def state(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    def state(self, collect: Callable[[Tensor], list[Tensor]]) -> dict[str, Any]:
         """The round for a checkpoint, by image, so that any number of processes can take it up.
 
         Args:
-            gather: (n, ...) on every process -> (world, n, ...); called by all of them.
+            collect: gives the processes' tensors, of the CPU, to the one that writes, and to others none; called by
+                all of them.
         """
         return {
-            "latents": self._gathered(self.latents, gather),
-            "velocity": self._gathered(self.velocity, gather),
+            "latents": self._collected(self.latents, collect),
+            "velocity": self._collected(self.velocity, collect),
             "advantage": self.advantage,
             "mask": self.mask,
             "metrics": dict(self.metrics),
         }
 
-    def _gathered(self, rows: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
-        alone = self.round.plan.world == 1
-        return self.round.by_image(rows.cpu().unsqueeze(0) if alone else gather(rows)).cpu()
+    def _collected(self, rows: Tensor, collect: Callable[[Tensor], list[Tensor]]) -> Tensor:
+        parts = collect(rows.cpu())
+        return self.round.by_image(torch.stack(parts)) if parts else torch.empty(0)
 
     @classmethod
     def restore(

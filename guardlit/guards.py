@@ -21,13 +21,8 @@ Outputs = Mapping[str, Tensor]
 Gather = Callable[[Tensor], Tensor]
 
 
-def check_precision(precision: str, sharded: bool = False) -> None:
-    """Refuse a precision that would take what trains, noise and ratios out of float32, or that FSDP2 cannot scale."""
-    if sharded and precision == "16-mixed":
-        raise GuardlitError(
-            "trainer.precision=16-mixed: its loss scaler does not work with trainer.strategy=fsdp; take bf16-mixed, "
-            "with model.old_velocity=recomputed where the noise floor asks for it, or trainer.strategy=ddp"
-        )
+def check_precision(precision: str) -> None:
+    """Refuse a precision that would take what trains, noise and ratios out of float32."""
     if precision in ("16-true", "bf16-true"):
         raise GuardlitError(
             f"trainer.precision={precision} would train in half precision: take {precision.removesuffix('true')}mixed, "

@@ -156,10 +156,11 @@ class Peers(pl.Callback):
             self._tell(error)
             return error
         try:
-            late = "" if self._first else self._late(error)
+            late = self._first or self._late(error)
         except RuntimeError:
             late = GONE
-        verdict = PeerError(f"ended because another process did: {self._first}" if self._first else late)
+        told = self._first not in ("", GONE)
+        verdict = PeerError(f"ended because another process did: {self._first}" if told else late)
         self._tell(verdict)
         return verdict
 

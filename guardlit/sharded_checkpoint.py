@@ -75,7 +75,7 @@ def _split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
     """Tensors of weights and optimizers under flat names, and everything else."""
     spread = {f"model|{name}": tensor for name, tensor in checkpoint["state_dict"].items()}
     states = []
-    for number, optimizer in enumerate(checkpoint["optimizer_states"]):
+    for number, optimizer in enumerate(checkpoint.get("optimizer_states", ())):
         plain: dict[str, dict[str, Any]] = {name: {} for name in optimizer["state"]}
         for name, key, value in _values(optimizer):
             if isinstance(value, Tensor):
@@ -83,7 +83,8 @@ def _split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
             else:
                 plain[name][key] = value
         states.append({**optimizer, "state": plain})
-    return spread, {**checkpoint, "state_dict": {}, "optimizer_states": states}
+    rest = {**checkpoint, "state_dict": {}}
+    return spread, rest | ({"optimizer_states": states} if "optimizer_states" in checkpoint else {})
 
 
 def _values(optimizer: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:

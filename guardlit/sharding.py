@@ -13,9 +13,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.constants import default_pg_timeout
+from torch.distributed.tensor import DTensor
 
-from guardlit.checkpoint_io import agreed
+from guardlit.checkpoint_io import agreed, sweep, unwritten
 from guardlit.errors import GuardlitError
 from guardlit.sharded_checkpoint import read_shards, write_shards
 
@@ -44,12 +46,15 @@ class ShardedStrategy(ModelParallelStrategy):
 
     Args:
         reshard_after_forward: let go of a block's gathered weights after its forward pass. False keeps the network
-            gathered from the first forward pass to the next update: faster rollouts, and the memory of all of it.
-        param_dtype: precision to gather and compute in; null gathers weights as they are stored and leaves the
-            computation to `trainer.precision`. Half precision halves the traffic.
+            gathered through a whole rollout, and from a micro-batch's forward pass to its backward pass: faster
+            rollouts, and the memory of all of it.
+        param_dtype: precision to gather in: null is that of `trainer.precision`, for what is stored in float32 half of
+            the traffic under `bf16-mixed`. With `fp32` there, every process keeps a half-precision copy of all weights
+            from a forward pass to its backward pass, since autocast makes one of each.
         reduce_dtype: precision in which gradients are summed.
-        save_distributed_checkpoint: write checkpoints as folders, each process its own part: for full fine-tuning of
-            networks that do not fit into one process's memory.
+        save_distributed_checkpoint: write checkpoints as folders, each process its own part of weights and optimizer:
+            process 0 then need not hold all of them at once. An average, and within a round the old policy, are whole
+            in its memory either way.
         process_group_backend: by default `nccl` on GPUs and `gloo` on CPUs.
         timeout: of a collective.
     """
@@ -71,6 +76,19 @@ class ShardedStrategy(ModelParallelStrategy):
         self.reshard_after_forward = reshard_after_forward
         self._param_dtype, self._reduce_dtype = param_dtype, reduce_dtype
 
+    def check(self, precision: str) -> None:
+        """Refuse a `trainer.precision` that does not go with sharding; raises `GuardlitError`."""
+        if precision in ("16-mixed", "16"):
+            raise GuardlitError(
+                "trainer.precision=16-mixed: its loss scaler does not work with trainer.strategy=fsdp; take bf16-mixed"
+                ", with model.old_velocity=recomputed where the noise floor asks for it, or trainer.strategy=ddp"
+            )
+        if self._param_dtype in ("bf16", "fp16") and precision not in ("bf16-mixed", "bf16"):
+            raise GuardlitError(
+                f"trainer.strategy: param_dtype={self._param_dtype} needs trainer.precision=bf16-mixed, whose autocast "
+                f"gives the network inputs to match; found {precision}"
+            )
+
     def setup_environment(self) -> None:
         """Lightning's default would be tensor parallelism."""
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
@@ -80,9 +98,13 @@ class ShardedStrategy(ModelParallelStrategy):
         """Spread a network over the processes, in place; see `guardlit.policies.base.Shard`."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        half = "bf16" if self.precision_plugin.precision == "bf16-mixed" else None
+        param_dtype = self._param_dtype or half
+        # inputs stay as they are: timesteps and positions are float32 on purpose, and autocast knows what to cast
         policy = MixedPrecisionPolicy(
-            param_dtype=DTYPES[self._param_dtype] if self._param_dtype else None,
+            param_dtype=DTYPES[param_dtype] if param_dtype else None,
             reduce_dtype=DTYPES[self._reduce_dtype],
+            cast_forward_inputs=False,
         )
         for module in (*blocks, network):
             fully_shard(
@@ -119,6 +141,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """As of any optimizer, but for its tensors: whole on rank 0, or every process's part."""
         inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state: dict[str, Any] = inner.state_dict()
+        _check_shapes(type(inner).__name__, state)
         if self._save_distributed_checkpoint:
             return state
         return {**state, "state": {i: _on_first(values) for i, values in state["state"].items()}}
@@ -139,7 +162,12 @@ class ShardedStrategy(ModelParallelStrategy):
         """Write one file, or a folder with the part of every process."""
         path = Path(self.broadcast(str(filepath)))
         if self._save_distributed_checkpoint:
-            write_shards(checkpoint, path, self.barrier)
+            if self.is_global_zero and path.parent.is_dir():
+                sweep(path.parent)
+            try:
+                write_shards(checkpoint, path, self.barrier)
+            except (OSError, RuntimeError, CheckpointException) as error:
+                raise unwritten(path, error) from error
         else:
             Strategy.save_checkpoint(self, checkpoint, path)
 
@@ -157,6 +185,17 @@ class ShardedStrategy(ModelParallelStrategy):
         """Remove a file or a folder."""
         if self.is_global_zero:
             self.checkpoint_io.remove_checkpoint(filepath)
+
+
+def _check_shapes(optimizer: str, state: Mapping[str, Any]) -> None:
+    """Refuse what is neither sharded as its parameter nor a number: every process has another one."""
+    for values in state["state"].values():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and not isinstance(value, DTensor):
+                raise GuardlitError(
+                    f"{optimizer} keeps '{name}' in another shape than its parameters, which trainer.strategy=fsdp can "
+                    "neither save nor spread; take an optimizer such as AdamW or SGD"
+                )
 
 
 def _on_first(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from guardlit_callbacks._gather import gather_objects
 
 from guardlit.errors import GuardlitError
+
+T = TypeVar("T")
 
 LARGEST = ("_p50", "_p95", "_max", "_share", "_s", "_ms")
 """Endings of counters that cannot be added up: a statistic or a unit."""
@@ -37,6 +40,18 @@ def _on_cpus(trainer: pl.Trainer) -> dist.ProcessGroup:
         timeout = getattr(trainer.strategy, "_timeout", None)
         _groups[world] = dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[assignment]
     return _groups[world]
+
+
+def collected(trainer: pl.Trainer, mine: T) -> list[T]:
+    """All processes' values, by process, on the first one; an empty list elsewhere; to be called by all.
+
+    They go from CPU to CPU: by NCCL, all of them would have to fit on the first process's GPU.
+    """
+    if trainer.world_size == 1:
+        return [mine]
+    values: list[T | None] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+    dist.gather_object(mine, values, group=_on_cpus(trainer))
+    return [] if values is None else values  # type: ignore[return-value]
 
 
 def raise_together(trainer: pl.Trainer, error: GuardlitError | None) -> None:

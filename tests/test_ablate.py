@@ -233,8 +233,8 @@ def test_an_interrupted_ablation_goes_on_and_equals_an_undisturbed_one(sd3_folde
     [
         (["--objectives", "FlowGPRO"], "unknown objective 'FlowGPRO': did you mean FlowGRPO?"),
         (["--objectives", "PPO"], f"unknown objective 'PPO': it is one of {', '.join(NAMES)}"),
-        (["--seeds", "1,two"], "--seeds 1,two: 'two' is not a whole number of at least 0"),
-        (["--seeds", "-1"], "--seeds -1: '-1' is not a whole number of at least 0"),
+        (["--seeds", "1,two"], "--seeds 1,two: 'two' is not a whole number from 0 to 4294967295"),
+        (["--seeds", "-1"], "--seeds -1: '-1' is not a whole number from 0 to 4294967295"),
         (["--clip", "FlowGRPO"], "--clip FlowGRPO: expected NAME=RANGE, such as FlowGRPO=1e-3 or FlowGRPO=none"),
         (["--clip", "FlowGRPO=2"], "--clip FlowGRPO=2.0: a clip range lies between 0 and 1"),
         (["--updates", "2"], "--updates belongs to --analyse; a training takes data.updates_per_round"),

@@ -19,7 +19,6 @@ from guardlit.checkpoint_io import SafeCheckpointIO
 DDP, FSDP = ("--trainer.strategy", "ddp"), ("--trainer.strategy", "fsdp")
 IN_FOLDERS = {"class_path": "guardlit.sharding.ShardedStrategy", "init_args": {"save_distributed_checkpoint": True}}
 GATHERED = {"class_path": "guardlit.sharding.ShardedStrategy", "init_args": {"reshard_after_forward": False}}
-HALF = {"class_path": "guardlit.sharding.ShardedStrategy", "init_args": {"param_dtype": "bf16"}}
 EMA, STOP = {"class_path": "guardlit_callbacks.TrainableEMA"}, {"class_path": "background.Stop"}
 EXPORT = {"class_path": "guardlit.export.ExportAtEnd"}
 GRID = {"class_path": "guardlit_callbacks.SampleGrid"}
@@ -47,6 +46,10 @@ MISTAKES = {
     "16-mixed": (
         {"trainer__strategy": "fsdp", "trainer__precision": "16-mixed"},
         "trainer.precision=16-mixed: its loss scaler does not work with trainer.strategy=fsdp; take bf16-mixed",
+    ),
+    "halves without autocast": (
+        {"trainer__strategy": {**IN_FOLDERS, "init_args": {"param_dtype": "bf16"}}},
+        "trainer.strategy: param_dtype=bf16 needs trainer.precision=bf16-mixed, whose autocast gives the network",
     ),
     "another strategy": (
         {"trainer__strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}},
@@ -132,7 +135,9 @@ def runs(sd3_folder: Path, tiny: Callable[[str], Path], tmp_path_factory: pytest
     runs.add("one flux", model=tiny("flux"), **FLUX)
     runs.add("fsdp 2 flux", 2, FSDP, model=tiny("flux"), **FLUX)
     frozen = {"model__policy__init_args__weights_dtype": "bf16"}
-    runs.add("half", 2, trainer__strategy=HALF, trainer__precision="bf16-mixed", trainer__max_epochs=1, **frozen)
+    half = {"trainer__precision": "bf16-mixed", "trainer__max_epochs": 1, **frozen}
+    runs.add("half", 2, trainer__strategy="fsdp", **half)
+    runs.add("ddp half", 2, DDP, **half)
     for mistake, (changes, _) in MISTAKES.items():
         runs.add(mistake, 2, **changes)
     # stopped by SIGTERM within the second update of the first round, on every process
@@ -254,8 +259,10 @@ def test_the_lora_that_a_sharded_run_exports_is_its_checkpoints(runs: Runs, tmp_
 
 
 def test_half_precision_gathers_halves_and_trains_in_full(runs: Runs):
-    assert runs.ended("half") == {0}
+    """Autocast rounds the same weights to the same halves, and timesteps stay as they are."""
+    assert runs.ended("half") == runs.ended("ddp half") == {0}
     state = runs.state("half")
+    assert distance(runs.state("ddp half"), state) <= 1e-4
     assert {v.dtype for v in state.values()} == {torch.float32}
     assert max(float(v.abs().max()) for k, v in state.items() if "lora_B" in k) > 0
 

@@ -87,7 +87,7 @@ def undisturbed(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.parametrize(
-    ("number", "place", "at", "rank"), [("SIGTERM", "validation", 0, 1), ("SIGUSR1", "batch", 7, 0)]
+    ("number", "place", "at", "rank"), [("SIGTERM", "validation", 0, 1), ("SIGUSR1", "batch", 5, 0)]
 )
 def test_a_signal_to_one_process_stops_both_and_the_resumed_run_is_the_undisturbed_one(
     undisturbed: Path, sd3_folder: Path, tmp_path: Path, number: str, place: str, at: int, rank: int

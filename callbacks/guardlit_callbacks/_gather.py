@@ -24,15 +24,6 @@ def gather_objects(value: T) -> list[T]:
     return gathered  # type: ignore[return-value]
 
 
-def objects_on_first(value: T) -> list[T]:
-    """`value` of every rank, in rank order, on rank 0; other ranks get an empty list. Keep tensors on the CPU."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    gathered: list[T | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(value, gathered)
-    return [] if gathered is None else gathered  # type: ignore[return-value]
-
-
 def distinct(numbers: Sequence[int]) -> list[int]:
     """Where each number stands first, in their rising order: distributed samplers deal some samples out twice."""
     first: dict[int, int] = {}

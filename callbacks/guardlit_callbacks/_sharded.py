@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -21,6 +22,7 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
+@torch.inference_mode(False)  # under which nothing can be detached from a sharded parameter
 def local(parameter: Tensor) -> Tensor:
     """This rank's part of a parameter, without gradient; writing to it writes to the parameter."""
     tensor = parameter.detach()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from guardlit_callbacks._lightning import (
     Callback,
@@ -207,9 +208,11 @@ class TrainableEMA(Callback):
         """Writes the raw weights even while the averages stand in for them, as when another callback saves."""
         weights = checkpoint.get("state_dict", {})
         names = {_clean(name): name for name in weights}
+        parts = {name: sharded(part, self._parameters[name]) for name, part in self._raw.items()}
+        spread = {name: part for name, part in parts.items() if isinstance(weights.get(names.get(name)), DTensor)}
         # ranks above 0 hold no weights under FSDP2, but must take part in the gathering
-        raw = on_first((name, sharded(part, self._parameters[name])) for name, part in self._raw.items())
-        weights.update({names[name]: tensor for name, tensor in raw.items() if name in names})
+        whole = on_first((name, part) for name, part in parts.items() if name not in spread)
+        weights.update({names[name]: tensor for name, tensor in (whole | spread).items() if name in names})
 
 
 def _clean(name: str) -> str:

@@ -181,6 +181,7 @@ def whole_network(transformer: Any, kind: Any) -> Any:
         transformer: to be called on all processes.
         kind: its class before it was sharded.
     """
+    reshard(transformer)
     if not is_sharded(dict(transformer.named_parameters())):
         return transformer
     state = on_first(transformer.state_dict().items())
@@ -255,12 +256,14 @@ class FullWeights:
 
     def old_state(self) -> dict[str, Tensor]:
         """The old weights by name."""
+        reshard(self._transformer)
         parameters = dict(self._transformer.named_parameters())
         return on_first((name, sharded(part, parameters[name])) for name, part in self._copies["old"].items())
 
     @torch.no_grad()
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         """Put old weights back."""
+        reshard(self._transformer)
         parameters = dict(self._transformer.named_parameters())
         for name, part in self._copies["old"].items():
             part.copy_(local(shard_like(state[name], parameters[name])))
