@@ -189,9 +189,15 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def _begin() -> None:
+    """Make this process the first of a group, which ends with the process that has forked it."""
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _alone(rank: int, world: int, port: int, args: list[str], folder: Path, prepare: Prepare | None) -> None:
     """A process without a launcher to look after it; with others it finds them as under torchrun."""
-    os.setpgid(0, 0)
+    _begin()
     if world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "GROUP_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(world)}
@@ -204,7 +210,7 @@ def _agent(world: int, args: list[str], folder: Path, prepare: Prepare | None) -
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.setpgid(0, 0)
+    _begin()
     _write_to(folder / "agent.txt")
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "faults"}
@@ -217,7 +223,7 @@ def _agent(world: int, args: list[str], folder: Path, prepare: Prepare | None) -
 
 
 def _execute(program: list[str], args: list[str], folder: Path, prepare: Prepare | None) -> None:
-    os.setpgid(0, 0)
+    _begin()
     _write_to(folder / "rank_0.txt")
     (folder / "pid_0").write_text(str(os.getpid()))
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
