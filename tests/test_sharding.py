@@ -16,6 +16,8 @@ from torch import Tensor
 
 from guardlit.checkpoint_io import SafeCheckpointIO
 
+pytestmark = pytest.mark.timeout(1500)  # whoever comes first makes all runs, two minutes of one free processor
+
 DDP, FSDP = ("--trainer.strategy", "ddp"), ("--trainer.strategy", "fsdp")
 IN_FOLDERS = {"class_path": "guardlit.sharding.ShardedStrategy", "init_args": {"save_distributed_checkpoint": True}}
 GATHERED = {"class_path": "guardlit.sharding.ShardedStrategy", "init_args": {"reshard_after_forward": False}}
@@ -88,7 +90,7 @@ class Runs:
     def make(self) -> None:
         """Run what is in the list."""
         for name, processes, args in self._waiting:
-            self.codes[name] = forked(self.base / name, *args, processes=processes).wait()
+            self.codes[name] = forked(self.base / name, *args, processes=processes).wait(300)
         self._waiting = []
 
     def ended(self, name: str) -> set[int]:
