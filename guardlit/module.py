@@ -23,6 +23,7 @@ from guardlit.experience import Experience, Round
 from guardlit.judge import Judge
 from guardlit.kl import kl_divergence
 from guardlit.loops import move_within_epoch, validate_now
+from guardlit.loss_scale import fit_scale
 from guardlit.nonfinite import NonFiniteGuard
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.phases import announce
@@ -126,6 +127,7 @@ class GRPOModule(pl.LightningModule):
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
         guards.check_precision(str(self.trainer.precision))
         guards.check_clip(self.objective, self._plan, self.elements)
+        fit_scale(self.trainer.precision_plugin, self._plan.micro_batches_per_update)
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
