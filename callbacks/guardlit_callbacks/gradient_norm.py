@@ -38,8 +38,8 @@ class GradientNorm(RoundCallback):
     the trainable gradients during such a round, and undoes Lightning's division by `accumulate_grad_batches` and the
     loss scale of 16-bit precision. Micro-batches must then hold one denoising step each, the same on all ranks.
 
-    What underflows in float16 is exactly zero, in silence. Under a loss scaler the callback warns, once, when in a round
-    after the first (in which a LoRA's first gradient is half zeros by construction) too many entries are.
+    What underflows in float16 is exactly zero, in silence. Under a loss scaler the callback warns, once, when too many
+    entries are in a round after the first, in which a LoRA's first gradient is half zeros by construction.
 
     TT is the index of the denoising step, two digits. Logged at the end of a round:
 
