@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -17,11 +16,12 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.policies.base import Shard, WeightSet
-from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
-from guardlit.policies.exported import FolderPolicy
-from guardlit.policies.folders import check_scaling, load_component, load_pipeline, load_scheduler, pipeline_folder
+from guardlit.policies.decoding import DecodingPolicy
+from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder
+from guardlit.policies.folders import check_scaling, load_component, load_scheduler, pipeline_folder
 from guardlit.policies.limits import check_limits
-from guardlit.policies.skeleton import Skeletal, blocks_of, skeleton_component
+from guardlit.policies.prompted import PromptedPolicy
+from guardlit.policies.skeleton import blocks_of, skeleton_component
 from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets
 from guardlit.types import Conditioning
 
@@ -32,11 +32,12 @@ JOINT_ATTENTION = tuple(f"attn.{name}" for name in ATTENTION)
 """Linear layers of attention over text and image together, as diffusers names them in most families."""
 
 
-class DiffusersPolicy(FolderPolicy, Skeletal):
+class DiffusersPolicy(PromptedPolicy, DecodingPolicy):
     """A diffusers pipeline folder or hub id as a policy; a subclass adds what one model family has of its own.
 
-    It names the pipeline's classes below, turns prompts into embeddings in `_encode_prompts`, and calls the transformer
-    in `_predict`. The other methods of the first section have the form that most families share.
+    It names the pipeline's classes below, turns prompts into embeddings in `_encode_prompts` (`prompted.py`), and calls
+    the transformer in `_predict`. The other methods of the first section, and `_images` in `decoding.py`, have the form
+    that most families share.
 
     Args:
         model: a folder in the diffusers layout, or a hub id.
@@ -62,8 +63,6 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
     """What the folder must hold."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Suffixes of the linear layers that `lora.targets: null` stands for."""
-    empty_prompt: ClassVar[str | None] = ""
-    """The prompt that classifier-free guidance leads away from; None for a family that has no such guidance."""
 
     def __init__(
         self,
@@ -98,21 +97,12 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
     # what a family has of its own ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def _encode_prompts(self, pipeline: Any, prompts: list[str]) -> Conditioning:
-        """Embeddings of P prompts by the pipeline's text encoders, (P, ...), of the same shape for every prompt."""
-
-    @abstractmethod
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """One call of the transformer: the velocity of latents in its dtype, (B, C, H, W) -> (B, C, H, W)."""
 
     def _guide(self, without: Tensor, with_prompt: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance from two velocities, (B, C, H, W) float32 each."""
         return without + scale * (with_prompt - without)
-
-    def _images(self, vae: Any, latents: Tensor) -> Tensor:
-        """Images in [-1, 1] of clean latents, both float32, (B, C, H, W) -> (B, 3, height, width)."""
-        unscaled = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return cast("Tensor", vae.decode(unscaled, return_dict=False)[0])
 
     def _vae_scale(self) -> int:
         """Pixels a side of one element of the VAE's latents."""
@@ -134,14 +124,6 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         """What the pipeline hands to its scheduler's `set_timesteps`."""
         tokens = (self.resolution // self._token_pixels(self.transformer)) ** 2
         return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": self._shift(num_steps, tokens)}
-
-    def _encoder_settings(self) -> tuple[object, ...]:
-        """What besides the encoders' files decides about the embeddings."""
-        return (self.max_sequence_length, self.text_encoder_dtype)
-
-    def _left_out(self) -> tuple[str, ...]:
-        """Components that are not to be loaded."""
-        return ()
 
     def _unused(self, transformer: Any) -> tuple[str, ...]:
         """Layers that no image depends on: without a gradient, they would keep several processes waiting for one."""
@@ -198,53 +180,6 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         scheduler.set_timesteps(**self._schedule(num_steps))
         return cast("Tensor", scheduler.sigmas.double())
 
-    # prompts ------------------------------------------------------------------------------------------------------
-
-    def _encoder_key(self) -> str:
-        files = [p for name in ("text_encoder*", "tokenizer*") for p in self._folder.glob(f"{name}/*") if p.is_file()]
-        return f"{self.pipeline_class}:{sample_digest(files)}:{self._encoder_settings()}"
-
-    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
-        """Encode new prompts with the pipeline's own encoders, which are freed again afterwards."""
-        needed = [*prompts, *([] if self.empty_prompt is None else [self.empty_prompt])]
-        if not self._embeddings.missing(needed):
-            return
-        missing = self._embeddings.missing([*needed, *ahead])
-        pipeline = self._pipeline()
-        for prompt in missing:
-            # one at a time: kernels may round otherwise for another batch, and a resumed run, which encodes prompts in
-            # another order, would not be the same
-            with torch.no_grad(), self._full_precision():
-                self._embeddings.add([prompt], self._encode_prompts(pipeline, [prompt]))
-        del pipeline
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def _pipeline(self, transformer: Any = None) -> Any:
-        import diffusers
-
-        parts = {"transformer": transformer or self.transformer, **self._outside, **dict.fromkeys(self._left_out())}
-        pipeline = load_pipeline(
-            getattr(diffusers, self.pipeline_class), self._folder, dtype=self.text_encoder_dtype, **parts
-        )
-        for name, part in pipeline.components.items():
-            if name.startswith("text_encoder") and part is not None:
-                part.to(self.device)
-        return pipeline
-
-    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """What `_encode_prompts` gave, on the transformer's device and, but for masks, in its dtype."""
-        with torch.autocast("cpu", enabled=False):  # it cannot stack float16
-            table = self._embeddings.get(prompts)
-        dtypes = {k: self.transformer.dtype if v.is_floating_point() else v.dtype for k, v in table.items()}
-        return {k: v.to(self.device, dtypes[k]) for k, v in table.items()}
-
-    def _empty_prompt(self) -> Conditioning:
-        if self._empty is None or next(iter(self._empty.values())).device != self.device:
-            self._empty = self.conditioning([self.empty_prompt or ""])
-        return self._empty
-
     # the model ----------------------------------------------------------------------------------------------------
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
@@ -256,15 +191,6 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
         without, with_prompt = self._predict(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).float().chunk(2)
         return self._guide(without, with_prompt, guidance_scale)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, height, width) uint8 of clean latents (B, C, H, W), in float32 whatever autocast says."""
-        vae = self._outside["vae"].to(self.device)
-        with self._full_precision():
-            parts = torch.split(latents.float(), self.decode_batch)
-            images = torch.cat([self._images(vae, part) for part in parts])
-        return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
     # weights ------------------------------------------------------------------------------------------------------
 
