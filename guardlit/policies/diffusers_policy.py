@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -15,14 +13,16 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.policies.base import Shard, WeightSet
+from guardlit.policies.base import Shard
 from guardlit.policies.decoding import DecodingPolicy
 from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder
 from guardlit.policies.folders import check_scaling, load_component, load_scheduler, pipeline_folder
 from guardlit.policies.limits import check_limits
+from guardlit.policies.precision import own_precision
 from guardlit.policies.prompted import PromptedPolicy
 from guardlit.policies.skeleton import blocks_of, skeleton_component
-from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets
+from guardlit.policies.switching import SwitchingPolicy
+from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA
 from guardlit.types import Conditioning
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +32,7 @@ JOINT_ATTENTION = tuple(f"attn.{name}" for name in ATTENTION)
 """Linear layers of attention over text and image together, as diffusers names them in most families."""
 
 
-class DiffusersPolicy(PromptedPolicy, DecodingPolicy):
+class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
     """A diffusers pipeline folder or hub id as a policy; a subclass adds what one model family has of its own.
 
     It names the pipeline's classes below, turns prompts into embeddings in `_encode_prompts` (`prompted.py`), and calls
@@ -43,8 +43,10 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy):
         model: a folder in the diffusers layout, or a hub id.
         resolution: height and width of the images in pixels.
         lora: the adapter to train; null trains the whole transformer.
-        weights_dtype: storage of what is frozen: `fp32`, `bf16` or `fp16`. What trains is float32 in any case; the
-            forward's precision is the Trainer's.
+        weights_dtype: storage of what is frozen: `fp32`, `bf16` or `fp16`. What trains is float32 in any case, as are
+            the velocities. Under `fp32` the network computes in the Trainer's precision; under the others in just that
+            one, without autocast and its casts, as a pipeline does. `fp16` trains under `16-mixed` alone, whose loss
+            scale its gradients need, `bf16` under `bf16-mixed` or `32-true`.
         gradient_checkpointing: recompute activations in the backward pass: a third more time, far less memory.
         max_sequence_length: text tokens; longer prompts are cut there, as the pipeline does.
         text_encoder_dtype: precision of the text encoders and of the embeddings that are kept.
@@ -90,7 +92,7 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy):
         self.transformer: Any = None
         self._folder: Path
         self._outside: dict[str, Any] = {}  # frozen parts, hidden from nn.Module: VAE, scheduler
-        self._sets: WeightSets
+        self._dtype: torch.dtype
         self._embeddings: EmbeddingCache
         self._empty: Conditioning | None = None
 
@@ -155,7 +157,7 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy):
         if shard is not None:
             shard(transformer, blocks_of(transformer))
         self._sets.keep()
-        self.transformer = transformer.eval()
+        self.transformer, self._dtype = transformer.eval(), transformer.dtype  # asked once: it walks all modules
         self._embeddings = EmbeddingCache(self._encoder_key(), embeddings_folder(self.cache))
 
     def _check_resolution(self, transformer: Any) -> None:
@@ -184,28 +186,14 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy):
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
         """See `FlowPolicy.velocity`: (B, C, H, W) float32, guided when the scale is above 1."""
-        x = latents.to(self.transformer.dtype)
         if guidance_scale <= 1:
-            return self._predict(x, sigma, conditioning).float()
-        empty = {k: v.expand(len(x), *v.shape[1:]) for k, v in self._empty_prompt().items()}
+            return self._call(latents, sigma, conditioning)
+        empty = {k: v.expand(len(latents), *v.shape[1:]) for k, v in self._empty_prompt().items()}
         both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
-        without, with_prompt = self._predict(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).float().chunk(2)
+        without, with_prompt = self._call(latents.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
         return self._guide(without, with_prompt, guidance_scale)
 
-    # weights ------------------------------------------------------------------------------------------------------
-
-    def using(self, weights: WeightSet) -> AbstractContextManager[None]:
-        """See `FlowPolicy.using`."""
-        return self._sets.using(weights)
-
-    def refresh_old(self) -> None:
-        """See `FlowPolicy.refresh_old`."""
-        self._sets.refresh_old()
-
-    def old_state(self) -> dict[str, Tensor]:
-        """See `FlowPolicy.old_state`."""
-        return self._sets.old_state()
-
-    def load_old_state(self, state: Mapping[str, Tensor]) -> None:
-        """See `FlowPolicy.load_old_state`."""
-        self._sets.load_old_state(state)
+    def _call(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """`_predict` in the network's precision, float32 at both ends."""
+        with own_precision(self.forward_dtype, latents.device.type):
+            return self._predict(latents.to(self._dtype), sigma, conditioning).float()

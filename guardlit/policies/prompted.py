@@ -22,6 +22,7 @@ class PromptedPolicy(FolderPolicy, Skeletal):
     empty_prompt: ClassVar[str | None] = ""
     """The prompt that classifier-free guidance leads away from; None for a family that has no such guidance."""
     _empty: Conditioning | None
+    _dtype: torch.dtype
 
     @abstractmethod
     def _encode_prompts(self, pipeline: Any, prompts: list[str]) -> Conditioning:
@@ -72,7 +73,7 @@ class PromptedPolicy(FolderPolicy, Skeletal):
         """What `_encode_prompts` gave, on the transformer's device and, but for masks, in its dtype."""
         with torch.autocast("cpu", enabled=False):  # it cannot stack float16
             table = self._embeddings.get(prompts)
-        dtypes = {k: self.transformer.dtype if v.is_floating_point() else v.dtype for k, v in table.items()}
+        dtypes = {k: self._dtype if v.is_floating_point() else v.dtype for k, v in table.items()}
         return {k: v.to(self.device, dtypes[k]) for k, v in table.items()}
 
     def _empty_prompt(self) -> Conditioning:
