@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import NumbersError
-from guardlit.noise import INITIAL, NoiseSource
+from guardlit.noise import INITIAL, NoiseSource, Place
 from guardlit.policies.base import FlowPolicy
 from guardlit.sde import ODE, Coefficients
 from guardlit.transfer import to_device
@@ -64,13 +64,9 @@ def sample(
     device = next(iter(conditioning.values())).device
     origins = samples if origins is None else origins
     noisy = (torch.ones(len(samples), len(coefficients)).bool() if noisy is None else noisy) & (coefficients.std > 0)
-    drawing = [[row for row, draws in enumerate(column) if draws] for column in noisy.T.tolist()]
-    places = [([samples[row] for row in rows], step) for step, rows in enumerate(drawing) if rows]
-    noises = noise.ahead([(origins, INITIAL), *places], device)
+    noises = noise.ahead([(origins, INITIAL), *_drawing(samples, noisy)], device)
     x = next(noises)
-    kept = record if record is not None else torch.empty(len(samples), 0, dtype=torch.int64)
-    states = x.new_empty(*kept.shape, *x.shape[1:])
-    asked = torch.empty_like(states) if velocities else None
+    kept = _Record(record if record is not None else torch.empty(len(samples), 0, dtype=torch.int64), x, velocities)
     factors = _factors(coefficients, noisy, x)
     parted = noisy.cumsum(1) - noisy.long()  # how often noise was drawn before each step
     finite = []
@@ -80,18 +76,36 @@ def sample(
         twins = [origin if same else -1 - row for row, (origin, same) in enumerate(zip(origins, together, strict=True))]
         v = _velocity(policy, x, sigma, conditioning, guidance_scale, twins)
         finite.append(v.isfinite().flatten(1).all(1))
-        for slot in (kept == step).any(0).nonzero().flatten().tolist():
-            rows = _rows(kept[:, slot] == step, device)
-            states[rows, slot] = x[rows]
-            if asked is not None:
-                asked[rows, slot] = v[rows]
+        kept.put(step, x, v)
         x = a * x + g * v
-        if drawing[step]:
+        if bool(noisy[:, step].any()):
             rows = _rows(noisy[:, step], device)
             x[rows] += s[rows] * next(noises)
         tick()
     _check_velocities(torch.stack(finite), coefficients.sigmas)
-    return Trajectory(states, asked, x)
+    return Trajectory(kept.states, kept.velocities, x)
+
+
+def _drawing(samples: Sequence[int], noisy: Tensor) -> list[Place]:
+    """The steps of `noisy` (B, T) in which noise is drawn, and for which of the samples."""
+    rows = [[row for row, draws in enumerate(step) if draws] for step in noisy.T.tolist()]
+    return [([samples[row] for row in there], step) for step, there in enumerate(rows) if there]
+
+
+class _Record:
+    """What is kept of the steps `steps` (B, S): states and perhaps velocities, (B, S, C, H, W)."""
+
+    def __init__(self, steps: Tensor, like: Tensor, velocities: bool) -> None:
+        self._steps = steps
+        self.states = like.new_empty(*steps.shape, *like.shape[1:])
+        self.velocities = torch.empty_like(self.states) if velocities else None
+
+    def put(self, step: int, x: Tensor, v: Tensor) -> None:
+        for slot in (self._steps == step).any(0).nonzero().flatten().tolist():
+            rows = _rows(self._steps[:, slot] == step, x.device)
+            self.states[rows, slot] = x[rows]
+            if self.velocities is not None:
+                self.velocities[rows, slot] = v[rows]
 
 
 def _check_velocities(finite: Tensor, sigmas: Tensor) -> None:
