@@ -12,8 +12,8 @@ With `--set KEY=VALUE` the run has another setting and the bare loop stays what 
 
 A guard against regressions, not part of the tests:
 
-    python -m benchmarks.loop --repeat 3 --json benchmarks/loop/baseline.json
-    python -m benchmarks.loop --compare benchmarks/loop/baseline.json
+    python -m benchmarks.loop --repeat 3 --json benchmarks/loop_baseline.json
+    python -m benchmarks.loop --compare benchmarks/loop_baseline.json
 """
 
 from __future__ import annotations
