@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.loop.ledger import BARE, OTHER_THREADS, Clocks, Ledger
-from benchmarks.loop.ratios import bare_over_run, differing, measures, standard_error, worse
+from benchmarks.loop.ledger import BARE, OTHER_THREADS, Clocks, Ledger  # noqa: E402
+from benchmarks.loop.ratios import bare_over_run, differing, measures, standard_error, worse  # noqa: E402
 
 
 class Clock:

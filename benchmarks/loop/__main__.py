@@ -1,10 +1,10 @@
 """A round beside a bare loop over the same model, paired in one process: `python -m benchmarks.loop`.
 
 Trains a random Stable Diffusion 3 model by `guardlit fit`, with every callback of `configs/tiny_digits.yaml`. Every
-denoising step and every micro-batch of the run is followed by a call of a bare loop: the same LoRA-wrapped transformer in
-eager mode and float32, on inputs of the same shape. So a machine that is slow for a moment is slow for both. Printed are
-the bare loop's CPU seconds over the run's, by phase and round, the share of each phase inside the model, and what lies
-between the model's calls. Validation is not part of a round.
+denoising step and every micro-batch of the run is followed by a call of a bare loop: the same LoRA-wrapped transformer
+in eager mode and float32, on inputs of the same shape. So a machine that is slow for a moment is slow for both. Printed
+are the bare loop's CPU seconds over the run's, by phase and round, the share of each phase inside the model, and what
+lies between the model's calls. Validation is not part of a round.
 
 With `--set KEY=VALUE` the run has another setting and the bare loop stays what it is:
 
@@ -12,8 +12,8 @@ With `--set KEY=VALUE` the run has another setting and the bare loop stays what 
 
 A guard against regressions, not part of the tests:
 
-    python -m benchmarks.loop --repeat 3 --json benchmarks/loop/baseline.json
-    python -m benchmarks.loop --compare benchmarks/loop/baseline.json
+    python -m benchmarks.loop --repeat 3 --json benchmarks/loop_baseline.json
+    python -m benchmarks.loop --compare benchmarks/loop_baseline.json
 """
 
 from __future__ import annotations
