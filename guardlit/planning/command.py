@@ -44,7 +44,7 @@ def main(args: list[str]) -> None:
                 raise IsADirectoryError(0, "it is a folder")
     run = planned(rest)
     check_trainer(run.trainer)
-    check_precision(run.precision)
+    check_precision(run.precision, run.module.policy.forward_dtype)
     document: dict[str, Any] = {"run": _run(run)}
     _refuse(lint(run.module, run.plan, run.precision, loaded=False))  # what cannot run cannot be measured
     try:

@@ -29,6 +29,8 @@ class Footprint:
         buffers: of the network; a process of a sharded run has all of them.
         trained: the weights that train.
         copies: the old policy and the reference, where they are weights of their own.
+        cast: half-precision copies of adapters, kept from one update to the next.
+        merged: copies of the weights that an adapter is on, while it is merged into them.
         gathered: what a process of a sharded run has of others' weights at once: those outside the blocks and, since
             the next block is fetched ahead, the two largest blocks.
         copies_on_host: whether those rest in the host's memory and not beside the weights.
@@ -43,6 +45,8 @@ class Footprint:
     buffers: int
     trained: int
     copies: int
+    cast: int
+    merged: int
     gathered: int
     copies_on_host: bool
     decoder: int

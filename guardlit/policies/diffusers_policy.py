@@ -189,7 +189,8 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         if guidance_scale <= 1:
             return self._call(latents, sigma, conditioning)
         empty = {k: v.expand(len(latents), *v.shape[1:]) for k, v in self._empty_prompt().items()}
-        both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
+        with own_precision(self.forward_dtype, latents.device.type):  # autocast joins no halves of another kind
+            both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
         without, with_prompt = self._call(latents.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
         return self._guide(without, with_prompt, guidance_scale)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.adapters import adapted_layers
 from guardlit.policies.base import FlowPolicy, Footprint
 from guardlit.policies.embeddings import CAPACITY, EmbeddingCache
 from guardlit.policies.folders import pipeline_index, quiet
@@ -47,6 +48,7 @@ class Skeletal(FlowPolicy):
     cache: str | None
     max_sequence_length: int
     copies_device: str | None
+    weights_dtype: torch.dtype
     text_encoder_dtype: torch.dtype
     transformer: Any
     _folder: Path
@@ -110,6 +112,8 @@ class Skeletal(FlowPolicy):
             buffers=size_of(network.buffers()),
             trained=trained,
             copies=copies,
+            cast=2 * trained * self.weights_dtype.itemsize // 4 if self.forward_dtype else 0,  # the old policy's, too
+            merged=size_of(layer.get_base_layer().weight for layer in adapted_layers(network)) if self.lora else 0,
             gathered=self._gathered(),
             copies_on_host=not self.lora and (self._rests_on_host or bool(self.copies_device)),
             decoder=size_of([*self._outside["vae"].parameters(), *self._outside["vae"].buffers()]),
