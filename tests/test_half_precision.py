@@ -54,6 +54,15 @@ def sd3(tiny: Callable[[str], Path], **options: object) -> DiffusersPolicy:
     return policy
 
 
+def outputs_of_products(policy: DiffusersPolicy) -> set[torch.dtype]:
+    """What dtypes linear layers will give, those of adapters included."""
+    seen: set[torch.dtype] = set()
+    for module in policy.transformer.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda m, i, out: seen.add(out.dtype))
+    return seen
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_velocities_and_gradients_are_float32_and_near_those_of_float32(name: str, tiny: Callable[[str], Path]):
     family: Family = FAMILIES[name]
@@ -65,12 +74,9 @@ def test_velocities_and_gradients_are_float32_and_near_those_of_float32(name: st
     for dtype, bound in {"bf16": 0.06, "fp16": 0.008}.items():
         policy = family.load(tiny(name), weights_dtype=dtype)
         policy.load_state_dict(whole.state_dict())
-        linear_outputs = set()
-        for module in policy.transformer.modules():
-            if isinstance(module, nn.Linear):
-                module.register_forward_hook(lambda m, i, out: linear_outputs.add(out.dtype))
+        products = outputs_of_products(policy)
         found = velocity(policy), gradient(policy)
-        assert linear_outputs == {HALVES[dtype]}
+        assert products == {HALVES[dtype]}
         assert {found[0].dtype, found[1].dtype} == {torch.float32}
         assert 1e-5 < error(found[0], expected[0]) < bound
         assert 1e-5 < error(found[1], expected[1]) < 2 * bound
@@ -220,7 +226,10 @@ def test_the_adapter_starts_at_the_same_numbers_on_every_device(tiny: Callable[[
         assert float(value.std()) > 0.1
 
 
-FP16, BF16 = "without a loss scale float16 gradients vanish; take trainer.precision=16-mixed", "which computes in bfloat16"
+FP16, BF16 = (
+    "without a loss scale float16 gradients vanish; take trainer.precision=16-mixed",
+    "which computes in bfloat16",
+)
 
 
 @pytest.mark.parametrize(

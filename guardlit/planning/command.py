@@ -51,7 +51,7 @@ def main(args: list[str]) -> None:
         found: Estimate | None = estimate(run)
     except GuardlitError as error:  # the model is not at hand: what does not depend on it can still be said
         found, document["missing"] = None, str(error)
-    findings = lint(run.module, run.plan, run.precision, loaded=found is not None)
+    findings = lint(run.module, run.plan, run.precision, loaded=found is not None, on_gpu=run.on_gpu)
     document["findings"] = [asdict(finding) for finding in findings]
     if found is not None:
         document |= _costs(run, found, options.tflops, options.mfu)

@@ -173,6 +173,11 @@ class FlowPolicy(nn.Module, ABC):
         """Whether `using("reference")` works."""
         return True
 
+    @property
+    def host_copy(self) -> int:
+        """Bytes of one further set of weights that rests in the host's memory and is brought in to be used."""
+        return 0
+
     def skeleton(self, gradient_checkpointing: bool | None = None) -> Self:
         """This policy on torch's meta device: every tensor has a shape and no content, and no weight file is read.
 

@@ -51,8 +51,9 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         max_sequence_length: text tokens; longer prompts are cut there, as the pipeline does.
         text_encoder_dtype: precision of the text encoders and of the embeddings that are kept.
         reference: with full fine-tuning, keep a copy of the base, for KL. With LoRA the base is always at hand.
-        copies_device: where full fine-tuning keeps the old policy and the reference: `cpu`, or null for beside the
-            weights.
+        copies_device: where full fine-tuning keeps the old policy and the reference: `cpu`, from where one crosses the
+            bus to a GPU once a round, and in every micro-batch with `old_velocity: recomputed`, and again with KL; or
+            null for beside the weights.
         cache: folder for prompt embeddings; null keeps them in memory only, `auto` is `$GUARDLIT_CACHE` or
             `~/.cache/guardlit`.
         decode_batch: images that the VAE decodes at once.
