@@ -258,23 +258,28 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
         "decoding": costs.decoding.peak,
         "training forward and backward": costs.training.peak + costs.batch,
     }
-    kept = ("frozen weights", "trained weights", "average (EMA)", "gathered for a forward pass", "VAE", "scorers")
-    base = sum(parts[name] for name in kept) + copies_here + (0 if gpu else cached)
+    kept = ("frozen weights", "trained weights", "average (EMA)", "gathered for a forward pass", "scorers")
+    decoding = costs.decoding.peak + (footprint.decoder if (called := footprint.decoder_on_host and gpu) else 0)
+    base = sum(parts[name] for name in kept) + copies_here + (0 if called else footprint.decoder)
+    base += 0 if gpu else cached + footprint.waiting
     stepped = footprint.trained + costs.optimizer
     again = stepped if run.rounds > 1 else 0  # from the second round on, gradients and optimizer are there as well
     batch_share = min(run.data.rollout_batch / plan.local_images, 1)
     drawn = int(trajectories * (1 + batch_share)) + run.data.rollout_batch * elements * 4  # a batch before it is put in
     training = base + stepped + trajectories + embeddings + costs.batch
+    # parts of sharded weights stay where they are
+    away = footprint.frozen if footprint.encoded_alone and gpu and run.shards == 1 else 0
     phases = {
-        "encoding": base + footprint.encoders,
-        "rollout": base + again + embeddings + drawn + max(costs.rollout.peak, costs.decoding.peak),
+        "encoding": base + footprint.encoders - away,
+        "rollout": base + again + embeddings + drawn + max(costs.rollout.peak, decoding),
         "training": training + costs.training.peak,
         "update": training + (footprint.trained if gpu else 0),
-        "validation": base + stepped + trajectories + embeddings + max(costs.evaluation.peak, costs.decoding.peak),
+        "validation": base + stepped + trajectories + embeddings + max(costs.evaluation.peak, decoding),
     }
     if not run.data.val_source:
         del phases["validation"]
-    host = (cached + footprint.copies - copies_here) if gpu else 0
+    waiting = footprint.waiting + (footprint.decoder if called else 0)
+    host = (cached + footprint.copies - copies_here + waiting + away) if gpu else 0
     return Memory(parts, phases, host, training + costs.other.peak, scorers is not None)
 
 
