@@ -61,7 +61,7 @@ class Collector:
         module, round = self._module, self._round
         texts = [p.text for p in round.prompts]
         announce(module.trainer, "encode", 0, len(texts))
-        module.policy.encode(texts, round.ahead)
+        module.policy.encode_together(texts, round.ahead)
         conditioning = module.policy.conditioning(texts)
         kept: Trajectories | None = None
         started = time.perf_counter()

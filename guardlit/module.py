@@ -185,7 +185,7 @@ class GRPOModule(pl.LightningModule):
 
     def restore_experience(self, state: Any, round: Round) -> Experience:
         """Take up a round in progress from a checkpoint."""
-        self.policy.encode([p.text for p in round.prompts], round.ahead)
+        self.policy.encode_together([p.text for p in round.prompts], round.ahead)
         conditioning = self.policy.conditioning([p.text for p in round.prompts])
         place, keep = self.rollout.trajectories, self.old.restores(state)
         return self._begin(Experience.restore(state, round, conditioning, self.coefficients(), place, keep))
@@ -259,7 +259,7 @@ class GRPOModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Encode all prompts at once: the text encoders load at most one time."""
-        self.policy.encode([prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])])
+        self.policy.encode_together([prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])])
 
     def on_validation_epoch_start(self) -> None:
         """Test the scorers that are in use for the first time, before anything is drawn."""

@@ -35,7 +35,10 @@ class Footprint:
             the next block is fetched ahead, the two largest blocks.
         copies_on_host: whether those rest in the host's memory and not beside the weights.
         decoder: what turns latents into images.
+        decoder_on_host: whether it rests in the host's memory while it does not decode.
         encoders: what turns prompts into embeddings; in memory only while there are new prompts.
+        encoded_alone: whether the frozen weights rest in the host's memory meanwhile.
+        waiting: bytes of text encoders, and of a decoder's original, that rest in the host's memory for good.
         embedding: one prompt's embeddings as they are kept.
         remembered: prompts whose embeddings stay in memory at most, while all are on disk; None for all in memory, none
             on disk.
@@ -50,7 +53,10 @@ class Footprint:
     gathered: int
     copies_on_host: bool
     decoder: int
+    decoder_on_host: bool
     encoders: int
+    encoded_alone: bool
+    waiting: int
     embedding: int
     remembered: int | None
 
@@ -92,6 +98,10 @@ class FlowPolicy(nn.Module, ABC):
 
         Only new prompts load the text encoders; then those of `ahead` are encoded too, so that they load rarely.
         """
+
+    def encode_together(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
+        """`encode` where all processes of a run call it at once, and may share the work; the prompts may differ."""
+        self.encode(prompts, ahead)
 
     @abstractmethod
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
