@@ -129,6 +129,7 @@ class GRPOModule(pl.LightningModule):
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
         guards.check_precision(str(self.trainer.precision))
         guards.check_clip(self.objective, self._plan, self.elements)
+        self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self._plan.micro_batches_per_update)
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
