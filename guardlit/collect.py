@@ -62,6 +62,7 @@ class Collector:
         texts = [p.text for p in round.prompts]
         announce(module.trainer, "encode", 0, len(texts))
         module.policy.encode_together(texts, round.ahead)
+        announce(module.trainer, "encode", len(texts), len(texts))
         conditioning = module.policy.conditioning(texts)
         kept: Trajectories | None = None
         started = time.perf_counter()

@@ -118,6 +118,16 @@ class Experience:
     conditioning: Conditioning
     coefficients: Coefficients
 
+    @property
+    def latents(self) -> Tensor:
+        """x_t before each of an image's trained steps, (n, S, C, H, W) float32, n local rows."""
+        return self.trajectories.latents
+
+    @property
+    def velocity(self) -> Tensor | None:
+        """The sampling policy's there, (n, S, C, H, W) float32; None where it is not kept."""
+        return self.trajectories.velocity
+
     @cached_property
     def _tables(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What a transition takes by denoising step, (T,), and by image, (N,), on the device."""
@@ -132,7 +142,7 @@ class Experience:
 
     @cached_property
     def _noise(self) -> NoiseSource:
-        return NoiseSource(self.round.seed, self.round.index, self.trajectories.latents.shape[2:])
+        return NoiseSource(self.round.seed, self.round.index, self.latents.shape[2:])
 
     def steps_of(self, rows: Sequence[int], slots: Sequence[int]) -> list[int]:
         """The denoising step that stands at each row's slot."""
@@ -141,7 +151,7 @@ class Experience:
 
     def places(self) -> dict[int, list[tuple[int, int]]]:
         """Every (local row, slot) of each trained denoising step, the steps rising."""
-        rows, slots = self.trajectories.latents.shape[:2]
+        rows, slots = self.latents.shape[:2]
         found: dict[int, list[tuple[int, int]]] = {}
         for row in range(rows):
             for slot, step in enumerate(self.steps_of([row] * slots, range(slots))):
@@ -177,7 +187,7 @@ class Experience:
             collect: gives the processes' tensors, of the CPU, to the one that writes, and to others none; called by
                 all of them.
         """
-        kept = {"latents": self.trajectories.latents, "velocity": self.trajectories.velocity}
+        kept = {"latents": self.latents, "velocity": self.velocity}
         return {
             **{name: self._collected(table, collect) for name, table in kept.items() if table is not None},
             "advantage": self.advantage,

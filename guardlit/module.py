@@ -131,6 +131,7 @@ class GRPOModule(pl.LightningModule):
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
         guards.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
         guards.check_clip(self.objective, self._plan, self.elements)
+        self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self._plan.micro_batches_per_update)
         merging.check(self)
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]

@@ -1,56 +1,68 @@
-"""How long a run will go on."""
+"""How long a run will still take, from the rounds and validations that it has finished."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-
-RECENT = 10
-"""Rounds, and validations, whose mean the next ones are taken to need."""
+from collections.abc import Callable
+from statistics import median
 
 
 class TimeLeft:
-    """Estimates the rest of a run from what it did so far.
+    """The median round times the rounds to come, and the same of validations.
 
-    Rounds and validations are timed apart, since a validation comes in some rounds only. The first round also loads
-    and warms up: it counts until there is a second one. All times are seconds of a monotonic clock.
+    A run's first round, with all that happens for the first time, counts only as long as there is no other, and then
+    without what came before its rollout; so does the first validation. A round that a checkpoint brought back half done
+    never counts.
+
+    Args:
+        clock: seconds that rise.
     """
 
-    def __init__(self) -> None:
-        self._rounds: deque[float] = deque(maxlen=RECENT)
-        self._validations: deque[float] = deque(maxlen=RECENT)
-        self._warm = False
-        self._began = self._validation_began = time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun = self._validating = clock()
+        self._apart = 0.0  # of the round in progress, what is no part of a usual one
+        self._rounds: list[float] = []
+        self._validations: list[float] = []
+        self._half = False
 
-    def begin_validation(self) -> None:
-        """A validation begins; the round it is in stands still."""
-        self._validation_began = time.monotonic()
+    def begin(self, half: bool) -> None:
+        """The run begins, or goes on, with a round that is `half` done."""
+        self._begun, self._half = self._clock(), half
 
-    def end_validation(self) -> None:
-        """It is over."""
-        seconds = time.monotonic() - self._validation_began
-        self._validations.append(seconds)
-        self._began += seconds
+    def rollout(self) -> None:
+        """The first rollout begins: until now the run got ready."""
+        if not self._rounds and not self._half:
+            self._apart = self._clock() - self._begun
 
-    def end_round(self) -> None:
-        """A round is over, and the next one begins."""
-        now = time.monotonic()
-        if len(self._rounds) == 1 and not self._warm:
-            self._rounds.clear()
-            self._warm = True
-        self._rounds.append(now - self._began)
-        self._began = now
+    def validation(self, begins: bool) -> None:
+        """A validation begins or ends."""
+        if begins:
+            self._validating = self._clock()
+            return
+        self._validations.append(self._clock() - self._validating)
+        self._apart += self._validations[-1]
+
+    def round(self) -> None:
+        """A round ends."""
+        now = self._clock()
+        if not self._half:
+            self._rounds.append(now - self._begun - self._apart)
+        self._begun, self._apart, self._half = now, 0.0, False
 
     def seconds(self, rounds: int, validations: int) -> float | None:
-        """Seconds until the end, or None before the first round is over.
+        """From now on; None as long as no round is finished.
 
         Args:
-            rounds: to come, the one in progress among them.
+            rounds: to come, the one in progress included.
             validations: to come.
         """
         if not self._rounds:
             return None
-        a_round = sum(self._rounds) / len(self._rounds)
-        a_validation = sum(self._validations) / max(len(self._validations), 1)
-        spent = min(time.monotonic() - self._began, a_round)  # on the round in progress
-        return max(rounds * a_round + validations * a_validation - spent, 0.0)
+        usual = _usual(self._rounds)
+        gone = min(self._clock() - self._begun - self._apart, usual) if rounds else 0.0
+        return rounds * usual - gone + validations * _usual(self._validations)
+
+
+def _usual(seconds: list[float]) -> float:
+    return median(seconds[1:] or seconds) if seconds else 0.0

@@ -77,6 +77,17 @@ class Transition:
     def __len__(self) -> int:
         return len(self.step)
 
+    @classmethod
+    def blank(
+        cls, rows: int, shape: Sequence[int], conditioning: Conditioning, device: torch.device | str
+    ) -> Transition:
+        """A micro-batch that costs what any costs and says nothing, of latents (C, H, W)."""
+        images = {k: torch.zeros(rows, *shape, device=device) for k in ("latents", "noise", "old_velocity")}
+        floats = {k: torch.ones(rows, device=device) for k in ("advantage", "sample_weight", "sigma")}
+        doubles = {k: torch.ones(rows, dtype=torch.float64, device=device) for k in ("gain", "std", "dt")}
+        indices = {k: torch.zeros(rows, dtype=torch.int64, device=device) for k in ("step", "sample")}
+        return cls(**images, **floats, **doubles, **indices, conditioning=conditioning)
+
     def to(self, device: torch.device | str) -> Transition:
         """The same micro-batch on another device; Lightning calls this when it moves a batch."""
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -227,6 +227,25 @@ def test_images_of_a_group_are_drawn_as_one_until_they_part(sd3_folder: Path, tm
     assert found.rollout / found.forward == pytest.approx((3 * 2 + 2 * 8) / 8)
 
 
+def test_what_is_kept_of_trajectories_and_where(sd3_folder: Path, tmp_path: Path):
+    """Velocities that nobody will ask for are not counted; asking again begins with the second of 4 updates."""
+
+    def plan(old_velocity: str, *options: str, **changes: object):
+        path = config(tmp_path, sd3_folder, model__old_velocity=old_velocity, trainer__accelerator="cuda", **changes)
+        return estimate(planned(["--config", str(path), *options]))
+
+    stored, again = plan("stored"), plan("recomputed")
+    assert again.trajectories == stored.trajectories // 2
+    asked = 4 * 2 * (1 - 1 / 4) * again.compute.forward  # trained steps, inner epochs
+    assert again.compute.training - stored.compute.training == pytest.approx(asked, rel=1e-6)
+    assert plan("auto").trajectories == stored.trajectories
+    assert plan("auto", data__rollout_batch=8).trajectories == again.trajectories
+    host = plan("stored", "--model.rollout.trajectories", "host").memory
+    assert host.host - stored.memory.host == stored.trajectories
+    for phase in ("training", "update", "validation", "rollout"):
+        assert stored.memory.phases[phase] - host.phases[phase] == stored.trajectories
+
+
 def _benchmark():
     path = Path(__file__).parents[1] / "benchmarks/memory.py"
     spec = importlib.util.spec_from_file_location("benchmark_memory", path)

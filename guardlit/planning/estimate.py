@@ -186,11 +186,7 @@ def _training(run: PlannedRun) -> tuple[Cost, int]:
 
 def _transition(run: PlannedRun) -> Transition:
     policy, rows = run.module.policy, run.plan.micro_batch
-    images = {k: torch.empty(rows, *policy.latent_shape, device=META) for k in ("latents", "noise", "old_velocity")}
-    floats = {k: torch.empty(rows, device=META) for k in ("advantage", "sample_weight", "sigma")}
-    doubles = {k: torch.empty(rows, dtype=torch.float64, device=META) for k in ("gain", "std", "dt")}
-    indices = {k: torch.empty(rows, dtype=torch.int64, device=META) for k in ("step", "sample")}
-    return Transition(**images, **floats, **doubles, **indices, conditioning=policy.conditioning([""] * rows))
+    return Transition.blank(rows, policy.latent_shape, policy.conditioning([""] * rows), META)
 
 
 def _optimizer_bytes(run: PlannedRun) -> int:

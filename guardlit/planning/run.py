@@ -96,7 +96,7 @@ class PlannedRun:
     @property
     def plan(self) -> RoundPlan:
         """The batch arithmetic; raises `GuardlitError` for numbers that do not divide."""
-        return RoundPlan(*self.data._sizes, train_steps=self.module.train_steps, world=self.world)
+        return self.data.planned(self.module.train_steps, self.world)
 
     @property
     def validations(self) -> int:
