@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +57,14 @@ def _run(commands: list[list[str]], log: str, record: str) -> None:
 
     torch.set_num_threads(1)
     install()
-    for command in commands:
-        code = guardlit(*command)
-        print(f"exit code {code}", flush=True)
+    try:
+        for command in commands:
+            code = guardlit(*command)
+            print(f"exit code {code}", flush=True)
+            if code:
+                break
+    except BaseException:
+        traceback.print_exc()
+    finally:
         sys.stderr.flush()
-        if code:
-            break
-    RECORD.write(Path(record))
+        RECORD.write(Path(record))
