@@ -20,6 +20,7 @@ from guardlit.scoring import Scoring
 from guardlit.sde import SDE
 from guardlit.settings import Sampling
 from guardlit.together import raise_together, sum_counters
+from guardlit.transfer import Trajectories, to_device
 from guardlit.types import Conditioning, Prompt, RewardRequest, RewardResult, Trajectory
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Collector:
         self._module, self._round = module, round
         self._batches = [round.samples[i : i + batch_size] for i in range(0, len(round.samples), batch_size)]
         self._coefficients = module.coefficients()
+        self._velocities = module.old.keeps(batch_size, round.plan.micro_batch)
         self._steps_done = 0
 
     def collect(self) -> Experience:
@@ -59,21 +61,20 @@ class Collector:
         announce(module.trainer, "encode", 0, len(texts))
         module.policy.encode(texts, round.ahead)
         conditioning = module.policy.conditioning(texts)
-        latents, velocity = (torch.empty(0) for _ in range(2))
+        kept: Trajectories | None = None
         started = time.perf_counter()
         with Scoring(module.judge.ready(), round.index, self._together) as self._scoring:
             with module.policy.using("old"):
                 drawn = 0
                 for samples in self._batches:
                     trajectory = self._drawn(samples, conditioning)
-                    if not drawn:  # one block for the whole round: lists would hold everything twice when joined
-                        shape = (len(round.samples), *trajectory.latents.shape[1:])
-                        latents, velocity = trajectory.latents.new_empty(shape), trajectory.velocity.new_empty(shape)
-                    latents[drawn : drawn + len(samples)] = trajectory.latents
-                    velocity[drawn : drawn + len(samples)] = trajectory.velocity
+                    if kept is None:
+                        kept = Trajectories.room(len(round.samples), trajectory, module.rollout.trajectories)
+                    kept.put(drawn, trajectory)
                     drawn += len(samples)
                     self._scoring.submit(self._request(trajectory, samples))
             results = self._scoring.gather()
+        assert kept is not None
         seconds = time.perf_counter() - started
         rewards = self._gather(results)
         normalized = module.reward.normalize(rewards)
@@ -81,8 +82,7 @@ class Collector:
         advantages = module.advantage(normalized, round.group_ids, module.reward.weights or None)
         return Experience(
             round=round,
-            latents=latents,
-            velocity=velocity,
+            trajectories=kept,
             advantage=advantages.values,
             mask=advantages.mask,
             metrics={
@@ -110,7 +110,7 @@ class Collector:
     def _draw(self, samples: list[int], conditioning: Conditioning) -> Trajectory:
         module, round = self._module, self._round
         prompt = torch.tensor(samples) // round.plan.images_per_prompt
-        table = {name: t[prompt.to(t.device)] for name, t in conditioning.items()}
+        table = {name: t[to_device(prompt, t.device)] for name, t in conditioning.items()}
         noise = NoiseSource(round.seed, round.index, module.policy.latent_shape)
         group = round.plan.images_per_prompt
         shared = module.rollout.initial_noise == "group"
@@ -129,6 +129,7 @@ class Collector:
                 record=round.trained_steps[samples],
                 noisy=noisy,
                 origins=[i // group * group for i in samples] if shared else samples,
+                velocities=self._velocities,
                 tick=self._tick,
             )
 

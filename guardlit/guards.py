@@ -102,7 +102,8 @@ def noise_floor(
     sizes = {s: math.sqrt(total[s] / count[s]) for s in count.nonzero().flatten().tolist()}
     limit = min(-bounds[0], bounds[1])
     listed = " ".join(f"{s}:{size:.1e}" for s, size in sizes.items())
-    line = f"noise floor of the log ratio by step, before the first update: {listed}; clip range {limit:.1e}"
+    clip = f"clip range {limit:.1e}" if limit else "no clip range yet"
+    line = f"noise floor of the log ratio by step, before the first update: {listed}; {clip}"
     return line, max(sizes.values()) > limit / 2
 
 

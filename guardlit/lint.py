@@ -100,7 +100,8 @@ def rounding_decides(
         steps: that some image may train.
         elements: D.
         precision: Lightning's name.
-        recomputed: the old policy is asked again at the micro-batch's own shape, and rounds alike.
+        recomputed: the old policy is asked again at the micro-batch's own shape, and rounds alike; or a measurement
+            decides whether that is needed.
     """
     if objective.clip_range is None or recomputed or precision not in ROUNDING:
         return None
@@ -165,7 +166,7 @@ def _findings(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool)
         ("no clip", False, lambda: no_clip(objective, plan)),
     ]
     if elements is not None:
-        size, c, again = elements, module.coefficients(), module.old_velocity == "recomputed"
+        size, c, again = elements, module.coefficients(), module.old_velocity != "stored"
         rules += [
             ("rounding decides", False, lambda: rounding_decides(objective, c, steps, size, precision, again)),
             ("weight not flat", False, lambda: weight_not_flat(objective, c, steps, type(module.sde).__name__)),

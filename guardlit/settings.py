@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from guardlit.errors import GuardlitError
@@ -48,12 +48,15 @@ class Rollout(Sampling):
         window: which of those are trained of an image; null for all. Outside a window of the kinds `RandomWindow` and
             `SlidingWindow`, images follow the ODE.
         initial_noise: whether each `sample` has initial noise of its own, or the images of a `group` share it.
+        trajectories: where a round's latents, and velocities if they are kept, rest until they are trained on: on the
+            `device`, or on the `host`, in pinned memory beside a GPU, from which each micro-batch's rows are fetched.
     """
 
     num_inference_steps: int = 10
     timestep_fraction: float = 0.99
     window: Window | None = None
     initial_noise: Literal["sample", "group"] = "sample"
+    trajectories: Literal["device", "host"] = field(default="device", repr=False)  # no part of what a run is
 
     def __post_init__(self) -> None:
         super().__post_init__()

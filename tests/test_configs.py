@@ -118,7 +118,7 @@ def test_a_preset_changes_nothing_but_how_an_update_is_cut(preset: Path, parse):
     assert vars(merged.model.objective) == vars(plain.model.objective)
     assert (merged.model.rollout, merged.model.advantage) == (plain.model.rollout, plain.model.advantage)
     assert merged.model.policy.lora == plain.model.policy.lora
-    assert merged.model.old_velocity == "recomputed"
+    assert merged.model.old_velocity == "auto"
 
 
 @pytest.mark.parametrize("name", ["sd35_ocr_guard", "flux_geneval_dance"])

@@ -128,14 +128,18 @@ def estimate(run: PlannedRun) -> Estimate:
         batch=batch,
         optimizer=_optimizer_bytes(run) // run.shards,
     )
+    # the module's step was one of a later update; in a round's first one the old policy is not asked again
+    again = 0.0 if module.old_velocity == "stored" else costs.rollout.flops / rows
+    trained = costs.training.flops / plan.micro_batch - again / plan.updates_per_round
     compute = Compute(
         forward=costs.plain.flops,
         rollout=costs.rollout.flops / rows * _calls(run),
-        training=costs.training.flops / plan.micro_batch * plan.train_steps * plan.inner_epochs,
+        training=trained * plan.train_steps * plan.inner_epochs,
         evaluation=costs.evaluation.flops / rows * evaluation.num_inference_steps,
         decoding=costs.decoding.flops / rows,
     )
-    trajectories = 2 * plan.local_images * plan.train_steps * elements * 4
+    tables = 1 + module.old.keeps(rows, plan.micro_batch)  # states, and velocities where they are kept
+    trajectories = tables * plan.local_images * plan.train_steps * elements * 4
     memory = _memory(run, _share(footprint, run.shards), costs, trajectories, elements)
     return Estimate(compute, memory, footprint, costs.image, costs.optimizer, trajectories)
 
@@ -262,19 +266,22 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
     base = sum(parts[name] for name in kept) + copies_here + (0 if gpu else cached)
     stepped = footprint.trained + costs.optimizer
     again = stepped if run.rounds > 1 else 0  # from the second round on, gradients and optimizer are there as well
+    resting = 0 if gpu and run.module.rollout.trajectories == "host" else trajectories
     batch_share = min(run.data.rollout_batch / plan.local_images, 1)
-    drawn = int(trajectories * (1 + batch_share)) + run.data.rollout_batch * elements * 4  # a batch before it is put in
-    training = base + stepped + trajectories + embeddings + costs.batch
+    drawn = (
+        resting + int(trajectories * batch_share) + run.data.rollout_batch * elements * 4
+    )  # a batch before it is put in
+    training = base + stepped + resting + embeddings + costs.batch
     phases = {
         "encoding": base + footprint.encoders,
         "rollout": base + again + embeddings + drawn + max(costs.rollout.peak, costs.decoding.peak),
         "training": training + costs.training.peak,
         "update": training + (footprint.trained if gpu else 0),
-        "validation": base + stepped + trajectories + embeddings + max(costs.evaluation.peak, costs.decoding.peak),
+        "validation": base + stepped + resting + embeddings + max(costs.evaluation.peak, costs.decoding.peak),
     }
     if not run.data.val_source:
         del phases["validation"]
-    host = (cached + footprint.copies - copies_here) if gpu else 0
+    host = (cached + footprint.copies - copies_here + trajectories - resting) if gpu else 0
     return Memory(parts, phases, host, training + costs.other.peak, scorers is not None)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
@@ -113,6 +114,24 @@ class FlowPolicy(nn.Module, ABC):
     @abstractmethod
     def using(self, weights: WeightSet) -> AbstractContextManager[None]:
         """Run the model with the old policy's or the reference's weights; without gradients, for those two."""
+
+    @property
+    def forward_dtype(self) -> torch.dtype | None:
+        """The half precision that the network computes in whatever autocast says; None leaves it to autocast."""
+        return None
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether what trains can be added to frozen weights: an adapter on layers that are not quantized."""
+        return False
+
+    def merged(self) -> AbstractContextManager[None]:
+        """Run the model with its active adapter added to the weights: fewer operations, other rounding, no gradients.
+
+        Within `using` it is that set's adapter. The sum is rounded to the precision that the weights are stored in;
+        afterwards they are as before, bit for bit. A collective where the network is sharded.
+        """
+        return nullcontext()
 
     @abstractmethod
     def refresh_old(self) -> None:
