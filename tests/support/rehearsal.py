@@ -53,10 +53,12 @@ def _run(commands: list[list[str]], log: str, record: str) -> None:
     import torch
     from runs import guardlit
 
+    from support.counting import count_encoding
     from support.pretend_cuda import install
 
     torch.set_num_threads(1)
     install()
+    count_encoding()
     try:
         for command in commands:
             code = guardlit(*command)
