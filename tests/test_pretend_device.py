@@ -1,4 +1,4 @@
-"""The pretended GPU of `support/` behaves as CUDA does where it matters here; `support/device_checks.py` has the checks."""
+"""The pretended GPU behaves as CUDA does where it matters here; the checks are in `support/device_checks.py`."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from support.pretend_autocast import pretend_autocast
@@ -151,7 +151,7 @@ def _attention(query, key, value, attn_mask=None, *args, **options):
         dtype = torch.get_autocast_dtype("cuda")
         tensors = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors]
     _on_one_device("scaled_dot_product_attention", tensors)
-    return _OnHost.apply(lambda *hosts: F.scaled_dot_product_attention(*hosts, *args, **options), *tensors)
+    return _OnHost.apply(lambda *hosts: functional.scaled_dot_product_attention(*hosts, *args, **options), *tensors)
 
 
 def _rms_norm(input, normalized_shape, weight=None, eps=None):
@@ -181,7 +181,11 @@ class Functions(TorchFunctionMode):
         return func(*map(_carried, args), **{name: _carried(value) for name, value in (kwargs or {}).items()})
 
 
-ON_HOST = {F.scaled_dot_product_attention: _attention, torch.rms_norm: _rms_norm, F.rms_norm: _rms_norm}
+ON_HOST = {
+    functional.scaled_dot_product_attention: _attention,
+    torch.rms_norm: _rms_norm,
+    functional.rms_norm: _rms_norm,
+}
 
 
 def _carried(argument: object) -> object:

@@ -115,7 +115,7 @@ class DeviceTensor(Tensor):
         if not isinstance(value, DeviceTensor):
             raise TypeError(f"set_data from {value.device} to {DEVICE}, which keeps no parameter")
         self.host = value.host
-        Tensor.data.__set__(self, _shell(value.host))
+        Tensor.data.__set__(self, value)
 
     def tolist(self) -> list:
         """Its numbers; the host waits."""
@@ -176,7 +176,7 @@ def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
     options = dict(kwargs)
     if pinned := options.pop("pin_memory", None):
-        assert not ours and (target is None or target.type == "cpu")
+        assert not ours
         return pin(func(*args, **options))
     arrives = target is not None and target == CARRIER
     if not ours and not arrives:
