@@ -89,6 +89,17 @@ def it_computes_what_the_cpu_does() -> None:
         torch.testing.assert_close(ours.detach().cpu(), theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
+def complex_gradients_are_right() -> None:
+    torch.manual_seed(0)
+    gradients = []
+    x, turn = torch.randn(3, 4, 2), torch.polar(torch.ones(4), torch.rand(4))
+    for device in ("cpu", HERE):
+        leaf = x.clone().to(device).requires_grad_()
+        torch.view_as_real(torch.view_as_complex(leaf) * turn.to(device)).select(-1, 0).sum().backward()
+        gradients.append(leaf.grad.cpu())
+    assert torch.equal(*gradients)
+
+
 def autocast_is_cuda_s() -> None:
     layer, x = nn.Linear(4, 4).to(HERE), torch.randn(2, 4, device=HERE)
     with torch.autocast("cuda", torch.float16):
@@ -187,6 +198,7 @@ CHECKS = {
         numbers_and_indices_of_the_cpu_pass,
         generators_belong_to_a_device,
         it_computes_what_the_cpu_does,
+        complex_gradients_are_right,
         autocast_is_cuda_s,
         parameters_stay_themselves_when_they_move,
         synchronizations_are_recorded,

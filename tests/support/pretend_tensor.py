@@ -213,7 +213,12 @@ def _returned(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result:
         if isinstance(itself, DeviceTensor) and itself.shape != itself.host.shape:
             raise NotImplementedError(f"{func} changes a shape in place, which the pretended device cannot")
         return itself
-    return result if leaves else tree_map(lambda leaf: DeviceTensor(leaf) if isinstance(leaf, Tensor) else leaf, result)
+    return result if leaves else tree_map(_arrived, result)
+
+
+def _arrived(leaf: object) -> object:
+    """A tensor as the device's, with nothing about it left to be done that its shell would not know of."""
+    return DeviceTensor(leaf.resolve_conj().resolve_neg()) if isinstance(leaf, Tensor) else leaf
 
 
 def _check_mixed(packet: Any, args: Sequence[Any], cpu: Sequence[Tensor]) -> None:
