@@ -29,11 +29,16 @@ class Footprint:
         buffers: of the network; a process of a sharded run has all of them.
         trained: the weights that train.
         copies: the old policy and the reference, where they are weights of their own.
+        cast: half-precision copies of adapters, kept from one update to the next.
+        merged: copies of the weights that an adapter is on, while it is merged into them.
         gathered: what a process of a sharded run has of others' weights at once: those outside the blocks and, since
             the next block is fetched ahead, the two largest blocks.
         copies_on_host: whether those rest in the host's memory and not beside the weights.
         decoder: what turns latents into images.
+        decoder_on_host: whether it rests in the host's memory while it does not decode.
         encoders: what turns prompts into embeddings; in memory only while there are new prompts.
+        encoded_alone: whether the frozen weights rest in the host's memory meanwhile.
+        waiting: bytes of text encoders, and of a decoder's original, that rest in the host's memory for good.
         embedding: one prompt's embeddings as they are kept.
         remembered: prompts whose embeddings stay in memory at most, while all are on disk; None for all in memory, none
             on disk.
@@ -43,10 +48,15 @@ class Footprint:
     buffers: int
     trained: int
     copies: int
+    cast: int
+    merged: int
     gathered: int
     copies_on_host: bool
     decoder: int
+    decoder_on_host: bool
     encoders: int
+    encoded_alone: bool
+    waiting: int
     embedding: int
     remembered: int | None
 
@@ -88,6 +98,10 @@ class FlowPolicy(nn.Module, ABC):
 
         Only new prompts load the text encoders; then those of `ahead` are encoded too, so that they load rarely.
         """
+
+    def encode_together(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
+        """`encode` where all processes of a run call it at once, and may share the work; the prompts may differ."""
+        self.encode(prompts, ahead)
 
     @abstractmethod
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
@@ -168,6 +182,11 @@ class FlowPolicy(nn.Module, ABC):
     def has_reference(self) -> bool:
         """Whether `using("reference")` works."""
         return True
+
+    @property
+    def host_copy(self) -> int:
+        """Bytes of one further set of weights that rests in the host's memory and is brought in to be used."""
+        return 0
 
     def skeleton(self, gradient_checkpointing: bool | None = None) -> Self:
         """This policy on torch's meta device: every tensor has a shape and no content, and no weight file is read.

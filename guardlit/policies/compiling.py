@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from guardlit.errors import GuardlitError
 
 GRAPHS = 64
 """Of one kind of block: weight sets x with and without gradients x batch sizes; torch gives up after 8 by itself."""
-
-_log = logging.getLogger(__name__)
+BACKEND = "inductor"
 
 
 class CompiledBlocks:
@@ -25,19 +24,18 @@ class CompiledBlocks:
 
     Args:
         blocks: of the network.
-        backend: of `torch.compile`.
 
     Raises:
         GuardlitError: no blocks.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], backend: str | Callable[..., Any] = "inductor") -> None:
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
         if not blocks:
             raise GuardlitError("compile=blocks: the network names no repeated blocks; set it to null")
         self.failed = False
         """Whether the blocks run uncompiled by now."""
         for block in blocks:
-            block.compile(backend=backend, dynamic=False)
+            block.compile(backend=BACKEND, dynamic=False)
             block._compiled_call_impl = self._guarded(block, block._compiled_call_impl)
 
     def _guarded(self, block: nn.Module, compiled: Any) -> Callable[..., Any]:
@@ -61,4 +59,4 @@ class CompiledBlocks:
     def _give_up(self, error: Exception) -> None:
         self.failed = True
         reason = " ".join(str(error).split())[:300]
-        _log.warning("compile=blocks: torch cannot compile, the blocks run uncompiled from here on: %s", reason)
+        rank_zero_warn(f"compile=blocks: torch cannot compile, the blocks run uncompiled from here on: {reason}")

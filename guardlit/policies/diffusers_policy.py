@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.attending import set_attention
 from guardlit.policies.base import Shard
+from guardlit.policies.compiling import CompiledBlocks
 from guardlit.policies.decoding import DecodingPolicy
 from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder
 from guardlit.policies.folders import check_scaling, load_component, load_scheduler, pipeline_folder
-from guardlit.policies.limits import check_limits
+from guardlit.policies.limits import check_devices, check_limits
 from guardlit.policies.precision import own_precision
 from guardlit.policies.prompted import PromptedPolicy
 from guardlit.policies.skeleton import blocks_of, skeleton_component
@@ -51,11 +53,23 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         max_sequence_length: text tokens; longer prompts are cut there, as the pipeline does.
         text_encoder_dtype: precision of the text encoders and of the embeddings that are kept.
         reference: with full fine-tuning, keep a copy of the base, for KL. With LoRA the base is always at hand.
-        copies_device: where full fine-tuning keeps the old policy and the reference: `cpu`, or null for beside the
-            weights.
+        copies_device: where full fine-tuning keeps the old policy and the reference: `cpu`, from where one crosses the
+            bus to a GPU once a round, and in every micro-batch with `old_velocity: recomputed`, and again with KL; or
+            null for beside the weights.
         cache: folder for prompt embeddings; null keeps them in memory only, `auto` is `$GUARDLIT_CACHE` or
             `~/.cache/guardlit`.
         decode_batch: images that the VAE decodes at once.
+        compile: `blocks` compiles the network's repeated blocks with `torch.compile`, each kind and shape once, which
+            takes minutes; null runs it as it is. Kernels then round otherwise: the noise floor says by how much.
+        attention_backend: diffusers' name of a backend for attention, such as `_native_cudnn`; a family whose layers do
+            not know them (SD3) takes torch's own alone, `native` and `_native_...`. null leaves the choice to torch.
+        decode_dtype: precision of the VAE. `fp16` or `bf16` is compared with `fp32` on the first images of a run, and
+            refused where a pixel is a grey level off.
+        vae_device: where the VAE is while it does not decode: `cpu`, or null for beside the weights.
+        text_encoders: what becomes of the text encoders between new prompts: `free` drops them, `host` keeps them in
+            the host's memory, which spares reading them again.
+        encode_alone: have the frozen weights wait in the host's memory while prompts are encoded: the encoders' room is
+            then not needed beside them. Sharded weights stay where they are.
     """
 
     pipeline_class: ClassVar[str]
@@ -79,9 +93,16 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         copies_device: str | None = "cpu",
         cache: str | None = "auto",
         decode_batch: int = 8,
+        compile: Literal["blocks"] | None = None,
+        attention_backend: str | None = None,
+        decode_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+        vae_device: str | None = None,
+        text_encoders: Literal["free", "host"] = "free",
+        encode_alone: bool = False,
     ) -> None:
         super().__init__()
-        check_limits(resolution, max_sequence_length, decode_batch, copies_device)
+        check_limits(resolution, max_sequence_length, decode_batch)
+        check_devices(copies_device=copies_device, vae_device=vae_device)
         self.model, self.resolution, self.lora = model, resolution, lora
         self.weights_dtype = DTYPES[weights_dtype]
         self.gradient_checkpointing = gradient_checkpointing
@@ -89,6 +110,9 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         self.text_encoder_dtype = DTYPES[text_encoder_dtype]
         self.reference, self.copies_device = reference, copies_device
         self.cache, self.decode_batch = cache, decode_batch
+        self.compiled, self.attention_backend = compile, attention_backend
+        self.decode_dtype, self.vae_device = DTYPES[decode_dtype], vae_device
+        self.text_encoders, self.encode_alone = text_encoders, encode_alone
         self.transformer: Any = None
         self._folder: Path
         self._outside: dict[str, Any] = {}  # frozen parts, hidden from nn.Module: VAE, scheduler
@@ -143,7 +167,8 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         self._folder = pipeline_folder(self.model, self.pipeline_class, self.components, weights=not self.weightless)
         dtype = self.weights_dtype if self.lora else torch.float32
         transformer = read(getattr(diffusers, self.transformer_class), self._folder, "transformer", dtype=dtype)
-        vae = read(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=torch.float32)
+        decoder_dtype = self.decode_dtype if self.weightless else torch.float32
+        vae = read(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=decoder_dtype)
         check_scaling(self._folder, vae)
         self._outside["vae"] = vae.requires_grad_(False).eval()
         self._outside["scheduler"] = load_scheduler(self._folder)
@@ -152,10 +177,14 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
             self._sets = AdapterWeights(transformer, self.lora, self.lora_targets, self._unused(transformer))
         else:
             self._sets = FullWeights(transformer, self.reference, self.copies_device, self._unused(transformer))
+        if self.attention_backend is not None:
+            set_attention(transformer, self.attention_backend)
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if shard is not None:
             shard(transformer, blocks_of(transformer))
+        if self.compiled and not self.weightless:
+            CompiledBlocks(blocks_of(transformer))
         self._sets.keep()
         self.transformer, self._dtype = transformer.eval(), transformer.dtype  # asked once: it walks all modules
         self._embeddings = EmbeddingCache(self._encoder_key(), embeddings_folder(self.cache))
@@ -189,7 +218,8 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         if guidance_scale <= 1:
             return self._call(latents, sigma, conditioning)
         empty = {k: v.expand(len(latents), *v.shape[1:]) for k, v in self._empty_prompt().items()}
-        both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
+        with own_precision(self.forward_dtype, latents.device.type):  # autocast joins no halves of another kind
+            both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
         without, with_prompt = self._call(latents.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
         return self._guide(without, with_prompt, guidance_scale)
 
