@@ -74,8 +74,8 @@ class Collector:
                     latents[drawn : drawn + len(samples)] = trajectory.latents
                     velocity[drawn : drawn + len(samples)] = trajectory.velocity
                     drawn += len(samples)
-                    merging.drew(samples, trajectory, partial(self._table, samples, conditioning))
                     self._scoring.submit(self._request(trajectory, samples))
+                    merging.drew(samples, trajectory, partial(self._table, samples, conditioning))
             results = self._scoring.gather()
         seconds = time.perf_counter() - started
         rewards = self._gather(results)
