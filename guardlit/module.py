@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from guardlit import checkpoint as ckpt
-from guardlit import guards
+from guardlit import guards, merging
 from guardlit.advantage import GroupAdvantage
 from guardlit.calibration import ClipCalibration
 from guardlit.collect import Collector
@@ -87,6 +87,7 @@ class GRPOModule(pl.LightningModule):
         self.judge = Judge(self)
         self.validated = MeanMetric(nan_strategy="disable")  # Lightning's own mean is wrong for unequal shares
         self.round_metrics: dict[str, float] = {}  # of the round in progress, for whoever shows them
+        self.drew_merged: bool | None = None  # how the last round was drawn
         self._experience: Experience | None = None
         self.outputs: list[dict[str, Tensor]] = []  # of the update in progress, micro-batch by micro-batch
         self._restored_gradients: dict[str, Tensor] = {}
@@ -124,8 +125,9 @@ class GRPOModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
-        guards.check_precision(str(self.trainer.precision))
+        guards.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
         guards.check_clip(self.objective, self._plan, self.elements)
+        merging.check(self)
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from guardlit.experience import Round
+from guardlit.merging import Decision, decision, evaluating, merges_evaluation
 from guardlit.noise import NoiseSource
 from guardlit.planning.meter import Cost, backward, measured
 from guardlit.planning.run import PlannedRun
@@ -97,6 +99,7 @@ class _Costs:
     decoding: Cost
     training: Cost
     other: Cost
+    merged: int
     batch: int
     image: int
     optimizer: int
@@ -117,10 +120,12 @@ def estimate(run: PlannedRun) -> Estimate:
     training, batch = _training(run)
     decoding, image = _decoding(run, run.data.rollout_batch)
     rows, rollout, evaluation = run.data.rollout_batch, module.rollout, module.evaluation
+    how = _merging(run)
     costs = _Costs(
-        plain=_forward(run, 1, 1.0),
-        rollout=_forward(run, rows, rollout.guidance_scale),
-        evaluation=_forward(run, rows, evaluation.guidance_scale),
+        plain=_forward(run, 1, 1.0, nullcontext()),
+        rollout=_forward(run, rows, rollout.guidance_scale, own.merged() if how == "always" else nullcontext()),
+        evaluation=_forward(run, rows, evaluation.guidance_scale, evaluating(module)),
+        merged=0 if how == "never" else footprint.merged // run.shards,
         decoding=decoding,
         image=image,
         training=training,
@@ -143,11 +148,17 @@ def estimate(run: PlannedRun) -> Estimate:
 # measurements on the skeleton -----------------------------------------------------------------------------------------
 
 
-def _forward(run: PlannedRun, rows: int, guidance: float) -> Cost:
+def _merging(run: PlannedRun) -> Decision:
+    """Whether the rollout's adapter is merged into the weights."""
+    rows, half = run.data.rollout_batch, run.half is not None or run.module.policy.forward_dtype is not None
+    return decision(run.module, rows, run.plan.micro_batch, math.ceil(run.plan.local_images / rows), half)
+
+
+def _forward(run: PlannedRun, rows: int, guidance: float, weights: AbstractContextManager[None]) -> Cost:
     policy = run.module.policy
     conditioning = policy.conditioning([""] * rows)
     latents, sigma = torch.empty(rows, *policy.latent_shape, device=META), torch.empty(rows, device=META)
-    with torch.no_grad(), measured(run.half, run.on_gpu) as cost:
+    with weights, torch.no_grad(), measured(run.half, run.on_gpu) as cost:
         policy.velocity(latents, sigma, conditioning, guidance)
     return cost
 
@@ -227,7 +238,7 @@ def _calls(run: PlannedRun) -> float:
 
 def _share(footprint: Footprint, shards: int) -> Footprint:
     """One process's, where weights are spread."""
-    whole = ("frozen", "trained", "copies")
+    whole = ("frozen", "trained", "copies", "cast", "merged")
     return replace(footprint, **{name: getattr(footprint, name) // shards for name in whole})
 
 
@@ -247,6 +258,8 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
         "optimizer": costs.optimizer,
         "average (EMA)": footprint.trained if run.average else 0,
         "old policy, reference": footprint.copies,
+        "adapters in half precision": footprint.cast,
+        "merged weights, while drawing": costs.merged,
         "gathered for a forward pass": gathered,
         "VAE": footprint.decoder,
         "scorers": scorers or 0,
@@ -260,21 +273,22 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
     }
     kept = ("frozen weights", "trained weights", "average (EMA)", "gathered for a forward pass", "scorers")
     decoding = costs.decoding.peak + (footprint.decoder if (called := footprint.decoder_on_host and gpu) else 0)
-    base = sum(parts[name] for name in kept) + copies_here + (0 if called else footprint.decoder)
+    base = sum(parts[name] for name in kept) + footprint.cast + copies_here + (0 if called else footprint.decoder)
     base += 0 if gpu else cached + footprint.waiting
     stepped = footprint.trained + costs.optimizer
     again = stepped if run.rounds > 1 else 0  # from the second round on, gradients and optimizer are there as well
     batch_share = min(run.data.rollout_batch / plan.local_images, 1)
     drawn = int(trajectories * (1 + batch_share)) + run.data.rollout_batch * elements * 4  # a batch before it is put in
+    validation = costs.evaluation.peak + (footprint.merged if merges_evaluation(run.module) else 0)
     training = base + stepped + trajectories + embeddings + costs.batch
     # parts of sharded weights stay where they are
     away = footprint.frozen if footprint.encoded_alone and gpu and run.shards == 1 else 0
     phases = {
         "encoding": base + footprint.encoders - away,
-        "rollout": base + again + embeddings + drawn + max(costs.rollout.peak, decoding),
+        "rollout": base + again + embeddings + drawn + max(costs.rollout.peak, decoding) + costs.merged,
         "training": training + costs.training.peak,
         "update": training + (footprint.trained if gpu else 0),
-        "validation": base + stepped + trajectories + embeddings + max(costs.evaluation.peak, decoding),
+        "validation": base + stepped + trajectories + embeddings + max(validation, decoding),
     }
     if not run.data.val_source:
         del phases["validation"]

@@ -60,7 +60,8 @@ class CastLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the input's dtype."""
-        if self.weight.dtype == input.dtype or torch.is_autocast_enabled(input.device.type):
+        device = input.device.type
+        if self.weight.dtype == input.dtype or (device != "meta" and torch.is_autocast_enabled(device)):
             return super().forward(input)
         kept = self.once is not None and not torch.compiler.is_compiling()
         weight = self.once(self.weight, input.dtype) if kept and self.once else self.weight.to(input.dtype)

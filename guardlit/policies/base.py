@@ -29,6 +29,8 @@ class Footprint:
         buffers: of the network; a process of a sharded run has all of them.
         trained: the weights that train.
         copies: the old policy and the reference, where they are weights of their own.
+        cast: half-precision copies of adapters, kept from one update to the next.
+        merged: copies of the weights that an adapter is on, while it is merged into them.
         gathered: what a process of a sharded run has of others' weights at once: those outside the blocks and, since
             the next block is fetched ahead, the two largest blocks.
         copies_on_host: whether those rest in the host's memory and not beside the weights.
@@ -46,6 +48,8 @@ class Footprint:
     buffers: int
     trained: int
     copies: int
+    cast: int
+    merged: int
     gathered: int
     copies_on_host: bool
     decoder: int
@@ -178,6 +182,11 @@ class FlowPolicy(nn.Module, ABC):
     def has_reference(self) -> bool:
         """Whether `using("reference")` works."""
         return True
+
+    @property
+    def host_copy(self) -> int:
+        """Bytes of one further set of weights that rests in the host's memory and is brought in to be used."""
+        return 0
 
     def skeleton(self, gradient_checkpointing: bool | None = None) -> Self:
         """This policy on torch's meta device: every tensor has a shape and no content, and no weight file is read.

@@ -38,7 +38,7 @@ class DecodingPolicy(Skeletal):
             (B, 3, height, width) uint8.
 
         Raises:
-            GuardlitError: half precision that is a grey level or more off (root mean square of an image), on the first images.
+            GuardlitError: half precision that is a grey level or more off (root mean square) on the first images.
         """
         parts = torch.split(latents, self.decode_batch)
         with self._full_precision():

@@ -53,8 +53,9 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         max_sequence_length: text tokens; longer prompts are cut there, as the pipeline does.
         text_encoder_dtype: precision of the text encoders and of the embeddings that are kept.
         reference: with full fine-tuning, keep a copy of the base, for KL. With LoRA the base is always at hand.
-        copies_device: where full fine-tuning keeps the old policy and the reference: `cpu`, or null for beside the
-            weights.
+        copies_device: where full fine-tuning keeps the old policy and the reference: `cpu`, from where one crosses the
+            bus to a GPU once a round, and in every micro-batch with `old_velocity: recomputed`, and again with KL; or
+            null for beside the weights.
         cache: folder for prompt embeddings; null keeps them in memory only, `auto` is `$GUARDLIT_CACHE` or
             `~/.cache/guardlit`.
         decode_batch: images that the VAE decodes at once.
@@ -217,7 +218,8 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         if guidance_scale <= 1:
             return self._call(latents, sigma, conditioning)
         empty = {k: v.expand(len(latents), *v.shape[1:]) for k, v in self._empty_prompt().items()}
-        both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
+        with own_precision(self.forward_dtype, latents.device.type):  # autocast joins no halves of another kind
+            both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
         without, with_prompt = self._call(latents.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
         return self._guide(without, with_prompt, guidance_scale)
 

@@ -13,16 +13,13 @@ HALVES = (torch.bfloat16, torch.float16)
 def own_precision(dtype: torch.dtype | None, device: str) -> AbstractContextManager[Any]:
     """The context of a network's forward pass: without autocast where its weights and inputs are in half already.
 
-    Autocast takes norms, softmax and additions to float32 and casts back before each product, which moves more memory
-    than the products themselves. An autocast of another half precision than the weights' stays on: so float16 weights
-    compute in bfloat16 on a CPU, where Lightning makes `bf16-mixed` of `16-mixed`.
+    Autocast takes norms and softmax to float32 and casts back before each product, which moves more memory than the
+    products themselves.
 
     Args:
         dtype: of weights and inputs; None leaves everything to autocast.
         device: the network's device type. The meta device knows no autocast.
     """
     if dtype is None or device == "meta":
-        return nullcontext()
-    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != dtype:
         return nullcontext()
     return torch.autocast(device, enabled=False)

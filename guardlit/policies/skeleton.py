@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.adapters import adapted_layers
 from guardlit.policies.base import FlowPolicy, Footprint
 from guardlit.policies.embeddings import CAPACITY, EmbeddingCache
 from guardlit.policies.folders import pipeline_index, quiet
@@ -47,6 +48,7 @@ class Skeletal(FlowPolicy):
     cache: str | None
     max_sequence_length: int
     copies_device: str | None
+    weights_dtype: torch.dtype
     text_encoder_dtype: torch.dtype
     text_encoders: str
     encode_alone: bool
@@ -69,6 +71,12 @@ class Skeletal(FlowPolicy):
     def has_reference(self) -> bool:
         """With an adapter always, with full fine-tuning if it was asked for."""
         return self.lora is not None or self.reference
+
+    @property
+    def host_copy(self) -> int:
+        """See `FlowPolicy.host_copy`: of full fine-tuning alone."""
+        on_host = not self.lora and (self._rests_on_host or bool(self.copies_device))
+        return size_of(self.transformer.parameters()) if on_host else 0
 
     def skeleton(self, gradient_checkpointing: bool | None = None) -> Self:
         """See `FlowPolicy.skeleton`."""
@@ -117,8 +125,10 @@ class Skeletal(FlowPolicy):
             buffers=size_of(network.buffers()),
             trained=trained,
             copies=copies,
+            cast=2 * trained * self.weights_dtype.itemsize // 4 if self.forward_dtype else 0,  # the old policy's, too
+            merged=size_of(layer.get_base_layer().weight for layer in adapted_layers(network)) if self.lora else 0,
             gathered=self._gathered(),
-            copies_on_host=not self.lora and (self._rests_on_host or bool(self.copies_device)),
+            copies_on_host=self.host_copy > 0,
             decoder=size_in(self.decode_dtype, vae),
             decoder_on_host=self._decoder_rests or bool(self.vae_device),
             encoders=encoders,

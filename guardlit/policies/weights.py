@@ -195,7 +195,9 @@ class FullWeights:
     Args:
         transformer: trained in whole, in float32.
         reference: keep a copy of the base too, for KL.
-        device: where the copies rest; `cpu` costs a transfer a round, null leaves them beside the weights.
+        device: where the copies rest. From `cpu`, pinned beside a GPU, they cross the bus whenever they change places
+            with the weights: once a round, and in every micro-batch with `old_velocity: recomputed` and again with KL.
+            Null leaves them beside the weights, which costs nothing but memory.
         unused: layers to leave alone.
     """
 
@@ -230,18 +232,25 @@ class FullWeights:
             )
         with _other_weights():
             reshard(self._transformer)
-            trained = {}
-            for name, p in self._transformer.named_parameters():
-                copy = self._copies[weights][name].to(p.device)
-                if self._device is None:
-                    self._copies[weights][name] = copy  # the weights have moved since the copy was made
-                trained[name] = _exchange(p, copy)
+            trained: dict[str, Tensor] = {}
             try:
+                for name, p in self._transformer.named_parameters():
+                    trained[name] = _exchange(p, self._copy_for(p, weights, name))
                 yield
             finally:
                 reshard(self._transformer)
                 for name, p in self._transformer.named_parameters():
-                    _exchange(p, trained.pop(name))
+                    if name in trained:
+                        _exchange(p, trained.pop(name))
+
+    def _copy_for(self, parameter: nn.Parameter, weights: WeightSet, name: str) -> Tensor:
+        """A copy on the parameter's device; from pinned memory its transfer keeps nobody but the GPU waiting."""
+        copies = self._copies[weights]
+        if self._device is None:
+            copies[name] = copies[name].to(parameter.device)  # the weights have moved since the copy was made
+        elif parameter.is_cuda and not (copies[name].is_cuda or copies[name].is_pinned()):
+            copies[name] = copies[name].pin_memory()
+        return copies[name].to(parameter.device, non_blocking=True)
 
     @torch.no_grad()
     def refresh_old(self) -> None:
