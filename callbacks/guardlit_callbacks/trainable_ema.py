@@ -94,9 +94,9 @@ class TrainableEMA(Callback):
         if self._step // self.every == previous // self.every or called_off:
             return
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates)) if self.warmup else self.decay
-        for name, parameter in self._parameters.items():
-            average = self._averages[name]
-            average.lerp_(local(parameter).to(average.device, torch.float32), 1.0 - decay)
+        averages = [self._averages[name] for name in self._parameters]
+        pairs = zip(averages, self._parameters.values(), strict=True)
+        torch._foreach_lerp_(averages, [local(p).to(a.device, torch.float32) for a, p in pairs], 1.0 - decay)
         self._updates += 1
 
     def _average_of(self, parameter: Tensor) -> Tensor:
