@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError, NumbersError
 from guardlit.experience import Experience, Round
+from guardlit.merging import Merging, evaluating
 from guardlit.noise import EVALUATION, NoiseSource
 from guardlit.phases import announce
 from guardlit.rewards.base import Scorer
@@ -20,7 +22,7 @@ from guardlit.scoring import Scoring
 from guardlit.sde import SDE
 from guardlit.settings import Sampling
 from guardlit.together import raise_together, sum_counters
-from guardlit.transfer import Trajectories, to_device
+from guardlit.transfer import Trajectories
 from guardlit.types import Conditioning, Prompt, RewardRequest, RewardResult, Trajectory
 
 if TYPE_CHECKING:
@@ -59,13 +61,13 @@ class Collector:
         module, round = self._module, self._round
         texts = [p.text for p in round.prompts]
         announce(module.trainer, "encode", 0, len(texts))
-        module.policy.encode(texts, round.ahead)
+        module.policy.encode_together(texts, round.ahead)
         announce(module.trainer, "encode", len(texts), len(texts))
         conditioning = module.policy.conditioning(texts)
         kept: Trajectories | None = None
         started = time.perf_counter()
         with Scoring(module.judge.ready(), round.index, self._together) as self._scoring:
-            with module.policy.using("old"):
+            with module.policy.using("old"), Merging(module, round, self._coefficients, self._batches) as merging:
                 drawn = 0
                 for samples in self._batches:
                     trajectory = self._drawn(samples, conditioning)
@@ -73,6 +75,7 @@ class Collector:
                         kept = Trajectories.room(len(round.samples), trajectory, module.rollout.trajectories)
                     kept.put(drawn, trajectory)
                     drawn += len(samples)
+                    merging.drew(samples, trajectory, partial(self._table, samples, conditioning))
                     self._scoring.submit(self._request(trajectory, samples))
             results = self._scoring.gather()
         assert kept is not None
@@ -94,6 +97,7 @@ class Collector:
                 "reward/zero_std_share": advantages.zero_std_share,
             }
             | reward_metrics(module.reward, rewards)
+            | merging.metrics
             | self._counters(),
             conditioning=conditioning,
             coefficients=self._coefficients,
@@ -110,8 +114,7 @@ class Collector:
 
     def _draw(self, samples: list[int], conditioning: Conditioning) -> Trajectory:
         module, round = self._module, self._round
-        prompt = torch.tensor(samples) // round.plan.images_per_prompt
-        table = {name: t[to_device(prompt, t.device)] for name, t in conditioning.items()}
+        table = self._table(samples, conditioning)
         noise = NoiseSource(round.seed, round.index, module.policy.latent_shape)
         group = round.plan.images_per_prompt
         shared = module.rollout.initial_noise == "group"
@@ -133,6 +136,11 @@ class Collector:
                 velocities=self._velocities,
                 tick=self._tick,
             )
+
+    def _table(self, samples: Sequence[int], conditioning: Conditioning) -> Conditioning:
+        """Embeddings of the images' prompts, leading dimension B."""
+        prompt = torch.tensor(samples) // self._round.plan.images_per_prompt
+        return {name: t[prompt.to(t.device)] for name, t in conditioning.items()}
 
     def _tick(self) -> None:
         self._steps_done += 1
@@ -198,7 +206,8 @@ class Collector:
         noise = NoiseSource(0, EVALUATION, module.policy.latent_shape)  # the same in runs of every seed
         conditioning = module.policy.conditioning(texts)
         try:
-            final = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
+            with evaluating(module):
+                final = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
         except VelocityError as error:
             module.judge.fail(_told(error, texts[error.row]))
             final = torch.zeros(len(texts), *module.policy.latent_shape, device=module.device)

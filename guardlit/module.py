@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from guardlit import checkpoint as ckpt
-from guardlit import guards
+from guardlit import guards, merging
 from guardlit.advantage import GroupAdvantage
 from guardlit.calibration import ClipCalibration
 from guardlit.collect import Collector
@@ -83,13 +83,15 @@ class GRPOModule(pl.LightningModule):
         self.sde, self.objective, self.advantage = sde, objective, advantage
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
-        self.old_velocity, self.old = old_velocity, OldPolicy(old_velocity)
+        self.old_velocity = "recomputed" if old_velocity == "auto" and rollout.merge is True else old_velocity
+        self.old = OldPolicy(self.old_velocity)
         self.max_failed_fraction = guards.share("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
         self.judge = Judge(self)
         self.validated = MeanMetric(nan_strategy="disable")  # Lightning's own mean is wrong for unequal shares
         self.round_metrics: dict[str, float] = {}  # of the round in progress, for whoever shows them
+        self.drew_merged: bool | None = None  # how the last round was drawn
         self._experience: Experience | None = None
         self.outputs: list[dict[str, Tensor]] = []  # of the update in progress, micro-batch by micro-batch
         self._restored_gradients: dict[str, Tensor] = {}
@@ -127,10 +129,11 @@ class GRPOModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
-        guards.check_precision(str(self.trainer.precision))
+        guards.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
         guards.check_clip(self.objective, self._plan, self.elements)
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self._plan.micro_batches_per_update)
+        merging.check(self)
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
@@ -183,7 +186,7 @@ class GRPOModule(pl.LightningModule):
 
     def restore_experience(self, state: Any, round: Round) -> Experience:
         """Take up a round in progress from a checkpoint."""
-        self.policy.encode([p.text for p in round.prompts], round.ahead)
+        self.policy.encode_together([p.text for p in round.prompts], round.ahead)
         conditioning = self.policy.conditioning([p.text for p in round.prompts])
         place, keep = self.rollout.trajectories, self.old.restores(state)
         return self._begin(Experience.restore(state, round, conditioning, self.coefficients(), place, keep))
@@ -257,7 +260,7 @@ class GRPOModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Encode all prompts at once: the text encoders load at most one time."""
-        self.policy.encode([prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])])
+        self.policy.encode_together([prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])])
 
     def on_validation_epoch_start(self) -> None:
         """Test the scorers that are in use for the first time, before anything is drawn."""

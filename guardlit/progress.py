@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class RoundProgress(ProgressBar):
     """One line: round, phase and its progress, reward, clip fraction, time left; a line a round where no terminal is.
 
-    The time left assumes that the remaining rounds and validations take as long as those before them.
+    The time left is that of the remaining rounds and validations, if they take as long as those before them.
     """
 
     def __init__(self) -> None:
@@ -55,27 +55,27 @@ class RoundProgress(ProgressBar):
     def on_phase(self, trainer: pl.Trainer, phase: Phase, done: int, total: int) -> None:
         """Show where in the round the run is."""
         if phase == "encode" and done == total:
-            self._left.rollout()
+            self._left.begin_rollout()
         if self._bar is not None:
             if phase != "update" or done == total or not self._shown:
                 self._shown = self._numbers(trainer, trainer.current_epoch)  # reads tensors: not at every micro-batch
             name, numbers = self._round(trainer), self._shown
             self._bar.update(self._task, description=phase, completed=done, total=total, round=name, numbers=numbers)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What comes now is not the round's."""
+        self._left.begin_validation()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The round goes on."""
+        self._left.end_validation()
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Without a terminal, one line a round."""
-        self._left.round()
+        self._left.end_round()
         if self._enabled and self._bar is None:
             numbers = self._numbers(trainer, trainer.current_epoch + 1)
             print(f"{self._round(trainer)}  {numbers}", file=sys.stderr, flush=True)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep its time apart."""
-        self._left.validation(begins=True)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """It is over."""
-        self._left.validation(begins=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""
@@ -100,8 +100,12 @@ class RoundProgress(ProgressBar):
         shown = [f"{k.removesuffix('_mean')} {v:.3f}" for k, v in round_metrics.items() if k.endswith("_mean")]
         if "train/clip_above" in metrics:
             shown.append(f"clipped {float(metrics['train/clip_above'] + metrics['train/clip_below']):.2f}")
-        if trainer.max_epochs and trainer.max_epochs > 0:
-            every = trainer.check_val_every_n_epoch or trainer.max_epochs + 1
-            left = self._left.seconds(trainer.max_epochs - finished, trainer.max_epochs // every - finished // every)
-            shown += [] if left is None else [f"{int(left // 60)}:{int(left % 60):02d} left"]
+        if (left := self._seconds_left(trainer, finished)) is not None:
+            shown.append(f"{int(left // 60)}:{int(left % 60):02d} left")
         return "  ".join(shown)
+
+    def _seconds_left(self, trainer: pl.Trainer, finished: int) -> float | None:
+        last, every = trainer.max_epochs, trainer.check_val_every_n_epoch
+        if not last or last < 0:
+            return None
+        return self._left.seconds(last - finished, last // every - finished // every if every else 0)

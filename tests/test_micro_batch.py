@@ -6,7 +6,6 @@ import logging
 import signal
 from pathlib import Path
 
-import pytest
 import torch
 from runs import config, differing, guardlit, newest
 from test_resume import _raise_after

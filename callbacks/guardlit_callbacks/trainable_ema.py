@@ -95,8 +95,11 @@ class TrainableEMA(Callback):
             return
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates)) if self.warmup else self.decay
         averages = [self._averages[name] for name in self._parameters]
-        pairs = zip(averages, self._parameters.values(), strict=True)
-        torch._foreach_lerp_(averages, [local(p).to(a.device, torch.float32) for a, p in pairs], 1.0 - decay)
+        weights = [
+            local(parameter).to(average.device, torch.float32)
+            for parameter, average in zip(self._parameters.values(), averages, strict=True)
+        ]
+        torch._foreach_lerp_(averages, weights, 1.0 - decay)  # some kernels, not one a parameter
         self._updates += 1
 
     def _average_of(self, parameter: Tensor) -> Tensor:
