@@ -115,7 +115,7 @@ class PromptDataModule(pl.LightningDataModule):
         if self._auto and not self._settled:
             round, policy = self.round(0), self._module.policy
             texts = [p.text for p in round.prompts]
-            policy.encode(texts, round.ahead)
+            policy.encode_together(texts, round.ahead)
             sizes = candidates(self.plan, self.rollout_batch)
             self._settle(largest_that_fits(self._module, sizes, policy.conditioning(texts)))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class RoundProgress(ProgressBar):
     """One line: round, phase and its progress, reward, clip fraction, time left; a line a round where no terminal is.
 
-    The time left assumes that the remaining rounds and validations take as long as those before them.
+    The time left is that of the remaining rounds and validations, if they take as long as those before them.
     """
 
     def __init__(self) -> None:
@@ -55,27 +55,27 @@ class RoundProgress(ProgressBar):
     def on_phase(self, trainer: pl.Trainer, phase: Phase, done: int, total: int) -> None:
         """Show where in the round the run is."""
         if phase == "encode" and done == total:
-            self._left.rollout()
+            self._left.begin_rollout()
         if self._bar is not None:
             if phase != "update" or done == total or not self._shown:
                 self._shown = self._numbers(trainer, trainer.current_epoch)  # reads tensors: not at every micro-batch
             name, numbers = self._round(trainer), self._shown
             self._bar.update(self._task, description=phase, completed=done, total=total, round=name, numbers=numbers)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What comes now is not the round's."""
+        self._left.begin_validation()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The round goes on."""
+        self._left.end_validation()
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Without a terminal, one line a round."""
-        self._left.round()
+        self._left.end_round()
         if self._enabled and self._bar is None:
             numbers = self._numbers(trainer, trainer.current_epoch + 1)
             print(f"{self._round(trainer)}  {numbers}", file=sys.stderr, flush=True)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep its time apart."""
-        self._left.validation(begins=True)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """It is over."""
-        self._left.validation(begins=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""

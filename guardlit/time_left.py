@@ -1,68 +1,70 @@
-"""How long a run will still take, from the rounds and validations that it has finished."""
+"""How long a run will go on."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from statistics import median
+from collections import deque
+
+RECENT = 10
+"""Rounds, and validations, whose mean the next ones are taken to need."""
 
 
 class TimeLeft:
-    """The median round times the rounds to come, and the same of validations.
+    """Estimates the rest of a run from what it did so far.
 
-    A run's first round, with all that happens for the first time, counts only as long as there is no other, and then
-    without what came before its rollout; so does the first validation. A round that a checkpoint brought back half done
-    never counts.
-
-    Args:
-        clock: seconds that rise.
+    Rounds and validations are timed apart, since a validation comes in some rounds only. The first of either also loads
+    and warms up: it counts until there is a second one, and of the round only what came after the prompts were encoded.
+    A round that a checkpoint brought back half done does not count. All times are seconds of a monotonic clock.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._begun = self._validating = clock()
-        self._apart = 0.0  # of the round in progress, what is no part of a usual one
-        self._rounds: list[float] = []
-        self._validations: list[float] = []
-        self._half = False
+    def __init__(self) -> None:
+        self._rounds: deque[float] = deque(maxlen=RECENT)
+        self._validations: deque[float] = deque(maxlen=RECENT)
+        self._warm = self._evaluated = self._half = False
+        self._began = self._validation_began = time.monotonic()
 
     def begin(self, half: bool) -> None:
-        """The run begins, or goes on, with a round that is `half` done."""
-        self._begun, self._half = self._clock(), half
+        """The run begins, or goes on with a round that is `half` done."""
+        self._began, self._half = time.monotonic(), half
 
-    def rollout(self) -> None:
-        """The first rollout begins: until now the run got ready."""
+    def begin_rollout(self) -> None:
+        """A rollout begins: in the first round, all that came before made the run ready."""
         if not self._rounds and not self._half:
-            self._apart = self._clock() - self._begun
+            self._began = time.monotonic()
 
-    def validation(self, begins: bool) -> None:
-        """A validation begins or ends."""
-        if begins:
-            self._validating = self._clock()
-            return
-        self._validations.append(self._clock() - self._validating)
-        self._apart += self._validations[-1]
+    def begin_validation(self) -> None:
+        """A validation begins; the round it is in stands still."""
+        self._validation_began = time.monotonic()
 
-    def round(self) -> None:
-        """A round ends."""
-        now = self._clock()
+    def end_validation(self) -> None:
+        """It is over."""
+        seconds = time.monotonic() - self._validation_began
+        if len(self._validations) == 1 and not self._evaluated:
+            self._validations.clear()
+            self._evaluated = True
+        self._validations.append(seconds)
+        self._began += seconds
+
+    def end_round(self) -> None:
+        """A round is over, and the next one begins."""
+        now = time.monotonic()
+        if len(self._rounds) == 1 and not self._warm:
+            self._rounds.clear()
+            self._warm = True
         if not self._half:
-            self._rounds.append(now - self._begun - self._apart)
-        self._begun, self._apart, self._half = now, 0.0, False
+            self._rounds.append(now - self._began)
+        self._began, self._half = now, False
 
     def seconds(self, rounds: int, validations: int) -> float | None:
-        """From now on; None as long as no round is finished.
+        """Seconds until the end, or None before the first round is over.
 
         Args:
-            rounds: to come, the one in progress included.
+            rounds: to come, the one in progress among them.
             validations: to come.
         """
         if not self._rounds:
             return None
-        usual = _usual(self._rounds)
-        gone = min(self._clock() - self._begun - self._apart, usual) if rounds else 0.0
-        return rounds * usual - gone + validations * _usual(self._validations)
-
-
-def _usual(seconds: list[float]) -> float:
-    return median(seconds[1:] or seconds) if seconds else 0.0
+        a_round = sum(self._rounds) / len(self._rounds)
+        a_validation = sum(self._validations) / max(len(self._validations), 1)
+        spent = min(time.monotonic() - self._began, a_round)  # on the round in progress
+        return max(rounds * a_round + validations * a_validation - spent, 0.0)
