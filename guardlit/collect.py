@@ -138,8 +138,9 @@ class Collector:
 
     def _table(self, samples: Sequence[int], conditioning: Conditioning) -> Conditioning:
         """Embeddings of the images' prompts, leading dimension B."""
-        prompt = torch.tensor(samples) // self._round.plan.images_per_prompt
-        return {name: t[prompt.to(t.device)] for name, t in conditioning.items()}
+        device = next(iter(conditioning.values())).device
+        prompt = to_device(torch.tensor(samples) // self._round.plan.images_per_prompt, device)
+        return {name: table[prompt] for name, table in conditioning.items()}
 
     def _tick(self) -> None:
         self._steps_done += 1
