@@ -22,7 +22,7 @@ from guardlit.scoring import Scoring
 from guardlit.sde import SDE
 from guardlit.settings import Sampling
 from guardlit.together import raise_together, sum_counters
-from guardlit.transfer import Trajectories
+from guardlit.transfer import Trajectories, to_device
 from guardlit.types import Conditioning, Prompt, RewardRequest, RewardResult, Trajectory
 
 if TYPE_CHECKING:
