@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 LOOPS = {
+    ("torch/nn/modules/module.py", "_apply"): "moving a network",
+    ("guardlit/policies/prompted.py", "encode"): "encoding",
     ("guardlit/checkpoint_io.py", "save_checkpoint"): "checkpoint",
     ("connectors/checkpoint_connector.py", "dump_checkpoint"): "checkpoint",
     ("logger_connector/logger_connector.py", "log_metrics"): "logging",
@@ -59,7 +61,7 @@ class Record:
     def note(self, kind: str) -> None:
         """One synchronization, caused by whoever called."""
         frames = list(_frames(sys._getframe(1)))
-        mine = next((f for f in frames if any(part in f.f_code.co_filename for part in OURS)), frames[0])
+        mine = next((f for f in frames if any(part in f.f_code.co_filename for part in OURS)), frames[-1])
         loop = next((LOOPS[key] for f in frames for key in LOOPS if _is(f, key)), "elsewhere")
         if threading.current_thread() is not threading.main_thread():
             loop = "thread"  # the main one does not wait for it
@@ -98,11 +100,9 @@ class Record:
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    """From the inside out, without those of torch and of the pretended device."""
+    """From the inside out."""
     while frame is not None:
-        name = frame.f_code.co_filename
-        if "/torch/" not in name and "/tests/support/" not in name:
-            yield frame
+        yield frame
         frame = frame.f_back
 
 
