@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from guardlit.errors import GuardlitError
@@ -60,7 +60,7 @@ class Rollout(Sampling):
     timestep_fraction: float = 0.99
     window: Window | None = None
     initial_noise: Literal["sample", "group"] = "sample"
-    merge: bool | Literal["auto"] = "auto"
+    merge: bool | Literal["auto"] = field(default="auto", repr=False)  # a resumed run may change it
 
     def __post_init__(self) -> None:
         super().__post_init__()
