@@ -64,7 +64,7 @@ class Rollout(Sampling):
     window: Window | None = None
     initial_noise: Literal["sample", "group"] = "sample"
     trajectories: Literal["device", "host"] = field(default="device", repr=False)  # no part of what a run is
-    merge: bool | Literal["auto"] = "auto"
+    merge: bool | Literal["auto"] = field(default="auto", repr=False)  # a resumed run may change it
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ from torch import Tensor
 from guardlit.noise import NoiseSource
 from guardlit.policies import DiffusersPolicy
 from guardlit.policies.adapters import adapted_layers
+from guardlit.settings import Rollout
 
 
 @torch.no_grad()
@@ -213,6 +214,10 @@ def test_a_merged_run_that_is_interrupted_goes_on_bit_for_bit(sd3_folder: Path, 
     assert guardlit("fit", "--config", path, "--ckpt_path", first) == 0
     assert newest(tmp_path / "parts") != first
     assert differing(newest(tmp_path / "whole"), newest(tmp_path / "parts")) == []
+
+
+def test_a_resumed_run_may_merge_otherwise():
+    assert str(Rollout(merge=True)) == str(Rollout(merge=False))  # which is the fingerprint's part
 
 
 @pytest.mark.slow
