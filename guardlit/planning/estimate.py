@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from guardlit.experience import Round
 from guardlit.merging import Decision, decision, evaluating, merges_evaluation
-from guardlit.noise import NoiseSource
+from guardlit.planning.calls import calls_an_image
 from guardlit.planning.meter import Cost, backward, measured
 from guardlit.planning.run import PlannedRun
-from guardlit.policies.base import FlowPolicy, Footprint
-from guardlit.rollout import sample
-from guardlit.sde import ODE
-from guardlit.types import Conditioning, Prompt, Transition
+from guardlit.policies.base import Footprint
+from guardlit.types import Transition
 
 META = torch.device("meta")
 
@@ -135,7 +130,7 @@ def estimate(run: PlannedRun) -> Estimate:
     )
     compute = Compute(
         forward=costs.plain.flops,
-        rollout=costs.rollout.flops / rows * _calls(run),
+        rollout=costs.rollout.flops / rows * calls_an_image(run),
         training=costs.training.flops / plan.micro_batch * plan.train_steps * plan.inner_epochs,
         evaluation=costs.evaluation.flops / rows * evaluation.num_inference_steps,
         decoding=costs.decoding.flops / rows,
@@ -201,38 +196,6 @@ def _optimizer_bytes(run: PlannedRun) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-class _Calls:
-    """Stands in for a policy, to count how many rows it is asked about."""
-
-    rows = 0
-
-    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
-        """Zeros (B, ...)."""
-        self.rows += len(latents)
-        return torch.zeros_like(latents)
-
-
-def _calls(run: PlannedRun) -> float:
-    """Calls of the policy that drawing an image takes: T, or fewer while the images of a group are still one."""
-    rollout, plan = run.module.rollout, run.plan
-    if rollout.initial_noise == "sample":
-        return float(rollout.num_inference_steps)
-    prompts = [Prompt("")] * plan.prompts_per_round
-    round = Round(0, prompts, [], plan, run.data.seed, 0, rollout.window, rollout.available_steps)
-    # as noisy as a sampler can be: which of its steps draw noise, the window decides
-    coefficients = replace(ODE().coefficients(torch.linspace(1, 0, rollout.num_inference_steps + 1)))
-    coefficients = replace(coefficients, std=torch.ones_like(coefficients.std))
-    calls, group = _Calls(), plan.images_per_prompt
-    for start in range(0, len(round.samples), run.data.rollout_batch):
-        samples: Sequence[int] = round.samples[start : start + run.data.rollout_batch]
-        origins = [i // group * group for i in samples]
-        noisy = round.noisy_steps(samples, len(coefficients))
-        stand_in, noise = cast("FlowPolicy", calls), NoiseSource(0, 0, (1,))
-        rows = {"": torch.zeros(len(samples))}
-        sample(stand_in, coefficients, rows, noise, samples, 1.0, noisy=noisy, origins=origins)
-    return calls.rows / plan.local_images
-
-
 # what is alive at once ------------------------------------------------------------------------------------------------
 
 
@@ -272,17 +235,17 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
         "training forward and backward": costs.training.peak + costs.batch,
     }
     kept = ("frozen weights", "trained weights", "average (EMA)", "gathered for a forward pass", "scorers")
-    decoding = costs.decoding.peak + (footprint.decoder if (called := footprint.decoder_on_host and gpu) else 0)
-    base = sum(parts[name] for name in kept) + footprint.cast + copies_here + (0 if called else footprint.decoder)
-    base += 0 if gpu else cached + footprint.waiting
+    called = footprint.decoder_on_host and gpu  # the decoder, for as long as it works
+    decoding = costs.decoding.peak + called * footprint.decoder
+    base = sum(parts[name] for name in kept) + footprint.cast + copies_here + (not called) * footprint.decoder
+    base += (not gpu) * (cached + footprint.waiting)
     stepped = footprint.trained + costs.optimizer
     again = stepped if run.rounds > 1 else 0  # from the second round on, gradients and optimizer are there as well
     batch_share = min(run.data.rollout_batch / plan.local_images, 1)
     drawn = int(trajectories * (1 + batch_share)) + run.data.rollout_batch * elements * 4  # a batch before it is put in
     validation = costs.evaluation.peak + (footprint.merged if merges_evaluation(run.module) else 0)
     training = base + stepped + trajectories + embeddings + costs.batch
-    # parts of sharded weights stay where they are
-    away = footprint.frozen if footprint.encoded_alone and gpu and run.shards == 1 else 0
+    away = footprint.frozen * (footprint.encoded_alone and gpu and run.shards == 1)
     phases = {
         "encoding": base + footprint.encoders - away,
         "rollout": base + again + embeddings + drawn + max(costs.rollout.peak, decoding) + costs.merged,
@@ -292,8 +255,8 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
     }
     if not run.data.val_source:
         del phases["validation"]
-    waiting = footprint.waiting + (footprint.decoder if called else 0)
-    host = (cached + footprint.copies - copies_here + waiting + away) if gpu else 0
+    waiting = footprint.waiting + called * footprint.decoder + away
+    host = (cached + footprint.copies - copies_here + waiting) if gpu else 0
     return Memory(parts, phases, host, training + costs.other.peak, scorers is not None)
 
 
