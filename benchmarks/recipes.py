@@ -1,4 +1,4 @@
-"""What the shipped runs cost: `python benchmarks/recipes.py [--tflops 396]` prints the table of docs/recipes.md.
+"""What the shipped runs cost: `python benchmarks/recipes.py [--tflops 326]` prints the table of docs/recipes.md.
 
 Counted, not measured: two FLOP a multiply-add, matrix products and attention of the transformer alone. The VAE, the
 text encoders (each prompt once), the proxy and validation come on top.
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RATE = 396.0
-"""TFLOP/s assumed of one GPU: 40 % of the 989 that an H100 or H200 does in 16 bits."""
+RATE = 326.0
+"""TFLOP/s of one GPU, modelled: 33 % of the 989 that an H100 or H200 does in 16 bits."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How often a rollout asks the policy for an image."""
+"""How often drawing an image asks the policy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from guardlit.sde import ODE
 from guardlit.types import Conditioning, Prompt
 
 
-class Calls:
+class _Calls:
     """Stands in for a policy, to count how many rows it is asked about."""
 
     rows = 0
@@ -39,7 +39,7 @@ def calls_per_image(run: PlannedRun) -> float:
     # as noisy as a sampler can be: which of its steps draw noise, the window decides
     coefficients = replace(ODE().coefficients(torch.linspace(1, 0, rollout.num_inference_steps + 1)))
     coefficients = replace(coefficients, std=torch.ones_like(coefficients.std))
-    calls, group = Calls(), plan.images_per_prompt
+    calls, group = _Calls(), plan.images_per_prompt
     for start in range(0, len(round.samples), run.data.rollout_batch):
         samples: Sequence[int] = round.samples[start : start + run.data.rollout_batch]
         origins = [i // group * group for i in samples]

@@ -236,9 +236,10 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
         "training forward and backward": costs.training.peak + costs.batch,
     }
     kept = ("frozen weights", "trained weights", "average (EMA)", "gathered for a forward pass", "scorers")
-    decoding = costs.decoding.peak + (footprint.decoder if (called := footprint.decoder_on_host and gpu) else 0)
-    base = sum(parts[name] for name in kept) + footprint.cast + copies_here + (0 if called else footprint.decoder)
-    base += 0 if gpu else cached + footprint.waiting
+    called = footprint.decoder_on_host and gpu  # the decoder, for as long as it works
+    decoding = costs.decoding.peak + called * footprint.decoder
+    base = sum(parts[name] for name in kept) + footprint.cast + copies_here + (not called) * footprint.decoder
+    base += (not gpu) * (cached + footprint.waiting)
     stepped = footprint.trained + costs.optimizer
     again = stepped if run.rounds > 1 else 0  # from the second round on, gradients and optimizer are there as well
     resting = 0 if gpu and run.module.rollout.trajectories == "host" else trajectories
@@ -247,8 +248,7 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
     drawn = resting + int(trajectories * batch_share) + run.data.rollout_batch * elements * 4
     validation = costs.evaluation.peak + (footprint.merged if merges_evaluation(run.module) else 0)
     training = base + stepped + resting + embeddings + costs.batch
-    # parts of sharded weights stay where they are
-    away = footprint.frozen if footprint.encoded_alone and gpu and run.shards == 1 else 0
+    away = footprint.frozen * (footprint.encoded_alone and gpu and run.shards == 1)
     phases = {
         "encoding": base + footprint.encoders - away,
         "rollout": base + again + embeddings + drawn + max(costs.rollout.peak, decoding) + costs.merged,
@@ -258,8 +258,8 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
     }
     if not run.data.val_source:
         del phases["validation"]
-    waiting = footprint.waiting + (footprint.decoder if called else 0)
-    host = (cached + footprint.copies - copies_here + trajectories - resting + waiting + away) if gpu else 0
+    waiting = footprint.waiting + called * footprint.decoder + away
+    host = (cached + footprint.copies - copies_here + waiting + trajectories - resting) if gpu else 0
     return Memory(parts, phases, host, training + costs.other.peak, scorers is not None)
 
 
