@@ -22,7 +22,7 @@ from guardlit.scoring import Scoring
 from guardlit.sde import SDE
 from guardlit.settings import Sampling
 from guardlit.together import raise_together, sum_counters
-from guardlit.transfer import Trajectories
+from guardlit.transfer import Trajectories, to_device
 from guardlit.types import Conditioning, Prompt, RewardRequest, RewardResult, Trajectory
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Collector:
     def _table(self, samples: Sequence[int], conditioning: Conditioning) -> Conditioning:
         """Embeddings of the images' prompts, leading dimension B."""
         prompt = torch.tensor(samples) // self._round.plan.images_per_prompt
-        return {name: t[prompt.to(t.device)] for name, t in conditioning.items()}
+        return {name: t[to_device(prompt, t.device)] for name, t in conditioning.items()}
 
     def _tick(self) -> None:
         self._steps_done += 1
