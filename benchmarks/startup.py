@@ -2,8 +2,8 @@
 
 Starts `guardlit --help` and `guardlit fit` as processes of their own and prints when each stage is reached, in seconds
 after the command and in CPU seconds of the process: what is imported, what the configuration comes to, the first round
-drawn, the first update made. Stops there, or with `--whole` trains to the end. Medians over the runs; on a machine with
-other work the CPU seconds say more.
+drawn, the first update made. Stops there, or with `--whole` trains to the end and sets the time left that was shown
+after each round beside what it took. Medians over the runs; on a machine with other work the CPU seconds say more.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("imported", "trainer ready", "training starts", "first round drawn", "first update", "end of training")
+STAGES = ("imported", "trainer ready", "training starts", "first round drawn", "first update", "end")
+CAPTURED: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
 Times = dict[str, tuple[float, float]]
+LEFT = "seconds left after round "
+"""With it come the seconds that the run showed then, in place of CPU seconds."""
 
 
 def child(began: float, report: Path, whole: bool, arguments: Sequence[str]) -> None:
     """Run `guardlit` in this process, and write down when each stage was reached."""
     times: Times = {}
 
-    def reach(stage: str) -> None:
-        times.setdefault(stage, (time.time() - began, time.process_time()))
+    def reach(stage: str, number: float | None = None) -> None:
+        times.setdefault(stage, (time.time() - began, time.process_time() if number is None else number))
 
     from guardlit import cli
 
     if "fit" in arguments:
         listen(reach, whole)
     code = cli.main(list(arguments))
-    reach("end of training" if whole or "fit" not in arguments else "stopped")
+    reach("end" if whole or "fit" not in arguments else "stopped")
     report.write_text(json.dumps(times))
     sys.exit(code)
 
@@ -55,6 +58,11 @@ def listen(reach: Any, whole: bool) -> None:
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             reach("training starts")
+
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            said = trainer.progress_bar_callback.seconds_left(trainer, trainer.current_epoch)
+            if said is not None:
+                reach(f"{LEFT}{trainer.current_epoch}", said)
 
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             reach("first round drawn")
@@ -77,9 +85,9 @@ def measure(arguments: Sequence[str], whole: bool = False) -> Times:
         began = time.time()
         command = [sys.executable, "-m", "benchmarks.startup", "--child", str(began), str(report), str(int(whole))]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        subprocess.run(
-            [*command, "--", *arguments, *extra], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
-        )
+        done = subprocess.run([*command, "--", *arguments, *extra], cwd=ROOT, env=environment, **CAPTURED)
+        if done.returncode:
+            raise SystemExit(done.stderr)
         return {stage: tuple(both) for stage, both in json.loads(report.read_text()).items()}
 
 
@@ -95,6 +103,19 @@ def show(title: str, runs: Sequence[Times]) -> None:
         wall, cpu = (statistics.median(run[stage][clock] for run in runs) for clock in (0, 1))
         table.add_row(stage, f"{wall:.2f}", f"{cpu:.2f}")
     Console().print(table)
+    for run in runs:
+        show_left(run)
+
+
+def show_left(run: Times) -> None:
+    """Print how far the time left, said after each round from the second on, was off."""
+    end = run["end"][0] if "end" in run else 0.0
+    rounds = [int(stage.removeprefix(LEFT)) for stage in run if stage.startswith(LEFT)]
+    off = {k: run[f"{LEFT}{k}"][1] / (end - run[f"{LEFT}{k}"][0]) - 1 for k in rounds if k >= 2}
+    if off:
+        worst = max(off, key=lambda k: abs(off[k]))
+        after = min(off)
+        print(f"time left: {off[after]:+.0%} after round {after}, at worst {off[worst]:+.0%} after round {worst}")
 
 
 def main() -> None:

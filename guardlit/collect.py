@@ -75,8 +75,8 @@ class Collector:
                         kept = Trajectories.room(len(round.samples), trajectory, module.rollout.trajectories)
                     kept.put(drawn, trajectory)
                     drawn += len(samples)
-                    merging.drew(samples, trajectory, partial(self._table, samples, conditioning))
                     self._scoring.submit(self._request(trajectory, samples))
+                    merging.drew(samples, trajectory, partial(self._table, samples, conditioning))
             results = self._scoring.gather()
         assert kept is not None
         seconds = time.perf_counter() - started

@@ -100,11 +100,12 @@ class RoundProgress(ProgressBar):
         shown = [f"{k.removesuffix('_mean')} {v:.3f}" for k, v in round_metrics.items() if k.endswith("_mean")]
         if "train/clip_above" in metrics:
             shown.append(f"clipped {float(metrics['train/clip_above'] + metrics['train/clip_below']):.2f}")
-        if (left := self._seconds_left(trainer, finished)) is not None:
+        if (left := self.seconds_left(trainer, finished)) is not None:
             shown.append(f"{int(left // 60)}:{int(left % 60):02d} left")
         return "  ".join(shown)
 
-    def _seconds_left(self, trainer: pl.Trainer, finished: int) -> float | None:
+    def seconds_left(self, trainer: pl.Trainer, finished: int) -> float | None:
+        """Until the end, with so many rounds finished; None where the end or a round's length is not known."""
         last, every = trainer.max_epochs, trainer.check_val_every_n_epoch
         if not last or last < 0:
             return None

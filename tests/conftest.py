@@ -45,3 +45,30 @@ def inception_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from scorer_files import make_inception
 
     return make_inception(tmp_path_factory.mktemp("inception"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--rehearse-gpu`: the tests marked `gpu` on the CPU, to see that their bodies work."""
+    parser.addoption("--rehearse-gpu", action="store_true", help="run the tests marked gpu on the CPU")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a CUDA device where there is none."""
+    if torch.cuda.is_available() or config.getoption("--rehearse-gpu"):
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the tests marked `gpu` run: the CUDA device; in a rehearsal on a machine without one the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@pytest.fixture
+def cuda_only(device: torch.device) -> None:
+    """For what a CPU has nothing like: a rehearsal skips it."""
+    if device.type != "cuda":
+        pytest.skip("a CPU has no loss scaler, and PyTorch counts no memory there")

@@ -76,5 +76,5 @@ def test_what_cannot_be_is_said_in_one_line(name: str, backend: str, complaint: 
 
 def test_a_kernel_that_the_device_lacks_is_said_when_it_is_called(sd3_folder: Path):
     policy = FAMILIES["sd3"].load(sd3_folder, attention_backend="_native_cudnn")
-    with pytest.raises(GuardlitError, match="attention_backend=_native_cudnn: torch has no such kernel for .* on cpu"):
+    with pytest.raises(GuardlitError, match=r"attention_backend=_native_cudnn: torch has no such kernel for .* on cpu"):
         velocity(policy)

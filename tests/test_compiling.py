@@ -58,8 +58,10 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "weights_dtype": "bf16"}], ids=str)
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+RECOMPUTED = {"gradient_checkpointing": True, "weights_dtype": "bf16"}
+
+
+@pytest.mark.parametrize(("name", "options"), [("sd3", {}), ("flux", RECOMPUTED)], ids=["sd3", "flux, recomputed"])
 def test_compiled_blocks_compute_the_same(name: str, options: dict, tiny):
     plain = FAMILIES[name].load(tiny(name), **options)
     compiled = FAMILIES[name].load(tiny(name), **options, compile="blocks")
@@ -124,7 +126,7 @@ def test_a_compiler_that_fails_is_said_in_one_line(sd3_folder: Path, monkeypatch
 def test_a_mistake_in_the_model_is_no_compiler_error(sd3_folder: Path):
     policy = FAMILIES["sd3"].load(sd3_folder, compile="blocks")
     block = policy.transformer.transformer_blocks[0]
-    with pytest.raises(Exception, match="shape|size|dimension"):
+    with pytest.raises(Exception, match=r"shape|size|dimension"):
         block(torch.zeros(1, 3, 7), torch.zeros(1, 2, 5), torch.zeros(1, 32))
 
 
@@ -133,21 +135,16 @@ def test_a_network_without_blocks_cannot_be_compiled_by_block():
         compiling.CompiledBlocks([])
 
 
-def test_a_compiled_run_is_resumed_as_an_uncompiled_one(sd3_folder: Path, tmp_path: Path):
-    states = []
-    for name, mode in (("plain", None), ("compiled", "blocks")):
-        (tmp_path / name).mkdir()
-        changes = {
-            "model__policy__init_args__compile": mode,
-            "model__policy__init_args__gradient_checkpointing": True,
-            "data__rollout_batch": 3,  # batches of 3, 3 and 2
-            "trainer__max_epochs": 1,
-        }
-        path = config(tmp_path / name, sd3_folder, **changes)
-        assert guardlit("fit", "--config", path) == 0
-        other = ("--model.policy.compile", "null" if mode else "blocks", "--trainer.max_epochs", 2)
-        assert guardlit("fit", "--config", path, *other, "--ckpt_path", newest(tmp_path / name)) == 0
-        states.append(SafeCheckpointIO().load_checkpoint(newest(tmp_path / name), map_location="cpu")["state_dict"])
+@pytest.mark.slow
+def test_a_run_is_resumed_compiled(sd3_folder: Path, tmp_path: Path):
+    changes = {"data__rollout_batch": 3, "trainer__max_epochs": 1}  # batches of 3, 3 and 2
+    path = config(tmp_path, sd3_folder, model__policy__init_args__gradient_checkpointing=True, **changes)
+    assert guardlit("fit", "--config", path) == 0
+    states, first = [], newest(tmp_path)
+    for mode in ("null", "blocks"):
+        more = ("--trainer.max_epochs", 2, "--model.policy.compile", mode, "--ckpt_path", first)
+        assert guardlit("fit", "--config", path, *more, "--trainer.default_root_dir", tmp_path / mode) == 0
+        states.append(SafeCheckpointIO().load_checkpoint(newest(tmp_path / mode), map_location="cpu")["state_dict"])
     assert counters["stats"]["unique_graphs"] > 0
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[1][k], v) for k, v in states[0].items())

@@ -19,6 +19,8 @@ KERNELS = {
     "_native_math": SDPBackend.MATH,
 }
 """torch's kernels by diffusers' names for them; None lets torch choose."""
+LACKING = ("No available kernel", "No viable backend")
+"""How torch's complaints about a kernel begin that cannot take a call."""
 
 
 def set_attention(transformer: Any, backend: str) -> None:
@@ -79,7 +81,7 @@ class _ByKernel:
             with sdpa_kernel(self._kernel):
                 return self._processor(attn, hidden_states, encoder_hidden_states, **kwargs)
         except RuntimeError as error:
-            if "No available kernel" not in str(error):
+            if not str(error).startswith(LACKING):
                 raise
             where = f"{hidden_states.dtype} on {hidden_states.device.type}"
             raise GuardlitError(

@@ -64,7 +64,7 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         attention_backend: diffusers' name of a backend for attention, such as `_native_cudnn`; a family whose layers do
             not know them (SD3) takes torch's own alone, `native` and `_native_...`. null leaves the choice to torch.
         decode_dtype: precision of the VAE. `fp16` or `bf16` is compared with `fp32` on the first images of a run, and
-            refused where a pixel is a grey level off.
+            refused where one of them is a grey level off (root mean square).
         vae_device: where the VAE is while it does not decode: `cpu`, or null for beside the weights.
         text_encoders: what becomes of the text encoders between new prompts: `free` drops them, `host` keeps them in
             the host's memory, which spares reading them again.

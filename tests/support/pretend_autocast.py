@@ -15,15 +15,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 from support.pretend_tensor import DeviceTensor
 
 KEY = "AutocastCUDA"
-LOWER = set(
-    "addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d "
-    "conv_transpose3d convolution _convolution einsum linalg_multi_dot linalg_vecdot linear matmul mm mv prelu "
-    "scaled_dot_product_attention".split()
-)
-WIDEST = set(
-    "addcdiv addcmul atan2 bilinear cat cross dot grid_sampler index_put scatter_add stack tensordot vdot".split()
-)
-RESULT_IN_FLOAT = set("cumprod cumsum log_softmax prod softmax sum".split())
+# fmt: off
+LOWER = {
+    "addbmm", "addmm", "addmv", "addr", "baddbmm", "bmm", "chain_matmul", "conv1d", "conv2d", "conv3d", "conv_tbc",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "_convolution", "einsum",
+    "linalg_multi_dot", "linalg_vecdot", "linear", "matmul", "mm", "mv", "prelu", "scaled_dot_product_attention"
+}
+WIDEST = {
+    "addcdiv", "addcmul", "atan2", "bilinear", "cat", "cross", "dot", "grid_sampler", "index_put", "scatter_add",
+    "stack", "tensordot", "vdot"
+}
+# fmt: on
+RESULT_IN_FLOAT = {"cumprod", "cumsum", "log_softmax", "prod", "softmax", "sum"}
 """They take float32 as the dtype of their result where none is asked for; all others get float32 arguments."""
 
 _library = torch.library.Library("aten", "IMPL")

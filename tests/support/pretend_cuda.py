@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from support.pretend_autocast import pretend_autocast
@@ -151,7 +151,7 @@ def _attention(query, key, value, attn_mask=None, *args, **options):
         dtype = torch.get_autocast_dtype("cuda")
         tensors = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors]
     _on_one_device("scaled_dot_product_attention", tensors)
-    return _OnHost.apply(lambda *hosts: F.scaled_dot_product_attention(*hosts, *args, **options), *tensors)
+    return _OnHost.apply(lambda *hosts: functional.scaled_dot_product_attention(*hosts, *args, **options), *tensors)
 
 
 def _rms_norm(input, normalized_shape, weight=None, eps=None):
@@ -174,18 +174,32 @@ class Functions(TorchFunctionMode):
             return pin(args[0].clone())
         if func is torch.Tensor.is_pinned:
             return is_pinned(args[0])
+        if func is torch.Tensor.new_tensor and isinstance(args[0], DeviceTensor):
+            return torch.tensor(args[1], **{"dtype": args[0].dtype, "device": CARRIER, **(kwargs or {})})
         if func in (torch.device, torch._C._nn._parse_to):  # they say what a device is
             return func(*args, **(kwargs or {}))
         return func(*map(_carried, args), **{name: _carried(value) for name, value in (kwargs or {}).items()})
 
 
-ON_HOST = {F.scaled_dot_product_attention: _attention, torch.rms_norm: _rms_norm}
+ON_HOST = {
+    functional.scaled_dot_product_attention: _attention,
+    torch.rms_norm: _rms_norm,
+    functional.rms_norm: _rms_norm,
+}
 
 
 def _carried(argument: object) -> object:
     if isinstance(argument, str | torch.device) and str(argument) in ("cuda", "cuda:0"):
         return CARRIER
     return argument
+
+
+def _swap(one: Tensor, other: Tensor) -> None:
+    """`torch.utils.swap_tensors` that does not mind who else holds them, as a move on a real device does not."""
+    if one.data_ptr() != other.data_ptr() or one.dtype != other.dtype:
+        one.__class__, other.__class__ = other.__class__, one.__class__
+        one.__dict__, other.__dict__ = other.__dict__, one.__dict__
+        torch._C._swap_tensor_impl(one, other)
 
 
 def _in_threads() -> None:
@@ -214,8 +228,9 @@ def install() -> None:
     torch.accelerator.current_device_index = torch.cuda.current_device
     torch.accelerator.synchronize = torch.cuda.synchronize
     torch.Generator = Generator  # type: ignore[misc]
-    torch.__future__.set_swap_module_params_on_conversion(True)  # parameters stay themselves when they move
     torch.autograd.set_multithreading_enabled(False)
+    torch.__future__.set_swap_module_params_on_conversion(True)  # parameters stay themselves when they move
+    torch.utils.swap_tensors = _swap
     _in_threads()
     OnDevice().__enter__()
     Functions().__enter__()

@@ -9,7 +9,8 @@ on cuda:0, so to it the tensor lies on `CARRIER`, a device that nothing else use
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class DeviceTensor(Tensor):
         if not isinstance(value, DeviceTensor):
             raise TypeError(f"set_data from {value.device} to {DEVICE}, which keeps no parameter")
         self.host = value.host
-        Tensor.data.__set__(self, _shell(value.host))
+        Tensor.data.__set__(self, value)
 
     def tolist(self) -> list:
         """Its numbers; the host waits."""
@@ -175,7 +176,7 @@ def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
     options = dict(kwargs)
     if pinned := options.pop("pin_memory", None):
-        assert not ours and (target is None or target.type == "cpu")
+        assert not ours
         return pin(func(*args, **options))
     arrives = target is not None and target == CARRIER
     if not ours and not arrives:
@@ -185,12 +186,12 @@ def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if ours:
         _check_mixed(packet, args, cpu)
     _note(packet, args, options, ours, cpu, target)
-    _choose_generator(func, args, options)
     if arrives:
         options["device"] = torch.device("cpu")
     elif pinned is not None:
         options["pin_memory"] = False
-    result = func(*tree_map(_host, list(args)), **tree_map(_host, options))
+    with _drawing(func, args, options):
+        result = func(*tree_map(_host, list(args)), **tree_map(_host, options))
     return _returned(func, args, kwargs, result, leaves=target is not None and not arrives)
 
 
@@ -200,16 +201,24 @@ def _host(leaf: object) -> object:
 
 def _returned(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, leaves: bool) -> Any:
     """The result as the device's, unless it leaves the device; what was written in place is the argument itself."""
-    written = {arg.name for arg in func._schema.arguments if arg.alias_info is not None and arg.alias_info.is_write}
     returns = func._schema.returns
     if len(returns) == 1 and returns[0].alias_info is not None and returns[0].alias_info.is_write:
         named = {arg.name: value for arg, value in zip(func._schema.arguments, args, strict=False)} | dict(kwargs)
-        (itself,) = (named[name] for name in written)
+        memory = returns[0].alias_info.before_set
+        (itself,) = (
+            named[arg.name]
+            for arg in func._schema.arguments
+            if arg.alias_info is not None and arg.alias_info.before_set == memory
+        )
         if isinstance(itself, DeviceTensor) and itself.shape != itself.host.shape:
             raise NotImplementedError(f"{func} changes a shape in place, which the pretended device cannot")
         return itself
-    wrap = lambda leaf: DeviceTensor(leaf) if isinstance(leaf, Tensor) else leaf  # noqa: E731
-    return result if leaves else tree_map(wrap, result)
+    return result if leaves else tree_map(_arrived, result)
+
+
+def _arrived(leaf: object) -> object:
+    """A tensor as the device's, with nothing about it left to be done that its shell would not know of."""
+    return DeviceTensor(leaf.resolve_conj().resolve_neg()) if isinstance(leaf, Tensor) else leaf
 
 
 def _check_mixed(packet: Any, args: Sequence[Any], cpu: Sequence[Tensor]) -> None:
@@ -228,17 +237,28 @@ def _check_mixed(packet: Any, args: Sequence[Any], cpu: Sequence[Tensor]) -> Non
         )
 
 
-def _choose_generator(func: Any, args: Sequence[Any], options: dict[str, Any]) -> None:
-    """Refuse the CPU's generator for the device's numbers, and take the device's where none is given."""
+def _given_generator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Generator | None:
     names = [argument.name for argument in func._schema.arguments]
-    if "generator" not in names:
-        return
-    place = names.index("generator")
-    given = args[place] if place < len(args) else options.get("generator")
-    if given is None and place >= len(args):
-        options["generator"] = GENERATOR
-    elif given is not None and given._cdata not in _GENERATORS:
+    place = names.index("generator") if "generator" in names else len(names)
+    return args[place] if place < len(args) else kwargs.get("generator")
+
+
+@contextmanager
+def _drawing(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Refuse the CPU's generator for the device's numbers; where none is given, the device's own takes its place."""
+    given = _given_generator(func, args, kwargs)
+    if given is not None and given._cdata not in _GENERATORS:
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+    if given is not None or torch.Tag.nondeterministic_seeded not in func.tags:
+        yield
+        return
+    before = torch.default_generator.get_state()
+    torch.default_generator.set_state(GENERATOR.get_state())
+    try:
+        yield
+    finally:
+        GENERATOR.set_state(torch.default_generator.get_state())
+        torch.default_generator.set_state(before)
 
 
 def _note(

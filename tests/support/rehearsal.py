@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +53,20 @@ def _run(commands: list[list[str]], log: str, record: str) -> None:
     import torch
     from runs import guardlit
 
+    from support.counting import count_encoding
     from support.pretend_cuda import install
 
     torch.set_num_threads(1)
     install()
-    for command in commands:
-        code = guardlit(*command)
-        print(f"exit code {code}", flush=True)
+    count_encoding()
+    try:
+        for command in commands:
+            code = guardlit(*command)
+            print(f"exit code {code}", flush=True)
+            if code:
+                break
+    except BaseException:
+        traceback.print_exc()
+    finally:
         sys.stderr.flush()
-        if code:
-            break
-    RECORD.write(Path(record))
+        RECORD.write(Path(record))

@@ -13,6 +13,9 @@ from pathlib import Path
 from types import FrameType
 
 LOOPS = {
+    ("guardlit/checkpoint_io.py", "save_checkpoint"): "checkpoint",
+    ("connectors/checkpoint_connector.py", "dump_checkpoint"): "checkpoint",
+    ("logger_connector/logger_connector.py", "log_metrics"): "logging",
     ("guardlit/rollout.py", "sample"): "denoising",
     ("guardlit/collect.py", "collect"): "round",
     ("loops/evaluation_loop.py", "run"): "validation",

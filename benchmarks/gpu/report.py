@@ -1,0 +1,64 @@
+"""The results as JSON and as a Markdown table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.stage import Stage
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a stage so far; a line that was cut off by the end of the process is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def filled(stage: Stage, rows: Rows, why: str, device: str, version: str) -> list[dict[str, Any]]:
+    """A stage's rows, and one for each that it owes, with the reason why it is missing.
+
+    Args:
+        stage: with the names that it owes; a row whose name begins so pays the debt.
+        rows: that it wrote.
+        why: the stage did not write others: how it ended.
+        device: for rows of a stage that never began.
+        version: of torch, likewise.
+    """
+    written = [str(row["name"]) for row in rows]
+    missing = [
+        name for name in stage.rows if not any(found.startswith(name) or name.startswith(found) for found in written)
+    ]
+    empty = {"stage": stage.name, "value": None, "unit": "", "device": device, "torch": version}
+    return [dict(row) for row in rows] + [{**empty, "name": name, "note": f"not measured: {why}"} for name in missing]
+
+
+def markdown(rows: Rows, head: Mapping[str, Any]) -> str:
+    """A heading with what is common, and a line a row."""
+    title = "Rehearsal: tiny sizes on the CPU; the numbers say nothing" if head["rehearsal"] else "Results"
+    lines = [f"## {title}", "", f"{head['machine']}; {head['date']}; {head['seconds']:.0f} s", ""]
+    lines += ["| stage | what | value | unit | device | torch | note |", "|---|---|--:|---|---|---|---|"]
+    for row in rows:
+        value = "not measured" if row["value"] is None else f"{row['value']:.4g}"
+        note = str(row["note"]).removeprefix("not measured: ").replace("|", "\\|").replace("\n", " ")
+        cells = row["stage"], row["name"], value, row["unit"], row["device"], row["torch"], note
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: Path, rows: Rows, head: Mapping[str, Any]) -> None:
+    """`results.json` and `results.md` in a folder, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"results.json": json.dumps({**head, "rows": list(rows)}, indent=1), "results.md": markdown(rows, head)}
+    for name, text in texts.items():
+        new = folder / f".{name}"
+        new.write_text(text, encoding="utf-8")
+        new.replace(folder / name)

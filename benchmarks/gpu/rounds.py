@@ -1,0 +1,139 @@
+"""Rounds of the real loop: beside bare calls of its network, with each option, and with other micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.gpu.measure import peak_rate
+from benchmarks.gpu.runs import fit, real_arguments, sizes
+from benchmarks.gpu.stage import Bench, Stage, reason
+
+RANDOM = "random weights, JPEG size as the proxy"
+POLICY = "--model.policy.init_args"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting whose effect is measured; a guardlit without it says so, and the table goes on.
+
+    Attributes:
+        name: in the table.
+        arguments: of `fit`, on top of `sd35_pickscore` with `80gb.yaml`.
+        rounds: how many; the last one counts, so that what is done once is not in it.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    rounds: int = 1
+
+
+HALF = (f"{POLICY}.weights_dtype=bf16", "--trainer.precision=bf16-mixed")
+OPTIONS = (
+    Option("as shipped", ()),
+    Option("old_velocity: stored", ("--model.old_velocity=stored",)),
+    Option("compile: blocks", (f"{POLICY}.compile=blocks",), rounds=2),
+    Option("half-precision weights without autocast", (f"{POLICY}.weights_dtype=bf16", f"{POLICY}.autocast=false")),
+    Option("rollout.merge: auto", ("--model.rollout.merge=auto",)),
+    Option("old_velocity: auto", ("--model.old_velocity=auto",)),
+    Option("half-precision weights under autocast", HALF),
+    Option("trajectories on the host", ("--data.trajectories=host",)),
+    Option("noise ahead", ("--model.rollout.noise_ahead=true",)),
+    Option("decode_dtype: bf16", (f"{POLICY}.decode_dtype=bf16",)),
+    Option("attention_backend: flash", (f"{POLICY}.attention_backend=flash",)),
+    Option("gradient checkpointing", (f"{POLICY}.gradient_checkpointing=true",)),
+    Option("as shipped, again", ()),
+)
+"""By importance: what comes last is not measured where time runs out."""
+
+
+def round_(bench: Bench) -> None:
+    """The real loop of SD3.5-M's architecture: two rounds, each followed by bare calls of the network in its shapes."""
+    cut = bench.size(sizes(18, 9, 9, 9, 2, 10), sizes(4, 2, 2, 2, 1, 3))
+    arguments = real_arguments(bench, "sd35", [*cut, f"--trainer.callbacks.bare={bench.size(3, 1)}"])
+    rounds = fit(bench, "round", "sd35", arguments)["rounds"]
+    last = rounds[-1]
+    bare = {phase: last[f"bare_{phase}"] for phase in ("rollout", "update")}
+    note = f"{last['images']} images at 512 px, 10 steps, 9 trained; {RANDOM}"
+    for phase, bare_seconds in bare.items():
+        took = last[phase]
+        bench.row(f"{phase}: bare calls / real", bare_seconds / took, "", f"{took:.2f} s; round {len(rounds)}; {note}")
+        bench.row(f"{phase}: share inside the model", last[f"model_{phase}"] / took, "", note)
+    whole = last["rollout"] + last["update"]
+    bench.row("round: bare calls / real", sum(bare.values()) / whole, "", f"{whole:.2f} s")
+    bench.row("first round: bare calls / real", _whole_ratio(rounds[0]), "", "warm-up included")
+    bench.row("images per second", last["images"] / whole, "1/s", note)
+    _utilisation(bench, arguments, last, whole)
+
+
+def _whole_ratio(one: dict[str, Any]) -> float:
+    return float((one["bare_rollout"] + one["bare_update"]) / (one["rollout"] + one["update"]))
+
+
+def _utilisation(bench: Bench, arguments: Sequence[str], last: dict[str, Any], whole: float) -> None:
+    """TFLOP/s by the closed form of docs/recipes.md, beside what the device can do."""
+    from benchmarks.recipes import cost, trained_steps
+    from guardlit.app import settings_of
+
+    if bench.rehearse:
+        bench.missing("TFLOP/s by the closed form", "a rehearsal has another network")
+        return
+    settings = settings_of(["fit", *arguments])
+    counted = cost(settings, trained_steps(settings["model"]["rollout"]))
+    rate = last["images"] * (counted.rollout + counted.training) / whole
+    bench.row("TFLOP/s by the closed form", rate, "TFLOP/s", f"{counted.rollout + counted.training:.0f} TFLOP an image")
+    ceiling = bench.known.get("matrix product, bf16")
+    if ceiling:
+        bench.row("share of the measured bf16 ceiling", rate / ceiling, "", f"of {ceiling:.0f} TFLOP/s")
+    peak = peak_rate(bench.device)
+    if peak:
+        bench.row("share of the data sheet's bf16 peak", rate / peak, "", f"of {peak:.0f} TFLOP/s")
+
+
+def options(bench: Bench) -> None:
+    """A short round with each option, the shipped settings first and last."""
+    chosen = OPTIONS if not bench.rehearse else (OPTIONS[0], OPTIONS[1])
+    cut = bench.size(sizes(18, 9, 9, 9, 1, 4), sizes(4, 2, 2, 2, 1, 3))
+    base: dict[str, Any] = {}
+    for number, option in enumerate(chosen):
+        try:
+            arguments = real_arguments(
+                bench, "sd35", [*cut, f"--trainer.max_epochs={option.rounds}", *option.arguments]
+            )
+            last = fit(bench, f"option_{number}", "sd35", arguments, limit=60)["rounds"][-1]
+        except Exception as error:
+            bench.missing(f"option: {option.name}", _why(reason(error)))
+            continue
+        base = base or last
+        whole, before = last["rollout"] + last["update"], base["rollout"] + base["update"]
+        ratios = {phase: base[phase] / last[phase] for phase in ("rollout", "update")}
+        note = f"{whole:.2f} s; rollout {ratios['rollout']:.3f}, update {ratios['update']:.3f}"
+        peaks = max(last.get("peak_rollout", 0), last.get("peak_update", 0)) / 1e9
+        note += f"; peak {peaks:.1f} GB" if peaks else ""
+        bench.row(f"option: {option.name}", before / whole, "x as shipped", note)
+
+
+def _why(text: str) -> str:
+    """What jsonargparse says of an option that is not there, in our words."""
+    unknown = ("not accepted", "Unrecognized", "unrecognized", "does not accept", "no option", "unknown key", "Unknown")
+    return f"not available here: {text}" if any(word in text for word in unknown) else text
+
+
+STAGES = (
+    Stage(
+        "round",
+        "the real loop beside bare calls",
+        round_,
+        75,
+        (
+            *(f"{p}: bare calls / real" for p in ("rollout", "update", "round", "first round")),
+            *(f"{p}: share inside the model" for p in ("rollout", "update")),
+            "images per second",
+            "TFLOP/s by the closed form",
+            "share of the measured bf16 ceiling",
+            "share of the data sheet's bf16 peak",
+        ),
+    ),
+    Stage("options", "each option on and off", options, 170, tuple(f"option: {o.name}" for o in OPTIONS)),
+)
