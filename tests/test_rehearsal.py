@@ -193,7 +193,6 @@ def test_the_loops_wait_for_nothing(settings: dict[str, object], sd3_folder: Pat
     assert {who: n for who, n in waits.items() if n > UPDATES * PER_UPDATE.get(who, 0)} == {}, table
 
 
-@pytest.mark.xfail(strict=True, reason="`sample` encodes before the policy is on the device")
 def test_prompts_of_a_sample_are_encoded_on_the_device(sd3_folder: Path, tmp_path: Path):
     path = run_of("sd3", tmp_path, sd3_folder, **PLAIN)
     rehearsal = rehearse(tmp_path, ("sample", "--config", path, "--n", 1, "--out", tmp_path / "images"))
