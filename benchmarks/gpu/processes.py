@@ -119,6 +119,7 @@ def _begin(log: Path, parent: int) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
 
 
 def _die_with(parent: int) -> None:
