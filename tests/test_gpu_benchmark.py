@@ -51,7 +51,7 @@ def first_then(what: Callable[[], object]) -> Callable[[Bench], None]:
 ENDS = {
     "an error": (lambda: 1 / 0, "ended with 1: ZeroDivisionError"),
     "memory": (lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory left")), "ended with 1: OutOfMemory"),
-    "a crash": (lambda: os.kill(os.getpid(), signal.SIGSEGV), "ended with -11"),
+    "a crash": (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended with -9"),
     "an exit": (lambda: os._exit(3), "ended with 3"),
 }
 

@@ -23,7 +23,7 @@ _ALL = {
     for part in (ceilings, exact, rounding, survival, pair, rounds, usual, memory, parts)
     for stage in part.STAGES
 } | {"flux": rounding.FLUX}
-RIGHT = ("ceilings", "exact", "floor", "scale", "resume", "export", "pair", "digits")
+RIGHT = ("ceilings", "scale", "exact", "floor", "resume", "export", "pair", "digits")
 COST = ("round", "options", "usual", "memory", "profile", "flux")
 ORDER = (*RIGHT, *COST, "suite", "sweep", "parts")
 """By importance: what comes last is not measured where time runs out."""

@@ -146,7 +146,6 @@ STAGES = (
         scale,
         40,
         tuple(f"float16 gradient, scale {s}: {what}" for s in SCALES for what in ("error", "zeros")),
-        alone=False,
     ),
 )
 FLUX = Stage("flux", "noise floor of FLUX.1-dev's architecture", lambda b: floor(b, "flux"), 60, _floors("flux"))
