@@ -82,7 +82,9 @@ def cost(settings: dict[str, Any], trained: int) -> Cost:
     forward = guided * (products + attention)
     # a frozen product costs its gradient towards its input, attention two such products for each of its own
     step = forward + guided * (products + 2 * attention) + forward * bool(options["gradient_checkpointing"])
-    step += forward * ((model["old_velocity"] == "recomputed") + (model["kl"] is not None))
+    # the old policy is asked again after a round's first update alone; `auto` may do without
+    again = 0 if model["old_velocity"] == "stored" else 1 - 1 / data["updates_per_round"]
+    step += forward * (again + (model["kl"] is not None))
     images, rounds = data["prompts_per_round"] * data["images_per_prompt"], settings["trainer"]["max_epochs"]
     return Cost(
         images=images,

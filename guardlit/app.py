@@ -34,6 +34,7 @@ from guardlit.peers import Peers, explained
 from guardlit.progress import RoundProgress
 from guardlit.run_folder import RunFolder, next_version
 from guardlit.sharding import ShardedStrategy
+from guardlit.together import keep_buffers
 from guardlit.trainer import GuardlitTrainer
 
 DEFAULTS = {
@@ -131,6 +132,7 @@ class GuardlitCLI(LightningCLI):
         check_trainer(config)
         with one_line("trainer"):
             trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        keep_buffers(trainer.strategy)
         self._peers.attach(trainer)
         return trainer
 

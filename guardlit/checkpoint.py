@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
-from guardlit.loops import close_epoch
+from guardlit.loops import close_epoch, move_within_epoch
 from guardlit.together import collected
 
 if TYPE_CHECKING:
@@ -34,9 +34,31 @@ def complete(checkpoint: dict[str, Any], module: GRPOModule) -> None:
     if finished is not None:
         close_epoch(checkpoint, finished)
     part: dict[str, Any] = {"fingerprint": fingerprint(module), "nonfinite": module.nonfinite.state_dict()}
+    part["old_velocity"] = module.old.state_dict()
     if finished is None:
         part["old"] = module.policy.old_state()
     checkpoint[KEY] = part | unfinished_update(module)
+
+
+def take_up(checkpoint: dict[str, Any], module: GRPOModule) -> dict[str, Tensor]:
+    """Refuse what belongs to another run, and put back what Lightning does not know; to be called by all processes.
+
+    Returns:
+        Gradients of an unfinished update, for `continue_update`.
+    """
+    trainer = module.trainer
+    fitting = trainer.state.fn == "fit"
+    part = check_fingerprint(checkpoint, fingerprint(module) if fitting else module.policy.fingerprint())
+    if "old" in part:
+        module.policy.load_old_state(part["old"])
+    if not fitting:
+        return {}
+    module.nonfinite.load_state_dict(part.get("nonfinite", {}))
+    module.old.load_state_dict(part.get("old_velocity", {}))
+    place = (trainer.global_rank, trainer.world_size)
+    module.outputs = outputs_of(part, *place)
+    move_within_epoch(checkpoint, trainer.datamodule.position_in(checkpoint))  # type: ignore[attr-defined]
+    return gradients_of(part, *place, sharded=module.device_mesh is not None)
 
 
 def trainable_names(module: nn.Module) -> list[str]:

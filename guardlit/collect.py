@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError, NumbersError
 from guardlit.experience import Experience, Round
+from guardlit.merging import Merging, evaluating
 from guardlit.noise import EVALUATION, NoiseSource
 from guardlit.phases import announce
 from guardlit.rewards.base import Scorer
@@ -20,6 +22,7 @@ from guardlit.scoring import Scoring
 from guardlit.sde import SDE
 from guardlit.settings import Sampling
 from guardlit.together import raise_together, sum_counters
+from guardlit.transfer import Trajectories
 from guardlit.types import Conditioning, Prompt, RewardRequest, RewardResult, Trajectory
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ class Collector:
         self._module, self._round = module, round
         self._batches = [round.samples[i : i + batch_size] for i in range(0, len(round.samples), batch_size)]
         self._coefficients = module.coefficients()
+        self._velocities = module.old.keeps(batch_size, round.plan.micro_batch)
         self._steps_done = 0
 
     def collect(self) -> Experience:
@@ -57,23 +61,24 @@ class Collector:
         module, round = self._module, self._round
         texts = [p.text for p in round.prompts]
         announce(module.trainer, "encode", 0, len(texts))
-        module.policy.encode(texts, round.ahead)
+        module.policy.encode_together(texts, round.ahead)
+        announce(module.trainer, "encode", len(texts), len(texts))
         conditioning = module.policy.conditioning(texts)
-        latents, velocity = (torch.empty(0) for _ in range(2))
+        kept: Trajectories | None = None
         started = time.perf_counter()
         with Scoring(module.judge.ready(), round.index, self._together) as self._scoring:
-            with module.policy.using("old"):
+            with module.policy.using("old"), Merging(module, round, self._coefficients, self._batches) as merging:
                 drawn = 0
                 for samples in self._batches:
                     trajectory = self._drawn(samples, conditioning)
-                    if not drawn:  # one block for the whole round: lists would hold everything twice when joined
-                        shape = (len(round.samples), *trajectory.latents.shape[1:])
-                        latents, velocity = trajectory.latents.new_empty(shape), trajectory.velocity.new_empty(shape)
-                    latents[drawn : drawn + len(samples)] = trajectory.latents
-                    velocity[drawn : drawn + len(samples)] = trajectory.velocity
+                    if kept is None:
+                        kept = Trajectories.room(len(round.samples), trajectory, module.rollout.trajectories)
+                    kept.put(drawn, trajectory)
                     drawn += len(samples)
                     self._scoring.submit(self._request(trajectory, samples))
+                    merging.drew(samples, trajectory, partial(self._table, samples, conditioning))
             results = self._scoring.gather()
+        assert kept is not None
         seconds = time.perf_counter() - started
         rewards = self._gather(results)
         normalized = module.reward.normalize(rewards)
@@ -81,8 +86,7 @@ class Collector:
         advantages = module.advantage(normalized, round.group_ids, module.reward.weights or None)
         return Experience(
             round=round,
-            latents=latents,
-            velocity=velocity,
+            trajectories=kept,
             advantage=advantages.values,
             mask=advantages.mask,
             metrics={
@@ -93,6 +97,7 @@ class Collector:
                 "reward/zero_std_share": advantages.zero_std_share,
             }
             | reward_metrics(module.reward, rewards)
+            | merging.metrics
             | self._counters(),
             conditioning=conditioning,
             coefficients=self._coefficients,
@@ -109,8 +114,7 @@ class Collector:
 
     def _draw(self, samples: list[int], conditioning: Conditioning) -> Trajectory:
         module, round = self._module, self._round
-        prompt = torch.tensor(samples) // round.plan.images_per_prompt
-        table = {name: t[prompt.to(t.device)] for name, t in conditioning.items()}
+        table = self._table(samples, conditioning)
         noise = NoiseSource(round.seed, round.index, module.policy.latent_shape)
         group = round.plan.images_per_prompt
         shared = module.rollout.initial_noise == "group"
@@ -129,8 +133,14 @@ class Collector:
                 record=round.trained_steps[samples],
                 noisy=noisy,
                 origins=[i // group * group for i in samples] if shared else samples,
+                velocities=self._velocities,
                 tick=self._tick,
             )
+
+    def _table(self, samples: Sequence[int], conditioning: Conditioning) -> Conditioning:
+        """Embeddings of the images' prompts, leading dimension B."""
+        prompt = torch.tensor(samples) // self._round.plan.images_per_prompt
+        return {name: t[prompt.to(t.device)] for name, t in conditioning.items()}
 
     def _tick(self) -> None:
         self._steps_done += 1
@@ -196,7 +206,8 @@ class Collector:
         noise = NoiseSource(0, EVALUATION, module.policy.latent_shape)  # the same in runs of every seed
         conditioning = module.policy.conditioning(texts)
         try:
-            final = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
+            with evaluating(module):
+                final = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
         except VelocityError as error:
             module.judge.fail(_told(error, texts[error.row]))
             final = torch.zeros(len(texts), *module.policy.latent_shape, device=module.device)

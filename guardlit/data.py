@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from guardlit.errors import GuardlitError, at_least
 from guardlit.experience import Experience, Round
+from guardlit.micro_batch import candidates, largest_that_fits
 from guardlit.plan import RoundPlan
 from guardlit.prompts import load_prompts
 from guardlit.together import collected
@@ -38,7 +40,9 @@ class PromptDataModule(pl.LightningDataModule):
         updates_per_round: optimizer steps on a round's images; with 1, all inner epochs included, every update is
             on-policy and no clip can act.
         inner_epochs: passes over the round's images.
-        micro_batch: transitions per forward and backward pass on one process.
+        micro_batch: transitions per forward and backward pass on one process. `auto` takes the largest number up to
+            `rollout_batch` that divides an update and for which there is memory, found at the start of `fit`; a run
+            that goes on keeps its number.
         rollout_batch: images sampled at once on one process; null takes `micro_batch`.
         val_limit: validation prompts to use; null for all.
         val_images_per_prompt: validation images of each prompt, each with its own fixed noise.
@@ -53,7 +57,7 @@ class PromptDataModule(pl.LightningDataModule):
         images_per_prompt: int = 24,
         updates_per_round: int = 2,
         inner_epochs: int = 1,
-        micro_batch: int = 9,
+        micro_batch: int | Literal["auto"] = 9,
         rollout_batch: int | None = None,
         val_limit: int | None = None,
         val_images_per_prompt: int = 1,
@@ -62,8 +66,10 @@ class PromptDataModule(pl.LightningDataModule):
         super().__init__()
         at_least(1, **{"data.val_limit": val_limit, "data.val_images_per_prompt": val_images_per_prompt})
         self.train_source, self.val_source = train, val
-        self._sizes = (prompts_per_round, images_per_prompt, updates_per_round, inner_epochs, micro_batch)
-        self.rollout_batch = micro_batch if rollout_batch is None else rollout_batch
+        self._auto, self._settled = micro_batch == "auto", False
+        size = 1 if micro_batch == "auto" else micro_batch  # divides everything, until it is settled
+        self._sizes = (prompts_per_round, images_per_prompt, updates_per_round, inner_epochs, size)
+        self.rollout_batch = _rollout_batch(micro_batch, rollout_batch)
         self.val_limit, self.val_images = val_limit, val_images_per_prompt
         self.seed = seed
         self.train: list[Prompt] = []
@@ -90,14 +96,37 @@ class PromptDataModule(pl.LightningDataModule):
         for prompt in (*self.train, *self.val):
             module.judge.check_prompt(prompt)
         if stage == "fit":
-            self.plan = RoundPlan(*self._sizes, train_steps=module.train_steps, world=self.trainer.world_size)
-            if self.rollout_batch < 1:
-                raise GuardlitError(f"data.rollout_batch={self.rollout_batch} must be at least 1")
+            self.plan = self.planned(module.train_steps, self.trainer.world_size)
             self._accumulate(self.plan.micro_batches_per_update)
+            self._settled = False
+
+    def planned(self, train_steps: int, world: int) -> RoundPlan:
+        """The batch arithmetic for so many trained steps and processes; the most of a micro-batch that is not settled.
+
+        Raises:
+            GuardlitError: numbers that do not divide.
+        """
+        plan = RoundPlan(*self._sizes, train_steps=train_steps, world=world)
+        at_least(1, **{"data.rollout_batch": self.rollout_batch})
+        return replace(plan, micro_batch=candidates(plan, self.rollout_batch)[0]) if self._auto else plan
+
+    def settle(self) -> None:
+        """Find the micro-batch of `auto`, if it is not known; to be called by all processes with the policy loaded."""
+        if self._auto and not self._settled:
+            round, policy = self.round(0), self._module.policy
+            texts = [p.text for p in round.prompts]
+            policy.encode_together(texts, round.ahead)
+            sizes = candidates(self.plan, self.rollout_batch)
+            self._settle(largest_that_fits(self._module, sizes, policy.conditioning(texts)))
+
+    def _settle(self, micro_batch: int) -> None:
+        assert self.trainer is not None
+        self.plan, self._settled = replace(self.plan, micro_batch=micro_batch), True
+        self.trainer.accumulate_grad_batches = self.plan.micro_batches_per_update
 
     def _accumulate(self, batches: int) -> None:
         assert self.trainer is not None
-        if self.trainer.accumulate_grad_batches not in (1, batches):
+        if self.trainer.accumulate_grad_batches not in (1, batches) and not self._auto:
             raise GuardlitError(
                 f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: leave it out, it follows "
                 f"from data.updates_per_round and data.micro_batch (here {batches})"
@@ -164,8 +193,22 @@ class PromptDataModule(pl.LightningDataModule):
         return {} if self._experience is None else self._experience.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the loader exists."""
+        """Kept until the loader exists; a run goes on with its micro-batch, or one that begins where it stands."""
         self._restored = state_dict
+        if self._auto and state_dict:
+            sizes = candidates(self.plan, self.rollout_batch, state_dict["transitions"])
+            if (had := state_dict.get("micro_batch")) in sizes:
+                self._settle(had)
+            elif sizes and state_dict["transitions"]:
+                self._settle(sizes[0])
+
+
+def _rollout_batch(micro_batch: int | Literal["auto"], given: int | None) -> int:
+    if given is not None:
+        return given
+    if micro_batch == "auto":
+        raise GuardlitError("data.micro_batch=auto needs data.rollout_batch, the most that it may take")
+    return micro_batch
 
 
 class ExperienceLoader:
@@ -215,7 +258,9 @@ class ExperienceLoader:
     def state(self) -> dict[str, Any]:
         """Where the run stands; a round in progress comes along, gathered from all processes."""
         # in transitions of all processes, which any number of them takes in the same order
-        state: dict[str, Any] = {"round": self.round_index, "transitions": self.position * self._data.plan.stride}
+        plan = self._data.plan
+        state: dict[str, Any] = {"round": self.round_index, "transitions": self.position * plan.stride}
+        state["micro_batch"] = plan.micro_batch
         if self._experience is not None:
             state["experience"] = self._experience.state(partial(collected, self._module.trainer))
         elif self._resuming is not None:

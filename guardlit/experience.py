@@ -13,6 +13,7 @@ from torch import Tensor
 from guardlit.noise import NoiseSource
 from guardlit.plan import RoundPlan
 from guardlit.sde import Coefficients
+from guardlit.transfer import Place, Trajectories, to_device
 from guardlit.types import Conditioning, Prompt, Transition
 from guardlit.windows import Window
 
@@ -101,8 +102,7 @@ class Experience:
 
     Attributes:
         round: what was asked for.
-        latents: x_t before each of an image's trained steps, (n, S, C, H, W) float32, n local rows.
-        velocity: the sampling policy's, (n, S, C, H, W) float32.
+        trajectories: of n local rows.
         advantage: (N,) by image.
         mask: images that count, (N,) bool.
         metrics: the round's scalars, for the logs.
@@ -111,25 +111,34 @@ class Experience:
     """
 
     round: Round
-    latents: Tensor
-    velocity: Tensor
+    trajectories: Trajectories
     advantage: Tensor
     mask: Tensor
     metrics: Mapping[str, float]
     conditioning: Conditioning
     coefficients: Coefficients
 
+    @property
+    def latents(self) -> Tensor:
+        """x_t before each of an image's trained steps, (n, S, C, H, W) float32, n local rows."""
+        return self.trajectories.latents
+
+    @property
+    def velocity(self) -> Tensor | None:
+        """The sampling policy's there, (n, S, C, H, W) float32; None where it is not kept."""
+        return self.trajectories.velocity
+
     @cached_property
     def _tables(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What a transition takes by denoising step, (T,), and by image, (N,), on the device."""
-        c, device = self.coefficients, self.latents.device
+        c, device = self.coefficients, self.trajectories.device
         by_step = {"sigma": c.sigmas.float(), "gain": c.velocity, "std": c.std, "dt": c.dt}
         by_image = {
             "advantage": self.advantage,
             "sample_weight": self.round.sample_weights(self.mask),
             "step": self.round.trained_steps,
         }
-        return {k: v.to(device) for k, v in by_step.items()}, {k: v.to(device) for k, v in by_image.items()}
+        return tuple({k: to_device(v, device) for k, v in table.items()} for table in (by_step, by_image))  # type: ignore[return-value]
 
     @cached_property
     def _noise(self) -> NoiseSource:
@@ -150,20 +159,20 @@ class Experience:
         return dict(sorted(found.items()))
 
     def take(self, rows: list[int], slots: list[int]) -> Transition:
-        """The micro-batch of B local rows, each at one of its S trained steps, on the trajectories' device."""
-        samples = [self.round.samples[row] for row in rows]
-        noise = self._noise.draw(samples, self.steps_of(rows, slots))
+        """The micro-batch of B local rows, each at one of its S trained steps, on the device."""
+        samples, device = [self.round.samples[row] for row in rows], self.trajectories.device
+        noise = self._noise.draw(samples, self.steps_of(rows, slots), pinned=device.type == "cuda")
         index = torch.tensor([rows, slots, samples])
-        if self.latents.is_cuda:  # from pinned memory the copies wait for nothing
-            noise, index = noise.pin_memory(), index.pin_memory()
-        row, slot, sample = index.to(self.latents.device, non_blocking=True)
+        here = to_device(index, device)
+        latents, velocity = self.trajectories.take(index, here)
+        slot, sample = here[1], here[2]
         prompt = sample // self.round.plan.images_per_prompt
         by_step, by_image = self._tables
         step = by_image["step"][sample, slot]
         return Transition(
-            latents=self.latents[row, slot],
-            noise=noise.to(self.latents.device, non_blocking=True),
-            old_velocity=self.velocity[row, slot],
+            latents=latents,
+            noise=to_device(noise, device),
+            old_velocity=velocity,
             step=step,
             sample=sample,
             conditioning={name: table[prompt] for name, table in self.conditioning.items()},
@@ -178,9 +187,9 @@ class Experience:
             collect: gives the processes' tensors, of the CPU, to the one that writes, and to others none; called by
                 all of them.
         """
+        kept = {"latents": self.latents, "velocity": self.velocity}
         return {
-            "latents": self._collected(self.latents, collect),
-            "velocity": self._collected(self.velocity, collect),
+            **{name: self._collected(table, collect) for name, table in kept.items() if table is not None},
             "advantage": self.advantage,
             "mask": self.mask,
             "metrics": dict(self.metrics),
@@ -192,14 +201,29 @@ class Experience:
 
     @classmethod
     def restore(
-        cls, state: Mapping[str, Any], round: Round, conditioning: Conditioning, coefficients: Coefficients
+        cls,
+        state: Mapping[str, Any],
+        round: Round,
+        conditioning: Conditioning,
+        coefficients: Coefficients,
+        place: Place = "device",
+        velocities: bool = True,
     ) -> Experience:
-        """Take up a round from a checkpoint; trajectories land beside the conditioning."""
+        """Take up a round from a checkpoint; trajectories are used beside the conditioning, and rest at a place.
+
+        Args:
+            state: of the checkpoint.
+            round: that it was taken in.
+            conditioning: embeddings of the P prompts.
+            coefficients: of the sampler.
+            place: where trajectories rest.
+            velocities: whether the checkpoint's, if it has some, are of use.
+        """
         device = next(iter(conditioning.values())).device
+        velocity = state["velocity"][round.samples] if velocities and "velocity" in state else None
         return cls(
             round=round,
-            latents=state["latents"][round.samples].to(device),
-            velocity=state["velocity"][round.samples].to(device),
+            trajectories=Trajectories(state["latents"][round.samples], velocity, device, place),
             advantage=state["advantage"],
             mask=state["mask"],
             metrics=state["metrics"],

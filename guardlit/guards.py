@@ -21,13 +21,36 @@ Outputs = Mapping[str, Tensor]
 Gather = Callable[[Tensor], Tensor]
 
 
-def check_precision(precision: str) -> None:
-    """Refuse a precision that would take what trains, noise and ratios out of float32."""
+FITTING = {torch.float16: ("16-mixed",), torch.bfloat16: ("bf16-mixed", "32-true")}
+"""Precisions of the Trainer that go with a network that computes in half precision by itself."""
+
+
+def check_precision(precision: str, network: torch.dtype | None = None) -> None:
+    """Refuse a precision that would take what trains, noise and ratios out of float32, or let gradients vanish.
+
+    Args:
+        precision: Lightning's name of the Trainer's.
+        network: the half precision that the network trains in by itself (`FlowPolicy.forward_dtype`), if it does.
+
+    Raises:
+        GuardlitError: naming what would be right.
+    """
     if precision in ("16-true", "bf16-true"):
         raise GuardlitError(
             f"trainer.precision={precision} would train in half precision: take {precision.removesuffix('true')}mixed, "
             "and weights_dtype of the policy for storing what is frozen"
         )
+    if network is None or precision in FITTING[network]:
+        return
+    if network == torch.float16:
+        raise GuardlitError(
+            f"trainer.precision={precision} with weights_dtype: fp16 of the policy: without a loss scale float16 "
+            "gradients vanish; take trainer.precision=16-mixed, which only a GPU has, or weights_dtype: bf16 or fp32"
+        )
+    raise GuardlitError(
+        f"trainer.precision={precision} with weights_dtype: bf16 of the policy, which computes in bfloat16: take "
+        "trainer.precision=bf16-mixed, or weights_dtype: fp16 or fp32"
+    )
 
 
 def check_clip(objective: Objective, plan: RoundPlan, elements: int) -> None:
@@ -80,6 +103,15 @@ def check_noise(coefficients: Coefficients, train_steps: int, sampler: str) -> N
         )
 
 
+def sizes_by_step(outputs: Sequence[Outputs], steps: int, gather: Gather) -> dict[int, float]:
+    """Root mean square of the log ratio at every denoising step that there is, over all processes; a collective."""
+    squares = torch.cat([o["log_ratio"] for o in outputs]).double().square()
+    step = torch.cat([o["step"] for o in outputs]).long()
+    sums = squares.new_zeros(2, steps).index_add_(1, step, torch.stack([squares, torch.ones_like(squares)]))
+    total, count = gather(sums).sum(dim=0)
+    return {s: math.sqrt(total[s] / count[s]) for s in count.nonzero().flatten().tolist()}
+
+
 def noise_floor(
     outputs: Sequence[Outputs], bounds: tuple[float, float], steps: int, gather: Gather
 ) -> tuple[str, bool]:
@@ -95,14 +127,11 @@ def noise_floor(
         A line with the root mean square of the log ratio at every step, over all processes, and whether the largest
         exceeds half of the clip range; the same on every process.
     """
-    squares = torch.cat([o["log_ratio"] for o in outputs]).double().square()
-    step = torch.cat([o["step"] for o in outputs]).long()
-    sums = squares.new_zeros(2, steps).index_add_(1, step, torch.stack([squares, torch.ones_like(squares)]))
-    total, count = gather(sums).sum(dim=0)
-    sizes = {s: math.sqrt(total[s] / count[s]) for s in count.nonzero().flatten().tolist()}
+    sizes = sizes_by_step(outputs, steps, gather)
     limit = min(-bounds[0], bounds[1])
     listed = " ".join(f"{s}:{size:.1e}" for s, size in sizes.items())
-    line = f"noise floor of the log ratio by step, before the first update: {listed}; clip range {limit:.1e}"
+    clip = f"clip range {limit:.1e}" if limit else "no clip range yet"
+    line = f"noise floor of the log ratio by step, before the first update: {listed}; {clip}"
     return line, max(sizes.values()) > limit / 2
 
 

@@ -100,7 +100,8 @@ def rounding_decides(
         steps: that some image may train.
         elements: D.
         precision: Lightning's name.
-        recomputed: the old policy is asked again at the micro-batch's own shape, and rounds alike.
+        recomputed: the old policy is asked again at the micro-batch's own shape, and rounds alike; or a measurement
+            decides whether that is needed.
     """
     if objective.clip_range is None or recomputed or precision not in ROUNDING:
         return None
@@ -144,7 +145,21 @@ def no_reference(module: GRPOModule) -> str | None:
     )
 
 
-def lint(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool = True) -> list[Finding]:
+def copies_cross_the_bus(module: GRPOModule) -> str | None:
+    """Whole sets of weights that come from the host's memory in every micro-batch; on a GPU."""
+    asked = {"model.old_velocity: recomputed": module.old_velocity == "recomputed", "model.kl": module.kl is not None}
+    causes, size = [name for name, so in asked.items() if so], module.policy.host_copy
+    if not causes or not size:
+        return None
+    return (
+        f"{' and '.join(causes)} with full fine-tuning: {len(causes) * size / 1e9:.1f} GB of weights come from the "
+        "host's memory in every micro-batch; policy.copies_device: null keeps them on the GPU"
+    )
+
+
+def lint(
+    module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool = True, on_gpu: bool = False
+) -> list[Finding]:
     """All findings of a configuration.
 
     Args:
@@ -152,8 +167,12 @@ def lint(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool = Tru
         plan: of a round.
         precision: Lightning's name of the Trainer's.
         loaded: whether the policy is loaded, or a skeleton; without, rules that need its schedule are silent.
+        on_gpu: whether it trains there.
     """
-    return list(_findings(module, plan, precision, loaded))
+    found = list(_findings(module, plan, precision, loaded))
+    if loaded and on_gpu and (text := copies_cross_the_bus(module)) is not None:
+        found.append(Finding("copies cross the bus", text))
+    return found
 
 
 def _findings(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool) -> Iterator[Finding]:
@@ -165,7 +184,7 @@ def _findings(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool)
         ("no clip", False, lambda: no_clip(objective, plan)),
     ]
     if elements is not None:
-        size, c, again = elements, module.coefficients(), module.old_velocity == "recomputed"
+        size, c, again = elements, module.coefficients(), module.old_velocity != "stored"
         rules += [
             ("rounding decides", False, lambda: rounding_decides(objective, c, steps, size, precision, again)),
             ("weight not flat", False, lambda: weight_not_flat(objective, c, steps, type(module.sde).__name__)),
@@ -181,7 +200,8 @@ class Linter(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn in one line each."""
         module: GRPOModule = pl_module  # type: ignore[assignment]
-        for finding in lint(module, trainer.datamodule.plan, str(trainer.precision)):  # type: ignore[attr-defined]
+        plan: RoundPlan = trainer.datamodule.plan  # type: ignore[attr-defined]
+        for finding in lint(module, plan, str(trainer.precision), on_gpu=module.device.type == "cuda"):
             if finding.fatal:
                 raise GuardlitError(finding.text)
             rank_zero_warn(finding.text)

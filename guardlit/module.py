@@ -15,16 +15,18 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from guardlit import checkpoint as ckpt
-from guardlit import guards
+from guardlit import guards, merging
 from guardlit.advantage import GroupAdvantage
 from guardlit.calibration import ClipCalibration
 from guardlit.collect import Collector
 from guardlit.experience import Experience, Round
 from guardlit.judge import Judge
 from guardlit.kl import kl_divergence
-from guardlit.loops import move_within_epoch, validate_now
+from guardlit.loops import validate_now
+from guardlit.loss_scale import fit_scale
 from guardlit.nonfinite import NonFiniteGuard
 from guardlit.objective import GRPOGuard, Objective
+from guardlit.old_policy import OldPolicy, OldVelocity
 from guardlit.phases import announce
 from guardlit.plan import RoundPlan
 from guardlit.policies.base import FlowPolicy
@@ -51,7 +53,8 @@ class GRPOModule(pl.LightningModule):
         optimizer: given the trainable parameters.
         lr_scheduler: stepped after every update; null keeps the learning rate.
         old_velocity: `stored` takes the rollout's velocities as the old policy's; `recomputed` asks the old policy
-            again at the micro-batch's own shape, for networks whose output depends on it (half precision).
+            again at the micro-batch's own shape, for networks whose output depends on it (half precision); `auto`
+            stores them where rollout and training batches are equal and the noise floor allows it.
         max_failed_fraction: share of a round's rewards that may fail; above it the run stops.
         nonfinite: whether to `stop` before an update whose loss or gradient is NaN or infinite, or to `skip` it.
         max_skipped: updates in a row that may be skipped; above it the run stops.
@@ -69,7 +72,7 @@ class GRPOModule(pl.LightningModule):
         kl: KL | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=1e-4),
         lr_scheduler: LRSchedulerCallable | None = None,
-        old_velocity: Literal["stored", "recomputed"] = "stored",
+        old_velocity: OldVelocity = "stored",
         max_failed_fraction: float = 0.01,
         nonfinite: Literal["stop", "skip"] = "stop",
         max_skipped: int = 3,
@@ -80,13 +83,15 @@ class GRPOModule(pl.LightningModule):
         self.sde, self.objective, self.advantage = sde, objective, advantage
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
-        self.old_velocity = old_velocity
+        self.old_velocity = "recomputed" if old_velocity == "auto" and rollout.merge is True else old_velocity
+        self.old = OldPolicy(self.old_velocity)
         self.max_failed_fraction = guards.share("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
         self.judge = Judge(self)
         self.validated = MeanMetric(nan_strategy="disable")  # Lightning's own mean is wrong for unequal shares
         self.round_metrics: dict[str, float] = {}  # of the round in progress, for whoever shows them
+        self.drew_merged: bool | None = None  # how the last round was drawn
         self._experience: Experience | None = None
         self.outputs: list[dict[str, Tensor]] = []  # of the update in progress, micro-batch by micro-batch
         self._restored_gradients: dict[str, Tensor] = {}
@@ -124,8 +129,11 @@ class GRPOModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Load and test the reward before anything is drawn, and refuse what cannot work."""
-        guards.check_precision(str(self.trainer.precision))
+        guards.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
         guards.check_clip(self.objective, self._plan, self.elements)
+        self.trainer.datamodule.settle()  # type: ignore[attr-defined]
+        fit_scale(self.trainer.precision_plugin, self._plan.micro_batches_per_update)
+        merging.check(self)
         self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
@@ -173,18 +181,19 @@ class GRPOModule(pl.LightningModule):
 
     def _begin(self, experience: Experience) -> Experience:
         self._experience, self.round_metrics = experience, dict(experience.metrics)
-        self._collected = time.perf_counter()
+        self._collected, self.old.first_update = time.perf_counter(), experience.round.plan.micro_batches_per_update
         return experience
 
     def restore_experience(self, state: Any, round: Round) -> Experience:
         """Take up a round in progress from a checkpoint."""
-        self.policy.encode([p.text for p in round.prompts], round.ahead)
+        self.policy.encode_together([p.text for p in round.prompts], round.ahead)
         conditioning = self.policy.conditioning([p.text for p in round.prompts])
-        return self._begin(Experience.restore(state, round, conditioning, self.coefficients()))
+        place, keep = self.rollout.trajectories, self.old.restores(state)
+        return self._begin(Experience.restore(state, round, conditioning, self.coefficients(), place, keep))
 
     def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one micro-batch; the other entries, detached, are what callbacks read (B,)."""
-        velocity, old = self.velocities(batch)
+        velocity, old = self.velocities(batch, batch_idx)
         step = {"gain": batch.gain, "std": batch.std, "dt": batch.dt}
         judged = {"advantage": batch.advantage, "sample_weight": batch.sample_weight}
         out = self.objective(velocity, old, batch.noise, **judged, **step)
@@ -201,24 +210,25 @@ class GRPOModule(pl.LightningModule):
             "step": batch.step,
             "sample": batch.sample,
             "velocity_grad_norm": len(batch) * gradient.flatten(1).norm(dim=1),
+            **self.old.compare(self, batch, velocity, batch_idx),
         }
         if self.kl is not None:
-            divergence = kl_divergence(self.kl.kind, velocity, self._other_velocity(batch, "reference"), **step)
+            divergence = kl_divergence(self.kl.kind, velocity, self.other_velocity(batch, "reference"), **step)
             outputs["kl"] = divergence.detach()
             outputs["loss"] = out.loss + self.kl.weight * (batch.sample_weight * divergence).mean()
         self.outputs.append({k: v.detach() for k, v in outputs.items()})
         return outputs
 
-    def velocities(self, batch: Transition) -> tuple[Tensor, Tensor]:
+    def velocities(self, batch: Transition, batch_idx: int | None = None) -> tuple[Tensor, Tensor]:
         """The trained policy's velocity, with gradient, and the old policy's, (B, C, H, W) each."""
         velocity = self._velocity(batch)
-        old = batch.old_velocity if self.old_velocity == "stored" else self._other_velocity(batch, "old")
-        return velocity, old
+        return velocity, self.old.velocity(self, batch, velocity, batch_idx)
 
     def _velocity(self, batch: Transition) -> Tensor:
         return self.policy.velocity(batch.latents, batch.sigma, batch.conditioning, self.rollout.guidance_scale)
 
-    def _other_velocity(self, batch: Transition, weights: Literal["old", "reference"]) -> Tensor:
+    def other_velocity(self, batch: Transition, weights: Literal["old", "reference"]) -> Tensor:
+        """The velocity under other weights, (B, C, H, W) without gradient."""
         with self.policy.using(weights):
             return self._velocity(batch)
 
@@ -231,9 +241,8 @@ class GRPOModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The last moment before the weights move: norm, guard, noise floor, and the update's log line."""
         norm = total_norm(p.grad for p in self.parameters())
-        if self.nonfinite.allows(self, norm) and self.trainer.global_step == 0:
-            bounds, steps = self.objective.log_bounds(self.elements), self.rollout.available_steps
-            guards.report_noise_floor(self.outputs, bounds, steps, self.gather)
+        if self.nonfinite.allows(self, norm):
+            self.old.before_update(self)
         # here and not after the step: a checkpoint written then finds no update in progress
         self.log_dict(update_metrics(self.outputs, norm, self.nonfinite.skipped), batch_size=1, sync_dist=True)
         self.outputs = []
@@ -251,7 +260,7 @@ class GRPOModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Encode all prompts at once: the text encoders load at most one time."""
-        self.policy.encode([prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])])
+        self.policy.encode_together([prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])])
 
     def on_validation_epoch_start(self) -> None:
         """Test the scorers that are in use for the first time, before anything is drawn."""
@@ -284,13 +293,4 @@ class GRPOModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what belongs to another run; put back what Lightning does not know."""
-        fitting = self.trainer.state.fn == "fit"
-        part = ckpt.check_fingerprint(checkpoint, ckpt.fingerprint(self) if fitting else self.policy.fingerprint())
-        if "old" in part:
-            self.policy.load_old_state(part["old"])
-        if fitting:
-            self.nonfinite.load_state_dict(part.get("nonfinite", {}))
-            place = (self.trainer.global_rank, self.trainer.world_size)
-            self._restored_gradients = ckpt.gradients_of(part, *place, sharded=self.device_mesh is not None)
-            self.outputs = ckpt.outputs_of(part, *place)
-            move_within_epoch(checkpoint, self.trainer.datamodule.position_in(checkpoint))  # type: ignore[attr-defined]
+        self._restored_gradients = ckpt.take_up(checkpoint, self)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import NumbersError
-from guardlit.noise import INITIAL, NoiseSource
+from guardlit.noise import INITIAL, NoiseSource, Place
 from guardlit.policies.base import FlowPolicy
 from guardlit.sde import ODE, Coefficients
+from guardlit.transfer import to_device
 from guardlit.types import Conditioning, Trajectory
 
 
@@ -35,6 +36,7 @@ def sample(
     record: Tensor | None = None,
     noisy: Tensor | None = None,
     origins: Sequence[int] | None = None,
+    velocities: bool = True,
     tick: Callable[[], None] = lambda: None,
 ) -> Trajectory:
     """Draw one batch of images' latents.
@@ -50,6 +52,7 @@ def sample(
         noisy: where the sampler's step is taken, not the ODE's, (B, T) bool on the CPU; null takes it everywhere.
         origins: the image in whose initial noise each one starts; itself by default. Images of one origin have one
             prompt, and until their noise parts them the policy is asked about one of them only.
+        velocities: whether those of the recorded steps are kept, too.
         tick: called after every step, for a progress bar and to let a signal through.
 
     Returns:
@@ -61,9 +64,9 @@ def sample(
     device = next(iter(conditioning.values())).device
     origins = samples if origins is None else origins
     noisy = (torch.ones(len(samples), len(coefficients)).bool() if noisy is None else noisy) & (coefficients.std > 0)
-    x = noise.draw(origins, INITIAL).to(device)
-    kept = record if record is not None else torch.empty(len(samples), 0, dtype=torch.int64)
-    states, velocities = (x.new_empty(*kept.shape, *x.shape[1:]) for _ in range(2))
+    noises = noise.ahead([(origins, INITIAL), *_drawing(samples, noisy)], device)
+    x = next(noises)
+    kept = _Record(record if record is not None else torch.empty(len(samples), 0, dtype=torch.int64), x, velocities)
     factors = _factors(coefficients, noisy, x)
     parted = noisy.cumsum(1) - noisy.long()  # how often noise was drawn before each step
     finite = []
@@ -73,18 +76,36 @@ def sample(
         twins = [origin if same else -1 - row for row, (origin, same) in enumerate(zip(origins, together, strict=True))]
         v = _velocity(policy, x, sigma, conditioning, guidance_scale, twins)
         finite.append(v.isfinite().flatten(1).all(1))
-        for slot in (kept == step).any(0).nonzero().flatten().tolist():
-            rows = _rows(kept[:, slot] == step, device)
-            states[rows, slot], velocities[rows, slot] = x[rows], v[rows]
+        kept.put(step, x, v)
         x = a * x + g * v
-        drawing = [row for row, draws in enumerate(noisy[:, step].tolist()) if draws]
-        if drawing:
-            drawn = noise.draw([samples[row] for row in drawing], step).to(device, non_blocking=True)
+        if bool(noisy[:, step].any()):
             rows = _rows(noisy[:, step], device)
-            x[rows] += s[rows] * drawn
+            x[rows] += s[rows] * next(noises)
         tick()
     _check_velocities(torch.stack(finite), coefficients.sigmas)
-    return Trajectory(states, velocities, x)
+    return Trajectory(kept.states, kept.velocities, x)
+
+
+def _drawing(samples: Sequence[int], noisy: Tensor) -> list[Place]:
+    """The steps of `noisy` (B, T) in which noise is drawn, and for which of the samples."""
+    rows = [[row for row, draws in enumerate(step) if draws] for step in noisy.T.tolist()]
+    return [([samples[row] for row in there], step) for step, there in enumerate(rows) if there]
+
+
+class _Record:
+    """What is kept of the steps `steps` (B, S): states and perhaps velocities, (B, S, C, H, W)."""
+
+    def __init__(self, steps: Tensor, like: Tensor, velocities: bool) -> None:
+        self._steps = steps
+        self.states = like.new_empty(*steps.shape, *like.shape[1:])
+        self.velocities = torch.empty_like(self.states) if velocities else None
+
+    def put(self, step: int, x: Tensor, v: Tensor) -> None:
+        for slot in (self._steps == step).any(0).nonzero().flatten().tolist():
+            rows = _rows(self._steps[:, slot] == step, x.device)
+            self.states[rows, slot] = x[rows]
+            if self.velocities is not None:
+                self.velocities[rows, slot] = v[rows]
 
 
 def _check_velocities(finite: Tensor, sigmas: Tensor) -> None:
@@ -101,17 +122,18 @@ def _check_velocities(finite: Tensor, sigmas: Tensor) -> None:
 
 def _rows(mask: Tensor, device: torch.device) -> Tensor | slice:
     """An index of the rows in a mask (B,) on the CPU; a slice where it is all of them, which costs no copy."""
-    return slice(None) if bool(mask.all()) else mask.nonzero().flatten().to(device)
+    return slice(None) if bool(mask.all()) else to_device(mask.nonzero().flatten(), device)
 
 
 def _factors(coefficients: Coefficients, noisy: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     """a, g and s of each image's steps, (T, B, 1, ...) float32: the sampler's where `noisy`, else the ODE's."""
     ode = ODE().coefficients(coefficients.sigmas)
     shape = (len(coefficients), len(noisy), *[1] * (like.ndim - 1))
-    return tuple(
-        torch.where(noisy, getattr(coefficients, name), getattr(ode, name)).T.reshape(shape).to(like)
+    factors = (
+        torch.where(noisy, getattr(coefficients, name), getattr(ode, name)).T.reshape(shape).float()
         for name in ("sample", "velocity", "std")
     )
+    return tuple(to_device(factor, like.device) for factor in factors)
 
 
 def _velocity(
@@ -121,9 +143,9 @@ def _velocity(
     first = {twin: row for row, twin in reversed(list(enumerate(twins)))}
     rows = sorted(first.values())
     if len(rows) < len(x):
-        index = torch.tensor(rows, device=x.device)
+        index = to_device(torch.tensor(rows), x.device)
         place = {twin: rows.index(row) for twin, row in first.items()}
-        back = torch.tensor([place[twin] for twin in twins], device=x.device)
+        back = to_device(torch.tensor([place[twin] for twin in twins]), x.device)
         x, conditioning = x[index], {name: table[index] for name, table in conditioning.items()}
     t = torch.full((len(x),), sigma, device=x.device, dtype=torch.float32)
     v = policy.velocity(x, t, conditioning, guidance_scale)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.base import Scorer
+from guardlit.stopwatch import Stopwatch
 from guardlit.types import RewardRequest, RewardResult
 
 IN_FLIGHT = 8
@@ -47,9 +48,7 @@ class Scoring:
         self._terms = scorer.terms(round)
         self._workers = {name: _Worker(name) for name, term in self._terms.items() if term.background}
         self._requests: list[dict[str, Future[RewardResult]]] = []
-        self._began = 0.0
-        self.waited = 0.0
-        """Seconds that the caller spent on scoring: computing here, or waiting for what is computed elsewhere."""
+        self._here = Stopwatch()
         self._waited_for_workers = 0.0
 
     def __enter__(self) -> Scoring:
@@ -61,6 +60,11 @@ class Scoring:
             future.cancel()
         for worker in self._workers.values():
             worker.close()
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the caller spent on scoring: computing here, or waiting for what is computed elsewhere."""
+        return self._here.seconds + self._waited_for_workers
 
     @property
     def hidden(self) -> float:
@@ -86,10 +90,9 @@ class Scoring:
             here = replace(request, images=images)
             asked = {name: w.submit(partial(self._ask, name, here, arrived)) for name, w in self._workers.items()}
         if len(self._workers) < len(self._terms):
-            begun = _now(request.images.device)
-            for name in self._terms.keys() - self._workers.keys():
-                asked[name] = _at_once(partial(self._ask, name, request))
-            self.waited += _now(request.images.device) - begun
+            with self._here.running(request.images.device):
+                for name in self._terms.keys() - self._workers.keys():
+                    asked[name] = _at_once(partial(self._ask, name, request))
         self._requests.append(asked)
 
     def gather(self) -> list[RewardResult]:
@@ -112,9 +115,7 @@ class Scoring:
         while not self._together(ready(), self._error()):
             if not ready():
                 wait([f for f in self._futures() if not f.done()], POLL, FIRST_COMPLETED)
-        seconds = time.perf_counter() - begun
-        self.waited += seconds
-        self._waited_for_workers += seconds
+        self._waited_for_workers += time.perf_counter() - begun
 
     def _futures(self) -> list[Future[RewardResult]]:
         return [future for request in self._requests for future in request.values()]
@@ -180,10 +181,3 @@ def _to_cpu(images: Tensor) -> tuple[Tensor, Callable[[], None]]:
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(images.device))
     return copy, event.synchronize
-
-
-def _now(device: torch.device) -> float:
-    """The clock, once a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from guardlit.errors import GuardlitError
@@ -48,15 +48,28 @@ class Rollout(Sampling):
         window: which of those are trained of an image; null for all. Outside a window of the kinds `RandomWindow` and
             `SlidingWindow`, images follow the ODE.
         initial_noise: whether each `sample` has initial noise of its own, or the images of a `group` share it.
+        trajectories: where a round's latents, and velocities if they are kept, rest until they are trained on: on the
+            `device`, or on the `host`, in pinned memory beside a GPU, from which each micro-batch's rows are fetched.
+        merge: draw with a LoRA added to the weights, which costs fewer operations and rounds otherwise; true, false or
+            `auto`. That merges where `model.old_velocity` keeps no velocities of the rollout: `recomputed`, and `auto`
+            once it recomputes, as it does from the start under `merge: true`. Where they are kept, the ratio of a
+            round's first update would no longer be exactly 1, so that only rounds whose rollout and training batches
+            differ, in half precision, may merge (that ratio is not 1 then): one call a round measures what merging does
+            to the log ratio, and half of the clip range is the most that is taken. Validation images are drawn merged
+            where the weights are float32. `rollout/merged` and `rollout/merge_error` are logged.
     """
 
     num_inference_steps: int = 10
     timestep_fraction: float = 0.99
     window: Window | None = None
     initial_noise: Literal["sample", "group"] = "sample"
+    trajectories: Literal["device", "host"] = field(default="device", repr=False)  # no part of what a run is
+    merge: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.merge not in (True, False, "auto"):
+            raise GuardlitError(f"rollout.merge={self.merge} must be true, false or auto")
         if not 0 < self.timestep_fraction <= 1 or self.available_steps < 1:
             trained = self.available_steps if math.isfinite(self.timestep_fraction) else "none"
             raise GuardlitError(

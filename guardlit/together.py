@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from guardlit_callbacks._gather import gather_objects
+from lightning.pytorch.strategies import DDPStrategy
 
 from guardlit.errors import GuardlitError
 
@@ -52,6 +53,16 @@ def collected(trainer: pl.Trainer, mine: T) -> list[T]:
     values: list[T | None] | None = [None] * trainer.world_size if trainer.is_global_zero else None
     dist.gather_object(mine, values, group=_on_cpus(trainer))
     return [] if values is None else values  # type: ignore[return-value]
+
+
+def keep_buffers(strategy: Any) -> None:
+    """Have DDP not send the policy's buffers round: they never change, and position tables are hundreds of megabytes.
+
+    Args:
+        strategy: of a Trainer that has not begun; one that was told what to do with buffers does that.
+    """
+    if isinstance(strategy, DDPStrategy):
+        strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
 
 
 def raise_together(trainer: pl.Trainer, error: GuardlitError | None) -> None:

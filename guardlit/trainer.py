@@ -17,6 +17,7 @@ from guardlit.ablation import RolloutAnalysis, with_clips
 from guardlit.ablation_output import print_analysis, write_analysis
 from guardlit.checkpoint import check_fingerprint
 from guardlit.checkpoint_io import SafeCheckpointIO
+from guardlit.encoding import EncodeFirst
 from guardlit.errors import GuardlitError, NumbersError, at_least
 from guardlit.export import export_weights, find_ema, write_images
 from guardlit.going_back import go_back
@@ -89,8 +90,7 @@ class GuardlitTrainer(pl.Trainer):
             ema.use_for_validation = False
         batch_size = datamodule.rollout_batch if datamodule else n
         loader: DataLoader[Any] = DataLoader(cast("Dataset[Any]", items), batch_size=batch_size, collate_fn=list)
-        model.configure_model()
-        model.policy.encode(texts)  # all at once: the text encoders load at most one time
+        self.callbacks.append(EncodeFirst(texts))
         batches = self.predict(model, loader, ckpt_path=ckpt_path)
         images = torch.cat(cast("list[Tensor]", batches))
         if self.is_global_zero:  # every process has drawn all of them

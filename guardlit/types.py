@@ -9,7 +9,7 @@ Shape legend, used in every docstring:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -33,12 +33,12 @@ class Trajectory:
 
     Attributes:
         latents: the state *before* each recorded step, (B, S, C, H, W) float32.
-        velocity: the policy's velocity at those states, (B, S, C, H, W) float32.
+        velocity: the policy's velocity at those states, (B, S, C, H, W) float32; None where it was not asked for.
         final: the clean latents, (B, C, H, W) float32.
     """
 
     latents: Tensor
-    velocity: Tensor
+    velocity: Tensor | None
     final: Tensor
 
 
@@ -49,7 +49,7 @@ class Transition:
     Attributes:
         latents: x_t, (B, C, H, W) float32.
         noise: the Gaussian noise drawn in the step, (B, C, H, W) float32.
-        old_velocity: the velocity of the policy that sampled, (B, C, H, W) float32.
+        old_velocity: the velocity of the policy that sampled, (B, C, H, W) float32; None where it was not kept.
         advantage: (B,) float32.
         sample_weight: 1 on average over an update; 0 for masked samples, (B,) float32.
         sigma: t in [0, 1], (B,) float32.
@@ -63,7 +63,7 @@ class Transition:
 
     latents: Tensor
     noise: Tensor
-    old_velocity: Tensor
+    old_velocity: Tensor | None
     advantage: Tensor
     sample_weight: Tensor
     sigma: Tensor
@@ -77,13 +77,23 @@ class Transition:
     def __len__(self) -> int:
         return len(self.step)
 
+    @classmethod
+    def blank(
+        cls, rows: int, shape: Sequence[int], conditioning: Conditioning, device: torch.device | str
+    ) -> Transition:
+        """A micro-batch that costs what any costs and says nothing, of latents (C, H, W)."""
+        images = {k: torch.zeros(rows, *shape, device=device) for k in ("latents", "noise", "old_velocity")}
+        floats = {k: torch.ones(rows, device=device) for k in ("advantage", "sample_weight", "sigma")}
+        doubles = {k: torch.ones(rows, dtype=torch.float64, device=device) for k in ("gain", "std", "dt")}
+        indices = {k: torch.zeros(rows, dtype=torch.int64, device=device) for k in ("step", "sample")}
+        return cls(**images, **floats, **doubles, **indices, conditioning=conditioning)
+
     def to(self, device: torch.device | str) -> Transition:
         """The same micro-batch on another device; Lightning calls this when it moves a batch."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        conditioning = {name: tensor.to(device) for name, tensor in self.conditioning.items()}
-        return Transition(
-            **{k: v.to(device) for k, v in moved.items() if k != "conditioning"}, conditioning=conditioning
-        )
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
+        moved["conditioning"] = {name: tensor.to(device) for name, tensor in self.conditioning.items()}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def seen_outputs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     return outputs
 
 
-@pytest.mark.parametrize("old_velocity", ["stored", "recomputed"])
+@pytest.mark.parametrize("old_velocity", ["stored", "recomputed", "auto"])
 def test_the_ratio_is_exactly_1_before_the_first_update_of_a_round(sd3_folder, tmp_path, monkeypatch, old_velocity):
     outputs = seen_outputs(monkeypatch)
     path = config(tmp_path, sd3_folder, model__old_velocity=old_velocity, trainer__max_epochs=2)

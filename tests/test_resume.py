@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,9 +20,16 @@ UPDATES = 12  # 3 rounds of 4
 
 @pytest.fixture(scope="module", params=["lora", "full"])
 def undisturbed(request: pytest.FixtureRequest, sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory):
-    """A whole run with a checkpoint after every update and every round; its YAML and checkpoints by name."""
+    """A whole run with a checkpoint after every update and every round; its YAML and checkpoints by name.
+
+    Its reward is continuous. One that counts bytes makes of the last bit of a weight another pixel, of the pixel
+    another byte, and of the byte another advantage: then no run may be cut in another way and stay near itself.
+    """
     folder = tmp_path_factory.mktemp(request.param)
-    changes = {"trainer__callbacks": [{"class_path": "guardlit_callbacks.TrainableEMA"}, *_every_update_and_round()]}
+    changes = {
+        "model__reward": "brightness.Brightness",
+        "trainer__callbacks": [{"class_path": "guardlit_callbacks.TrainableEMA"}, *_every_update_and_round()],
+    }
     if request.param == "full":
         changes["model__policy__init_args__lora"] = None
         changes["model__kl"] = {"weight": 0.1}
@@ -135,7 +144,8 @@ def _raise_after(monkeypatch: pytest.MonkeyPatch, hook: str, count: int) -> None
 def test_after_sigkill_the_last_checkpoint_continues_the_run(undisturbed, tmp_path: Path):
     path, checkpoints = undisturbed
     runs = tmp_path / "runs"
-    process = start("fit", "--config", path, "--trainer.default_root_dir", runs)
+    here = os.pathsep.join(sys.path)  # for the reward
+    process = start("fit", "--config", path, "--trainer.default_root_dir", runs, PYTHONPATH=here)
     deadline = time.monotonic() + 120
     while not list(runs.rglob("update_[5-9]*.ckpt")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -152,7 +162,11 @@ def test_interrupted_is_no_plain_error():
 
 @pytest.mark.parametrize("stop", ["update_2", "round_1"])
 def test_a_round_may_be_cut_in_another_way(undisturbed, stop: str, tmp_path: Path):
-    """Micro-batches of 8 where they were of 4: the same updates, but for rounding."""
+    """Micro-batches of 8 where they were of 4: the same updates, but for rounding.
+
+    Two rounds later a weight may differ by the share of an AdamW step, at most the learning rate of 1e-3, that follows
+    from a pixel rounded otherwise: 1 of 3 * 32 * 32 * 255 grey levels, where a group's rewards differ by hundreds.
+    """
     path, checkpoints = undisturbed
     other = ("--config", path, "--data.micro_batch", 8, "--trainer.default_root_dir", tmp_path / "runs")
     assert guardlit("fit", *other, "--ckpt_path", checkpoints[stop]) == 0
@@ -160,7 +174,7 @@ def test_a_round_may_be_cut_in_another_way(undisturbed, stop: str, tmp_path: Pat
     theirs = torch.load(checkpoints[f"update_{UPDATES}"], weights_only=True)
     assert ours["global_step"] == theirs["global_step"] == UPDATES
     for name, value in theirs["state_dict"].items():
-        torch.testing.assert_close(ours["state_dict"][name], value, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours["state_dict"][name], value, rtol=1e-4, atol=1e-4)
 
 
 def test_outputs_go_to_the_process_that_has_their_images():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.optim import Optimizer
 
 
@@ -27,3 +27,16 @@ def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
     if len(norms) == 1:
         return norms[0]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def zero_share(gradients: Iterable[Tensor | None]) -> Tensor:
+    """The share of exact zeros among all entries, a float32 scalar; waits for no GPU; a collective where sharded."""
+    there = [gradient for gradient in gradients if gradient is not None]
+    sharded = [gradient for gradient in there if isinstance(gradient, DTensor)]
+    counts = [g.count_nonzero() for g in there if not isinstance(g, DTensor)]
+    if sharded:
+        mine = torch.stack([g.to_local().count_nonzero() for g in sharded]).sum()
+        parts = [Partial() if place.is_shard() else Replicate() for place in sharded[0].placements]
+        counts.append(DTensor.from_local(mine, sharded[0].device_mesh, parts).full_tensor())
+    entries = sum(gradient.numel() for gradient in there)
+    return 1 - torch.stack(counts).sum() / entries if entries else torch.zeros(())

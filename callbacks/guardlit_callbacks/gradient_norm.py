@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from guardlit_callbacks._gather import gather_objects
-from guardlit_callbacks._gradients import total_norm, trained
-from guardlit_callbacks._lightning import LightningModule, MisconfigurationException, Trainer
+from guardlit_callbacks._gradients import total_norm, trained, zero_share
+from guardlit_callbacks._lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from guardlit_callbacks._logging import log_figure, log_histogram
 from guardlit_callbacks._outputs import read_output
 from guardlit_callbacks._round import RoundCallback, Rows
@@ -25,6 +25,9 @@ from guardlit_callbacks.sync_ddp import SyncDDP
 CLIP_TOLERANCE = 1e-5
 """A norm that fell by a larger share than this was clipped; rounding moves it less."""
 
+MANY_ZEROS = 0.05
+"""Share of exact zeros in the gradient from which float16 is said to underflow; a healthy one has about 0.01."""
+
 
 class GradientNorm(RoundCallback):
     """Watches the size of the gradient at every denoising step, and what gradient clipping does to it.
@@ -34,6 +37,9 @@ class GradientNorm(RoundCallback):
     rounds, as the difference that a micro-batch's backward makes to the accumulated gradient; it keeps a second copy of
     the trainable gradients during such a round, and undoes Lightning's division by `accumulate_grad_batches` and the
     loss scale of 16-bit precision. Micro-batches must then hold one denoising step each, the same on all ranks.
+
+    What underflows in float16 is exactly zero, in silence. Under a loss scaler the callback warns, once, when too many
+    entries are in a round after the first, in which a LoRA's first gradient is half zeros by construction.
 
     TT is the index of the denoising step, two digits. Logged at the end of a round:
 
@@ -46,11 +52,12 @@ class GradientNorm(RoundCallback):
     | `gradient/norm_before_clipping` | mean over the round's optimizer steps of the total norm, loss / parameter |
     | `gradient/norm_after_clipping` | the same as the optimizer saw it |
     | `gradient/clipped` | share of the optimizer steps in which clipping acted, 0 to 1 |
+    | `gradient/zero_share` | exact zeros in the trained parameters' gradient, mean over the optimizer steps, 0 to 1 |
 
     The loggers that can also get the histograms `gradient/velocity/histogram/tTT`, of samples' norms, and the figure
-    `gradient/figure`. The run's folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`
-    and `norm_after` (optimizer steps,) and, in measured rounds, `parameter_step` and `parameters` (micro-batches,); and
-    the figure beside it.
+    `gradient/figure`. The run's folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`,
+    `norm_after` and `zero_share` (optimizer steps,) and, in measured rounds, `parameter_step` and `parameters`
+    (micro-batches,); and the figure beside it.
 
     Needs automatic optimization. Sharded parameters (FSDP2) give their full norm.
 
@@ -84,15 +91,18 @@ class GradientNorm(RoundCallback):
         keys = {"step": step, "velocity": velocity, "sample_weight": sample_weight}
         self._keys = {argument: key for argument, key in keys.items() if key is not None}
         self.parameters_every, self.draw_every = parameters_every, draw_every
+        self._warned = False
         self._forget()
 
     def _forget(self) -> None:
         super()._forget()
         self._updates: list[tuple[Tensor, Tensor]] = []  # total norm before and after clipping, scalars
+        self._zeros: list[Tensor] = []  # an update's share of exact zeros
         self._measured: list[tuple[Tensor, Tensor]] = []  # a micro-batch's steps (B,), its parameters' gradient norm
         self._before: tuple[list[Tensor], Tensor] | None = None
         self._accumulated: dict[Tensor, Tensor] = {}  # each parameter's gradient so far
         self._difference: Tensor | None = None
+        self._scale: float | None = None  # of the loss in this update; None until it was asked for, which waits
 
     # --- the parameters' gradient --------------------------------------------------------------------------------
 
@@ -110,7 +120,7 @@ class GradientNorm(RoundCallback):
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """A new accumulation starts from nothing."""
-        self._accumulated = {}
+        self._accumulated, self._scale = {}, None
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the norm of what this backward added."""
@@ -119,15 +129,17 @@ class GradientNorm(RoundCallback):
         gradients = {p: p.grad.detach().clone() for p in trained(trainer.optimizers) if p.grad is not None}
         added = [g - self._accumulated[p] if p in self._accumulated else g for p, g in gradients.items()]
         self._accumulated = gradients
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scale = scaler.get_scale() if scaler is not None else 1.0
-        self._difference = total_norm(added) * (trainer.accumulate_grad_batches / scale)
+        if self._scale is None:
+            scaler = _scaler(trainer)
+            self._scale = scaler.get_scale() if scaler is not None else 1.0
+        self._difference = total_norm(added) * (trainer.accumulate_grad_batches / self._scale)
 
     # --- clipping ------------------------------------------------------------------------------------------------
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Takes the total norm before Lightning clips it."""
+        """Takes the total norm before Lightning clips it, and counts the zeros."""
         parameters = trained([optimizer])
+        self._zeros.append(zero_share(p.grad for p in parameters))
         self._before = parameters, total_norm(p.grad for p in parameters)
 
     def on_train_batch_end(
@@ -155,7 +167,19 @@ class GradientNorm(RoundCallback):
             log_histogram(trainer, f"gradient/velocity/histogram/t{t:02d}", values, trainer.global_step)
         if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
             self._draw(trainer, rows, f"round {round_index}", path)
-        return gradient_statistics(rows)
+        statistics = gradient_statistics(rows)
+        if _scaler(trainer) is not None and round_index > 0 and not self._warned:
+            self._warned = self._warn(statistics.get("gradient/zero_share", 0.0), round_index)
+        return statistics
+
+    def _warn(self, zeros: float, round_index: int) -> bool:
+        if zeros > MANY_ZEROS:
+            rank_zero_warn(
+                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {round_index}: float16 "
+                "underflows. Give the trainer's precision plugin a GradScaler with a larger init_scale, or train in "
+                "bf16-mixed"
+            )
+        return zeros > MANY_ZEROS
 
     def _draw(self, trainer: Trainer, rows: Rows, title: str, path: Path | None) -> None:
         curves = {f"d loss / d {name}": _curve(rows, name) for name in ("velocity", "parameters")}
@@ -169,7 +193,7 @@ class GradientNorm(RoundCallback):
     def _per_update(self) -> Rows:
         norms = torch.tensor([(float(before), float(after)) for before, after in self._updates], dtype=torch.float64)
         before, after = norms.reshape(-1, 2).T.numpy()
-        return {"norm_before": before, "norm_after": after}
+        return {"norm_before": before, "norm_after": after, "zero_share": np.array([float(z) for z in self._zeros])}
 
     def _per_micro_batch(self) -> Rows:
         """Step and norm of each measured micro-batch; a collective, which checks that all ranks mean the same step."""
@@ -189,6 +213,7 @@ class GradientNorm(RoundCallback):
         state = super().state_dict()
         if state:
             state["updates"] = [(before.cpu(), after.cpu()) for before, after in self._updates]
+            state["zeros"] = [zeros.cpu() for zeros in self._zeros]
             state["measured"] = [(steps.cpu(), norm.cpu()) for steps, norm in self._measured]
         return state
 
@@ -196,6 +221,12 @@ class GradientNorm(RoundCallback):
         """Takes the round up where it was left."""
         super().load_state_dict(state_dict)
         self._updates, self._measured = list(state_dict["updates"]), list(state_dict["measured"])
+        self._zeros = list(state_dict.get("zeros", []))
+
+
+def _scaler(trainer: Trainer) -> Any:
+    """The loss scaler of float16 precision; None for other precisions."""
+    return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def gradient_statistics(rows: Rows) -> dict[str, float]:
@@ -210,6 +241,8 @@ def gradient_statistics(rows: Rows) -> dict[str, float]:
         out["gradient/norm_before_clipping"] = float(before.mean())
         out["gradient/norm_after_clipping"] = float(after.mean())
         out["gradient/clipped"] = float(np.mean(after < before * (1 - CLIP_TOLERANCE)))
+    if rows["zero_share"].size:
+        out["gradient/zero_share"] = float(rows["zero_share"].mean())
     return out
 
 

@@ -94,9 +94,12 @@ class TrainableEMA(Callback):
         if self._step // self.every == previous // self.every or called_off:
             return
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates)) if self.warmup else self.decay
-        for name, parameter in self._parameters.items():
-            average = self._averages[name]
-            average.lerp_(local(parameter).to(average.device, torch.float32), 1.0 - decay)
+        averages = [self._averages[name] for name in self._parameters]
+        weights = [
+            local(parameter).to(average.device, torch.float32)
+            for parameter, average in zip(self._parameters.values(), averages, strict=True)
+        ]
+        torch._foreach_lerp_(averages, weights, 1.0 - decay)  # some kernels, not one a parameter
         self._updates += 1
 
     def _average_of(self, parameter: Tensor) -> Tensor:

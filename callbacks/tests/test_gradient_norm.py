@@ -1,9 +1,11 @@
+import warnings
 from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 from guardlit_callbacks import GradientNorm, SyncDDP
+from guardlit_callbacks._gradients import zero_share
 from guardlit_callbacks._lightning import LightningModule, MisconfigurationException
 from guardlit_callbacks.gradient_norm import total_norm
 from toy_flow import STEPS, Rounds, Spy, ToyFlow, transitions
@@ -53,7 +55,7 @@ def test_logged_keys_and_values(make_trainer, recorder):
     )
     velocity = [f"gradient/velocity/t{t:02d}" for t in range(STEPS)]
     parameters = [f"gradient/parameters/t{t:02d}" for t in range(STEPS)]
-    totals = ["gradient/clipped", "gradient/norm_after_clipping", "gradient/norm_before_clipping"]
+    totals = [f"gradient/{name}" for name in ("clipped", "norm_after_clipping", "norm_before_clipping", "zero_share")]
     ratios = ["gradient/velocity/max_over_min", "gradient/parameters/max_over_min"]
     assert recorder.keys("gradient/") == sorted([*velocity, *parameters, *totals, *ratios])
     assert [step for step, _ in recorder.values(velocity[0])] == [6, 12]
@@ -62,6 +64,7 @@ def test_logged_keys_and_values(make_trainer, recorder):
     means = [columns["velocity_grad_norm"][columns["step"] == t].mean() for t in range(STEPS)]
     assert [recorder.values(key)[0][1] for key in velocity] == pytest.approx(means, rel=1e-6)
     assert recorder.values(ratios[0])[0][1] == pytest.approx(max(means) / min(means), rel=1e-5)
+    assert recorder.values("gradient/zero_share")[0][1] == pytest.approx(2 / 3)  # a step has one of three velocities
     norms = [(spy.gradients[t].norm() + spy.gradients[t + 3].norm()) / 2 for t in range(STEPS)]
     assert [recorder.values(key)[0][1] for key in parameters] == pytest.approx([float(n) for n in norms], rel=1e-6)
 
@@ -217,3 +220,40 @@ def test_figure(make_trainer, tmp_path):
         ),
     ).fit(ToyFlow(), Rounds(transitions()))
     assert (tmp_path / "gradient" / "round_00000.png").stat().st_size > 10_000
+
+
+class Underflow(ToyFlow):
+    """A gradient so small that float16 makes exact zeros of a part of it, unless the loss scale lifts it."""
+
+    def __init__(self):
+        super().__init__(lr=0.0)
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(32, 32)
+        self.drop = ()
+
+    def training_step(self, batch, batch_idx):
+        out = super().training_step(batch, batch_idx)
+        x = torch.randn(4, 32, generator=torch.Generator().manual_seed(batch_idx))
+        out["loss"] = out["loss"].float() * 0 + self.layer(x).float().square().mean() * 1e-9
+        return out
+
+
+@pytest.mark.parametrize(("scale", "warns"), [(2.0**10, True), (2.0**24, False)])
+def test_it_warns_once_where_float16_underflows(make_trainer, recorder, scale, warns):
+    plugins = import_module(CHECKPOINTS.__name__.replace("callbacks", "plugins"))
+    precision = plugins.MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+    trainer = make_trainer(GradientNorm(draw_every=0), logger=recorder, max_epochs=3, plugins=[precision])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(Underflow(), Rounds(transitions()))
+    said = [str(w.message) for w in caught if "float16 underflows" in str(w.message)]
+    assert len(said) == warns
+    shares = [share for _, share in recorder.values("gradient/zero_share")]
+    assert len(shares) == 3
+    assert all((share > 0.05) == warns for share in shares)
+
+
+def test_zeros_are_counted_over_all_entries():
+    gradients = [torch.tensor([0.0, 1.0, -0.0]), None, torch.zeros(2, 2), torch.ones(1)]
+    assert float(zero_share(gradients)) == pytest.approx(6 / 8)
+    assert float(zero_share([None])) == 0

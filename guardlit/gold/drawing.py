@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from guardlit.encoding import EncodeFirst
 from guardlit.errors import GuardlitError
 from guardlit.gold.models import Model
 from guardlit.gold.pictures import Picture, PictureFolder
@@ -179,15 +180,12 @@ def _draw_model(trainer: pl.Trainer, module: GRPOModule, model: Model, batches: 
         trainer.predict(module, loader, return_predictions=False, ckpt_path=checkpoint)
 
 
-class _Keep(pl.Callback):
+class _Keep(EncodeFirst):
     """Writes images as they come."""
 
     def __init__(self, folder: PictureFolder, texts: list[str]) -> None:
-        self._folder, self._texts = folder, texts
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Encode all prompts at once: the text encoders load at most one time."""
-        cast("GRPOModule", pl_module).policy.encode(list(dict.fromkeys(self._texts)))
+        super().__init__(texts)
+        self._folder = folder
 
     def on_predict_batch_end(
         self,

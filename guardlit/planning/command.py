@@ -44,14 +44,14 @@ def main(args: list[str]) -> None:
                 raise IsADirectoryError(0, "it is a folder")
     run = planned(rest)
     check_trainer(run.trainer)
-    check_precision(run.precision)
+    check_precision(run.precision, run.module.policy.forward_dtype)
     document: dict[str, Any] = {"run": _run(run)}
     _refuse(lint(run.module, run.plan, run.precision, loaded=False))  # what cannot run cannot be measured
     try:
         found: Estimate | None = estimate(run)
     except GuardlitError as error:  # the model is not at hand: what does not depend on it can still be said
         found, document["missing"] = None, str(error)
-    findings = lint(run.module, run.plan, run.precision, loaded=found is not None)
+    findings = lint(run.module, run.plan, run.precision, loaded=found is not None, on_gpu=run.on_gpu)
     document["findings"] = [asdict(finding) for finding in findings]
     if found is not None:
         document |= _costs(run, found, options.tflops, options.mfu)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from guardlit.experience import Round
-from guardlit.noise import NoiseSource
+from guardlit.merging import Decision, decision, evaluating, merges_evaluation
+from guardlit.planning.calls import calls_per_image
 from guardlit.planning.meter import Cost, backward, measured
 from guardlit.planning.run import PlannedRun
-from guardlit.policies.base import FlowPolicy, Footprint
-from guardlit.rollout import sample
-from guardlit.sde import ODE
-from guardlit.types import Conditioning, Prompt, Transition
+from guardlit.policies.base import Footprint
+from guardlit.types import Transition
 
 META = torch.device("meta")
 
@@ -97,6 +94,7 @@ class _Costs:
     decoding: Cost
     training: Cost
     other: Cost
+    merged: int
     batch: int
     image: int
     optimizer: int
@@ -117,10 +115,13 @@ def estimate(run: PlannedRun) -> Estimate:
     training, batch = _training(run)
     decoding, image = _decoding(run, run.data.rollout_batch)
     rows, rollout, evaluation = run.data.rollout_batch, module.rollout, module.evaluation
+    how = _merging(run)
+    beside = _forward(run, rows, rollout.guidance_scale, nullcontext())
     costs = _Costs(
-        plain=_forward(run, 1, 1.0),
-        rollout=_forward(run, rows, rollout.guidance_scale),
-        evaluation=_forward(run, rows, evaluation.guidance_scale),
+        plain=_forward(run, 1, 1.0, nullcontext()),
+        rollout=_forward(run, rows, rollout.guidance_scale, own.merged()) if how == "always" else beside,
+        evaluation=_forward(run, rows, evaluation.guidance_scale, evaluating(module)),
+        merged=0 if how == "never" else footprint.merged // run.shards,
         decoding=decoding,
         image=image,
         training=training,
@@ -128,14 +129,18 @@ def estimate(run: PlannedRun) -> Estimate:
         batch=batch,
         optimizer=_optimizer_bytes(run) // run.shards,
     )
+    # the module's step was one of a later update; in a round's first one the old policy is not asked again
+    again = 0.0 if module.old_velocity == "stored" else beside.flops / rows
+    trained = costs.training.flops / plan.micro_batch - again / plan.updates_per_round
     compute = Compute(
         forward=costs.plain.flops,
-        rollout=costs.rollout.flops / rows * _calls(run),
-        training=costs.training.flops / plan.micro_batch * plan.train_steps * plan.inner_epochs,
+        rollout=costs.rollout.flops / rows * calls_per_image(run),
+        training=trained * plan.train_steps * plan.inner_epochs,
         evaluation=costs.evaluation.flops / rows * evaluation.num_inference_steps,
         decoding=costs.decoding.flops / rows,
     )
-    trajectories = 2 * plan.local_images * plan.train_steps * elements * 4
+    tables = 1 + module.old.keeps(rows, plan.micro_batch)  # states, and velocities where they are kept
+    trajectories = tables * plan.local_images * plan.train_steps * elements * 4
     memory = _memory(run, _share(footprint, run.shards), costs, trajectories, elements)
     return Estimate(compute, memory, footprint, costs.image, costs.optimizer, trajectories)
 
@@ -143,11 +148,17 @@ def estimate(run: PlannedRun) -> Estimate:
 # measurements on the skeleton -----------------------------------------------------------------------------------------
 
 
-def _forward(run: PlannedRun, rows: int, guidance: float) -> Cost:
+def _merging(run: PlannedRun) -> Decision:
+    """Whether the rollout's adapter is merged into the weights."""
+    rows, half = run.data.rollout_batch, run.half is not None or run.module.policy.forward_dtype is not None
+    return decision(run.module, rows, run.plan.micro_batch, math.ceil(run.plan.local_images / rows), half)
+
+
+def _forward(run: PlannedRun, rows: int, guidance: float, weights: AbstractContextManager[None]) -> Cost:
     policy = run.module.policy
     conditioning = policy.conditioning([""] * rows)
     latents, sigma = torch.empty(rows, *policy.latent_shape, device=META), torch.empty(rows, device=META)
-    with torch.no_grad(), measured(run.half, run.on_gpu) as cost:
+    with weights, torch.no_grad(), measured(run.half, run.on_gpu) as cost:
         policy.velocity(latents, sigma, conditioning, guidance)
     return cost
 
@@ -175,11 +186,7 @@ def _training(run: PlannedRun) -> tuple[Cost, int]:
 
 def _transition(run: PlannedRun) -> Transition:
     policy, rows = run.module.policy, run.plan.micro_batch
-    images = {k: torch.empty(rows, *policy.latent_shape, device=META) for k in ("latents", "noise", "old_velocity")}
-    floats = {k: torch.empty(rows, device=META) for k in ("advantage", "sample_weight", "sigma")}
-    doubles = {k: torch.empty(rows, dtype=torch.float64, device=META) for k in ("gain", "std", "dt")}
-    indices = {k: torch.empty(rows, dtype=torch.int64, device=META) for k in ("step", "sample")}
-    return Transition(**images, **floats, **doubles, **indices, conditioning=policy.conditioning([""] * rows))
+    return Transition.blank(rows, policy.latent_shape, policy.conditioning([""] * rows), META)
 
 
 def _optimizer_bytes(run: PlannedRun) -> int:
@@ -190,44 +197,12 @@ def _optimizer_bytes(run: PlannedRun) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-class _Calls:
-    """Stands in for a policy, to count how many rows it is asked about."""
-
-    rows = 0
-
-    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
-        """Zeros (B, ...)."""
-        self.rows += len(latents)
-        return torch.zeros_like(latents)
-
-
-def _calls(run: PlannedRun) -> float:
-    """Calls of the policy that drawing an image takes: T, or fewer while the images of a group are still one."""
-    rollout, plan = run.module.rollout, run.plan
-    if rollout.initial_noise == "sample":
-        return float(rollout.num_inference_steps)
-    prompts = [Prompt("")] * plan.prompts_per_round
-    round = Round(0, prompts, [], plan, run.data.seed, 0, rollout.window, rollout.available_steps)
-    # as noisy as a sampler can be: which of its steps draw noise, the window decides
-    coefficients = replace(ODE().coefficients(torch.linspace(1, 0, rollout.num_inference_steps + 1)))
-    coefficients = replace(coefficients, std=torch.ones_like(coefficients.std))
-    calls, group = _Calls(), plan.images_per_prompt
-    for start in range(0, len(round.samples), run.data.rollout_batch):
-        samples: Sequence[int] = round.samples[start : start + run.data.rollout_batch]
-        origins = [i // group * group for i in samples]
-        noisy = round.noisy_steps(samples, len(coefficients))
-        stand_in, noise = cast("FlowPolicy", calls), NoiseSource(0, 0, (1,))
-        rows = {"": torch.zeros(len(samples))}
-        sample(stand_in, coefficients, rows, noise, samples, 1.0, noisy=noisy, origins=origins)
-    return calls.rows / plan.local_images
-
-
 # what is alive at once ------------------------------------------------------------------------------------------------
 
 
 def _share(footprint: Footprint, shards: int) -> Footprint:
     """One process's, where weights are spread."""
-    whole = ("frozen", "trained", "copies")
+    whole = ("frozen", "trained", "copies", "cast", "merged")
     return replace(footprint, **{name: getattr(footprint, name) // shards for name in whole})
 
 
@@ -247,6 +222,8 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
         "optimizer": costs.optimizer,
         "average (EMA)": footprint.trained if run.average else 0,
         "old policy, reference": footprint.copies,
+        "adapters in half precision": footprint.cast,
+        "merged weights, while drawing": costs.merged,
         "gathered for a forward pass": gathered,
         "VAE": footprint.decoder,
         "scorers": scorers or 0,
@@ -258,23 +235,31 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
         "decoding": costs.decoding.peak,
         "training forward and backward": costs.training.peak + costs.batch,
     }
-    kept = ("frozen weights", "trained weights", "average (EMA)", "gathered for a forward pass", "VAE", "scorers")
-    base = sum(parts[name] for name in kept) + copies_here + (0 if gpu else cached)
+    kept = ("frozen weights", "trained weights", "average (EMA)", "gathered for a forward pass", "scorers")
+    decoding = costs.decoding.peak + (footprint.decoder if (called := footprint.decoder_on_host and gpu) else 0)
+    base = sum(parts[name] for name in kept) + footprint.cast + copies_here + (0 if called else footprint.decoder)
+    base += 0 if gpu else cached + footprint.waiting
     stepped = footprint.trained + costs.optimizer
     again = stepped if run.rounds > 1 else 0  # from the second round on, gradients and optimizer are there as well
+    resting = 0 if gpu and run.module.rollout.trajectories == "host" else trajectories
     batch_share = min(run.data.rollout_batch / plan.local_images, 1)
-    drawn = int(trajectories * (1 + batch_share)) + run.data.rollout_batch * elements * 4  # a batch before it is put in
-    training = base + stepped + trajectories + embeddings + costs.batch
+    # a batch before it is put in
+    drawn = resting + int(trajectories * batch_share) + run.data.rollout_batch * elements * 4
+    validation = costs.evaluation.peak + (footprint.merged if merges_evaluation(run.module) else 0)
+    training = base + stepped + resting + embeddings + costs.batch
+    # parts of sharded weights stay where they are
+    away = footprint.frozen if footprint.encoded_alone and gpu and run.shards == 1 else 0
     phases = {
-        "encoding": base + footprint.encoders,
-        "rollout": base + again + embeddings + drawn + max(costs.rollout.peak, costs.decoding.peak),
+        "encoding": base + footprint.encoders - away,
+        "rollout": base + again + embeddings + drawn + max(costs.rollout.peak, decoding) + costs.merged,
         "training": training + costs.training.peak,
         "update": training + (footprint.trained if gpu else 0),
-        "validation": base + stepped + trajectories + embeddings + max(costs.evaluation.peak, costs.decoding.peak),
+        "validation": base + stepped + resting + embeddings + max(validation, decoding),
     }
     if not run.data.val_source:
         del phases["validation"]
-    host = (cached + footprint.copies - copies_here) if gpu else 0
+    waiting = footprint.waiting + (footprint.decoder if called else 0)
+    host = (cached + footprint.copies - copies_here + trajectories - resting + waiting + away) if gpu else 0
     return Memory(parts, phases, host, training + costs.other.peak, scorers is not None)
 
 

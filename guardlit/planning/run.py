@@ -49,8 +49,8 @@ class PlannedRun:
 
     @property
     def half(self) -> torch.dtype | None:
-        """Autocast's dtype, if there is one."""
-        return HALF.get(self.precision)
+        """Autocast's dtype, if there is one; a network that computes in half precision by itself knows none."""
+        return HALF.get(self.precision) if self.module.policy.forward_dtype is None else None
 
     @property
     def on_gpu(self) -> bool:
@@ -96,7 +96,7 @@ class PlannedRun:
     @property
     def plan(self) -> RoundPlan:
         """The batch arithmetic; raises `GuardlitError` for numbers that do not divide."""
-        return RoundPlan(*self.data._sizes, train_steps=self.module.train_steps, world=self.world)
+        return self.data.planned(self.module.train_steps, self.world)
 
     @property
     def validations(self) -> int:

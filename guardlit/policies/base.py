@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
@@ -28,11 +29,16 @@ class Footprint:
         buffers: of the network; a process of a sharded run has all of them.
         trained: the weights that train.
         copies: the old policy and the reference, where they are weights of their own.
+        cast: half-precision copies of adapters, kept from one update to the next.
+        merged: copies of the weights that an adapter is on, while it is merged into them.
         gathered: what a process of a sharded run has of others' weights at once: those outside the blocks and, since
             the next block is fetched ahead, the two largest blocks.
         copies_on_host: whether those rest in the host's memory and not beside the weights.
         decoder: what turns latents into images.
+        decoder_on_host: whether it rests in the host's memory while it does not decode.
         encoders: what turns prompts into embeddings; in memory only while there are new prompts.
+        encoded_alone: whether the frozen weights rest in the host's memory meanwhile.
+        waiting: bytes of text encoders, and of a decoder's original, that rest in the host's memory for good.
         embedding: one prompt's embeddings as they are kept.
         remembered: prompts whose embeddings stay in memory at most, while all are on disk; None for all in memory, none
             on disk.
@@ -42,10 +48,15 @@ class Footprint:
     buffers: int
     trained: int
     copies: int
+    cast: int
+    merged: int
     gathered: int
     copies_on_host: bool
     decoder: int
+    decoder_on_host: bool
     encoders: int
+    encoded_alone: bool
+    waiting: int
     embedding: int
     remembered: int | None
 
@@ -88,6 +99,10 @@ class FlowPolicy(nn.Module, ABC):
         Only new prompts load the text encoders; then those of `ahead` are encoded too, so that they load rarely.
         """
 
+    def encode_together(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
+        """`encode` where all processes of a run call it at once, and may share the work; the prompts may differ."""
+        self.encode(prompts, ahead)
+
     @abstractmethod
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Embeddings of P prompts on the model's device, leading dimension P."""
@@ -113,6 +128,24 @@ class FlowPolicy(nn.Module, ABC):
     @abstractmethod
     def using(self, weights: WeightSet) -> AbstractContextManager[None]:
         """Run the model with the old policy's or the reference's weights; without gradients, for those two."""
+
+    @property
+    def forward_dtype(self) -> torch.dtype | None:
+        """The half precision that the network computes in whatever autocast says; None leaves it to autocast."""
+        return None
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether what trains can be added to frozen weights: an adapter on layers that are not quantized."""
+        return False
+
+    def merged(self) -> AbstractContextManager[None]:
+        """Run the model with its active adapter added to the weights: fewer operations, other rounding, no gradients.
+
+        Within `using` it is that set's adapter. The sum is rounded to the precision that the weights are stored in;
+        afterwards they are as before, bit for bit. A collective where the network is sharded.
+        """
+        return nullcontext()
 
     @abstractmethod
     def refresh_old(self) -> None:
@@ -149,6 +182,11 @@ class FlowPolicy(nn.Module, ABC):
     def has_reference(self) -> bool:
         """Whether `using("reference")` works."""
         return True
+
+    @property
+    def host_copy(self) -> int:
+        """Bytes of one further set of weights that rests in the host's memory and is brought in to be used."""
+        return 0
 
     def skeleton(self, gradient_checkpointing: bool | None = None) -> Self:
         """This policy on torch's meta device: every tensor has a shape and no content, and no weight file is read.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -16,13 +13,18 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.policies.base import Shard, WeightSet
-from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder, sample_digest
-from guardlit.policies.exported import FolderPolicy
-from guardlit.policies.folders import check_scaling, load_component, load_pipeline, load_scheduler, pipeline_folder
-from guardlit.policies.limits import check_limits
-from guardlit.policies.skeleton import Skeletal, blocks_of, skeleton_component
-from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA, WeightSets
+from guardlit.policies.attending import set_attention
+from guardlit.policies.base import Shard
+from guardlit.policies.compiling import CompiledBlocks
+from guardlit.policies.decoding import DecodingPolicy
+from guardlit.policies.embeddings import EmbeddingCache, embeddings_folder
+from guardlit.policies.folders import check_scaling, load_component, load_scheduler, pipeline_folder
+from guardlit.policies.limits import check_devices, check_limits
+from guardlit.policies.precision import own_precision
+from guardlit.policies.prompted import PromptedPolicy
+from guardlit.policies.skeleton import blocks_of, skeleton_component
+from guardlit.policies.switching import SwitchingPolicy
+from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA
 from guardlit.types import Conditioning
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,27 +34,42 @@ JOINT_ATTENTION = tuple(f"attn.{name}" for name in ATTENTION)
 """Linear layers of attention over text and image together, as diffusers names them in most families."""
 
 
-class DiffusersPolicy(FolderPolicy, Skeletal):
+class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
     """A diffusers pipeline folder or hub id as a policy; a subclass adds what one model family has of its own.
 
-    It names the pipeline's classes below, turns prompts into embeddings in `_encode_prompts`, and calls the transformer
-    in `_predict`. The other methods of the first section have the form that most families share.
+    It names the pipeline's classes below, turns prompts into embeddings in `_encode_prompts` (`prompted.py`), and calls
+    the transformer in `_predict`. The other methods of the first section, and `_images` in `decoding.py`, have the form
+    that most families share.
 
     Args:
         model: a folder in the diffusers layout, or a hub id.
         resolution: height and width of the images in pixels.
         lora: the adapter to train; null trains the whole transformer.
-        weights_dtype: storage of what is frozen: `fp32`, `bf16` or `fp16`. What trains is float32 in any case; the
-            forward's precision is the Trainer's.
+        weights_dtype: storage of what is frozen: `fp32`, `bf16` or `fp16`. What trains is float32 in any case, as are
+            the velocities. Under `fp32` the network computes in the Trainer's precision; under the others in just that
+            one, without autocast and its casts, as a pipeline does. `fp16` trains under `16-mixed` alone, whose loss
+            scale its gradients need, `bf16` under `bf16-mixed` or `32-true`.
         gradient_checkpointing: recompute activations in the backward pass: a third more time, far less memory.
         max_sequence_length: text tokens; longer prompts are cut there, as the pipeline does.
         text_encoder_dtype: precision of the text encoders and of the embeddings that are kept.
         reference: with full fine-tuning, keep a copy of the base, for KL. With LoRA the base is always at hand.
-        copies_device: where full fine-tuning keeps the old policy and the reference: `cpu`, or null for beside the
-            weights.
+        copies_device: where full fine-tuning keeps the old policy and the reference: `cpu`, from where one crosses the
+            bus to a GPU once a round, and in every micro-batch with `old_velocity: recomputed`, and again with KL; or
+            null for beside the weights.
         cache: folder for prompt embeddings; null keeps them in memory only, `auto` is `$GUARDLIT_CACHE` or
             `~/.cache/guardlit`.
         decode_batch: images that the VAE decodes at once.
+        compile: `blocks` compiles the network's repeated blocks with `torch.compile`, each kind and shape once, which
+            takes minutes; null runs it as it is. Kernels then round otherwise: the noise floor says by how much.
+        attention_backend: diffusers' name of a backend for attention, such as `_native_cudnn`; a family whose layers do
+            not know them (SD3) takes torch's own alone, `native` and `_native_...`. null leaves the choice to torch.
+        decode_dtype: precision of the VAE. `fp16` or `bf16` is compared with `fp32` on the first images of a run, and
+            refused where one of them is a grey level off (root mean square).
+        vae_device: where the VAE is while it does not decode: `cpu`, or null for beside the weights.
+        text_encoders: what becomes of the text encoders between new prompts: `free` drops them, `host` keeps them in
+            the host's memory, which spares reading them again.
+        encode_alone: have the frozen weights wait in the host's memory while prompts are encoded: the encoders' room is
+            then not needed beside them. Sharded weights stay where they are.
     """
 
     pipeline_class: ClassVar[str]
@@ -62,8 +79,6 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
     """What the folder must hold."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Suffixes of the linear layers that `lora.targets: null` stands for."""
-    empty_prompt: ClassVar[str | None] = ""
-    """The prompt that classifier-free guidance leads away from; None for a family that has no such guidance."""
 
     def __init__(
         self,
@@ -78,9 +93,16 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         copies_device: str | None = "cpu",
         cache: str | None = "auto",
         decode_batch: int = 8,
+        compile: Literal["blocks"] | None = None,
+        attention_backend: str | None = None,
+        decode_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+        vae_device: str | None = None,
+        text_encoders: Literal["free", "host"] = "free",
+        encode_alone: bool = False,
     ) -> None:
         super().__init__()
-        check_limits(resolution, max_sequence_length, decode_batch, copies_device)
+        check_limits(resolution, max_sequence_length, decode_batch)
+        check_devices(copies_device=copies_device, vae_device=vae_device)
         self.model, self.resolution, self.lora = model, resolution, lora
         self.weights_dtype = DTYPES[weights_dtype]
         self.gradient_checkpointing = gradient_checkpointing
@@ -88,18 +110,17 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         self.text_encoder_dtype = DTYPES[text_encoder_dtype]
         self.reference, self.copies_device = reference, copies_device
         self.cache, self.decode_batch = cache, decode_batch
+        self.compiled, self.attention_backend = compile, attention_backend
+        self.decode_dtype, self.vae_device = DTYPES[decode_dtype], vae_device
+        self.text_encoders, self.encode_alone = text_encoders, encode_alone
         self.transformer: Any = None
         self._folder: Path
         self._outside: dict[str, Any] = {}  # frozen parts, hidden from nn.Module: VAE, scheduler
-        self._sets: WeightSets
+        self._dtype: torch.dtype
         self._embeddings: EmbeddingCache
         self._empty: Conditioning | None = None
 
     # what a family has of its own ---------------------------------------------------------------------------------
-
-    @abstractmethod
-    def _encode_prompts(self, pipeline: Any, prompts: list[str]) -> Conditioning:
-        """Embeddings of P prompts by the pipeline's text encoders, (P, ...), of the same shape for every prompt."""
 
     @abstractmethod
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -108,11 +129,6 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
     def _guide(self, without: Tensor, with_prompt: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance from two velocities, (B, C, H, W) float32 each."""
         return without + scale * (with_prompt - without)
-
-    def _images(self, vae: Any, latents: Tensor) -> Tensor:
-        """Images in [-1, 1] of clean latents, both float32, (B, C, H, W) -> (B, 3, height, width)."""
-        unscaled = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return cast("Tensor", vae.decode(unscaled, return_dict=False)[0])
 
     def _vae_scale(self) -> int:
         """Pixels a side of one element of the VAE's latents."""
@@ -135,14 +151,6 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         tokens = (self.resolution // self._token_pixels(self.transformer)) ** 2
         return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": self._shift(num_steps, tokens)}
 
-    def _encoder_settings(self) -> tuple[object, ...]:
-        """What besides the encoders' files decides about the embeddings."""
-        return (self.max_sequence_length, self.text_encoder_dtype)
-
-    def _left_out(self) -> tuple[str, ...]:
-        """Components that are not to be loaded."""
-        return ()
-
     def _unused(self, transformer: Any) -> tuple[str, ...]:
         """Layers that no image depends on: without a gradient, they would keep several processes waiting for one."""
         return ()
@@ -159,7 +167,8 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         self._folder = pipeline_folder(self.model, self.pipeline_class, self.components, weights=not self.weightless)
         dtype = self.weights_dtype if self.lora else torch.float32
         transformer = read(getattr(diffusers, self.transformer_class), self._folder, "transformer", dtype=dtype)
-        vae = read(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=torch.float32)
+        decoder_dtype = self.decode_dtype if self.weightless else torch.float32
+        vae = read(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=decoder_dtype)
         check_scaling(self._folder, vae)
         self._outside["vae"] = vae.requires_grad_(False).eval()
         self._outside["scheduler"] = load_scheduler(self._folder)
@@ -168,12 +177,16 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
             self._sets = AdapterWeights(transformer, self.lora, self.lora_targets, self._unused(transformer))
         else:
             self._sets = FullWeights(transformer, self.reference, self.copies_device, self._unused(transformer))
+        if self.attention_backend is not None:
+            set_attention(transformer, self.attention_backend)
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if shard is not None:
             shard(transformer, blocks_of(transformer))
+        if self.compiled and not self.weightless:
+            CompiledBlocks(blocks_of(transformer))
         self._sets.keep()
-        self.transformer = transformer.eval()
+        self.transformer, self._dtype = transformer.eval(), transformer.dtype  # asked once: it walks all modules
         self._embeddings = EmbeddingCache(self._encoder_key(), embeddings_folder(self.cache))
 
     def _check_resolution(self, transformer: Any) -> None:
@@ -198,88 +211,19 @@ class DiffusersPolicy(FolderPolicy, Skeletal):
         scheduler.set_timesteps(**self._schedule(num_steps))
         return cast("Tensor", scheduler.sigmas.double())
 
-    # prompts ------------------------------------------------------------------------------------------------------
-
-    def _encoder_key(self) -> str:
-        files = [p for name in ("text_encoder*", "tokenizer*") for p in self._folder.glob(f"{name}/*") if p.is_file()]
-        return f"{self.pipeline_class}:{sample_digest(files)}:{self._encoder_settings()}"
-
-    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
-        """Encode new prompts with the pipeline's own encoders, which are freed again afterwards."""
-        needed = [*prompts, *([] if self.empty_prompt is None else [self.empty_prompt])]
-        if not self._embeddings.missing(needed):
-            return
-        missing = self._embeddings.missing([*needed, *ahead])
-        pipeline = self._pipeline()
-        for prompt in missing:
-            # one at a time: kernels may round otherwise for another batch, and a resumed run, which encodes prompts in
-            # another order, would not be the same
-            with torch.no_grad(), self._full_precision():
-                self._embeddings.add([prompt], self._encode_prompts(pipeline, [prompt]))
-        del pipeline
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def _pipeline(self, transformer: Any = None) -> Any:
-        import diffusers
-
-        parts = {"transformer": transformer or self.transformer, **self._outside, **dict.fromkeys(self._left_out())}
-        pipeline = load_pipeline(
-            getattr(diffusers, self.pipeline_class), self._folder, dtype=self.text_encoder_dtype, **parts
-        )
-        for name, part in pipeline.components.items():
-            if name.startswith("text_encoder") and part is not None:
-                part.to(self.device)
-        return pipeline
-
-    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """What `_encode_prompts` gave, on the transformer's device and, but for masks, in its dtype."""
-        with torch.autocast("cpu", enabled=False):  # it cannot stack float16
-            table = self._embeddings.get(prompts)
-        dtypes = {k: self.transformer.dtype if v.is_floating_point() else v.dtype for k, v in table.items()}
-        return {k: v.to(self.device, dtypes[k]) for k, v in table.items()}
-
-    def _empty_prompt(self) -> Conditioning:
-        if self._empty is None or next(iter(self._empty.values())).device != self.device:
-            self._empty = self.conditioning([self.empty_prompt or ""])
-        return self._empty
-
     # the model ----------------------------------------------------------------------------------------------------
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
         """See `FlowPolicy.velocity`: (B, C, H, W) float32, guided when the scale is above 1."""
-        x = latents.to(self.transformer.dtype)
         if guidance_scale <= 1:
-            return self._predict(x, sigma, conditioning).float()
-        empty = {k: v.expand(len(x), *v.shape[1:]) for k, v in self._empty_prompt().items()}
-        both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
-        without, with_prompt = self._predict(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).float().chunk(2)
+            return self._call(latents, sigma, conditioning)
+        empty = {k: v.expand(len(latents), *v.shape[1:]) for k, v in self._empty_prompt().items()}
+        with own_precision(self.forward_dtype, latents.device.type):  # autocast joins no halves of another kind
+            both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
+        without, with_prompt = self._call(latents.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
         return self._guide(without, with_prompt, guidance_scale)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, height, width) uint8 of clean latents (B, C, H, W), in float32 whatever autocast says."""
-        vae = self._outside["vae"].to(self.device)
-        with self._full_precision():
-            parts = torch.split(latents.float(), self.decode_batch)
-            images = torch.cat([self._images(vae, part) for part in parts])
-        return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-
-    # weights ------------------------------------------------------------------------------------------------------
-
-    def using(self, weights: WeightSet) -> AbstractContextManager[None]:
-        """See `FlowPolicy.using`."""
-        return self._sets.using(weights)
-
-    def refresh_old(self) -> None:
-        """See `FlowPolicy.refresh_old`."""
-        self._sets.refresh_old()
-
-    def old_state(self) -> dict[str, Tensor]:
-        """See `FlowPolicy.old_state`."""
-        return self._sets.old_state()
-
-    def load_old_state(self, state: Mapping[str, Tensor]) -> None:
-        """See `FlowPolicy.load_old_state`."""
-        self._sets.load_old_state(state)
+    def _call(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """`_predict` in the network's precision, float32 at both ends."""
+        with own_precision(self.forward_dtype, latents.device.type):
+            return self._predict(latents.to(self._dtype), sigma, conditioning).float()

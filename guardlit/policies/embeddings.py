@@ -7,9 +7,12 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from guardlit_callbacks._gather import gather_objects
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
@@ -20,6 +23,8 @@ Encode = Callable[[list[str]], Conditioning]
 
 CAPACITY = 1024
 """Prompts whose embeddings stay in memory beside those on disk."""
+AT_ONCE = 16
+"""Prompts of each process whose embeddings go over the network at once, some megabytes each."""
 
 
 class EmbeddingCache:
@@ -52,12 +57,31 @@ class EmbeddingCache:
         """Embeddings of P prompts on the CPU, leading dimension P; raises `KeyError` for a prompt never added."""
         entries = []
         for prompt in prompts:
-            entry = self._memory.get(prompt) or self._read(prompt)
-            if entry is None:
-                raise KeyError(f"prompt was never encoded: {prompt!r}")
+            entries.append(entry := self._kept(prompt))
             self._remember(prompt, entry)
-            entries.append(entry)
         return {name: torch.stack([e[name] for e in entries]) for name in entries[0]}
+
+    def shares(self, prompts: Sequence[str]) -> list[list[str]]:
+        """The prompts dealt to the processes of a run, in the order of their ranks."""
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        return [list(prompts[i::world]) for i in range(world)]
+
+    def exchange(self, shares: Sequence[Sequence[str]]) -> None:
+        """Give every process what it cannot read of the others' shares; to be called by all once they have theirs."""
+        asked = set(chain.from_iterable(gather_objects(self.missing(list(chain.from_iterable(shares))))))
+        for start in range(0, max(map(len, shares)), AT_ONCE):
+            part = [prompt for prompt in shares[rank()][start : start + AT_ONCE] if prompt in asked]
+            for entries in gather_objects({prompt: self._kept(prompt) for prompt in part}) if asked else []:
+                for prompt, entry in entries.items():
+                    if self.missing([prompt]):
+                        self._write(prompt, entry)
+                        self._remember(prompt, entry)
+
+    def _kept(self, prompt: str) -> dict[str, Tensor]:
+        entry = self._memory.get(prompt) or self._read(prompt)
+        if entry is None:
+            raise KeyError(f"prompt was never encoded: {prompt!r}")
+        return entry
 
     def _remember(self, prompt: str, entry: dict[str, Tensor]) -> None:
         self._memory[prompt] = entry
@@ -99,6 +123,11 @@ class EmbeddingCache:
                 f"prompt embeddings cannot be written to {self._folder}: {error.strerror}; set the policy's cache to "
                 "another folder, or to null to keep them in memory"
             ) from error
+
+
+def rank() -> int:
+    """Of this process among those of the run."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def cache_folder() -> Path:

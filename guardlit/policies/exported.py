@@ -15,6 +15,7 @@ from guardlit_callbacks._gather import is_first
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.adapters import compute_as_base
 from guardlit.policies.base import FlowPolicy
 from guardlit.policies.embeddings import sample_digest
 from guardlit.policies.folders import load_component, pipeline_folder, quiet
@@ -120,6 +121,7 @@ def _lora(transformer: Any, folder: Path, pipeline_class: str) -> Iterator[None]
         with _quietly():
             _load_lora(transformer, file, pipeline_class, tensors)
             transformer.set_adapter(ADAPTER)
+        compute_as_base(transformer)
         yield
     finally:
         with _quietly():

@@ -65,7 +65,7 @@ class FluxPolicy(DiffusersPolicy):
             conditioning = {**conditioning, "guidance": torch.full_like(sigma, guidance_scale)}
         elif guidance_scale > 1:
             raise no_guidance(self._folder, guidance_scale, "has no guidance embedding")
-        return self._predict(latents.to(self.transformer.dtype), sigma, conditioning).float()
+        return self._call(latents, sigma, conditioning)
 
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         embeds, (height, width) = conditioning["prompt_embeds"], latents.shape[-2:]

@@ -10,8 +10,8 @@ MOST_TOKENS = 1024
 """Of a prompt: the most that any of the families' pipelines takes."""
 
 
-def check_limits(resolution: int, max_sequence_length: int, decode_batch: int, copies_device: str | None) -> None:
-    """Refuse settings that no model can have; arguments as for `DiffusersPolicy`.
+def check_limits(resolution: int, max_sequence_length: int, decode_batch: int) -> None:
+    """Refuse sizes that no model can have; arguments as for `DiffusersPolicy`.
 
     Raises:
         GuardlitError: naming the first one.
@@ -19,7 +19,12 @@ def check_limits(resolution: int, max_sequence_length: int, decode_batch: int, c
     at_least(1, resolution=resolution, max_sequence_length=max_sequence_length, decode_batch=decode_batch)
     if max_sequence_length > MOST_TOKENS:
         raise GuardlitError(f"max_sequence_length={max_sequence_length} must be at most {MOST_TOKENS} tokens")
-    try:
-        torch.device(copies_device or "cpu")
-    except RuntimeError as error:
-        raise GuardlitError(f"copies_device={copies_device} is no device; write cpu, cuda:0 or null") from error
+
+
+def check_devices(**devices: str | None) -> None:
+    """Refuse what names no device; raises `GuardlitError` with the option's name."""
+    for name, device in devices.items():
+        try:
+            torch.device(device or "cpu")
+        except RuntimeError as error:
+            raise GuardlitError(f"{name}={device} is no device; write cpu, cuda:0 or null") from error

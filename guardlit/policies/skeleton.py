@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.adapters import adapted_layers
 from guardlit.policies.base import FlowPolicy, Footprint
 from guardlit.policies.embeddings import CAPACITY, EmbeddingCache
 from guardlit.policies.folders import pipeline_index, quiet
@@ -47,7 +48,12 @@ class Skeletal(FlowPolicy):
     cache: str | None
     max_sequence_length: int
     copies_device: str | None
+    weights_dtype: torch.dtype
     text_encoder_dtype: torch.dtype
+    text_encoders: str
+    encode_alone: bool
+    decode_dtype: torch.dtype
+    vae_device: str | None
     transformer: Any
     _folder: Path
     _outside: dict[str, Any]
@@ -66,21 +72,28 @@ class Skeletal(FlowPolicy):
         """With an adapter always, with full fine-tuning if it was asked for."""
         return self.lora is not None or self.reference
 
+    @property
+    def host_copy(self) -> int:
+        """See `FlowPolicy.host_copy`: of full fine-tuning alone."""
+        on_host = not self.lora and (self._rests_on_host or bool(self.copies_device))
+        return size_of(self.transformer.parameters()) if on_host else 0
+
     def skeleton(self, gradient_checkpointing: bool | None = None) -> Self:
         """See `FlowPolicy.skeleton`."""
         twin = copy.copy(self)
         twin.__dict__ |= {"_modules": {}, "transformer": None, "_outside": {}, "_empty": None}
         twin.weightless = True
-        twin.copies_device = None  # nothing can be moved from the meta device
+        twin.copies_device = twin.vae_device = None  # nothing can be moved from the meta device
         if gradient_checkpointing is not None:
             twin.gradient_checkpointing = gradient_checkpointing
         with META:
             twin.load()
         twin._embeddings = _Shapes(twin._embedding_skeleton())
         twin._rests_on_host = bool(self.copies_device)
+        twin._decoder_rests = bool(self.vae_device)
         return twin
 
-    _rests_on_host = False
+    _rests_on_host = _decoder_rests = False
 
     @property
     def device(self) -> torch.device:
@@ -105,15 +118,22 @@ class Skeletal(FlowPolicy):
         inside = copies if self.lora else 0  # the old adapter is part of the network
         if not self.lora and self.reference:
             copies *= 2
+        vae = [*self._outside["vae"].parameters(), *self._outside["vae"].buffers()]
+        encoders, half = self._encoder_bytes(), self.decode_dtype != torch.float32
         return Footprint(
             frozen=size_of(network.parameters()) - trained - inside,
             buffers=size_of(network.buffers()),
             trained=trained,
             copies=copies,
+            cast=2 * trained * self.weights_dtype.itemsize // 4 if self.forward_dtype else 0,  # the old policy's, too
+            merged=size_of(layer.get_base_layer().weight for layer in adapted_layers(network)) if self.lora else 0,
             gathered=self._gathered(),
-            copies_on_host=not self.lora and (self._rests_on_host or bool(self.copies_device)),
-            decoder=size_of([*self._outside["vae"].parameters(), *self._outside["vae"].buffers()]),
-            encoders=self._encoder_bytes(),
+            copies_on_host=self.host_copy > 0,
+            decoder=size_in(self.decode_dtype, vae),
+            decoder_on_host=self._decoder_rests or bool(self.vae_device),
+            encoders=encoders,
+            encoded_alone=self.encode_alone,
+            waiting=(encoders if self.text_encoders == "host" else 0) + (size_in(torch.float32, vae) if half else 0),
             embedding=size_of(self._embedding_skeleton().values()),
             remembered=None if self.cache is None else CAPACITY,
         )
@@ -130,8 +150,18 @@ class Skeletal(FlowPolicy):
                 loader = getattr(import_module(library), kind)
                 with META:
                     encoder = loader(loader.config_class.from_pretrained(self._folder / name))
-                total += sum(p.numel() for p in encoder.parameters()) * self.text_encoder_dtype.itemsize
+                total += sum(
+                    p.numel() * _kept(encoder, n, self.text_encoder_dtype) for n, p in encoder.named_parameters()
+                )
         return total
+
+
+def _kept(encoder: Any, name: str, dtype: torch.dtype) -> int:
+    """Bytes of one number of a transformers model's parameter: some layers stay float32 whatever is asked for."""
+    full = set(encoder._keep_in_fp32_modules_strict or ()) if dtype != torch.float32 else set()
+    if dtype == torch.float16:
+        full |= set(encoder._keep_in_fp32_modules or ())
+    return 4 if full & set(name.split(".")) else dtype.itemsize
 
 
 class _Shapes(EmbeddingCache):
@@ -159,3 +189,8 @@ def blocks_of(transformer: Any) -> list[nn.Module]:
 def size_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors."""
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def size_in(dtype: torch.dtype, tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors once those of numbers with a point have another dtype."""
+    return sum(t.numel() * (dtype.itemsize if t.is_floating_point() else t.element_size()) for t in tensors)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from guardlit.errors import GuardlitError, at_least, positive
+from guardlit.policies.adapters import activate, adapted_layers, compute_as_base
 from guardlit.policies.base import WeightSet
 
 TRAINED, OLD = "default", "old"
@@ -105,18 +106,20 @@ class AdapterWeights:
             init_lora_weights="gaussian" if lora.init == "gaussian" else True,
         )
         transformer.requires_grad_(False)
-        with warnings.catch_warnings():
+        weightless = next(transformer.parameters()).is_meta
+        with warnings.catch_warnings(), torch.device("meta" if weightless else "cpu"):  # the same numbers on any device
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
             for name in (TRAINED, OLD):
                 transformer.add_adapter(config, adapter_name=name)
         transformer.set_adapter(TRAINED)
-        self._transformer = transformer
+        self._transformer, self._layers = transformer, adapted_layers(transformer)
         for name, parameter in transformer.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.float()
 
     def keep(self) -> None:
         """See `WeightSets.keep`."""
+        compute_as_base(self._transformer, once=not is_sharded(dict(self._transformer.named_parameters())))
         self.refresh_old()
 
     def _pairs(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
@@ -132,18 +135,11 @@ class AdapterWeights:
             yield
             return
         with _other_weights():
-            reshard(self._transformer)  # or the flags below would be those of what was gathered for one forward pass
-            if weights == "old":
-                self._transformer.set_adapter(OLD)
-            else:
-                self._transformer.disable_adapters()
             try:
+                activate(self._layers, OLD if weights == "old" else None)
                 yield
             finally:
-                reshard(self._transformer)
-                if weights == "reference":
-                    self._transformer.enable_adapters()
-                self._transformer.set_adapter(TRAINED)  # also puts the requires_grad flags back
+                activate(self._layers, TRAINED)
 
     @torch.no_grad()
     def refresh_old(self) -> None:
@@ -199,7 +195,9 @@ class FullWeights:
     Args:
         transformer: trained in whole, in float32.
         reference: keep a copy of the base too, for KL.
-        device: where the copies rest; `cpu` costs a transfer a round, null leaves them beside the weights.
+        device: where the copies rest. From `cpu`, pinned beside a GPU, they cross the bus whenever they change places
+            with the weights: once a round, and in every micro-batch with `old_velocity: recomputed` and again with KL.
+            Null leaves them beside the weights, which costs nothing but memory.
         unused: layers to leave alone.
     """
 
@@ -234,18 +232,25 @@ class FullWeights:
             )
         with _other_weights():
             reshard(self._transformer)
-            trained = {}
-            for name, p in self._transformer.named_parameters():
-                copy = self._copies[weights][name].to(p.device)
-                if self._device is None:
-                    self._copies[weights][name] = copy  # the weights have moved since the copy was made
-                trained[name] = _exchange(p, copy)
+            trained: dict[str, Tensor] = {}
             try:
+                for name, p in self._transformer.named_parameters():
+                    trained[name] = _exchange(p, self._copy_for(p, weights, name))
                 yield
             finally:
                 reshard(self._transformer)
                 for name, p in self._transformer.named_parameters():
-                    _exchange(p, trained.pop(name))
+                    if name in trained:
+                        _exchange(p, trained.pop(name))
+
+    def _copy_for(self, parameter: nn.Parameter, weights: WeightSet, name: str) -> Tensor:
+        """A copy on the parameter's device; from pinned memory its transfer keeps nobody but the GPU waiting."""
+        copies = self._copies[weights]
+        if self._device is None:
+            copies[name] = copies[name].to(parameter.device)  # the weights have moved since the copy was made
+        elif parameter.is_cuda and not (copies[name].is_cuda or copies[name].is_pinned()):
+            copies[name] = copies[name].pin_memory()
+        return copies[name].to(parameter.device, non_blocking=True)
 
     @torch.no_grad()
     def refresh_old(self) -> None:

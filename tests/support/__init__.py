@@ -1,0 +1,1 @@
+"""What several tests stand on, each part with a reason of its own."""

@@ -1,0 +1,33 @@
+"""How often the loops of a run go round, and where prompts are encoded: told to the record of synchronizations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from support.synchronizations import RECORD
+
+
+class Counts(pl.Callback):
+    """Counts denoising steps and micro-batches; one of a run's callbacks."""
+
+    def on_phase(self, trainer: pl.Trainer, phase: str, done: int, total: int) -> None:
+        """One of them is done."""
+        if done:
+            RECORD.calls[{"rollout": "denoising", "update": "micro-batch"}.get(phase, phase)] += 1
+
+
+def count_encoding() -> None:
+    """Count prompts by the device that encoded them."""
+    from guardlit.policies.embeddings import EmbeddingCache
+
+    add = EmbeddingCache.add
+
+    def counted(self: EmbeddingCache, prompts: Sequence[str], embeddings: Mapping[str, Tensor]) -> None:
+        for tensor in embeddings.values():
+            RECORD.calls[f"encoded on {tensor.device.type}"] += len(prompts)
+        add(self, prompts, embeddings)
+
+    EmbeddingCache.add = counted  # type: ignore[method-assign]
