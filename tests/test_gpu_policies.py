@@ -186,7 +186,7 @@ def test_noise_is_the_cpus_bit_for_bit(pair: tuple[Any, Any], name: str):
 
 
 def test_copies_to_the_device_are_whole_when_they_are_read(pair: tuple[Any, Any], name: str):
-    """They wait for nobody, and a pinned block that is given back early could be overwritten: many at once, then read."""
+    """They wait for nobody, and a pinned block that is given back too early could be overwritten."""
     policy, _ = pair
     kept = experience(policy, name)
     batches = [kept.take([row, 3 - row], [slot, slot]) for _ in range(20) for row in range(4) for slot in range(2)]

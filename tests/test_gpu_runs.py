@@ -37,7 +37,7 @@ WATCHING = [
     },
     {
         "class_path": "guardlit_callbacks.GoldScore",
-        "init_args": {"scorers": ["guardlit.rewards.JPEGCompressibility"]},
+        "init_args": {"scorers": ["brightness.Brightness"]},
     },
     {"class_path": "guardlit_callbacks.DriftSentinels"},
     {"class_path": "guardlit_callbacks.PhaseTimer"},
@@ -101,7 +101,7 @@ def test_a_run_with_every_callback_stays_on_the_device(run: Callable[..., Path],
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 def test_half_precision_runs_are_on_policy_first(run: Callable[..., Path], precision: str):
-    """The old policy is asked again at the micro-batch's own shape: without and with a graph the kernels are the same."""
+    """The old policy is asked again at the micro-batch's own shape: kernels are the same with and without a graph."""
     path = run(trainer__precision=precision, model__old_velocity="recomputed", trainer__callbacks=WATCHING)
     assert guardlit("fit", "--config", path) == 0
     stds = logged(path, "train/ratio_std")
@@ -201,9 +201,9 @@ def test_validate_sample_export_and_evaluate(run: Callable[..., Path], sd3_folde
     assert len(list((tmp_path / "images").rglob("grid.png"))) == 1
     assert guardlit("export", *checkpoint, "--out", tmp_path / "export") == 0
     assert list((tmp_path / "export/ema").glob("*.safetensors"))
-    gold = ("--gold.scorers", '{"jpeg": {"class_path": "JPEGCompressibility"}}')
+    gold = ("--gold.scorers", '{"brightness": {"class_path": "brightness.Brightness"}}')
     out = ("--out", tmp_path / "evaluation", "--images_per_prompt", 1)
-    assert guardlit("evaluate", "--config", path, *gold, "--ckpt", f"[{newest(path.parent)}]", *out) == 0
+    assert guardlit("evaluate", "--config", path, *gold, "--ckpt", newest(path.parent), *out) == 0
     assert (tmp_path / "evaluation/table.md").exists()
 
 

@@ -23,7 +23,7 @@ _ALL = {
     for part in (ceilings, exact, rounding, survival, pair, rounds, usual, memory, parts)
     for stage in part.STAGES
 } | {"flux": rounding.FLUX}
-RIGHT = ("ceilings", "exact", "floor", "scale", "resume", "export", "pair", "digits")
+RIGHT = ("ceilings", "scale", "exact", "floor", "resume", "export", "pair", "digits")
 COST = ("round", "options", "usual", "memory", "profile", "flux")
 ORDER = (*RIGHT, *COST, "suite", "sweep", "parts")
 """By importance: what comes last is not measured where time runs out."""
@@ -31,6 +31,8 @@ STAGES = tuple(_ALL[name] for name in ORDER)
 LEAST = 8.0
 """Seconds that a stage must have before it begins."""
 POLL = 0.05
+SLOW = 5
+"""How much longer a stage may take in a rehearsal."""
 
 
 def chosen(only: Sequence[str] | None, skip: Sequence[str]) -> list[Stage]:
@@ -111,7 +113,8 @@ class Campaign:
             return
         folder = self.folder / stage.name
         folder.mkdir()
-        budget, rows = min(stage.budget, left), folder / "rows.jsonl"
+        # a rehearsal shares its cores with whatever else a test suite runs
+        budget, rows = min(stage.budget * (SLOW if self.rehearse else 1), left), folder / "rows.jsonl"
         known = {r["name"]: r["value"] for found in self.rows.values() for r in found if r["value"] is not None}
         ends = time.monotonic() + budget
         bench = Bench(stage.name, self.kind, self.device, self.rehearse, folder, rows, ends, known)

@@ -36,7 +36,7 @@ def _preset(bench: Bench, family: str, preset: str) -> None:
         more = [*more, "--model.policy.init_args.weights_dtype=bf16"]
     arguments = real_arguments(bench, family, more, preset)
     planned = _planned(bench, f"plan_{family}_{preset}", arguments)
-    last = fit(bench, f"memory_{family}_{preset}", family, arguments, limit=60)["rounds"][-1]
+    last = fit(bench, f"memory_{family}_{preset}", family, arguments, limit=bench.size(60, 300))["rounds"][-1]
     for phase, measured in (("rollout", "peak_rollout"), ("training", "peak_update")):
         name = f"peak, {family} with {preset}.yaml, {phase}: plan / measured"
         if measured not in last:
@@ -63,7 +63,7 @@ def _planned(bench: Bench, name: str, arguments: list[str]) -> dict[str, int]:
 
         out.write_text(json.dumps(estimate(planned(arguments)).memory.phases))
 
-    done(bench, name, work, 60)
+    done(bench, name, work, bench.size(60, 300))
     phases: dict[str, int] = json.loads(out.read_text())
     return {phase: next(size for key, size in phases.items() if key.startswith(phase)) for phase in PHASES}
 

@@ -65,7 +65,7 @@ def _pair(bench: Bench, model: Path, one: Path, backend: str, name: str, changes
 
     logs = [bench.folder / f"{backend}_{number}.log" for number in range(2)]
     children = [fork(lambda number=number: rank(number), log) for number, log in enumerate(logs)]
-    codes = [child.wait(min(60, bench.left - 2)) for child in children]
+    codes = [child.wait(min(bench.size(60, 300), bench.left - 2)) for child in children]
     if codes != [0, 0]:
         said = next(last_line(log) for log, code in zip(logs, codes, strict=True) if code != 0)
         raise NotMeasuredError(f"the processes ended with {codes}: {said}")

@@ -23,12 +23,14 @@ def preload() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import diffusers
     import peft
+    import torch
     import transformers
 
     import guardlit.app
     import guardlit.planning.estimate
     import guardlit.rewards.jpeg  # noqa: F401
 
+    torch.set_num_threads(1)  # a team of OpenMP threads that has worked hangs in whatever is forked from it
     _ = diffusers.SD3Transformer2DModel, diffusers.FluxTransformer2DModel, diffusers.AutoencoderKL
     _ = diffusers.StableDiffusion3Pipeline, diffusers.FlowMatchEulerDiscreteScheduler
     _ = peft.LoraConfig, transformers.T5EncoderModel, transformers.CLIPModel, transformers.CLIPTextModelWithProjection
@@ -119,6 +121,7 @@ def _begin(log: Path, parent: int) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
 
 
 def _die_with(parent: int) -> None:

@@ -13,6 +13,7 @@ from benchmarks.gpu.models import policy_of, stir
 from benchmarks.gpu.stage import Bench, Stage
 
 CLIPS = (2e-6, 4e-6, 1e-4)
+NAMES = {"sd35": "SD3.5-M", "flux": "FLUX.1-dev"}
 GUIDANCE = {"sd35": 4.5, "flux": 3.5}
 PRECISIONS = {"sd35": ("bf16", "fp16", "fp32", "tf32"), "flux": ("bf16", "fp16")}
 STORAGE = {"sd35": "fp32", "flux": "bf16"}
@@ -30,7 +31,7 @@ def floor(bench: Bench, family: str) -> None:
     with policy_of(bench.folder / family, family, bench.kind, bench.rehearse, STORAGE[family]) as policy:
         stir(policy, 1e-3)
         for name in PRECISIONS[family][: bench.size(None, 1)]:
-            bench.trying(f"noise floor, {name}", lambda name=name: _floor(bench, policy, family, name))
+            bench.trying(f"noise floor, {NAMES[family]}, {name}", lambda name=name: _floor(bench, policy, family, name))
             if bench.kind == "cuda":
                 torch.cuda.empty_cache()
 
@@ -78,7 +79,7 @@ def _floor(bench: Bench, policy: Any, family: str, name: str) -> None:
         fits = ", ".join(f"{clip:.0e} {'yes' if largest <= clip / 2 else 'no'}" for clip in CLIPS)
         by_step = " ".join(f"{v:.1e}" for v in values)
         note = f"below half of the clip range: {fits}; {rows} images; by step {by_step}; {RANDOM}"
-        bench.row(f"noise floor, {name}, {case}", largest, "log ratio", note)
+        bench.row(f"noise floor, {NAMES[family]}, {name}, {case}", largest, "log ratio", note)
 
 
 def scale(bench: Bench) -> None:
@@ -126,7 +127,7 @@ def _gradient(bench: Bench, policy: Any, factor: float) -> Tensor:
 
 
 def _floors(family: str) -> tuple[str, ...]:
-    return tuple(f"noise floor, {name}, {case}" for name in PRECISIONS[family] for case in CASES)
+    return tuple(f"noise floor, {NAMES[family]}, {name}, {case}" for name in PRECISIONS[family] for case in CASES)
 
 
 SCALES = ("2^16", "2^16 x accumulation")
@@ -145,7 +146,6 @@ STAGES = (
         scale,
         40,
         tuple(f"float16 gradient, scale {s}: {what}" for s in SCALES for what in ("error", "zeros")),
-        alone=False,
     ),
 )
 FLUX = Stage("flux", "noise floor of FLUX.1-dev's architecture", lambda b: floor(b, "flux"), 60, _floors("flux"))

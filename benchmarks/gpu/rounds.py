@@ -101,7 +101,7 @@ def options(bench: Bench) -> None:
             arguments = real_arguments(
                 bench, "sd35", [*cut, f"--trainer.max_epochs={option.rounds}", *option.arguments]
             )
-            last = fit(bench, f"option_{number}", "sd35", arguments, limit=60)["rounds"][-1]
+            last = fit(bench, f"option_{number}", "sd35", arguments, limit=bench.size(60, 300))["rounds"][-1]
         except Exception as error:
             bench.missing(f"option: {option.name}", _why(reason(error)))
             continue
