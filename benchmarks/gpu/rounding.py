@@ -15,9 +15,17 @@ from benchmarks.gpu.stage import Bench, Stage
 CLIPS = (2e-6, 4e-6, 1e-4)
 NAMES = {"sd35": "SD3.5-M", "flux": "FLUX.1-dev"}
 GUIDANCE = {"sd35": 4.5, "flux": 3.5}
-PRECISIONS = {"sd35": ("bf16", "fp16", "fp32", "tf32"), "flux": ("bf16", "fp16")}
-STORAGE = {"sd35": "fp32", "flux": "bf16"}
-"""As the shipped runs keep the frozen weights; FLUX.1-dev's would fill the device in float32."""
+VARIANTS = {
+    "sd35": {
+        "fp16 weights": ("fp16", "fp16"),
+        "fp32 weights, fp16 autocast": ("fp32", "fp16"),
+        "fp32 weights, bf16 autocast": ("fp32", "bf16"),
+        "fp32": ("fp32", "fp32"),
+        "tf32": ("fp32", "tf32"),
+    },
+    "flux": {"bf16 weights": ("bf16", "bf16")},
+}
+"""Storage of the frozen weights and precision around them. Half-precision storage computes without autocast."""
 ROWS = {"fp32": 3, "tf32": 9, "bf16": 9, "fp16": 9}
 RANDOM = "random weights: weak evidence"
 CASES = ("stored, same batch", "stored, a third of the batch", "recomputed, a third of the batch")
@@ -28,12 +36,18 @@ def floor(bench: Bench, family: str) -> None:
 
     Old velocities are those of the rollout's batch, or asked again at the micro-batch's own.
     """
-    with policy_of(bench.folder / family, family, bench.kind, bench.rehearse, STORAGE[family]) as policy:
-        stir(policy, 1e-3)
-        for name in PRECISIONS[family][: bench.size(None, 1)]:
-            bench.trying(f"noise floor, {NAMES[family]}, {name}", lambda name=name: _floor(bench, policy, family, name))
-            if bench.kind == "cuda":
-                torch.cuda.empty_cache()
+    for storage in dict.fromkeys(storage for storage, _ in VARIANTS[family].values()):
+        names = [name for name, (stored, _) in VARIANTS[family].items() if stored == storage]
+        with policy_of(bench.folder / family, family, bench.kind, bench.rehearse, storage) as policy:
+            stir(policy, 1e-3)
+            for name in names[: bench.size(None, 1)]:
+                label = f"{NAMES[family]}, {name}"
+                bench.trying(
+                    f"noise floor, {label}", lambda policy=policy, name=name: _floor(bench, policy, family, name)
+                )
+        del policy
+        if bench.kind == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _floor(bench: Bench, policy: Any, family: str, name: str) -> None:
@@ -41,14 +55,15 @@ def _floor(bench: Bench, policy: Any, family: str, name: str) -> None:
     from guardlit.rollout import sample
     from guardlit.sde import FlowSDE
 
-    rows, scale = bench.size(ROWS[name], 3), GUIDANCE[family]
+    mode = VARIANTS[family][name][1]
+    rows, scale = bench.size(ROWS[mode], 3), GUIDANCE[family]
     part = max(1, rows // 3)
     coefficients = FlowSDE(noise_level=0.7).coefficients(policy.sigmas(bench.size(10, 3)))
     trained = len(coefficients) - 1
     noise = NoiseSource(0, 0, policy.latent_shape)
     conditioning = policy.conditioning([f"prompt {i}" for i in range(rows)])
     record = torch.arange(trained).expand(rows, -1)
-    with measure.precision(bench.kind, name):
+    with measure.precision(bench.kind, mode):
         drawn = sample(policy, coefficients, conditioning, noise, range(rows), scale, record=record)
         sizes: dict[str, list[float]] = {case: [] for case in CASES}
         for step in range(trained):
@@ -127,7 +142,7 @@ def _gradient(bench: Bench, policy: Any, factor: float) -> Tensor:
 
 
 def _floors(family: str) -> tuple[str, ...]:
-    return tuple(f"noise floor, {NAMES[family]}, {name}, {case}" for name in PRECISIONS[family] for case in CASES)
+    return tuple(f"noise floor, {NAMES[family]}, {name}, {case}" for name in VARIANTS[family] for case in CASES)
 
 
 SCALES = ("2^16", "2^16 x accumulation")

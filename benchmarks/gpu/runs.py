@@ -84,7 +84,11 @@ def real_arguments(bench: Bench, family: str, more: Sequence[object], preset: st
     arguments += ["--trainer.callbacks=null", f"--trainer.callbacks+={CLOCK}"]
     if bench.rehearse:
         arguments += ["--model.policy.init_args.resolution=64", "--model.policy.init_args.lora.rank=4"]
-        arguments += ["--trainer.precision=32-true", "--model.policy.init_args.max_sequence_length=16"]
+        arguments += [
+            "--trainer.precision=32-true",
+            "--model.policy.init_args.weights_dtype=fp32",
+            "--model.policy.init_args.max_sequence_length=16",
+        ]
     return [*arguments, *map(str, more)]
 
 
