@@ -18,6 +18,7 @@ from guardlit.objective import GRPOGuard
 from guardlit.plan import RoundPlan
 from guardlit.rollout import sample
 from guardlit.sde import FlowSDE
+from guardlit.transfer import Trajectories
 from guardlit.types import Prompt
 
 pytestmark = pytest.mark.gpu
@@ -66,12 +67,12 @@ def drawn(policy: Any, name: str) -> Any:
     return sample(policy, coefficients, conditioning, noise, range(len(PROMPTS)), guidance(name), record=record)
 
 
-def experience(policy: Any, name: str) -> Experience:
+def experience(policy: Any, name: str, place: str = "device") -> Experience:
     """A round of two prompts with two images each."""
     plan = RoundPlan(2, 2, 2, 1, 2, train_steps=2)
     round_ = Round(0, [Prompt(text) for text in PROMPTS], [], plan, seed=0)
     trajectory = drawn(policy, name)
-    repeated = {key: getattr(trajectory, key).repeat(2, 1, 1, 1, 1) for key in ("latents", "velocity")}
+    repeated = [getattr(trajectory, key).repeat(2, 1, 1, 1, 1) for key in ("latents", "velocity")]
     return Experience(
         round=round_,
         advantage=torch.tensor([1.0, -1.0, 0.5, -0.5]),
@@ -79,7 +80,7 @@ def experience(policy: Any, name: str) -> Experience:
         metrics={},
         conditioning=policy.conditioning(PROMPTS),
         coefficients=FlowSDE().coefficients(policy.sigmas(3)),
-        **repeated,
+        trajectories=Trajectories(*repeated, trajectory.latents.device, place),
     )
 
 
@@ -105,11 +106,16 @@ def test_every_tensor_of_a_round_is_on_the_device(pair: tuple[Any, Any], name: s
 
 def test_log_ratios_and_gradients_are_those_of_float64(pair: tuple[Any, Any], name: str, device: torch.device):
     on_device, on_cpu = pair
-    on_cpu.transformer.double()
+    in_float64(on_cpu)
     ours, theirs = (step(policy, name, where) for policy, where in ((on_device, device), (on_cpu, torch.device("cpu"))))
     assert float(theirs[0].abs().min()) > 0
     assert float((ours[0] - theirs[0]).norm() / theirs[0].norm()) < 1e-4
     assert float((ours[1] - theirs[1]).norm() / theirs[1].norm()) < 1e-3
+
+
+def in_float64(policy: Any) -> None:
+    policy.transformer.double()
+    policy._dtype = torch.float64  # what the policy remembers of it
 
 
 def step(policy: Any, name: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,10 +191,11 @@ def test_noise_is_the_cpus_bit_for_bit(pair: tuple[Any, Any], name: str):
     assert torch.equal(batch.noise.cpu(), expected)
 
 
-def test_copies_to_the_device_are_whole_when_they_are_read(pair: tuple[Any, Any], name: str):
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_copies_to_the_device_are_whole_when_they_are_read(pair: tuple[Any, Any], name: str, place: str):
     """They wait for nobody, and a pinned block that is given back too early could be overwritten."""
     policy, _ = pair
-    kept = experience(policy, name)
+    kept = experience(policy, name, place)
     batches = [kept.take([row, 3 - row], [slot, slot]) for _ in range(20) for row in range(4) for slot in range(2)]
     places = [([row, 3 - row], [slot, slot]) for _ in range(20) for row in range(4) for slot in range(2)]
     source = NoiseSource(0, 0, policy.latent_shape)
@@ -196,4 +203,4 @@ def test_copies_to_the_device_are_whole_when_they_are_read(pair: tuple[Any, Any]
         samples = [kept.round.samples[row] for row in rows]
         assert torch.equal(batch.noise.cpu(), source.draw(samples, slots))
         assert batch.sample.tolist() == samples
-        assert torch.equal(batch.latents, kept.latents[rows, slots])
+        assert torch.equal(batch.latents.cpu(), kept.latents[rows, slots].cpu())

@@ -29,6 +29,7 @@ def _compare(bench: Bench, family: str) -> None:
         stir(policy)
         other = copy.deepcopy(policy).cpu()
         other.transformer.double()
+        other._dtype = torch.float64  # what the policy remembers of it
         with measure.precision(bench.kind, "fp32"):
             ours = _step(policy, bench.kind)
         theirs = _step(other, "cpu")
