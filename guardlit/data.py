@@ -195,7 +195,8 @@ class PromptDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the loader exists; a run goes on with its micro-batch, or one that begins where it stands."""
         self._restored = state_dict
-        if self._auto and state_dict:
+        assert self.trainer is not None
+        if self._auto and state_dict and self.trainer.state.fn == "fit":
             sizes = candidates(self.plan, self.rollout_batch, state_dict["transitions"])
             if (had := state_dict.get("micro_batch")) in sizes:
                 self._settle(had)

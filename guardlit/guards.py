@@ -103,6 +103,14 @@ def check_noise(coefficients: Coefficients, train_steps: int, sampler: str) -> N
         )
 
 
+def allowed(objective: Objective, elements: int) -> tuple[float, float]:
+    """Bounds of the log ratios that rounding is measured against: the clip range.
+
+    As long as that is still to be calibrated, by log ratios themselves, there is no room for rounding at all.
+    """
+    return (0.0, 0.0) if objective.auto and objective.clip_range is None else objective.log_bounds(elements)
+
+
 def sizes_by_step(outputs: Sequence[Outputs], steps: int, gather: Gather) -> dict[int, float]:
     """Root mean square of the log ratio at every denoising step that there is, over all processes; a collective."""
     squares = torch.cat([o["log_ratio"] for o in outputs]).double().square()

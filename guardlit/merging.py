@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.experience import Round
-from guardlit.guards import sizes_by_step
+from guardlit.guards import allowed, sizes_by_step
 from guardlit.noise import NoiseSource
 from guardlit.sde import Coefficients
 from guardlit.types import Conditioning, Trajectory
@@ -116,7 +116,7 @@ class Merging:
         """
         if self._decision != "measured" or self._error is not None:
             return
-        bounds = self._module.objective.log_bounds(self._module.elements)
+        bounds = allowed(self._module.objective, self._module.elements)
         sizes = sizes_by_step([self._measured(samples, drawn, conditioning())], len(self._coefficients), self._gather)
         self._error, limit = max(sizes.values()), min(-bounds[0], bounds[1]) / 2
         if self._error <= limit:

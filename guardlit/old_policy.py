@@ -9,8 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.guards import noise_floor, report_noise_floor
-from guardlit.objective import Objective
+from guardlit.guards import allowed, noise_floor, report_noise_floor
 
 if TYPE_CHECKING:
     from guardlit.module import GRPOModule
@@ -30,7 +29,8 @@ class OldPolicy:
 
     `auto` stores velocities where rollout and training ask for equally many rows at once. In the first update that it
     sees from its beginning it compares them with the policy's own, before any loss has used them, and decides for good:
-    `stored` if rounding leaves the clip alone by the rule of the noise floor, else `recomputed`.
+    `stored` if rounding leaves the clip alone by the rule of the noise floor, else `recomputed`. A run that goes on with
+    unequal rows stores none in any case: what was measured says nothing of them.
 
     Args:
         mode: of the configuration.
@@ -46,7 +46,7 @@ class OldPolicy:
     def keeps(self, rollout_rows: int, training_rows: int) -> bool:
         """Whether a rollout's velocities are to be kept, of so many rows a call in the rollout and in training."""
         if self.mode == "auto":
-            return self.decided == "stored" or (self.decided is None and rollout_rows == training_rows)
+            return self.decided != "recomputed" and rollout_rows == training_rows
         return self.mode == "stored"
 
     def restores(self, state: Mapping[str, object]) -> bool:
@@ -109,13 +109,12 @@ class OldPolicy:
             module: with the outputs of the update's micro-batches; forgets velocities that are no longer needed.
         """
         steps = module.rollout.available_steps
-        bounds = module.objective.log_bounds(module.elements)
         if all(FLOOR in output for output in module.outputs):
-            self.decide(module.outputs, _allowed(module.objective, bounds), steps, module.gather)
+            self.decide(module.outputs, allowed(module.objective, module.elements), steps, module.gather)
             if self.decided == "recomputed":
                 module.experience.trajectories.velocity = None
         elif module.trainer.global_step == 0:
-            report_noise_floor(module.outputs, bounds, steps, module.gather)
+            report_noise_floor(module.outputs, module.objective.log_bounds(module.elements), steps, module.gather)
 
     def decide(
         self,
@@ -137,8 +136,3 @@ class OldPolicy:
     def load_state_dict(self, state: Mapping[str, Literal["stored", "recomputed"]]) -> None:
         """Take up what a checkpoint decided; nothing where it had not."""
         self.decided = state.get("decided")
-
-
-def _allowed(objective: Objective, bounds: tuple[float, float]) -> tuple[float, float]:
-    """The clip range; none at all as long as it is still to be calibrated, by the log ratios themselves."""
-    return (0.0, 0.0) if objective.auto and objective.clip_range is None else bounds

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, PROMPTS, Family
+import torch.distributed as dist
+from families import FAMILIES, PROMPTS, SIDE, Family
+from guardlit_callbacks._sharded import local, reshard
 from runs import config, guardlit
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from guardlit.noise import NoiseSource
-from guardlit.policies import DiffusersPolicy, LoRA
+from guardlit.policies import DiffusersPolicy, LoRA, SD3Policy
 from guardlit.policies.adapters import CastLinear, CastOnce
 from guardlit.policies.weights import AdapterWeights
 
@@ -251,3 +255,30 @@ def test_precisions_that_do_not_go_together_are_one_line(
 def test_bf16_weights_train_without_autocast(sd3_folder: Path, tmp_path: Path):
     changes = {"model__policy__init_args__weights_dtype": "bf16", "data__val": None, "trainer__max_epochs": 1}
     assert guardlit("fit", "--config", config(tmp_path, sd3_folder, **changes)) == 0
+
+
+def test_nothing_is_kept_of_sharded_adapters(tiny: Callable[[str], Path], tmp_path: Path):
+    """FSDP2 fills one buffer anew for every forward pass, unseen; a folder's weights in between change nothing of it."""
+    sd3(tiny).export(tmp_path / "lora")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        policy = SD3Policy(str(tiny("sd3")), SIDE, LoRA(4, 8), "bf16", max_sequence_length=16, cache=None)
+        policy.load(lambda network, blocks: _spread(network, blocks, mesh))
+        policy.encode(PROMPTS)
+        with torch.no_grad():
+            with policy.exported(tmp_path / "lora"):
+                velocity(policy)
+            before = velocity(policy)
+            reshard(policy)
+            for parameter in policy.parameters():
+                if parameter.requires_grad:
+                    local(parameter).add_(0.1)
+            assert error(velocity(policy), before) > 1e-3
+    finally:
+        dist.destroy_process_group()
+
+
+def _spread(network: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh) -> None:
+    for part in (*blocks, network):
+        fully_shard(part, mesh=mesh)

@@ -110,6 +110,12 @@ def test_a_run_that_goes_on_keeps_its_number(sd3_folder, tmp_path, monkeypatch):
     assert guardlit("fit", *here, "--ckpt_path", saved, "--data.rollout_batch", 4) == 0
 
 
+def test_other_commands_take_its_checkpoint(sd3_folder, tmp_path):
+    """They have no use for a micro-batch."""
+    saved = fit(tmp_path / "a", sd3_folder, "auto", trainer__max_epochs=1)
+    assert guardlit("validate", "--config", tmp_path / "a" / "run.yaml", "--ckpt_path", saved) == 0
+
+
 def test_it_needs_a_bound(sd3_folder, tmp_path, capsys):
     assert guardlit("fit", "--config", config(tmp_path, sd3_folder, data__micro_batch="auto")) == 2
     assert "data.micro_batch=auto needs data.rollout_batch" in capsys.readouterr().err

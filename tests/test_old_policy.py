@@ -11,10 +11,10 @@ import torch
 from runs import config, differing, guardlit, newest
 from test_resume import _raise_after
 
-from guardlit.guards import noise_floor
+from guardlit.guards import allowed, noise_floor
 from guardlit.module import GRPOModule
 from guardlit.objective import GRPOGuard
-from guardlit.old_policy import OldPolicy, _allowed
+from guardlit.old_policy import OldPolicy
 from guardlit.transfer import Trajectories
 
 UPDATE, ROUND = 4, 16  # micro-batches
@@ -138,6 +138,15 @@ def test_recomputed_keeps_no_velocities_and_stored_misses_them(sd3_folder, tmp_p
     assert guardlit("fit", "--config", path, "--ckpt_path", middle, "--model.old_velocity", "auto") == 0
 
 
+@pytest.mark.parametrize("decided", [None, "stored", "recomputed"])
+def test_what_was_decided_holds_for_equal_rows_alone(decided):
+    """A resumed run may ask for other batches, of which nothing was measured."""
+    auto = OldPolicy("auto")
+    auto.load_state_dict({} if decided is None else {"decided": decided})
+    assert auto.keeps(8, 8) == (decided != "recomputed")
+    assert not auto.keeps(8, 4)
+
+
 def test_the_decision_is_that_of_all_processes():
     """What one process measures exceeds the range, what both do does not."""
     mine = [{"noise_floor": torch.tensor([8e-5]), "step": torch.tensor([0])}]
@@ -155,10 +164,10 @@ def test_the_decision_is_that_of_all_processes():
 
 def test_a_range_that_is_not_known_yet_allows_no_rounding():
     auto = GRPOGuard(clip_range="auto")
-    bounds = _allowed(auto, auto.log_bounds(64))
+    bounds = allowed(auto, 64)
     for size, too_high in ((0.0, False), (1e-9, True)):
         outputs = [{"log_ratio": torch.tensor([size]), "step": torch.tensor([0])}]
         line, found = noise_floor(outputs, bounds, 1, lambda rows: rows.unsqueeze(0))
         assert found == too_high
         assert line.endswith("no clip range yet")
-    assert _allowed(GRPOGuard(1e-4), (-1.0, 1.0)) == (-1.0, 1.0)
+    assert allowed(GRPOGuard(1e-4), 64) == GRPOGuard(1e-4).log_bounds(64)

@@ -99,7 +99,7 @@ class GradientNorm(RoundCallback):
         self._updates: list[tuple[Tensor, Tensor]] = []  # total norm before and after clipping, scalars
         self._zeros: list[Tensor] = []  # an update's share of exact zeros
         self._measured: list[tuple[Tensor, Tensor]] = []  # a micro-batch's steps (B,), its parameters' gradient norm
-        self._before: tuple[list[Tensor], Tensor] | None = None
+        self._before: tuple[list[Tensor], Tensor, Tensor] | None = None  # what trains, its norm and share of zeros
         self._accumulated: dict[Tensor, Tensor] = {}  # each parameter's gradient so far
         self._difference: Tensor | None = None
         self._scale: float | None = None  # of the loss in this update; None until it was asked for, which waits
@@ -139,8 +139,8 @@ class GradientNorm(RoundCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Takes the total norm before Lightning clips it, and counts the zeros."""
         parameters = trained([optimizer])
-        self._zeros.append(zero_share(p.grad for p in parameters))
-        self._before = parameters, total_norm(p.grad for p in parameters)
+        zeros = zero_share(p.grad for p in parameters)
+        self._before = parameters, total_norm(p.grad for p in parameters), zeros
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -152,9 +152,10 @@ class GradientNorm(RoundCallback):
             self._measured.append((columns["step"], self._difference))
             self._difference = None
         if self._before is not None:
-            parameters, before = self._before
+            parameters, before, zeros = self._before
             if any(p.grad is not None for p in parameters):  # without any, the update was called off
                 self._updates.append((before, total_norm(p.grad for p in parameters)))
+                self._zeros.append(zeros)
             self._before = None
 
     # --- the round -----------------------------------------------------------------------------------------------

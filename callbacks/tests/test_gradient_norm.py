@@ -257,3 +257,17 @@ def test_zeros_are_counted_over_all_entries():
     gradients = [torch.tensor([0.0, 1.0, -0.0]), None, torch.zeros(2, 2), torch.ones(1)]
     assert float(zero_share(gradients)) == pytest.approx(6 / 8)
     assert float(zero_share([None])) == 0
+
+
+class CalledOff(ToyFlow):
+    """Drops the gradients of its second update."""
+
+    def on_before_optimizer_step(self, optimizer):
+        if self.trainer.global_step == 1:
+            self.zero_grad(set_to_none=True)
+
+
+def test_an_update_that_is_called_off_leaves_no_row(make_trainer, tmp_path):
+    make_trainer(measuring(), accumulate_grad_batches=2).fit(CalledOff(), Rounds(transitions()))
+    arrays = load(tmp_path)
+    assert [len(arrays[name]) for name in ("norm_before", "norm_after", "zero_share")] == [2, 2, 2]

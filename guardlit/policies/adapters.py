@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from guardlit_callbacks._sharded import is_sharded
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.nn import functional
@@ -75,17 +76,18 @@ def adapted_layers(transformer: nn.Module) -> list[Any]:
     return [module for module in transformer.modules() if isinstance(module, LoraLayer)]
 
 
-def compute_as_base(transformer: nn.Module, once: bool = True) -> None:
+def compute_as_base(transformer: nn.Module) -> None:
     """Let all adapters of a network compute in the precision of the layers that they are on.
 
-    Without this, peft takes the input to float32 and the result back, at every layer and every call.
+    Without this, peft takes the input to float32 and the result back, at every layer and every call. Cast weights are
+    kept until they change, but for a sharded network: FSDP2 gathers weights into buffers that are filled anew, which
+    cannot be seen from them.
 
     Args:
         transformer: with adapters; those that are added later need another call.
-        once: keep the cast weights until they change. False where a layer's weights lie in a buffer that is filled anew
-            (FSDP2), which cannot be seen from them.
     """
     _tell_of_steps()
+    once = not is_sharded(dict(transformer.named_parameters()))
     for layer in adapted_layers(transformer):
         layer.cast_input_dtype_enabled = False
         for linear in (*layer.lora_A.values(), *layer.lora_B.values()):

@@ -119,7 +119,7 @@ class AdapterWeights:
 
     def keep(self) -> None:
         """See `WeightSets.keep`."""
-        compute_as_base(self._transformer, once=not is_sharded(dict(self._transformer.named_parameters())))
+        compute_as_base(self._transformer)
         self.refresh_old()
 
     def _pairs(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
