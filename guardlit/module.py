@@ -34,6 +34,7 @@ from guardlit.rewards.base import Scorer
 from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
 from guardlit.settings import KL, Rollout, Sampling
 from guardlit.sharding import sharding
+from guardlit.together import keep_quantized
 from guardlit.types import Prompt, Transition
 from guardlit.updates import finish_round, update_metrics
 
@@ -107,6 +108,7 @@ class GRPOModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the policy's weights, every process its part of them where they are sharded."""
         self.policy.load(sharding(self))
+        keep_quantized(self)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What `clip_range: auto` needs."""

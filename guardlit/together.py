@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 from guardlit_callbacks._gather import gather_objects
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from guardlit.errors import GuardlitError
 
@@ -63,6 +66,16 @@ def keep_buffers(strategy: Any) -> None:
     """
     if isinstance(strategy, DDPStrategy):
         strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
+
+
+def keep_quantized(module: nn.Module) -> None:
+    """Have DDP not send frozen weights round that are made of several tensors: it cannot, and all processes read them.
+
+    Args:
+        module: that DDP will be put around.
+    """
+    names = [n for n, p in module.named_parameters() if not p.requires_grad and is_traceable_wrapper_subclass(p)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
 
 
 def raise_together(trainer: pl.Trainer, error: GuardlitError | None) -> None:

@@ -15,6 +15,7 @@ from guardlit.planning.calls import calls_per_image
 from guardlit.planning.meter import Cost, backward, measured
 from guardlit.planning.run import PlannedRun
 from guardlit.policies.base import Footprint
+from guardlit.policies.storage import bytes_of
 from guardlit.types import Transition
 
 META = torch.device("meta")
@@ -193,8 +194,7 @@ def _optimizer_bytes(run: PlannedRun) -> int:
     """State of the configured optimizer after a step."""
     optimizer = run.module._optimizer([p for p in run.module.parameters() if p.requires_grad])
     optimizer.step()
-    tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return bytes_of(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
 
 # what is alive at once ------------------------------------------------------------------------------------------------

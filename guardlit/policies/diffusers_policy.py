@@ -22,6 +22,7 @@ from guardlit.policies.folders import check_scaling, load_component, load_schedu
 from guardlit.policies.limits import check_devices, check_limits
 from guardlit.policies.precision import own_precision
 from guardlit.policies.prompted import PromptedPolicy
+from guardlit.policies.quantized import check_quantization, check_whole, load_quantized, quantize_skeleton
 from guardlit.policies.skeleton import blocks_of, skeleton_component
 from guardlit.policies.switching import SwitchingPolicy
 from guardlit.policies.weights import AdapterWeights, FullWeights, LoRA
@@ -49,6 +50,10 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
             the velocities. Under `fp32` the network computes in the Trainer's precision; under the others in just that
             one, without autocast and its casts, as a pipeline does. `fp16` trains under `16-mixed` alone, whose loss
             scale its gradients need, `bf16` under `bf16-mixed` or `32-true`.
+        quantization: how the frozen network's linear layers are stored: `nf4` (4 bits, bitsandbytes), `int8` or `fp8`
+            (torchao), which the extra `guardlit[quant]` installs; null is `weights_dtype`, in which products are made
+            in any case, from a weight that is unpacked for each: less memory, more time. It needs LoRA, and a network
+            that is whole on each process; no adapter can be merged into it.
         gradient_checkpointing: recompute activations in the backward pass: a third more time, far less memory.
         max_sequence_length: text tokens; longer prompts are cut there, as the pipeline does.
         text_encoder_dtype: precision of the text encoders and of the embeddings that are kept.
@@ -99,10 +104,12 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         vae_device: str | None = None,
         text_encoders: Literal["free", "host"] = "free",
         encode_alone: bool = False,
+        quantization: Literal["nf4", "int8", "fp8"] | None = None,
     ) -> None:
         super().__init__()
         check_limits(resolution, max_sequence_length, decode_batch)
         check_devices(copies_device=copies_device, vae_device=vae_device)
+        check_quantization(quantization, lora)
         self.model, self.resolution, self.lora = model, resolution, lora
         self.weights_dtype = DTYPES[weights_dtype]
         self.gradient_checkpointing = gradient_checkpointing
@@ -113,6 +120,7 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         self.compiled, self.attention_backend = compile, attention_backend
         self.decode_dtype, self.vae_device = DTYPES[decode_dtype], vae_device
         self.text_encoders, self.encode_alone = text_encoders, encode_alone
+        self.quantization = quantization
         self.transformer: Any = None
         self._folder: Path
         self._outside: dict[str, Any] = {}  # frozen parts, hidden from nn.Module: VAE, scheduler
@@ -161,12 +169,19 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         """Read transformer, VAE and scheduler; the text encoders wait for `encode`."""
         if self.transformer is not None:
             return
+        check_whole(self.quantization, sharded=shard is not None)
         import diffusers
 
         read = skeleton_component if self.weightless else load_component
         self._folder = pipeline_folder(self.model, self.pipeline_class, self.components, weights=not self.weightless)
         dtype = self.weights_dtype if self.lora else torch.float32
-        transformer = read(getattr(diffusers, self.transformer_class), self._folder, "transformer", dtype=dtype)
+        loader = getattr(diffusers, self.transformer_class)
+        if self.quantization and not self.weightless:
+            transformer = load_quantized(loader, self._folder, "transformer", dtype, self.quantization)
+        else:
+            transformer = read(loader, self._folder, "transformer", dtype=dtype)
+            if self.quantization:
+                quantize_skeleton(transformer, self.quantization)
         decoder_dtype = self.decode_dtype if self.weightless else torch.float32
         vae = read(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=decoder_dtype)
         check_scaling(self._folder, vae)
@@ -196,12 +211,13 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
 
     def fingerprint(self) -> dict[str, str]:
         """Class, transformer config and adapter."""
-        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
+        noted = ("quantization_config",)  # by diffusers, with its own and its backends' defaults
+        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_") and k not in noted}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return {
             "policy": type(self).__name__,
             "transformer config": digest,
-            "lora": str(self.lora),
+            "lora": f"{self.lora} on {self.quantization}" if self.quantization else str(self.lora),
             "resolution": str(self.resolution),
         }
 

@@ -19,6 +19,7 @@ from guardlit.policies.adapters import compute_as_base
 from guardlit.policies.base import FlowPolicy
 from guardlit.policies.embeddings import sample_digest
 from guardlit.policies.folders import load_component, pipeline_folder, quiet
+from guardlit.policies.quantized import Kind
 from guardlit.policies.weights import LoRA, adapter_state, whole_network
 
 ADAPTER = "exported"
@@ -33,6 +34,7 @@ class FolderPolicy(FlowPolicy):
     lora: LoRA | None
     resolution: int
     weights_dtype: torch.dtype
+    quantization: Kind | None
     transformer: Any
 
     @abstractmethod
@@ -76,7 +78,7 @@ class FolderPolicy(FlowPolicy):
             "model": self.model,
             "files": sample_digest([path for path in folder.glob("*/*") if path.is_file()]),
             "resolution": str(self.resolution),
-            "weights_dtype": str(self.weights_dtype),
+            "weights_dtype": str(self.weights_dtype) + (f", {self.quantization}" if self.quantization else ""),
             "encoders": str(self._encoder_settings()),
         }
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from guardlit.assets import resolve
 from guardlit.errors import GuardlitError
+from guardlit.policies.storage import plain
 
 LIBRARIES = (None, "diffusers", "transformers")
 """Whose classes a model_index.json may name."""
@@ -141,7 +142,8 @@ def _complete(path: Path, loader: Any, info: Mapping[str, Any], kinds: Sequence[
 def _finite(path: Path, model: nn.Module) -> None:
     """Refuse weights with NaN or infinity: images of a broken decoder are black, and rewards of them are numbers."""
     for name, parameter in model.named_parameters():
-        if not bool(parameter.detach().sum(dtype=torch.float32).isfinite()):
+        parts = [part for part in plain(parameter) if part.is_floating_point()]  # of a quantized one, its scales
+        if not all(bool(part.to(torch.float32).sum().isfinite()) for part in parts):
             raise GuardlitError(f"{path}: its weight '{name}' holds NaN or infinity; copy or download it again")
 
 

@@ -18,6 +18,7 @@ from guardlit.policies.adapters import adapted_layers
 from guardlit.policies.base import FlowPolicy, Footprint
 from guardlit.policies.embeddings import CAPACITY, EmbeddingCache
 from guardlit.policies.folders import pipeline_index, quiet
+from guardlit.policies.quantized import weight_bytes
 
 META = torch.device("meta")
 
@@ -121,7 +122,7 @@ class Skeletal(FlowPolicy):
         vae = [*self._outside["vae"].parameters(), *self._outside["vae"].buffers()]
         encoders, half = self._encoder_bytes(), self.decode_dtype != torch.float32
         return Footprint(
-            frozen=size_of(network.parameters()) - trained - inside,
+            frozen=weight_bytes(network) - trained - inside,
             buffers=size_of(network.buffers()),
             trained=trained,
             copies=copies,
