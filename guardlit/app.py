@@ -223,6 +223,10 @@ MEANT = (
 """What libraries warn of although it is meant, or is theirs alone."""
 
 
+HINTS = ("Tip: ", "that has Tensor Cores")
+"""What Lightning advises; TF32 is `trainer.tf32`, off for a reason."""
+
+
 def _quieten() -> None:
     for message in MEANT:
         warnings.filterwarnings("ignore", message=message)
@@ -230,4 +234,4 @@ def _quieten() -> None:
     for name in ("httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: "Tip: " not in record.getMessage())
+        logging.getLogger(name).addFilter(lambda record: not any(hint in record.getMessage() for hint in HINTS))

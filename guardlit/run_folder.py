@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from guardlit.errors import GuardlitError
+from guardlit.float32 import float32_products
 from guardlit.judge import gold_scorers
 from guardlit.schedule import schedule_table, write_csv
 
@@ -60,6 +62,8 @@ class RunFolder(pl.Callback):
             "platform": platform.platform(),
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
+            "tf32": float32_products(),
+            "deterministic": _deterministic(),
             "reward": {"name": module.reward.name, "weights": dict(module.reward.weights)},
             "prompts": {"train": len(data.train), "val": len(data.val)},
         }
@@ -78,6 +82,13 @@ class RunFolder(pl.Callback):
         self._facts["scorers"] = {name: dict(scorer.provenance) for name, scorer in scorers.items() if name in tested}
         self._facts["start_up_scores"] = dict(tested)
         (folder / "run.json").write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _deterministic() -> bool | str:
+    """As `trainer.deterministic`: whether torch refuses what may come out otherwise the next time, or just warns."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return False
+    return "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
 
 
 def versions() -> dict[str, str | None]:

@@ -20,6 +20,7 @@ from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.encoding import EncodeFirst
 from guardlit.errors import GuardlitError, NumbersError, at_least
 from guardlit.export import export_weights, find_ema, write_images
+from guardlit.float32 import allow_tf32
 from guardlit.going_back import go_back
 from guardlit.gold import Gold
 from guardlit.gold.drawing import Drawn
@@ -35,7 +36,21 @@ if TYPE_CHECKING:
 
 
 class GuardlitTrainer(pl.Trainer):
-    """A Trainer that can also draw images, export weights and compare objectives, and whose `fit` can go back."""
+    """A Trainer that can also draw images, export weights and compare objectives, and whose `fit` can go back.
+
+    Args:
+        tf32: whether products and convolutions of float32 may round their factors to TF32's 11 bits, on GPUs since
+            Ampere; for the whole process. false by default, since torch's own is true for convolutions: a policy's
+            VAE and patch embedding are float32 by promise, and log ratios lie between 1e-6 and 1e-4. In half precision
+            little but the VAE is float32: its `decode_dtype` is the faster way there. null leaves torch's switches
+            as they are.
+        kwargs: of Lightning's Trainer.
+    """
+
+    def __init__(self, *, tf32: bool | None = False, **kwargs: Any) -> None:
+        if tf32 is not None:
+            allow_tf32(tf32)
+        super().__init__(**kwargs)
 
     def fit(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is first imported
@@ -46,6 +46,14 @@ def inception_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from scorer_files import make_inception
 
     return make_inception(tmp_path_factory.mktemp("inception"))
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """`trainer.deterministic` of a run in this process ends with its test."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -64,6 +64,7 @@ def run_of(name: str, folder: Path, model: Path, **changes: object) -> Path:
         "data__micro_batch": 2,
         "trainer__max_epochs": 1,
         "trainer__accelerator": "cuda",
+        "trainer__deterministic": True,  # so that the device refuses what CUDA would
         "trainer__callbacks": ALL,
     }
     folder.mkdir(exist_ok=True)
@@ -118,6 +119,15 @@ VARIANTS = {
     "full fine-tuning and KL": FULL,
     "16-mixed": {"trainer__precision": "16-mixed", "model__kl": {"weight": 0.1}},
     "bf16-mixed": {"trainer__precision": "bf16-mixed", "model__policy__init_args__weights_dtype": "bf16"},
+    "on the host what can be": {
+        "model__policy__init_args__vae_device": "cpu",
+        "model__policy__init_args__encode_alone": True,
+        "model__policy__init_args__decode_dtype": "bf16",
+        "model__policy__init_args__text_encoders": "host",
+        "model__rollout__trajectories": "host",
+        "model__rollout__merge": True,
+        "model__old_velocity": "auto",
+    },
 }
 PLAIN = {"trainer__callbacks": [{"class_path": "guardlit_callbacks.TrainableEMA"}, EVERY_UPDATE]}
 

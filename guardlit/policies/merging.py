@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor
 from guardlit.policies.adapters import adapted_layers
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+STORAGE = (Tensor, DTensor)
+"""Types of weights that hold plain numbers; those of quantizers are others, whatever dtype they claim."""
 
 
 def mergeable(transformer: nn.Module) -> bool:
@@ -29,7 +31,7 @@ def _plain(layer: Any) -> bool:
     base = layer.get_base_layer()
     if type(base) is not nn.Linear or layer.lora_variant or any(layer.lora_bias.values()):
         return False
-    return type(base.weight.data) in (Tensor, DTensor) and base.weight.dtype in FLOATS
+    return type(base.weight.data) in STORAGE and base.weight.dtype in FLOATS
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import threading
@@ -48,6 +49,38 @@ def tensors_of_two_devices_do_not_mix() -> None:
     ):
         with pytest.raises(RuntimeError, match="same device"):
             mix()
+
+
+def what_may_differ_the_next_time_is_refused_when_asked() -> None:
+    here = torch.ones(2, 2, 4, 4, device=HERE, requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+        for forbidden in (False, True):
+            torch.use_deterministic_algorithms(forbidden)
+            for action in (
+                lambda: functional.interpolate(here, scale_factor=2, mode="bilinear").sum().backward(),
+                lambda: here.detach().median(dim=0),
+                lambda: torch.bincount(torch.ones(2, dtype=torch.long, device=HERE), torch.ones(2, device=HERE)),
+                lambda: here @ here,
+            ):
+                with pytest.raises(RuntimeError) if forbidden else contextlib.nullcontext():
+                    action()
+        patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        here @ here
+        here.detach().median()
+        functional.interpolate(here, scale_factor=2, mode="nearest").sum().backward()
+        torch.use_deterministic_algorithms(False)
+
+
+def data_may_go_to_the_cpu_and_come_back() -> None:
+    parameter, here = nn.Parameter(torch.ones(2, 2, device=HERE), requires_grad=False), torch.ones(2, device=HERE)
+    parameter.data = parameter.data.to("cpu")
+    assert parameter.device.type == "cpu"
+    assert (parameter * torch.ones(2)).device.type == "cpu"
+    with pytest.raises(RuntimeError, match="same device"):
+        functional.linear(here, parameter)
+    parameter.data = parameter.data.to(HERE)
+    assert functional.linear(here, parameter).tolist() == [2, 2]
 
 
 def numbers_and_indices_of_the_cpu_pass() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from support.deterministic import refuse
 from support.synchronizations import RECORD
 
 aten = torch.ops.aten
@@ -83,6 +84,8 @@ class DeviceTensor(Tensor):
     """
 
     host: Tensor
+    away = False
+    """Whether it lies on the CPU by now: its `data` was set to a tensor of the CPU."""
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
@@ -99,7 +102,15 @@ class DeviceTensor(Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return execute(func, args, kwargs or {})
 
-    device, is_cuda = DEVICE, True  # type: ignore[assignment]
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """cuda:0, or the CPU while it is away."""
+        return torch.device("cpu") if self.away else DEVICE
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        """Whether it is not away."""
+        return not self.away
 
     def get_device(self) -> int:
         """Its number."""
@@ -111,11 +122,11 @@ class DeviceTensor(Tensor):
         return self.detach()
 
     @data.setter
-    def data(self, value: DeviceTensor) -> None:
-        if not isinstance(value, DeviceTensor):
-            raise TypeError(f"set_data from {value.device} to {DEVICE}, which keeps no parameter")
-        self.host = value.host
-        Tensor.data.__set__(self, value)
+    def data(self, value: Tensor) -> None:
+        self.away = not isinstance(value, DeviceTensor)
+        arrived = DeviceTensor(value) if self.away else value
+        self.host = arrived.host
+        Tensor.data.__set__(self, arrived)
 
     def tolist(self) -> list:
         """Its numbers; the host waits."""
@@ -171,6 +182,7 @@ def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """One operation: on the CPU if no tensor of it is the device's, else checked, recorded and made behind the back."""
     if func is torch.ops.prim.device.default:
         return CARRIER
+    args, kwargs = tree_map(_not_away, list(args)), tree_map(_not_away, dict(kwargs))
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
     target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
@@ -183,6 +195,7 @@ def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return func(*args, **kwargs)
     packet = func.overloadpacket
     cpu = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor)]
+    refuse(func, args, options)
     if ours:
         _check_mixed(packet, args, cpu)
     _note(packet, args, options, ours, cpu, target)
@@ -193,6 +206,10 @@ def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     with _drawing(func, args, options):
         result = func(*tree_map(_host, list(args)), **tree_map(_host, options))
     return _returned(func, args, kwargs, result, leaves=target is not None and not arrives)
+
+
+def _not_away(leaf: object) -> object:
+    return leaf.host if isinstance(leaf, DeviceTensor) and leaf.away else leaf
 
 
 def _host(leaf: object) -> object:

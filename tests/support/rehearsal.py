@@ -53,11 +53,14 @@ def _run(commands: list[list[str]], log: str, record: str) -> None:
     import torch
     from runs import guardlit
 
+    from guardlit.policies import merging
     from support.counting import count_encoding
     from support.pretend_cuda import install
+    from support.pretend_tensor import DeviceTensor
 
     torch.set_num_threads(1)
     install()
+    merging.STORAGE = (*merging.STORAGE, DeviceTensor)  # type: ignore[assignment]
     count_encoding()
     try:
         for command in commands:
