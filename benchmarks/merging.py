@@ -1,11 +1,11 @@
 """What adding a LoRA to half-precision weights does to the velocity: `python benchmarks/merging.py [--speed 20]`.
 
-A random Stable Diffusion 3 model of 6 layers and width 384 (as `python -m benchmarks.loop --size mid`), LoRA of rank 32 on its
-attention, its B matrices of random numbers of several sizes: a step of AdamW moves every number by about the learning
-rate, here 1e-4. The velocity with the adapter beside the weights is compared with that of merged weights, at noisy
-states of four steps, as the objective's log ratio; a clip range should be at least twice that. `update` is the log
-ratio between the adapter and no adapter, for comparison, and `lost` the share of the weights' update that rounding them
-takes away.
+A random Stable Diffusion 3 model of 6 layers and width 384 (as `python -m benchmarks.loop --size mid`), LoRA of rank 32
+on its attention, its B matrices of random numbers of several sizes: a step of AdamW moves every number by about the
+learning rate, here 1e-4. The velocity with the adapter beside the weights is compared with that of merged weights, at
+noisy states of four steps, as the objective's log ratio; a clip range should be at least twice that. `update` is the
+log ratio between the adapter and no adapter, for comparison, and `lost` the share of the weights' update that rounding
+them takes away.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Collector:
         self._module, self._round = module, round
         self._batches = [round.samples[i : i + batch_size] for i in range(0, len(round.samples), batch_size)]
         self._coefficients = module.coefficients()
-        self._velocities = module.old.keeps(batch_size, round.plan.micro_batch)
+        self._velocities = module.old.keeps(len(self._batches[0]), round.plan.micro_batch)
         self._steps_done = 0
 
     def collect(self) -> Experience:

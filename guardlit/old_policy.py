@@ -29,8 +29,8 @@ class OldPolicy:
 
     `auto` stores velocities where rollout and training ask for equally many rows at once. In the first update that it
     sees from its beginning it compares them with the policy's own, before any loss has used them, and decides for good:
-    `stored` if rounding leaves the clip alone by the rule of the noise floor, else `recomputed`. A run that goes on with
-    unequal rows stores none in any case: what was measured says nothing of them.
+    `stored` if rounding leaves the clip alone by the rule of the noise floor, else `recomputed`. A run that goes on
+    with unequal rows stores none in any case: what was measured says nothing of them.
 
     Args:
         mode: of the configuration.
@@ -87,7 +87,7 @@ class OldPolicy:
         if self.mode == "stored":
             return "stored"
         if on_policy:
-            measured_by_asking = module.trainer.global_step == 0 and not self._measures(batch, on_policy)
+            measured_by_asking = _untouched(module) and not self._measures(batch, on_policy)
             return "again" if measured_by_asking else "own"
         return "stored" if self.decided == "stored" and stored else "again"
 
@@ -113,7 +113,7 @@ class OldPolicy:
             self.decide(module.outputs, allowed(module.objective, module.elements), steps, module.gather)
             if self.decided == "recomputed":
                 module.experience.trajectories.velocity = None
-        elif module.trainer.global_step == 0:
+        elif _untouched(module):
             report_noise_floor(module.outputs, module.objective.log_bounds(module.elements), steps, module.gather)
 
     def decide(
@@ -136,3 +136,8 @@ class OldPolicy:
     def load_state_dict(self, state: Mapping[str, Literal["stored", "recomputed"]]) -> None:
         """Take up what a checkpoint decided; nothing where it had not."""
         self.decided = state.get("decided")
+
+
+def _untouched(module: GRPOModule) -> bool:
+    """Whether the run has made no update yet; those that were skipped count as steps."""
+    return module.trainer.global_step == module.nonfinite.skipped

@@ -258,7 +258,7 @@ def test_bf16_weights_train_without_autocast(sd3_folder: Path, tmp_path: Path):
 
 
 def test_nothing_is_kept_of_sharded_adapters(tiny: Callable[[str], Path], tmp_path: Path):
-    """FSDP2 fills one buffer anew for every forward pass, unseen; a folder's weights in between change nothing of it."""
+    """FSDP2 fills one buffer anew for every forward pass, unseen; a folder's weights in between change nothing."""
     sd3(tiny).export(tmp_path / "lora")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:

@@ -84,6 +84,31 @@ def test_auto_is_recomputed_where_batches_differ(sd3_folder, tmp_path, asked, mo
     assert differing(auto, again) == []
 
 
+def test_a_round_that_is_less_than_a_batch_is_drawn_with_other_rows(sd3_folder, tmp_path):
+    """8 images, where the configuration says 16 for both."""
+    keep = {"filename": "update", "every_n_train_steps": 1, "save_top_k": -1}
+    changes = {
+        "data__micro_batch": 16,
+        "data__rollout_batch": 16,
+        "trainer__max_steps": 1,
+        "trainer__callbacks": [{"class_path": "ModelCheckpoint", "init_args": keep}],
+    }
+    run(tmp_path / "a", sd3_folder, "auto", **changes)
+    saved = torch.load(newest(tmp_path, "update.ckpt"), weights_only=True)
+    assert "velocity" not in saved["PromptDataModule"]["experience"]
+
+
+@pytest.mark.parametrize("old_velocity", ["stored", "recomputed"])
+def test_the_noise_floor_is_told_before_the_first_update_that_is_made(sd3_folder, tmp_path, caplog, old_velocity):
+    """As under 16-mixed, whose first updates overflow until the loss scale is low enough."""
+    poison = {"class_path": "exploding.Poison", "init_args": {"updates": [0, 1, 2, 3, 4]}}
+    changes = {"model__nonfinite": "skip", "model__max_skipped": 5, "trainer__callbacks": [poison]}
+    with caplog.at_level(logging.INFO):
+        run(tmp_path / "a", sd3_folder, old_velocity, **changes)
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("noise floor of the log ratio")]
+    assert len(said) == 1
+
+
 @pytest.fixture
 def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollout whose velocities are off, as those of half precision at another shape are."""

@@ -19,6 +19,7 @@ from guardlit.planning.estimate import estimate
 from guardlit.planning.meter import backward, measured
 from guardlit.planning.run import planned
 from guardlit.policies import LoRA, SD3Policy
+from guardlit.policies.skeleton import pinned_bytes
 
 SD35_MEDIUM = {  # transformer/config.json as published
     "_class_name": "SD3Transformer2DModel",
@@ -244,6 +245,22 @@ def test_what_is_kept_of_trajectories_and_where(sd3_folder: Path, tmp_path: Path
     assert host.host - stored.memory.host == stored.trajectories
     for phase in ("training", "update", "validation", "rollout"):
         assert stored.memory.phases[phase] - host.phases[phase] == stored.trajectories
+
+
+def test_pinned_memory_is_rounded_up(sd3_folder: Path, tmp_path: Path):
+    """To powers of two: three quarters of the images take as much as all, and so does every weight by itself."""
+    options = {"trainer__accelerator": "cuda", "model__rollout__trajectories": "host"}
+
+    def host(lora: dict[str, float] | None, images: int) -> int:
+        options["model__policy__init_args__lora"] = lora
+        path = config(tmp_path, sd3_folder, data__images_per_prompt=images, **options)
+        return estimate(planned(["--config", str(path)])).memory.host
+
+    lora = {"rank": 4, "alpha": 8.0}
+    assert host(lora, 6) == host(lora, 8)
+    policy = SD3Policy(str(sd3_folder), SIDE, lora=None)
+    policy.load()
+    assert host(None, 8) - host(lora, 8) == sum(pinned_bytes(p.numel() * 4) for p in policy.transformer.parameters())
 
 
 def _benchmark():

@@ -15,6 +15,7 @@ from guardlit.planning.calls import calls_per_image
 from guardlit.planning.meter import Cost, backward, measured
 from guardlit.planning.run import PlannedRun
 from guardlit.policies.base import Footprint
+from guardlit.policies.skeleton import pinned_bytes
 from guardlit.policies.storage import bytes_of
 from guardlit.types import Transition
 
@@ -140,7 +141,7 @@ def estimate(run: PlannedRun) -> Estimate:
         evaluation=costs.evaluation.flops / rows * evaluation.num_inference_steps,
         decoding=costs.decoding.flops / rows,
     )
-    tables = 1 + module.old.keeps(rows, plan.micro_batch)  # states, and velocities where they are kept
+    tables = 1 + module.old.keeps(run.rollout_rows, plan.micro_batch)  # states, and velocities where they are kept
     trajectories = tables * plan.local_images * plan.train_steps * elements * 4
     memory = _memory(run, _share(footprint, run.shards), costs, trajectories, elements)
     return Estimate(compute, memory, footprint, costs.image, costs.optimizer, trajectories)
@@ -151,7 +152,7 @@ def estimate(run: PlannedRun) -> Estimate:
 
 def _merging(run: PlannedRun) -> Decision:
     """Whether the rollout's adapter is merged into the weights."""
-    rows, half = run.data.rollout_batch, run.half is not None or run.module.policy.forward_dtype is not None
+    rows, half = run.rollout_rows, run.half is not None or run.module.policy.forward_dtype is not None
     return decision(run.module, rows, run.plan.micro_batch, math.ceil(run.plan.local_images / rows), half)
 
 
@@ -202,7 +203,7 @@ def _optimizer_bytes(run: PlannedRun) -> int:
 
 def _share(footprint: Footprint, shards: int) -> Footprint:
     """One process's, where weights are spread."""
-    whole = ("frozen", "trained", "copies", "cast", "merged")
+    whole = ("frozen", "trained", "copies", "copies_pinned", "cast", "merged")
     return replace(footprint, **{name: getattr(footprint, name) // shards for name in whole})
 
 
@@ -259,7 +260,9 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
     if not run.data.val_source:
         del phases["validation"]
     waiting = footprint.waiting + called * footprint.decoder + away
-    host = (cached + footprint.copies - copies_here + waiting + trajectories - resting) if gpu else 0
+    table = plan.local_images * plan.train_steps * elements * 4
+    pinned = footprint.copies_pinned + (trajectories - resting) // table * pinned_bytes(table)
+    host = (cached + waiting + pinned) if gpu else 0
     return Memory(parts, phases, host, training + costs.other.peak, scorers is not None)
 
 

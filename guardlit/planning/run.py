@@ -99,6 +99,11 @@ class PlannedRun:
         return self.data.planned(self.module.train_steps, self.world)
 
     @property
+    def rollout_rows(self) -> int:
+        """Images of a rollout's batch, but for the last one."""
+        return min(self.data.rollout_batch, self.plan.local_images)
+
+    @property
     def validations(self) -> int:
         """How often validation images are drawn: at step 0 and after every so many rounds."""
         every = int(self.trainer.get("check_val_every_n_epoch") or 1)

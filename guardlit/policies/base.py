@@ -33,7 +33,8 @@ class Footprint:
         merged: copies of the weights that an adapter is on, while it is merged into them.
         gathered: what a process of a sharded run has of others' weights at once: those outside the blocks and, since
             the next block is fetched ahead, the two largest blocks.
-        copies_on_host: whether those rest in the host's memory and not beside the weights.
+        copies_on_host: whether the copies rest in the host's memory and not beside the weights.
+        copies_pinned: what they take of it beside a GPU, where they are pinned.
         decoder: what turns latents into images.
         decoder_on_host: whether it rests in the host's memory while it does not decode.
         encoders: what turns prompts into embeddings; in memory only while there are new prompts.
@@ -52,6 +53,7 @@ class Footprint:
     merged: int
     gathered: int
     copies_on_host: bool
+    copies_pinned: int
     decoder: int
     decoder_on_host: bool
     encoders: int

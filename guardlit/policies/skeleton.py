@@ -116,9 +116,10 @@ class Skeletal(FlowPolicy):
         network: nn.Module = self.transformer
         trained = size_of(p for p in network.parameters() if p.requires_grad)
         copies = trained if self.lora else size_of(network.parameters())
+        pinned = sum(pinned_bytes(size_of([p])) for p in network.parameters())
         inside = copies if self.lora else 0  # the old adapter is part of the network
         if not self.lora and self.reference:
-            copies *= 2
+            copies, pinned = 2 * copies, 2 * pinned
         vae = [*self._outside["vae"].parameters(), *self._outside["vae"].buffers()]
         encoders, half = self._encoder_bytes(), self.decode_dtype != torch.float32
         return Footprint(
@@ -130,6 +131,7 @@ class Skeletal(FlowPolicy):
             merged=size_of(layer.get_base_layer().weight for layer in adapted_layers(network)) if self.lora else 0,
             gathered=self._gathered(),
             copies_on_host=self.host_copy > 0,
+            copies_pinned=pinned if self.host_copy else 0,
             decoder=size_in(self.decode_dtype, vae),
             decoder_on_host=self._decoder_rests or bool(self.vae_device),
             encoders=encoders,
@@ -195,3 +197,8 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 def size_in(dtype: torch.dtype, tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors once those of numbers with a point have another dtype."""
     return sum(t.numel() * (dtype.itemsize if t.is_floating_point() else t.element_size()) for t in tensors)
+
+
+def pinned_bytes(size: int) -> int:
+    """What PyTorch takes of the host's memory for a pinned tensor of so many bytes: the next power of two."""
+    return 1 << max(size - 1, 0).bit_length()
