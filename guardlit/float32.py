@@ -24,5 +24,6 @@ def allow_tf32(allowed: bool) -> None:
 
 def float32_products() -> dict[str, bool]:
     """Whether `matmul` and `convolution` of float32 may use TF32 by now, whichever switch said so."""
-    now = {"matmul": backends.cuda.matmul.fp32_precision, "convolution": backends.cudnn.conv.fp32_precision}
+    convolution = backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    now = {"matmul": backends.cuda.matmul.fp32_precision, "convolution": convolution}
     return {name: precision == "tf32" for name, precision in now.items()}

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES
+from forked import forked
 from runs import config, guardlit, newest
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._functorch.compilers import nop
 
 from guardlit.checkpoint_io import SafeCheckpointIO
 from guardlit.errors import GuardlitError
@@ -17,6 +20,8 @@ from guardlit.policies import DiffusersPolicy, compiling
 from guardlit.policies.base import WeightSet
 
 Results = tuple[Tensor, dict[str, Tensor]]
+Call = tuple[int, float, WeightSet, bool]
+"""Rows, guidance, weight set, gradients."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +52,7 @@ def results(policy: DiffusersPolicy, rows: int, guidance: float, weights: Weight
     return v.detach(), {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
-CALLS = [
+CALLS: list[Call] = [
     (2, 1.0, "old", False),
     (2, 3.5, "policy", False),
     (1, 1.0, "policy", False),  # a round's last, smaller batch
@@ -58,11 +63,13 @@ CALLS = [
 ]
 
 
+FEW = [CALLS[0], CALLS[3], CALLS[4]]
 RECOMPUTED = {"gradient_checkpointing": True, "weights_dtype": "bf16"}
 
 
+@pytest.mark.parametrize("calls", [FEW, pytest.param(CALLS, marks=pytest.mark.slow)], ids=["few", "all"])
 @pytest.mark.parametrize(("name", "options"), [("sd3", {}), ("flux", RECOMPUTED)], ids=["sd3", "flux, recomputed"])
-def test_compiled_blocks_compute_the_same(name: str, options: dict, tiny):
+def test_compiled_blocks_compute_the_same(name: str, options: dict, calls: list[Call], tiny):
     plain = FAMILIES[name].load(tiny(name), **options)
     compiled = FAMILIES[name].load(tiny(name), **options, compile="blocks")
     compiled.load_state_dict(plain.state_dict())
@@ -70,19 +77,19 @@ def test_compiled_blocks_compute_the_same(name: str, options: dict, tiny):
     assert {k for k, _ in compiled.named_parameters()} == names
     for policy in (plain, compiled):
         disturb(policy)
-    outputs = []
-    for call in CALLS:
+    outputs = {}
+    for call in calls:
         (expected, gradients), (found, mine) = (results(p, *call) for p in (plain, compiled))
         assert torch.equal(found, expected), call
         assert gradients.keys() == mine.keys()
         assert all(torch.equal(mine[k], v) for k, v in gradients.items()), call
         assert bool(gradients) == (call[3] and call[2] == "policy")
-        outputs.append(found)
-    assert not torch.equal(outputs[0], outputs[4])  # the weight sets differ
+        outputs[call] = found
+    assert not torch.equal(outputs[CALLS[0]], outputs[CALLS[4]])  # the weight sets differ
     assert not counters["graph_break"]
     graphs = counters["stats"]["unique_graphs"]
     assert 0 < graphs <= 2 * 6  # two kinds of blocks; one of the calls repeats another
-    results(compiled, *CALLS[0])
+    results(compiled, *calls[0])
     assert counters["stats"]["unique_graphs"] == graphs
 
 
@@ -112,11 +119,17 @@ def test_too_many_graphs_are_said_and_computed_uncompiled(sd3_folder: Path, monk
         assert torch.equal(velocity, results(plain, rows, 1.0, "policy", False)[0])
 
 
-def test_a_compiler_that_fails_is_said_in_one_line(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def broken(graph: object, inputs: object) -> None:
-        raise RuntimeError("no C++ compiler\nanywhere")
+def broken(graph: object, inputs: object) -> None:
+    raise RuntimeError("no C++ compiler\nanywhere")
 
-    monkeypatch.setattr(compiling, "BACKEND", broken)
+
+@pytest.mark.parametrize(
+    "backend",
+    [broken, aot_autograd(fw_compiler=nop, bw_compiler=broken)],
+    ids=["forward", "backward"],
+)
+def test_a_compiler_that_fails_is_said_in_one_line(backend: object, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiling, "BACKEND", backend)
     policy = FAMILIES["sd3"].load(sd3_folder, compile="blocks")
     with pytest.warns(UserWarning, match=r"compile=blocks: .* no C\+\+ compiler anywhere"):
         found = results(policy, 2, 1.0, "policy", True)
@@ -133,6 +146,35 @@ def test_a_mistake_in_the_model_is_no_compiler_error(sd3_folder: Path):
 def test_a_network_without_blocks_cannot_be_compiled_by_block():
     with pytest.raises(GuardlitError, match="compile=blocks: the network names no repeated blocks; set it to null"):
         compiling.CompiledBlocks([])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True, "lora": None}], ids=["lora", "full"])
+def test_sharded_blocks_compute_the_same_compiled(changes: dict, sd3_folder: Path, tmp_path: Path):
+    """On two processes; the noise floor before the first update is that of the compiled network."""
+    settings = {
+        "model__policy__class_path": "eagerly.Eagerly",
+        "model__rollout": {"num_inference_steps": 3, "guidance_scale": 1.0},
+        "data__rollout_batch": 2,
+        "data__micro_batch": 2,
+        "data__val": None,
+        "trainer__max_epochs": 1,
+        "trainer__callbacks": [{"class_path": "eagerly.Graphs"}],
+    } | {f"model__policy__init_args__{name}": value for name, value in changes.items()}
+    states = []
+    for mode in (None, "blocks"):
+        folder = tmp_path / str(mode)
+        folder.mkdir()
+        path = config(folder, sd3_folder, **settings, model__policy__init_args__compile=mode)
+        run = forked(folder, "fit", "--config", path, "--trainer.devices", 2, "--trainer.strategy", "fsdp")
+        assert run.wait() == [0, 0], run.last(0)
+        log = run.logs[0].read_text()
+        assert "compile=blocks" not in log  # nothing ran uncompiled
+        assert ("graphs: 0\n" in log) == (mode is None)
+        assert "noise floor of the log ratio by step, before the first update: 0:0.0e+00 1:0.0e+00" in log
+        states.append(SafeCheckpointIO().load_checkpoint(newest(folder), map_location="cpu")["state_dict"])
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[1][k], v) for k, v in states[0].items())
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ class CompiledBlocks:
 
     Blocks of one kind share their graphs. Another weight set, another batch size, and gradients on or off take a graph
     each, of fixed shapes: a round's last, smaller batch costs one more and leaves the others as they are. Where torch
-    cannot compile, or would need more than `GRAPHS`, all blocks run uncompiled from then on and one warning says so.
+    cannot compile, be it the backward pass, or would need more than `GRAPHS`, all blocks run uncompiled from then on
+    and one warning says so. Sharded blocks (FSDP2) compile alike.
 
     Args:
         blocks: of the network.
@@ -40,15 +41,18 @@ class CompiledBlocks:
 
     def _guarded(self, block: nn.Module, compiled: Any) -> Callable[..., Any]:
         import torch._dynamo as dynamo
+        import torch._functorch.config as functorch
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         # in torch's own configuration, and only while a block runs: other compiled code keeps its limit
         limits = dynamo.config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True)
+        # the backward pass is compiled with the forward pass: its errors, too, come while there is another way
+        at_once = functorch.patch(force_non_lazy_backward_lowering=True)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if not self.failed:
                 try:
-                    with limits:
+                    with limits, at_once:
                         return compiled(*args, **kwargs)
                 except (FailOnRecompileLimitHit, TorchDynamoException) as error:
                     self._give_up(error)
@@ -59,4 +63,7 @@ class CompiledBlocks:
     def _give_up(self, error: Exception) -> None:
         self.failed = True
         reason = " ".join(str(error).split())[:300]
-        rank_zero_warn(f"compile=blocks: torch cannot compile, the blocks run uncompiled from here on: {reason}")
+        rank_zero_warn(
+            f"compile=blocks: torch cannot compile, the blocks run uncompiled from here on "
+            f"(model.policy.compile: null spares the attempt): {reason}"
+        )

@@ -196,10 +196,11 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
             set_attention(transformer, self.attention_backend)
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
+        blocks = blocks_of(transformer)  # by their classes' names, which sharding changes
         if shard is not None:
-            shard(transformer, blocks_of(transformer))
+            shard(transformer, blocks)
         if self.compiled and not self.weightless:
-            CompiledBlocks(blocks_of(transformer))
+            CompiledBlocks(blocks)
         self._sets.keep()
         self.transformer, self._dtype = transformer.eval(), transformer.dtype  # asked once: it walks all modules
         self._embeddings = EmbeddingCache(self._encoder_key(), embeddings_folder(self.cache))

@@ -15,10 +15,10 @@ WORKSPACES = (":4096:8", ":16:8")
 NAMES = (
     "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward adaptive_max_pool2d_backward avg_pool3d_backward "
     "fractional_max_pool2d_backward fractional_max_pool3d_backward max_unpool2d max_unpool3d nll_loss2d_forward "
-    "upsample_linear1d_backward upsample_bilinear2d_backward upsample_bicubic2d_backward upsample_trilinear3d_backward "
-    "_upsample_bilinear2d_aa_backward _upsample_bicubic2d_aa_backward grid_sampler_2d_backward grid_sampler_3d_backward "
+    "upsample_linear1d_backward upsample_bilinear2d_backward upsample_bicubic2d_backward "
+    "_upsample_bilinear2d_aa_backward _upsample_bicubic2d_aa_backward grid_sampler_2d_backward "
     "reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward _ctc_loss_backward histc kthvalue "
-    "put_ put"
+    "upsample_trilinear3d_backward grid_sampler_3d_backward put_ put"
 )
 REFUSED = {getattr(aten, name) for name in NAMES.split()}
 OVERLOADS = {aten.median.dim, aten.median.dim_values, aten.nanmedian.dim, aten.nanmedian.dim_values}
