@@ -74,8 +74,9 @@ def keep_quantized(module: nn.Module) -> None:
     Args:
         module: that DDP will be put around.
     """
-    names = [n for n, p in module.named_parameters() if not p.requires_grad and is_traceable_wrapper_subclass(p)]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+    frozen: dict[str, Any] = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    names = [name for name, p in frozen.items() if is_traceable_wrapper_subclass(p)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
 
 
 def raise_together(trainer: pl.Trainer, error: GuardlitError | None) -> None:

@@ -161,7 +161,6 @@ def test_a_network_scores_on_the_device(sd3_folder: Path, clip_folder: Path, tmp
 
 PER_BATCH = {
     "guardlit/rollout.py _check_velocities": 1,
-    "guardlit/scoring.py _now": 2,  # the clock before and after a scorer that computes on the policy's own device
     "guardlit/types.py from_values": 1,  # the rewards themselves
 }
 """How often a line may wait for each batch of images that is drawn and scored; others, never as often as that."""
