@@ -137,3 +137,14 @@ def test_two_processes_share_the_work_and_have_the_same(cache: str | None, sd3_f
         assert all(torch.equal(two[k][n], t) for k, v in one.items() for n, t in v.items())
     one, two = (torch.load(newest(tmp_path / n), weights_only=True)["state_dict"] for n in "12")
     assert all(torch.allclose(two[k], v, atol=1e-6) for k, v in one.items())
+
+
+def test_training_goes_on_after_encoding_in_inference_mode(monkeypatch: pytest.MonkeyPatch):
+    """Under `trainer.inference_mode: true`, as if there were another device to move to."""
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).requires_grad_(False)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *device: tensor.clone())
+    with torch.inference_mode(), prompted.set_aside(network):
+        pass
+    x = torch.ones(1, 2, requires_grad=True)
+    network(x).sum().backward()
+    assert torch.equal(x.grad, network[1].weight.sum(0, keepdim=True) @ network[0].weight)

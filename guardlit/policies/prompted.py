@@ -137,8 +137,13 @@ def set_aside(transformer: nn.Module | None) -> Iterator[None]:
             # sharded parts are small, and FSDP2 knows where they lie
             if not parameter.requires_grad and not isinstance(parameter, DTensor):
                 moved.append((parameter, parameter.device))
-                parameter.data = parameter.data.to("cpu")
+                _move(parameter, torch.device("cpu"))
         yield
     finally:
         for parameter, device in moved:
-            parameter.data = parameter.data.to(device)
+            _move(parameter, device)
+
+
+@torch.inference_mode(False)  # validation may be what encodes: weights must not become tensors of its mode
+def _move(parameter: nn.Parameter, device: torch.device) -> None:
+    parameter.data = parameter.data.to(device)
