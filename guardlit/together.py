@@ -12,9 +12,9 @@ from guardlit_callbacks._gather import gather_objects
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.storage import is_wrapper
 
 T = TypeVar("T")
 
@@ -74,8 +74,7 @@ def keep_quantized(module: nn.Module) -> None:
     Args:
         module: that DDP will be put around.
     """
-    frozen: dict[str, Any] = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-    names = [name for name, p in frozen.items() if is_traceable_wrapper_subclass(p)]
+    names = [n for n, p in module.named_parameters() if not p.requires_grad and is_wrapper(p)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
 
 

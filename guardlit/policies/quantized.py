@@ -113,9 +113,8 @@ def _quantized_bytes(layer: QuantizedLinear) -> int:
 class QuantizedLinear(nn.Linear):
     """A frozen linear layer whose weight is in full precision only while a product is made of it.
 
-    The backward pass makes it again. torchao's own layer leaves a copy of every weight to the backward pass, and
-    bitsandbytes' packs weights on some CPUs in a way that no gradient comes through. Products are made in the input's
-    precision, or autocast's.
+    The backward pass makes it again. It is one way for all kinds; torchao's own layers leave an unpacked copy of every
+    weight to the backward pass. Products are made in the input's precision, or autocast's.
     """
 
     kind: Kind
