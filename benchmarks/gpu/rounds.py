@@ -45,6 +45,11 @@ OPTIONS = (
     Option("attention_backend: _native_cudnn", (f"{POLICY}.attention_backend=_native_cudnn",)),
     Option("micro_batch: auto", ("--data.micro_batch=auto",), rounds=2),
     Option("gradient checkpointing", (f"{POLICY}.gradient_checkpointing=true",)),
+    Option("trainer.deterministic: true", ("--trainer.deterministic=true",)),
+    Option("trainer.tf32: true", ("--trainer.tf32=true",)),
+    Option("quantization: nf4", (f"{POLICY}.quantization=nf4",)),
+    Option("quantization: int8", (f"{POLICY}.quantization=int8",)),
+    Option("vae_device: cpu", (f"{POLICY}.vae_device=cpu",)),
     Option("as shipped, again", (), rounds=2),
 )
 """By importance: what comes last is not measured where time runs out."""
