@@ -15,6 +15,7 @@ from guardlit.errors import GuardlitError, NumbersError
 from guardlit.experience import Experience, Round
 from guardlit.merging import Merging, evaluating
 from guardlit.noise import EVALUATION, NoiseSource
+from guardlit.old_policy import rows_a_call
 from guardlit.phases import announce
 from guardlit.rewards.base import Scorer
 from guardlit.rollout import VelocityError, sample
@@ -42,7 +43,7 @@ class Collector:
         self._module, self._round = module, round
         self._batches = [round.samples[i : i + batch_size] for i in range(0, len(round.samples), batch_size)]
         self._coefficients = module.coefficients()
-        self._velocities = module.old.keeps(len(self._batches[0]), round.plan.micro_batch)
+        self._velocities = module.old.keeps(rows_a_call(len(round.samples), batch_size), round.plan.micro_batch)
         self._steps_done = 0
 
     def collect(self) -> Experience:

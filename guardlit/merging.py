@@ -15,6 +15,7 @@ from guardlit.errors import GuardlitError
 from guardlit.experience import Round
 from guardlit.guards import allowed, sizes_by_step
 from guardlit.noise import NoiseSource
+from guardlit.old_policy import rows_a_call
 from guardlit.sde import Coefficients
 from guardlit.types import Conditioning, Trajectory
 
@@ -38,7 +39,7 @@ def decision(module: GRPOModule, batch: int, micro_batch: int, batches: int, hal
 
     Args:
         module: of the run.
-        batch: images drawn at once.
+        batch: images drawn at once; 0 where that is not always as many.
         micro_batch: transitions trained at once.
         batches: that a process draws in a round.
         half: whether the network computes in half precision.
@@ -81,7 +82,8 @@ class Merging:
     ) -> None:
         self._module, self._round, self._coefficients = module, round, coefficients
         half = module.policy.forward_dtype is not None or "mixed" in str(module.trainer.precision)
-        self._decision = decision(module, len(batches[0]), round.plan.micro_batch, len(batches), half)
+        rows = rows_a_call(sum(map(len, batches)), len(batches[0]))
+        self._decision = decision(module, rows, round.plan.micro_batch, len(batches), half)
         self._stack = ExitStack()
         self._can = module.policy.mergeable and module.rollout.merge is not False
         self._merged = False

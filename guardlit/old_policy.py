@@ -20,6 +20,12 @@ FLOOR = "noise_floor"
 """Of a micro-batch's outputs, while `auto` measures: the log ratio of the policy to what the rollout stored, (B,)."""
 
 
+def rows_a_call(images: int, batch: int) -> int:
+    """Rows of each call of a rollout of so many images; 0 where the last one has fewer than the others."""
+    batch = min(batch, images)
+    return 0 if images % batch else batch
+
+
 class OldPolicy:
     """Decides of each micro-batch where the old policy's velocity comes from.
 

@@ -14,7 +14,7 @@ from test_resume import _raise_after
 from guardlit.guards import allowed, noise_floor
 from guardlit.module import GRPOModule
 from guardlit.objective import GRPOGuard
-from guardlit.old_policy import OldPolicy
+from guardlit.old_policy import OldPolicy, rows_a_call
 from guardlit.transfer import Trajectories
 
 UPDATE, ROUND = 4, 16  # micro-batches
@@ -170,6 +170,12 @@ def test_what_was_decided_holds_for_equal_rows_alone(decided):
     auto.load_state_dict({} if decided is None else {"decided": decided})
     assert auto.keeps(8, 8) == (decided != "recomputed")
     assert not auto.keeps(8, 4)
+
+
+def test_a_smaller_last_batch_has_other_rows():
+    assert (rows_a_call(8, 4), rows_a_call(8, 8), rows_a_call(4, 8)) == (4, 8, 4)
+    assert rows_a_call(10, 4) == 0
+    assert not OldPolicy("auto").keeps(rows_a_call(10, 4), 4)
 
 
 def test_the_decision_is_that_of_all_processes():

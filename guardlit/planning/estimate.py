@@ -141,7 +141,7 @@ def estimate(run: PlannedRun) -> Estimate:
         evaluation=costs.evaluation.flops / rows * evaluation.num_inference_steps,
         decoding=costs.decoding.flops / rows,
     )
-    tables = 1 + module.old.keeps(run.rollout_rows, plan.micro_batch)  # states, and velocities where they are kept
+    tables = 1 + module.old.keeps(run.rows_a_call, plan.micro_batch)  # states, and velocities where they are kept
     trajectories = tables * plan.local_images * plan.train_steps * elements * 4
     memory = _memory(run, _share(footprint, run.shards), costs, trajectories, elements)
     return Estimate(compute, memory, footprint, costs.image, costs.optimizer, trajectories)
@@ -153,7 +153,7 @@ def estimate(run: PlannedRun) -> Estimate:
 def _merging(run: PlannedRun) -> Decision:
     """Whether the rollout's adapter is merged into the weights."""
     rows, half = run.rollout_rows, run.half is not None or run.module.policy.forward_dtype is not None
-    return decision(run.module, rows, run.plan.micro_batch, math.ceil(run.plan.local_images / rows), half)
+    return decision(run.module, run.rows_a_call, run.plan.micro_batch, math.ceil(run.plan.local_images / rows), half)
 
 
 def _forward(run: PlannedRun, rows: int, guidance: float, weights: AbstractContextManager[None]) -> Cost:

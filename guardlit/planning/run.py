@@ -14,6 +14,7 @@ from guardlit.app import DEFAULTS, GuardlitCLI
 from guardlit.data import PromptDataModule
 from guardlit.errors import GuardlitError
 from guardlit.module import GRPOModule
+from guardlit.old_policy import rows_a_call
 from guardlit.plan import RoundPlan
 from guardlit.prompts import load_prompts
 from guardlit.sharding import ShardedStrategy
@@ -102,6 +103,11 @@ class PlannedRun:
     def rollout_rows(self) -> int:
         """Images of a rollout's batch, but for the last one."""
         return min(self.data.rollout_batch, self.plan.local_images)
+
+    @property
+    def rows_a_call(self) -> int:
+        """The same; 0 where the last batch is smaller."""
+        return rows_a_call(self.plan.local_images, self.data.rollout_batch)
 
     @property
     def validations(self) -> int:
