@@ -79,8 +79,9 @@ def test_it_is_understood(command: str, capsys, monkeypatch: pytest.MonkeyPatch)
     assert guardlit(*given[:1], "--help") == 0
     described = capsys.readouterr().out
     if "those of `guardlit fit`" in described:  # options that are passed on
-        assert guardlit("fit", "--help") == 0
-        described += capsys.readouterr().out
+        for helped in (["--help"], ["--model.policy.help", "SD3Policy"]):
+            assert guardlit("fit", *helped) == 0
+            described += capsys.readouterr().out
     for option in (word.partition("=")[0] for word in given if word.startswith("--")):
         assert re.search(rf"{re.escape(option)}\b", described), f"{given[0]} has no {option}"
 
