@@ -207,6 +207,7 @@ def test_trains_each_objective_then_skips_all(sd3_folder: Path, tmp_path: Path):
     assert "was trained with data.prompts_per_round=1, now it is 2: choose another --out" in other.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_ablation_goes_on_and_equals_an_undisturbed_one(sd3_folder: Path, tmp_path: Path):
     path = config(tmp_path, sd3_folder, trainer__max_epochs=2)
     common = ("--config", path, "--objectives", "GRPOGuard", "--seeds", "3")

@@ -104,7 +104,7 @@ def test_the_plan_counts_what_waits(sd3_folder: Path, tmp_path: Path):
     assert kept.host - plain.host == encoders
 
 
-@pytest.mark.parametrize("cache", ["shared", "own", None])
+@pytest.mark.parametrize("cache", ["shared", pytest.param("own", marks=pytest.mark.slow), None])
 def test_two_processes_share_the_work_and_have_the_same(cache: str | None, sd3_folder: Path, tmp_path: Path):
     """Bit for bit those of one process; each prompt is encoded by one of the two."""
     runs = {}

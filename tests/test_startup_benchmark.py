@@ -21,6 +21,7 @@ def test_help_is_timed_as_a_process_of_its_own():
     assert 0 < times["end"][1] < times["end"][0]
 
 
+@pytest.mark.slow
 def test_the_run_stops_after_its_first_update():
     times = measure(["fit", "--config", "configs/tiny_digits.yaml", *SMALL])
     assert list(times) == [*STAGES[:-1], "stopped"]
