@@ -21,8 +21,8 @@ from guardlit_callbacks import PhaseTimer
 from rich.console import Console
 from rich.table import Table
 
-import guardlit.app
 from guardlit.cli import main as guardlit_main
+from guardlit.commands import lightning_cli
 
 SCORERS = "gold scorers"
 SCORED_IN = {"setup": "GoldScore.on_validation_epoch_start", "score": "GoldScore.on_validation_batch_end"}
@@ -87,7 +87,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--hooks", action="store_true", help="a row a hook, not a row a callback")
     args = parser.parse_args()
-    guardlit.app.DEFAULTS = {**guardlit.app.DEFAULTS, "callbacks": [PhaseTimer(), Stopwatch()]}
+    lightning_cli.DEFAULTS = {
+        **lightning_cli.DEFAULTS,
+        "callbacks": [PhaseTimer(), Stopwatch()],
+    }
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.max_epochs", str(args.rounds), "--trainer.default_root_dir", f"{folder}/runs"]
         code = guardlit_main(["fit", "--config", args.config, *options])

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from tiny_folders import make_sd3
 
-from guardlit.noise import INITIAL, NoiseSource
 from guardlit.objective import GRPOGuard
 from guardlit.policies import LoRA, SD3Policy
+from guardlit.rounds.noise import INITIAL, NoiseSource
 from guardlit.sde import FlowSDE
 
 LAYERS, WIDTH, HEADS, SIDE, STEPS = 6, 384, 6, 32, 10

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 
 import lightning.pytorch as pl
 import numpy as np
@@ -35,13 +35,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from guardlit.data import PromptDataModule
-from guardlit.module import GRPOModule
+from guardlit.data.datamodule import PromptDataModule
 from guardlit.objective import GRPOGuard
 from guardlit.policies import LoRA, SD3Policy
 from guardlit.rewards.base import Scorer
 from guardlit.rewards.jpeg import JPEGCompressibility
-from guardlit.settings import Rollout
+from guardlit.rounds.settings import Rollout
+from guardlit.training.module import GRPOModule
 from guardlit.types import RewardRequest, RewardResult
 
 if TYPE_CHECKING:

@@ -97,8 +97,8 @@ def cost(settings: dict[str, Any], trained: int) -> Cost:
 
 def trained_steps(rollout: dict[str, Any]) -> int:
     """Steps that are trained of each image, of resolved `model.rollout` settings."""
-    from guardlit import windows
-    from guardlit.settings import Rollout
+    from guardlit.rounds import windows
+    from guardlit.rounds.settings import Rollout
 
     window = rollout["window"]
     if window is not None:
@@ -109,7 +109,7 @@ def trained_steps(rollout: dict[str, Any]) -> int:
 @cache
 def costs() -> dict[str, Cost]:
     """Of every shipped run on a real model, by name."""
-    from guardlit.app import settings_of
+    from guardlit.commands.lightning_cli import settings_of
 
     found = {}
     configs = ROOT / "configs"

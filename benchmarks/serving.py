@@ -22,7 +22,7 @@ from rich.table import Table
 
 from guardlit.rewards import RemoteReward
 from guardlit.rewards.base import Scorer
-from guardlit.rewards.wire import pack, score_message
+from guardlit.rewards.remote.wire import pack, score_message
 from guardlit.serving.messages import read_request, reward_request
 from guardlit.types import RewardRequest, RewardResult
 

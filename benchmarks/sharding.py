@@ -23,7 +23,7 @@ import yaml
 from memory import TINY, _status, configure
 
 PROCESSES = (1, 2, 4)
-STRATEGY = "guardlit.sharding.ShardedStrategy"
+STRATEGY = "guardlit.training.sharded_strategy.ShardedStrategy"
 
 
 class Peaks(pl.Callback):
@@ -60,7 +60,7 @@ class Peaks(pl.Callback):
 
 def child(config: Path) -> None:
     """Warm up, then run, as one of several processes."""
-    from guardlit.app import main as guardlit
+    from guardlit.commands.lightning_cli import main as guardlit
 
     world = int(os.environ.get("WORLD_SIZE", 1))
     several = ["--trainer.devices", str(world)]

@@ -30,17 +30,17 @@ from statistics import median
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 
 import lightning.pytorch as pl
 import psutil
 import yaml
 from tiny_folders import make_sd3
 
-import guardlit.app
 from guardlit.cli import main as guardlit_main
-from guardlit.data import ENCODE_ROUNDS
-from guardlit.rewards.digits_nets import DIGITS
+from guardlit.commands import lightning_cli
+from guardlit.data.datamodule import ENCODE_ROUNDS
+from guardlit.rewards.digits.networks import DIGITS
 
 LIMIT = 0.01
 """Growth of memory from which a run fails."""
@@ -148,7 +148,7 @@ def settings(folder: Path, rounds: int) -> dict[str, Any]:
             text = f"a photo of the handwritten digit {DIGITS[i % 10]}, sheet {i // 10}"
             file.write(json.dumps({"prompt": text, "digit": i % 10}) + "\n")
     checkpoint = "lightning.pytorch.callbacks.ModelCheckpoint"
-    gold = [f"guardlit.rewards.digits.Digit{name}" for name in ("Gold", "Realism", "Diversity")]
+    gold = [f"guardlit.rewards.digits.scorers.Digit{name}" for name in ("Gold", "Realism", "Diversity")]
     callbacks: dict[str, dict[str, Any]] = {
         "guardlit_callbacks.TrainableEMA": {},
         "guardlit_callbacks.SampleGrid": {},
@@ -158,7 +158,7 @@ def settings(folder: Path, rounds: int) -> dict[str, Any]:
         "guardlit_callbacks.OverOptimizationStop": {"action": "warn"},
         "guardlit_callbacks.DriftSentinels": {},
         "guardlit_callbacks.PhaseTimer": {},
-        "guardlit.export.ExportAtEnd": {},
+        "guardlit.training.export.ExportAtEnd": {},
     }
     kept = [
         {"filename": "round_{epoch:05d}", "auto_insert_metric_name": False, "save_on_train_epoch_end": True},
@@ -202,7 +202,10 @@ def soak(folder: Path, rounds: int) -> list[dict[str, float]]:
     folder.mkdir(parents=True)  # a folder that is there holds another run
     config, record = folder / "run.yaml", folder / "soak.csv"
     config.write_text(yaml.safe_dump(settings(folder, rounds)))
-    guardlit.app.DEFAULTS = {**guardlit.app.DEFAULTS, "callbacks": [Recorder(record, folder / "run")]}
+    lightning_cli.DEFAULTS = {
+        **lightning_cli.DEFAULTS,
+        "callbacks": [Recorder(record, folder / "run")],
+    }
     if code := guardlit_main(["fit", "--config", str(config)]):
         raise SystemExit(code)
     return read(record)

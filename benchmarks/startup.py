@@ -47,7 +47,7 @@ def child(began: float, report: Path, whole: bool, arguments: Sequence[str]) -> 
 
 def listen(reach: Any, whole: bool) -> None:
     """Have a callback of the run tell `reach` what happens."""
-    import guardlit.app
+    import guardlit.commands.lightning_cli
 
     reach("imported")
     from lightning.pytorch import Callback
@@ -74,7 +74,7 @@ def listen(reach: Any, whole: bool) -> None:
                 if not whole:
                     trainer.fit_loop.epoch_loop.max_steps = 1
 
-    guardlit.app.DEFAULTS = {**guardlit.app.DEFAULTS, "callbacks": [Stages()]}
+    guardlit.commands.lightning_cli.DEFAULTS = {**guardlit.commands.lightning_cli.DEFAULTS, "callbacks": [Stages()]}
 
 
 def measure(arguments: Sequence[str], whole: bool = False) -> Times:

@@ -15,19 +15,19 @@ from importlib import import_module
 from guardlit import __version__
 from guardlit.errors import GuardlitError
 
-_LIGHTNING = "guardlit.app:main"  # reads the command's name from the arguments' first entry
+_LIGHTNING = "guardlit.commands.lightning_cli:main"  # reads the command's name from the arguments' first entry
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("train a pipeline", _LIGHTNING),
     "validate": ("evaluate a checkpoint with the rewards of its run", _LIGHTNING),
     "sample": ("draw images with a checkpoint", _LIGHTNING),
     "export": ("write a checkpoint as a LoRA or a pipeline folder", _LIGHTNING),
-    "evaluate": ("set checkpoints beside the base model: gold scores in one table", "guardlit.evaluate:main"),
-    "convert": ("turn a published checkpoint into what a scorer loads", "guardlit.convert:main"),
-    "ablate": ("compare objectives, on one rollout or by training with each", "guardlit.ablate:main"),
-    "plan": ("print what a run will cost, before any weights load", "guardlit.planning.command:main"),
-    "report": ("write figures and one page from run folders", "guardlit.report:main"),
-    "serve-reward": ("score images for other processes, over HTTP", "guardlit.serving.command:main"),
+    "evaluate": ("set checkpoints beside the base model: gold scores in one table", "guardlit.commands.evaluate:main"),
+    "convert": ("turn a published checkpoint into what a scorer loads", "guardlit.commands.convert:main"),
+    "ablate": ("compare objectives, on one rollout or by training with each", "guardlit.commands.ablate:main"),
+    "plan": ("print what a run will cost, before any weights load", "guardlit.commands.plan:main"),
+    "report": ("write figures and one page from run folders", "guardlit.commands.report:main"),
+    "serve-reward": ("score images for other processes, over HTTP", "guardlit.commands.serve_reward:main"),
     "schedule": ("print a sampler's coefficients and every objective's gradient scale", "guardlit.schedule:main"),
 }
 """Name -> what it does, and the function that does it, which takes the list of arguments."""

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError, positive
 from guardlit.objective import PRESETS
+from guardlit.rounds.settings import MOST_STEPS
 from guardlit.sde import CPS, ODE, SDE, Coefficients, DanceSDE, FlowSDE, flow_match_sigmas
-from guardlit.settings import MOST_STEPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -282,7 +282,7 @@ def plot(path: Path, table: ScheduleTable) -> None:
 
 
 def _curve(axes: Axes, table: ScheduleTable, values: Tensor, style: int, label: str, broad: bool = False) -> None:
-    from guardlit_callbacks.figures import MARKERS, PALETTE
+    from guardlit_callbacks.figures.plots import MARKERS, PALETTE
 
     t, untrained = table.coefficients["t"].numpy(), ~table.trained.numpy()
     colour, marker, size = PALETTE[style], MARKERS[style], 10 if broad else 5

@@ -29,10 +29,19 @@ BASICS = {"guardlit", "guardlit.types", "guardlit.errors"}
 MATHS = {"guardlit.sde", "guardlit.objective", "guardlit.kl", "guardlit.advantage"}
 INTERFACES = {"guardlit.policies.base", "guardlit.rewards.base"}
 """Abstract classes that know types and torch: what stands below policies and rewards may name these."""
-LAYERS = ({"guardlit.types"}, MATHS, {"guardlit.rollout"}, {"guardlit.module"}, {"guardlit.app", "guardlit.cli"})
+LAYERS = (
+    {"guardlit.types"},
+    MATHS,
+    {"guardlit.rounds.rollout"},
+    {"guardlit.training.module"},
+    {"guardlit.commands.lightning_cli", "guardlit.cli"},
+)
 TOP_LEVEL = {"torchmetrics", "torch", "lightning", "jsonargparse", "numpy", "yaml", "guardlit", "guardlit_callbacks"}
 MODEL_NAMES = re.compile(r"sd_?3|sdxl|stable_?diffusion|flux|qwen|wan_?2|pixart|sana", re.IGNORECASE)
-KNOW_MODELS = ("guardlit.policies", "guardlit.assets.build")  # the second makes the bundled folder, and trains nothing
+KNOW_MODELS = (
+    "guardlit.policies",
+    "guardlit.tiny_world.build",
+)  # the second makes the bundled folder, and trains nothing
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_FILE, MAX_FUNCTION, MAX_REPEATED = 300, 60, 9  # lines
@@ -112,7 +121,7 @@ def test_policies_and_rewards_know_types_and_their_siblings(package: str):
 
 def test_the_rollout_and_the_module_meet_policies_and_rewards_by_their_interfaces():
     concrete = {m for m in GUARDLIT if m.startswith(("guardlit.policies.", "guardlit.rewards."))} - INTERFACES
-    assert excess({"guardlit.rollout", "guardlit.module"}, lambda m: imports(m) & concrete, set()) == {}
+    assert excess({"guardlit.rounds.rollout", "guardlit.training.module"}, lambda m: imports(m) & concrete, set()) == {}
 
 
 def test_callbacks_never_import_guardlit():
@@ -158,7 +167,7 @@ def test_the_module_never_asks_what_it_was_given():
     """No branch on the class or the name of a policy, a reward, a sampler or an objective."""
     asks = re.compile(r"(isinstance|hasattr|type)\(|__class__|__name__|\.name\b")
     given = re.compile(r"\b(policy|reward|sde|objective)\b")
-    branches = [n for n in ast.walk(TREES["guardlit.module"]) if isinstance(n, ast.If | ast.IfExp | ast.While)]
+    branches = [n for n in ast.walk(TREES["guardlit.training.module"]) if isinstance(n, ast.If | ast.IfExp | ast.While)]
     conditions = [ast.unparse(node.test) for node in branches]
     assert len(conditions) > 5
     assert [text for text in conditions if asks.search(text) and given.search(text)] == []
@@ -175,7 +184,7 @@ def test_importing_guardlit_costs_nothing():
 
 
 def test_the_command_line_loads_no_model_library():
-    loaded = modules_after("import guardlit.app")
+    loaded = modules_after("import guardlit.commands.lightning_cli")
     assert "lightning" in packages(loaded)
     assert packages(loaded) & {"diffusers", "peft", "accelerate", "datasets", "sklearn"} == set()
     # torchmetrics looks at transformers' list of models, which loads none

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.faults.lab import UPDATES, checkpoints
-from guardlit.sharded_checkpoint import read_shards
+from guardlit.checkpoints.shards import read_shards
 
 STATE = (
     "state_dict",

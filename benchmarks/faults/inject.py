@@ -17,9 +17,9 @@ from benchmarks.faults.processes import Prepare
 Act = Callable[..., Any]
 
 SAVE = "lightning.pytorch:Trainer.save_checkpoint"
-STEP = "guardlit.module:GRPOModule.training_step"
-UPDATE = "guardlit.module:GRPOModule.on_before_optimizer_step"
-VALIDATE = "guardlit.module:GRPOModule.validation_step"
+STEP = "guardlit.training.module:GRPOModule.training_step"
+UPDATE = "guardlit.training.module:GRPOModule.on_before_optimizer_step"
+VALIDATE = "guardlit.training.module:GRPOModule.validation_step"
 VELOCITY = "guardlit.policies:SD3Policy.velocity"
 SCORE = "guardlit.rewards:JPEGCompressibility.score"
 

@@ -98,7 +98,7 @@ class Lab:
         if setting.processes > 1:
             args += [f"--trainer.devices={setting.processes}", f"--trainer.strategy={setting.strategy}"]
         if setting.folders:
-            sharded = "--trainer.strategy=guardlit.sharding.ShardedStrategy"
+            sharded = "--trainer.strategy=guardlit.training.sharded_strategy.ShardedStrategy"
             args += [sharded, "--trainer.strategy.save_distributed_checkpoint=true"]
         if setting.timeout:
             args += ["--trainer.strategy=DDPStrategy", f"--trainer.strategy.timeout=0:00:{setting.timeout:02d}"]

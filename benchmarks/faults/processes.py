@@ -28,7 +28,7 @@ def import_all() -> None:
     import torch
     import transformers
 
-    import guardlit.app
+    import guardlit.commands.lightning_cli
     import guardlit.policies.sd3
     import guardlit.rewards.jpeg  # noqa: F401
 

@@ -74,8 +74,8 @@ def _start(port: int, prepare: Prepare | None) -> Any:
 
 
 def _serve(port: int, prepare: Prepare | None) -> None:
+    from guardlit.commands.serve_reward import ServerSettings, serve
     from guardlit.rewards import JPEGCompressibility
-    from guardlit.serving.command import ServerSettings, serve
 
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -152,7 +152,7 @@ FAULTS = [
     Fault(
         "a process of the scorer's pool is killed",
         changes={"model__reward": READ, "prompts": 'a sign says "two"\na sign says "cat"\n'},
-        prepare=before("guardlit.rewards.ocr_engine:Readers.read", 4, _kill_reader),
+        prepare=before("guardlit.rewards.ocr.engine:Readers.read", 4, _kill_reader),
         codes=(0,),
         limit=240.0,  # reading takes its time
     ),

@@ -41,8 +41,8 @@ def _compare(bench: Bench, family: str) -> None:
 
 def _step(policy: Any, kind: str) -> tuple[Tensor, Tensor]:
     """Log ratios (B,) and the flat gradient of one micro-batch, on the CPU."""
-    from guardlit.noise import NoiseSource
     from guardlit.objective import GRPOGuard
+    from guardlit.rounds.noise import NoiseSource
     from guardlit.sde import FlowSDE
 
     coefficients = FlowSDE().coefficients(policy.sigmas(10))

@@ -84,7 +84,7 @@ def _decoding(bench: Bench, policy: Any) -> None:
 
 
 def _noise(bench: Bench, policy: Any) -> None:
-    from guardlit.noise import NoiseSource
+    from guardlit.rounds.noise import NoiseSource
 
     shape = bench.size((16, 64, 64), (16, 8, 8))
     noise = NoiseSource(0, 0, shape)

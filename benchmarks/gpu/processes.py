@@ -26,7 +26,7 @@ def preload() -> None:
     import torch
     import transformers
 
-    import guardlit.app
+    import guardlit.commands.lightning_cli
     import guardlit.planning.estimate
     import guardlit.rewards.jpeg  # noqa: F401
 

@@ -51,8 +51,8 @@ def floor(bench: Bench, family: str) -> None:
 
 
 def _floor(bench: Bench, policy: Any, family: str, name: str) -> None:
-    from guardlit.noise import NoiseSource
-    from guardlit.rollout import sample
+    from guardlit.rounds.noise import NoiseSource
+    from guardlit.rounds.rollout import sample
     from guardlit.sde import FlowSDE
 
     mode = VARIANTS[family][name][1]
@@ -118,8 +118,8 @@ def scale(bench: Bench) -> None:
 
 def _gradient(bench: Bench, policy: Any, factor: float) -> Tensor:
     """Flat float64 gradient of the LoRA, of GRPO-Guard's loss times a factor."""
-    from guardlit.noise import NoiseSource
     from guardlit.objective import GRPOGuard
+    from guardlit.rounds.noise import NoiseSource
     from guardlit.sde import FlowSDE
 
     rows = 2

@@ -81,7 +81,7 @@ def _whole_ratio(one: dict[str, Any]) -> float:
 def _utilisation(bench: Bench, arguments: Sequence[str], last: dict[str, Any], whole: float) -> None:
     """TFLOP/s by the closed form of docs/recipes.md, beside what the device can do."""
     from benchmarks.recipes import cost, trained_steps
-    from guardlit.app import settings_of
+    from guardlit.commands.lightning_cli import settings_of
 
     if bench.rehearse:
         bench.missing("TFLOP/s by the closed form", "a rehearsal has another network")

@@ -58,8 +58,8 @@ def arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> list[Round]:
     """Train in this process, and return what the rounds took."""
-    from guardlit import app
     from guardlit.cli import main as fit
+    from guardlit.commands import lightning_cli as app
     from guardlit.policies import LoRA, SD3Policy
 
     torch.set_num_threads(args.threads)

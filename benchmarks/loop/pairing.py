@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from benchmarks.loop.ledger import BARE, HARNESS, ZERO, Clocks, Ledger
-from guardlit.experience import Experience
-from guardlit.noise import NoiseSource
 from guardlit.objective import Objective
-from guardlit.scoring import Scoring
+from guardlit.rounds.experience import Experience
+from guardlit.rounds.noise import NoiseSource
+from guardlit.rounds.scoring import Scoring
 
 PHASES = {"rollout": "rollout", "update": "update"}
 MODEL = "model"

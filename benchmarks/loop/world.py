@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/support"))
 
 SIZES = {"tiny": (2, 32, 2, 8, 64), "small": (3, 192, 3, 16, 128), "mid": (6, 384, 6, 32, 256)}
 """Layers, width, heads, latent side and pixels."""

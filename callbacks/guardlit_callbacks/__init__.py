@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from guardlit_callbacks.composite import Interval, bootstrap, composite
 
 if TYPE_CHECKING:
+    from guardlit_callbacks.distributed.sync_ddp import SyncDDP
     from guardlit_callbacks.drift_sentinels import DriftSentinels
     from guardlit_callbacks.gold_score import GoldScore
     from guardlit_callbacks.gradient_norm import GradientNorm
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from guardlit_callbacks.phase_timer import PhaseTimer
     from guardlit_callbacks.ratio_distribution import RatioDistribution
     from guardlit_callbacks.sample_grid import SampleGrid
-    from guardlit_callbacks.sync_ddp import SyncDDP
     from guardlit_callbacks.trainable_ema import TrainableEMA
 
 __version__ = "0.1.0"
@@ -47,7 +47,7 @@ _MODULES = {
     "PhaseTimer": "phase_timer",
     "RatioDistribution": "ratio_distribution",
     "SampleGrid": "sample_grid",
-    "SyncDDP": "sync_ddp",
+    "SyncDDP": "distributed.sync_ddp",
     "TrainableEMA": "trainable_ema",
 }
 

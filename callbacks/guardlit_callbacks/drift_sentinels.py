@@ -10,11 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guardlit_callbacks._gather import distinct, gather_objects
-from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from guardlit_callbacks._logging import is_rehearsal, log_scalars
-from guardlit_callbacks._outputs import read_output, read_value
-from guardlit_callbacks._pictures import to_uint8
+from guardlit_callbacks.distributed.gather import distinct, gather_objects
+from guardlit_callbacks.figures.pictures import to_uint8
+from guardlit_callbacks.tools.lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_warn,
+)
+from guardlit_callbacks.tools.logging import is_rehearsal, log_scalars
+from guardlit_callbacks.tools.outputs import read_output, read_value
 
 _THUMBNAIL = 16
 

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guardlit_callbacks._gather import gather_objects
-from guardlit_callbacks._lightning import (
+from guardlit_callbacks.composite import Interval, bootstrap
+from guardlit_callbacks.distributed.gather import gather_objects
+from guardlit_callbacks.figures.plots import ProxyGoldCurve, proxy_gold_figure
+from guardlit_callbacks.tools.lightning import (
     Callback,
     LightningModule,
     MisconfigurationException,
     Trainer,
     rank_zero_warn,
 )
-from guardlit_callbacks._logging import is_rehearsal, log_figure, log_scalars, run_dir
-from guardlit_callbacks._outputs import read_output, read_value
-from guardlit_callbacks._scoring import ScoreRequest, Scorers, can_close, named, score, set_up
-from guardlit_callbacks._statistics import Array
-from guardlit_callbacks.composite import Interval, bootstrap
-from guardlit_callbacks.figures import ProxyGoldCurve, proxy_gold_figure
+from guardlit_callbacks.tools.logging import is_rehearsal, log_figure, log_scalars, run_dir
+from guardlit_callbacks.tools.outputs import read_output, read_value
+from guardlit_callbacks.tools.scoring import ScoreRequest, Scorers, can_close, named, score, set_up
+from guardlit_callbacks.tools.statistics import Array
 
 PROXY = "proxy"
 

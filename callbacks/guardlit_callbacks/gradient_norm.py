@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from guardlit_callbacks._gather import gather_objects
-from guardlit_callbacks._gradients import total_norm, trained, zero_share
-from guardlit_callbacks._lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from guardlit_callbacks._logging import log_figure, log_histogram
-from guardlit_callbacks._outputs import read_output
-from guardlit_callbacks._round import RoundCallback, Rows
-from guardlit_callbacks._statistics import max_over_min, split, step_index, unmasked
-from guardlit_callbacks.figures import gradient_figure
-from guardlit_callbacks.sync_ddp import SyncDDP
+from guardlit_callbacks.distributed.gather import gather_objects
+from guardlit_callbacks.distributed.gradients import total_norm, trained, zero_share
+from guardlit_callbacks.distributed.sync_ddp import SyncDDP
+from guardlit_callbacks.figures.plots import gradient_figure
+from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from guardlit_callbacks.tools.logging import log_figure, log_histogram
+from guardlit_callbacks.tools.outputs import read_output
+from guardlit_callbacks.tools.round import RoundCallback, Rows
+from guardlit_callbacks.tools.statistics import max_over_min, split, step_index, unmasked
 
 CLIP_TOLERANCE = 1e-5
 """A norm that fell by a larger share than this was clipped; rounding moves it less."""

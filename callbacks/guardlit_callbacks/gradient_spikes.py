@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from guardlit_callbacks._gather import gather_objects
-from guardlit_callbacks._gradients import total_norm, trained
-from guardlit_callbacks._lightning import Callback, LightningModule, Trainer, rank_zero_warn
-from guardlit_callbacks._outputs import read_output
+from guardlit_callbacks.distributed.gather import gather_objects
+from guardlit_callbacks.distributed.gradients import total_norm, trained
+from guardlit_callbacks.tools.lightning import Callback, LightningModule, Trainer, rank_zero_warn
+from guardlit_callbacks.tools.outputs import read_output
 
 SIGMA = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""

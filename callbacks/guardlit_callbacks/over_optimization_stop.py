@@ -6,15 +6,15 @@ import json
 import math
 from typing import Any, Literal, NamedTuple
 
-from guardlit_callbacks._learning_rates import scale_learning_rates
-from guardlit_callbacks._lightning import (
+from guardlit_callbacks.tools.learning_rates import scale_learning_rates
+from guardlit_callbacks.tools.lightning import (
     Callback,
     LightningModule,
     MisconfigurationException,
     Trainer,
     rank_zero_warn,
 )
-from guardlit_callbacks._logging import log_scalars, run_dir
+from guardlit_callbacks.tools.logging import log_scalars, run_dir
 
 
 class Evaluation(NamedTuple):

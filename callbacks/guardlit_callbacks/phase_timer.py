@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer
+from guardlit_callbacks.tools.lightning import Callback, LightningModule, MisconfigurationException, Trainer
 
 
 class PhaseTimer(Callback):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from guardlit_callbacks._lightning import LightningModule, Trainer
-from guardlit_callbacks._logging import log_figure, log_histogram
-from guardlit_callbacks._outputs import read_output
-from guardlit_callbacks._round import RoundCallback, Rows
-from guardlit_callbacks._statistics import clip_shares, moments, split, unmasked
-from guardlit_callbacks.figures import RatioSamples, ratio_figure
+from guardlit_callbacks.figures.plots import RatioSamples, ratio_figure
+from guardlit_callbacks.tools.lightning import LightningModule, Trainer
+from guardlit_callbacks.tools.logging import log_figure, log_histogram
+from guardlit_callbacks.tools.outputs import read_output
+from guardlit_callbacks.tools.round import RoundCallback, Rows
+from guardlit_callbacks.tools.statistics import clip_shares, moments, split, unmasked
 
 KINDS = {"log_ratio": "log ratio in the objective", "raw": "raw log ratio", "normalized": "normalised log ratio"}
 SIDES = ("above", "below")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from guardlit_callbacks._gather import distinct, gather_objects
-from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException, Trainer
-from guardlit_callbacks._logging import is_rehearsal, log_image, run_dir, save_png
-from guardlit_callbacks._outputs import read_output, read_value
-from guardlit_callbacks._pictures import Frame, captioned_grid, film_strip, fit, to_uint8
+from guardlit_callbacks.distributed.gather import distinct, gather_objects
+from guardlit_callbacks.figures.pictures import Frame, captioned_grid, film_strip, fit, to_uint8
+from guardlit_callbacks.tools.lightning import Callback, LightningModule, MisconfigurationException, Trainer
+from guardlit_callbacks.tools.logging import is_rehearsal, log_image, run_dir, save_png
+from guardlit_callbacks.tools.outputs import read_output, read_value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from guardlit_callbacks._lightning import (
+from guardlit_callbacks.distributed.sharded import local, on_first, reshard, shard_like, sharded
+from guardlit_callbacks.tools.lightning import (
     Callback,
     LightningModule,
     MisconfigurationException,
     Trainer,
     rank_zero_warn,
 )
-from guardlit_callbacks._sharded import local, on_first, reshard, shard_like, sharded
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 

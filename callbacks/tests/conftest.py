@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 import torch
 import torch.multiprocessing as mp
-from guardlit_callbacks._lightning import Callback, LightningModule, Trainer
+from guardlit_callbacks.tools.lightning import Callback, LightningModule, Trainer
 
 HUNG = 120
 """Seconds after which two processes are taken to wait for each other; seen to take 10 on a busy machine."""

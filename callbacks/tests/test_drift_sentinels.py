@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 from guardlit_callbacks import DriftSentinels
-from guardlit_callbacks._lightning import MisconfigurationException
 from guardlit_callbacks.drift_sentinels import (
     SENTINELS,
     dark_share,
@@ -13,6 +12,7 @@ from guardlit_callbacks.drift_sentinels import (
     saturation,
     spectral_peak,
 )
+from guardlit_callbacks.tools.lightning import MisconfigurationException
 
 EVEN = torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)
 NOISE = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

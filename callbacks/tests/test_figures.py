@@ -2,10 +2,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from guardlit_callbacks._logging import figure_to_array
-from guardlit_callbacks._report_curves import Band
-from guardlit_callbacks._statistics import clip_shares, max_over_min, moments, step_index
-from guardlit_callbacks.figures import (
+from guardlit_callbacks.figures.plots import (
     ProxyGoldCurve,
     RatioSamples,
     gradient_figure,
@@ -13,6 +10,9 @@ from guardlit_callbacks.figures import (
     ratio_figure,
     training_figure,
 )
+from guardlit_callbacks.report.curves import Band
+from guardlit_callbacks.tools.logging import figure_to_array
+from guardlit_callbacks.tools.statistics import clip_shares, max_over_min, moments, step_index
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from guardlit_callbacks import GoldScore, OverOptimizationStop, bootstrap, composite
-from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException
+from guardlit_callbacks.tools.lightning import Callback, LightningModule, MisconfigurationException
 from torchmetrics import Metric
 
 CHECKPOINTS = import_module(Callback.__module__.rsplit(".", 1)[0])

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from guardlit_callbacks import GradientNorm, SyncDDP
-from guardlit_callbacks._gradients import zero_share
-from guardlit_callbacks._lightning import LightningModule, MisconfigurationException
+from guardlit_callbacks.distributed.gradients import zero_share
 from guardlit_callbacks.gradient_norm import total_norm
+from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException
 from toy_flow import STEPS, Rounds, Spy, ToyFlow, transitions
 
 CHECKPOINTS = import_module(GradientNorm.__mro__[2].__module__.rsplit(".", 1)[0])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from guardlit_callbacks import GradientSpikes
-from guardlit_callbacks._lightning import Callback, LightningModule, MisconfigurationException
+from guardlit_callbacks.tools.lightning import Callback, LightningModule, MisconfigurationException
 
 SERIES = np.random.default_rng(0).lognormal(0.0, 0.1, 40)
 SERIES[[11, 24, 30]] *= [8.0, 30.0, 5.5]

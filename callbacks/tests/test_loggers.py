@@ -8,7 +8,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from guardlit_callbacks._lightning import Callback
+from guardlit_callbacks.tools.lightning import Callback
 from PIL import Image
 from whole_run import all_callbacks, fit
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from guardlit_callbacks._logging import (
+from guardlit_callbacks.tools.logging import (
     figure_to_array,
     is_rehearsal,
     log_figure,
@@ -14,7 +14,7 @@ from guardlit_callbacks._logging import (
     log_scalars,
     run_dir,
 )
-from guardlit_callbacks._outputs import read_output
+from guardlit_callbacks.tools.outputs import read_output
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from PIL import Image

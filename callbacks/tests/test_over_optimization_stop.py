@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from guardlit_callbacks import OverOptimizationStop
-from guardlit_callbacks._lightning import LightningModule, MisconfigurationException
+from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException
 
 HACKED = [  # proxy, gold, lower end; one evaluation after each step
     (0.50, 1.00, 0.97),

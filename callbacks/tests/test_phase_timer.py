@@ -1,6 +1,6 @@
 import pytest
 from guardlit_callbacks import PhaseTimer, phase_timer
-from guardlit_callbacks._lightning import Callback, MisconfigurationException
+from guardlit_callbacks.tools.lightning import Callback, MisconfigurationException
 
 
 class Clock:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from guardlit_callbacks import RatioDistribution
-from guardlit_callbacks._lightning import MisconfigurationException
+from guardlit_callbacks.tools.lightning import MisconfigurationException
 from toy_flow import CLIP, GAIN, STD, STEPS, Rounds, Spy, ToyFlow, transitions
 
 KINDS = {"raw": "raw_log_ratio", "normalized": "norm_log_ratio"}

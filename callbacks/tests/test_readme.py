@@ -5,7 +5,7 @@ from pathlib import Path
 
 import guardlit_callbacks
 import pytest
-from guardlit_callbacks._lightning import Callback
+from guardlit_callbacks.tools.lightning import Callback
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -6,15 +6,15 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-import guardlit_callbacks.report as report
 import numpy as np
 import pytest
 import torch
 from guardlit_callbacks import GoldScore, GradientNorm, RatioDistribution
-from guardlit_callbacks._lightning import Callback
-from guardlit_callbacks._report_data import read_run
-from guardlit_callbacks._report_methods import group, ratio_by_step
-from guardlit_callbacks.figures import gradient_figure, proxy_gold_figure, training_figure
+from guardlit_callbacks.figures.plots import gradient_figure, proxy_gold_figure, training_figure
+from guardlit_callbacks.report import writer as report
+from guardlit_callbacks.report.data import read_run
+from guardlit_callbacks.report.methods import group, ratio_by_step
+from guardlit_callbacks.tools.lightning import Callback
 from run_folders import write_csv, write_gold, write_metrics, write_ratio, write_run, write_strip
 from toy_flow import Rounds, ToyFlow, transitions
 
@@ -109,7 +109,7 @@ def test_a_run_with_a_few_metrics_shows_these_and_says_what_is_not_there(tmp_pat
 def test_curves_are_chosen_by_pattern(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "guardlit_callbacks._report_sections.training_figure",
+        "guardlit_callbacks.report.sections.training_figure",
         lambda panels: drawn.append({key: unit for key, (unit, _) in panels.items()}) or training_figure(panels),
     )
     keys = ["gradient/norm_before_clipping", "train/grad_norm", "train/kl", "val/reward", "ratio/clipped", "other/x"]
@@ -142,7 +142,7 @@ def test_the_command_needs_neither_torch_nor_lightning(tmp_path):
     runs = four_runs(tmp_path)
     code = """
 import sys
-from guardlit_callbacks.report import main
+from guardlit_callbacks.report.writer import main
 code = main(sys.argv[1:])
 print(*sorted({"torch", "lightning", "pytorch_lightning", "torchmetrics", "matplotlib.pyplot"} & set(sys.modules)))
 sys.exit(code)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from guardlit_callbacks._report_data import MAX_ROUNDS, ReportError, read_run
+from guardlit_callbacks.report.data import MAX_ROUNDS, ReportError, read_run
 from run_folders import write_config, write_csv, write_gold, write_metrics, write_ratio, write_run
 
 

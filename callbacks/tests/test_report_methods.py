@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from guardlit_callbacks._report_curves import MAX_POINTS, Band, band, thinned
-from guardlit_callbacks._report_data import ReportError, Series, read_run
-from guardlit_callbacks._report_methods import flatten, group, ratio_by_step
-from guardlit_callbacks._report_tables import comparison_table, gold_table, gradient_table
-from guardlit_callbacks.figures import ProxyGoldCurve, turning_point
+from guardlit_callbacks.figures.plots import ProxyGoldCurve, turning_point
+from guardlit_callbacks.report.curves import MAX_POINTS, Band, band, thinned
+from guardlit_callbacks.report.data import ReportError, Series, read_run
+from guardlit_callbacks.report.methods import flatten, group, ratio_by_step
+from guardlit_callbacks.report.tables import comparison_table, gold_table, gradient_table
 from run_folders import write_config, write_gold, write_gradient, write_metrics, write_ratio, write_run
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from guardlit_callbacks import SampleGrid
-from guardlit_callbacks._lightning import MisconfigurationException
-from guardlit_callbacks._pictures import Frame, captioned_grid, film_strip, wrap
+from guardlit_callbacks.figures.pictures import Frame, captioned_grid, film_strip, wrap
+from guardlit_callbacks.tools.lightning import MisconfigurationException
 from PIL import Image
 
 

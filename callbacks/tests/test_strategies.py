@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from guardlit_callbacks import SyncDDP
-from guardlit_callbacks._lightning import Callback
+from guardlit_callbacks.tools.lightning import Callback
 from PIL import Image
 from whole_run import all_callbacks, fit
 

@@ -4,7 +4,7 @@ from importlib import import_module
 import pytest
 import torch
 from guardlit_callbacks import TrainableEMA
-from guardlit_callbacks._lightning import Callback, MisconfigurationException
+from guardlit_callbacks.tools.lightning import Callback, MisconfigurationException
 
 
 class Weights(Callback):

@@ -1,7 +1,7 @@
 """A one-dimensional flow policy whose ratios and gradients are known in closed form."""
 
 import torch
-from guardlit_callbacks._lightning import Callback, LightningModule
+from guardlit_callbacks.tools.lightning import Callback, LightningModule
 
 GAIN = torch.tensor([0.05, 0.2, 0.6], dtype=torch.float64)
 STD = torch.tensor([0.7, 0.4, 0.2], dtype=torch.float64)

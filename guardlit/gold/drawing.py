@@ -18,14 +18,14 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from guardlit.encoding import EncodeFirst
 from guardlit.errors import GuardlitError
 from guardlit.gold.models import Model
 from guardlit.gold.pictures import Picture, PictureFolder
+from guardlit.training.encoding import EncodeFirst
 from guardlit.types import Prompt
 
 if TYPE_CHECKING:
-    from guardlit.module import GRPOModule
+    from guardlit.training.module import GRPOModule
 
 RECORD, PROMPTS = "drawn.json", "prompts.jsonl"
 FORMAT = 1

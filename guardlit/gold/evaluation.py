@@ -15,6 +15,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
+from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError
 from guardlit.gold.drawing import Drawn, draw, missing_batches, only, say
 from guardlit.gold.models import Weights, find_models
@@ -23,14 +24,13 @@ from guardlit.gold.scores import ScoreCache, Scoring
 from guardlit.gold.settings import AVERAGE, Gold
 from guardlit.gold.statistics import Array, Bootstrap, averages, columns_of, estimates
 from guardlit.gold.table import Table, print_table, write_table
-from guardlit.guards import check_precision
-from guardlit.prompts import load_prompts
-from guardlit.run_folder import versions
+from guardlit.training.checks import check_precision
+from guardlit.training.run_folder import versions
 from guardlit.types import Prompt
 
 if TYPE_CHECKING:
-    from guardlit.data import PromptDataModule
-    from guardlit.module import GRPOModule
+    from guardlit.data.datamodule import PromptDataModule
+    from guardlit.training.module import GRPOModule
 
 RUN, GOLD = "run.yaml", "gold.yaml"
 """The configuration in the output folder. --rescore takes the first file, and the second where no other is given."""

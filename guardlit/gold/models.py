@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from guardlit_callbacks import TrainableEMA
 
-from guardlit.checkpoint import check_fingerprint
-from guardlit.checkpoint_files import MANIFEST, newest_whole
-from guardlit.checkpoint_io import SafeCheckpointIO
+from guardlit.checkpoints.contents import check_fingerprint
+from guardlit.checkpoints.integrity import MANIFEST, newest_whole
+from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.errors import GuardlitError
-from guardlit.rewards.weights import sha256
+from guardlit.rewards.files import sha256
 
 if TYPE_CHECKING:
     from guardlit.policies.base import FlowPolicy

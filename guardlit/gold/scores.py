@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from guardlit.gold.drawing import as_it_is
 from guardlit.gold.pictures import Picture
 from guardlit.rewards.base import Scorer
-from guardlit.run_folder import versions
+from guardlit.training.run_folder import versions
 from guardlit.types import RewardRequest
 
 BATCH = 64

@@ -9,11 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from guardlit.experience import Round
-from guardlit.noise import NoiseSource
 from guardlit.planning.run import PlannedRun
 from guardlit.policies.base import FlowPolicy
-from guardlit.rollout import sample
+from guardlit.rounds.experience import Round
+from guardlit.rounds.noise import NoiseSource
+from guardlit.rounds.rollout import sample
 from guardlit.sde import ODE
 from guardlit.types import Conditioning, Prompt
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from guardlit.merging import Decision, decision, evaluating, merges_evaluation
+from guardlit.devices.meter import Cost, backward, measured
 from guardlit.planning.calls import calls_per_image
-from guardlit.planning.meter import Cost, backward, measured
 from guardlit.planning.run import PlannedRun
 from guardlit.policies.base import Footprint
-from guardlit.policies.skeleton import pinned_bytes
-from guardlit.policies.storage import bytes_of
+from guardlit.policies.loading.skeleton import pinned_bytes
+from guardlit.policies.weights.storage import bytes_of
+from guardlit.rounds.merging import Decision, decision, evaluating, merges_evaluation
 from guardlit.types import Transition
 
 META = torch.device("meta")

@@ -10,14 +10,14 @@ import lightning.pytorch as pl
 import torch
 from guardlit_callbacks import SampleGrid, TrainableEMA
 
-from guardlit.app import DEFAULTS, GuardlitCLI
-from guardlit.data import PromptDataModule
+from guardlit.commands.lightning_cli import DEFAULTS, GuardlitCLI
+from guardlit.data.datamodule import PromptDataModule
+from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError
-from guardlit.module import GRPOModule
-from guardlit.old_policy import rows_a_call
-from guardlit.plan import RoundPlan
-from guardlit.prompts import load_prompts
-from guardlit.sharding import ShardedStrategy
+from guardlit.rounds.old_policy import rows_a_call
+from guardlit.rounds.plan import RoundPlan
+from guardlit.training.module import GRPOModule
+from guardlit.training.sharded_strategy import ShardedStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

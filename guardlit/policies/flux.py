@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guardlit.policies.diffusers_policy import JOINT_ATTENTION, DiffusersPolicy
-from guardlit.policies.folders import no_guidance
+from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
+from guardlit.policies.loading.pipeline_folder import no_guidance
 from guardlit.policies.packing import pack, positions, unpack
-from guardlit.policies.weights import LoRA
+from guardlit.policies.weights.sets import LoRA
 from guardlit.types import Conditioning
 
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")

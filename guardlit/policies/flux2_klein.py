@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
 from guardlit.policies.base import Shard
-from guardlit.policies.diffusers_policy import JOINT_ATTENTION, DiffusersPolicy
-from guardlit.policies.folders import no_guidance, pipeline_index
+from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
+from guardlit.policies.loading.pipeline_folder import no_guidance, pipeline_index
 from guardlit.policies.packing import positions
-from guardlit.policies.weights import LoRA
+from guardlit.policies.weights.sets import LoRA
 from guardlit.types import Conditioning
 
 FEED_FORWARD = ("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out")

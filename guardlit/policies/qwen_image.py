@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from guardlit.policies.diffusers_policy import JOINT_ATTENTION, DiffusersPolicy
+from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
 from guardlit.policies.packing import pack, unpack
-from guardlit.policies.weights import LoRA
+from guardlit.policies.weights.sets import LoRA
 from guardlit.types import Conditioning
 
 FEED_FORWARD = ("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2")

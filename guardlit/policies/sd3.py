@@ -7,8 +7,8 @@ from typing import Any, cast
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.policies.diffusers_policy import JOINT_ATTENTION, DiffusersPolicy
-from guardlit.policies.folders import read_json
+from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
+from guardlit.policies.loading.pipeline_folder import read_json
 from guardlit.types import Conditioning
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from guardlit.rewards.wire import JSON, MSGPACK
+from guardlit.rewards.remote.wire import JSON, MSGPACK
 from guardlit.serving.messages import Refusal, read_request, reward_request, write_answer
 from guardlit.serving.worker import Scores, Worker
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from guardlit.rewards.wire import JSON, PROTOCOL, pack, unpack
+from guardlit.rewards.remote.wire import JSON, PROTOCOL, pack, unpack
 from guardlit.types import RewardRequest, RewardResult
 
 

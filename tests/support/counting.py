@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
+from synchronizations import RECORD
 from torch import Tensor
-
-from support.synchronizations import RECORD
 
 
 class Counts(pl.Callback):
@@ -21,7 +20,7 @@ class Counts(pl.Callback):
 
 def count_encoding() -> None:
     """Count prompts by the device that encoded them."""
-    from guardlit.policies.embeddings import EmbeddingCache
+    from guardlit.policies.text.embeddings import EmbeddingCache
 
     add = EmbeddingCache.add
 

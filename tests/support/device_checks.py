@@ -14,10 +14,9 @@ import numpy
 import pytest
 import torch
 from forked import CONTEXT
+from synchronizations import RECORD
 from torch import Tensor, nn
 from torch.nn import functional
-
-from support.synchronizations import RECORD
 
 HERE = "cuda:0"
 
@@ -251,7 +250,7 @@ def check(folder: Path) -> dict[str, str]:
 
 
 def _check(folder: str) -> None:
-    from support.pretend_cuda import install
+    from pretend_cuda import install
 
     torch.set_num_threads(1)
     install()

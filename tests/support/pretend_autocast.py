@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pretend_tensor import DeviceTensor
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-
-from support.pretend_tensor import DeviceTensor
 
 KEY = "AutocastCUDA"
 # fmt: off

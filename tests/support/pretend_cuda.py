@@ -9,13 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from pretend_autocast import pretend_autocast
+from pretend_tensor import CARRIER, DEVICE, GENERATOR, DeviceGenerator, DeviceTensor, OnDevice, is_pinned, pin
+from synchronizations import RECORD
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-
-from support.pretend_autocast import pretend_autocast
-from support.pretend_tensor import CARRIER, DEVICE, GENERATOR, DeviceGenerator, DeviceTensor, OnDevice, is_pinned, pin
-from support.synchronizations import RECORD
 
 MEMORY = 80 * 2**30
 PROPERTIES = SimpleNamespace(

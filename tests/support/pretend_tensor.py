@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from deterministic import refuse
+from synchronizations import RECORD
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-
-from support.deterministic import refuse
-from support.synchronizations import RECORD
 
 aten = torch.ops.aten
 DEVICE, CARRIER = torch.device("cuda:0"), torch.device("lazy:0")

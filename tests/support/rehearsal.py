@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forked import CONTEXT
-
-from support.synchronizations import RECORD, Record
+from synchronizations import RECORD, Record
 
 
 @dataclass
@@ -51,12 +50,12 @@ def _run(commands: list[list[str]], log: str, record: str) -> None:
         os.dup2(file, stream)
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
+    from counting import count_encoding
+    from pretend_cuda import install
+    from pretend_tensor import DeviceTensor
     from runs import guardlit
 
-    from guardlit.policies import merging
-    from support.counting import count_encoding
-    from support.pretend_cuda import install
-    from support.pretend_tensor import DeviceTensor
+    from guardlit.policies.weights import merging
 
     torch.set_num_threads(1)
     install()

@@ -14,12 +14,12 @@ from types import FrameType
 
 LOOPS = {
     ("torch/nn/modules/module.py", "_apply"): "moving a network",
-    ("guardlit/policies/prompted.py", "_run_encoders"): "encoding",
-    ("guardlit/checkpoint_io.py", "save_checkpoint"): "checkpoint",
+    ("guardlit/policies/text/prompted.py", "_run_encoders"): "encoding",
+    ("guardlit/checkpoints/io.py", "save_checkpoint"): "checkpoint",
     ("connectors/checkpoint_connector.py", "dump_checkpoint"): "checkpoint",
     ("logger_connector/logger_connector.py", "log_metrics"): "logging",
-    ("guardlit/rollout.py", "sample"): "denoising",
-    ("guardlit/collect.py", "collect"): "round",
+    ("guardlit/rounds/rollout.py", "sample"): "denoising",
+    ("guardlit/rounds/collector.py", "collect"): "round",
     ("loops/evaluation_loop.py", "run"): "validation",
     ("loops/optimization/closure.py", "closure"): "micro-batch",
     ("loops/optimization/automatic.py", "_optimizer_step"): "update",

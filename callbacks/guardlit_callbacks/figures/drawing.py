@@ -1,0 +1,147 @@
+"""What the figures are made of: a grid of axes laid out in inches, and the panels of Fig. 2.
+
+Laid out by hand, since matplotlib's layout engine measures every label, twice, and would be a third of a figure's cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guardlit_callbacks.tools.statistics import Array, clip_shares, moments, split
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+PALETTE = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#555555"
+
+LEGEND_LINE = 0.21
+"""Height of a line of a legend, in inches."""
+
+DPI = 90
+"""Of the pictures that are drawn while training; their cost is half in their pixels. A report's are finer."""
+
+RIDGE_BINS = 35
+RIDGE_OVERLAP = 1.25
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Space around the axes of a figure, in inches; `between` columns and `below` rows it holds their labels."""
+
+    left: float
+    bottom: float
+    between: float = 0.0
+    below: float = 0.0
+    right: float = 0.15
+    top: float = 0.3
+
+
+def axes_grid(
+    widths: Sequence[float], heights: Sequence[float], margins: Margins, title: str
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure and its axes, row by row.
+
+    Args:
+        widths: of the columns, in inches.
+        heights: of the rows, in inches.
+        margins: around them.
+        title: of the whole figure; takes no room where there is none.
+    """
+    from matplotlib.figure import Figure
+
+    top = margins.top + (0.3 if title else 0.0)
+    width = margins.left + sum(widths) + margins.between * (len(widths) - 1) + margins.right
+    height = margins.bottom + sum(heights) + margins.below * (len(heights) - 1) + top
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    if title:
+        figure.suptitle(title, fontsize=11, y=1 - 0.08 / height, va="top")
+    places = {"left": margins.left / width, "right": 1 - margins.right / width}
+    places |= {"bottom": margins.bottom / height, "top": 1 - top / height}
+    places |= {"wspace": margins.between / float(np.mean(widths)), "hspace": margins.below / float(np.mean(heights))}
+    shape = len(heights), len(widths)
+    grid = figure.subplots(*shape, squeeze=False, width_ratios=widths, height_ratios=heights, gridspec_kw=places)
+    return figure, grid.tolist()
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many columns of these labels, at most 3, fit into so many inches at font size 9."""
+    longest = 0.5 + 0.07 * max(map(len, labels), default=0)  # handle and spacing, and the mean width of a letter
+    return max(1, min(3, len(labels), int(width / longest)))
+
+
+def tidy(axes: Axes) -> None:
+    """Only what is needed to read values."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def draw_ridges(axes: Axes, step: Array, log_ratio: Array, steps: Sequence[int]) -> None:
+    """A histogram of the log ratio at every step, one above the other, with mean and mean / std."""
+    from matplotlib import colormaps
+    from matplotlib.collections import PolyCollection
+    from matplotlib.ticker import MaxNLocator
+
+    # The widest step sets the range; half a percent of outliers at each end must not.
+    by_step = split(step, log_ratio)
+    reach = max((float(np.quantile(np.abs(v), 0.995)) for v in by_step.values()), default=0.0) or 1.0
+    rows = {t: row for row, t in enumerate(steps) if t in by_step}
+    stats = {t: moments(by_step[t]) for t in rows}
+    axes.axvline(0, color=GREY, lw=0.8, zorder=0)
+    colours = colormaps["cividis"](0.1 + 0.75 * np.array(list(rows.values())) / max(len(steps) - 1, 1))
+    outlines = [_ridge(by_step[t], stats[t].mean, stats[t].std, row) for t, row in rows.items()]
+    axes.add_collection(PolyCollection(outlines, facecolors=colours * [1, 1, 1, 0.7], edgecolors=colours, lw=1.0))
+    means = np.clip([stats[t].mean for t in rows], -reach, reach)
+    axes.plot(means, list(rows.values()), "o", color=VERMILION, mec="white", ms=5, zorder=3)
+    at_right: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "fontsize": 8, "zorder": 4}
+    for t, row in rows.items():
+        if stats[t].std:
+            axes.text(1.0, row - 0.08, f"{stats[t].mean / stats[t].std:+.2f}", va="bottom", **at_right)
+    axes.text(1.0, -1.4, "mean / std", va="top", **at_right)
+    axes.set_xlim(-reach, reach * 1.25)
+    axes.set_xlabel("log ratio (dimensionless)")
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 2))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    _bare(axes, len(steps))
+
+
+def draw_clip_shares(axes: Axes, step: Array, log_ratio: Array, clipped: Array, steps: Sequence[int]) -> None:
+    """Bars of the shares clipped below (left) and above (right) at every step."""
+    from matplotlib.ticker import MaxNLocator
+
+    chosen = [step == t for t in steps]
+    above, below = 100 * np.array([clip_shares(log_ratio[at], clipped[at]) for at in chosen]).T
+    places = np.arange(len(steps)) - 0.25
+    axes.barh(places, -below, height=0.5, color=BLUE)
+    axes.barh(places, above, height=0.5, color=ORANGE)
+    axes.axvline(0, color=GREY, lw=0.8)
+    reach = max(1.0, np.nanmax([above, below]) * 1.1)
+    axes.set_xlim(-reach, reach)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("clipped (%)\n← below    above →")
+    _bare(axes, len(steps))
+
+
+def _ridge(values: Array, mean: float, std: float, row: int) -> Array:
+    """The outline of a step's histogram, standing on its row; (points, 2)."""
+    height, edges = np.histogram(values[values != 0], RIDGE_BINS, (mean - 3.5 * std, mean + 3.5 * std))
+    centres = (edges[1:] + edges[:-1]) / 2
+    ridge = row - RIDGE_OVERLAP * height / max(height.max(), 1)
+    return np.column_stack([np.r_[centres[0], centres, centres[-1]], np.r_[row, ridge, row]])
+
+
+def _bare(axes: Axes, steps: int) -> None:
+    """No frame, and a row a step, the first on top."""
+    axes.set_ylim(steps - 0.4, -1.45)
+    axes.set_yticks([])
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)

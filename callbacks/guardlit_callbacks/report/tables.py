@@ -1,0 +1,223 @@
+"""The tables of a report, as HTML."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from guardlit_callbacks.report.curves import Band
+from guardlit_callbacks.report.data import Run
+from guardlit_callbacks.report.html import DASH, Rows, details, number, percent, preformatted, table
+from guardlit_callbacks.report.methods import Method, differences, flatten, ratio_by_step
+from guardlit_callbacks.tools.statistics import max_over_min
+
+AVERAGE = ("average", "average_low", "average_high")
+MAX_COLUMNS = 4
+"""More runs than this are rows, not columns, of the table of settings."""
+
+UNTOLD = ("trainer.default_root_dir", "run.json: command")
+"""Differ from run to run and say nothing."""
+
+PARTS = {"velocity": "d loss / d velocity", "parameters": "d loss / d parameters"}
+
+
+def contents_table(methods: Sequence[Method]) -> str:
+    """What was found in each run."""
+    header = [
+        "method",
+        "run",
+        "folder",
+        "last step",
+        "gold evaluations",
+        "ratio rounds",
+        "gradient rounds",
+        "not there",
+    ]
+    rows = [
+        [
+            method.label,
+            name.replace(" ", "\N{NO-BREAK SPACE}"),
+            " + ".join(map(str, run.folders)),
+            number(last_step(run), ".0f"),
+            str(len(run.gold.get("step", ()))),
+            _rounds(run.ratio.found, len(run.ratio.arrays)),
+            _rounds(run.gradient.found, len(run.gradient.arrays)),
+            ", ".join(run.missing) or DASH,
+        ]
+        for method, name, run in each_run(methods)
+    ]
+    return table(header, rows, text=3, wrap=True)
+
+
+def last_step(run: Run) -> float:
+    """The last optimizer step that anything was logged at; NaN for none."""
+    steps = [float(series.step[-1]) for series in run.scalars.values()]
+    return max([*steps, *run.gold.get("step", ())], default=np.nan)
+
+
+def _rounds(found: int, read: int) -> str:
+    return str(found) if read == found else f"{found} ({read} read)"
+
+
+def each_run(methods: Iterable[Method]) -> list[tuple[Method, str, Run]]:
+    """Every run, with its method and the name that tells it from the method's others."""
+    return [(m, name, run) for m in methods for name, run in zip(m.run_names(), m.runs, strict=True)]
+
+
+# --- gold -------------------------------------------------------------------------------------------------------------
+
+
+def gold_table(methods: Sequence[Method]) -> str:
+    """Scores at the first, the best and the last evaluation of each run."""
+    scorers = _scorers(methods)
+    header = [
+        "method",
+        "run",
+        "evaluation",
+        "step",
+        "proxy",
+        *map(_arrow(methods), scorers),
+        "average",
+        "95 % interval",
+    ]
+    groups = [_gold_rows(method.label, name, run, scorers) for method, name, run in each_run(methods)]
+    return table(header, *groups, text=3)
+
+
+def _gold_rows(label: str, name: str, run: Run, scorers: Sequence[str]) -> Rows:
+    if not run.gold:
+        return []
+    places = {"first": 0, "best average": int(np.nanargmax(run.gold["average"])), "last": -1}
+    rows = []
+    for when, i in places.items():
+        at: dict[str, float] = {column: float(values[i]) for column, values in run.gold.items()}
+        interval = f"{number(at.get('average_low'), '.3f')} to {number(at.get('average_high'), '.3f')}"
+        values = [number(at.get(column)) for column in ("proxy", *scorers)]
+        rows.append([label, name, when, str(int(at["step"])), *values, number(at["average"], ".3f"), interval])
+    return rows
+
+
+def comparison_table(methods: Sequence[Method]) -> str:
+    """The methods at equal steps and at an equal proxy reward, averaged over seeds; empty for fewer than two."""
+    methods = [method for method in methods if method.gold("average") and method.gold("proxy")]
+    if len(methods) < 2:
+        return ""
+    scorers = _scorers(methods)
+    proxies = {m.label: proxy for m in methods if (proxy := m.gold("proxy"))}
+    last = min(float(proxy.step[-1]) for proxy in proxies.values())
+    level = min(float(proxy.mean.max()) for proxy in proxies.values())
+    at_step = {m.label: max(s for s in proxies[m.label].step if s <= last) for m in methods}
+    at_proxy = {m.label: proxies[m.label].step[np.argmax(proxies[m.label].mean >= level)] for m in methods}
+    groups = [
+        [_compared(m, scorers, when, float(at[m.label])) for m in methods]
+        for when, at in ((f"step {last:.0f}", at_step), (f"proxy ≥ {level:.4g}", at_proxy))
+    ]
+    header = ["at", "method", "step", "proxy", *map(_arrow(methods), scorers), "average"]
+    return table(header, *groups, text=2, caption="At equal steps, and where each first reached the proxy all reached")
+
+
+def _compared(method: Method, scorers: Sequence[str], when: str, step: float) -> list[str]:
+    values = [_at(method.gold(column), step) for column in ("proxy", *scorers, "average")]
+    return [when, method.label, f"{step:.0f}", *map(number, values[:-1]), number(values[-1], ".3f")]
+
+
+def _at(curve: Band | None, step: float) -> float:
+    return np.nan if curve is None else float(np.interp(step, curve.step, curve.mean, left=np.nan, right=np.nan))
+
+
+def _scorers(methods: Sequence[Method]) -> list[str]:
+    names = dict.fromkeys(name for m in methods for run in m.runs for name in run.gold)
+    return [name for name in names if name not in ("step", "proxy", *AVERAGE)]
+
+
+def _arrow(methods: Sequence[Method]) -> Any:
+    """Marks scorers of which less is better, as the configurations say."""
+    falling: set[str] = set()
+    for _, _, run in each_run(methods):
+        callbacks = run.config.get("trainer", {}).get("callbacks") or []
+        for callback in (c for c in callbacks if isinstance(c, Mapping)):
+            falling |= set((callback.get("init_args") or {}).get("lower_is_better") or [])
+    return lambda name: f"{name} ↓" if name in falling else name
+
+
+# --- per step ---------------------------------------------------------------------------------------------------------
+
+
+def ratio_table(methods: Sequence[Method]) -> str:
+    """The log ratio at each denoising step."""
+    groups = []
+    for method in methods:
+        steps = ratio_by_step(method)
+        groups.append(
+            [
+                [method.label, str(t), number(s.by_round, "+.2f"), number(s.pooled, "+.2f"), number(s.std, ".2e"),
+                 percent(s.above), percent(s.below)]
+                for t, s in steps.items()
+            ]
+        )  # fmt: skip
+    header = ["method", "denoising step", "mean / std, average of rounds", "mean / std, all samples", "std of ratio",
+              "clipped above (%)", "clipped below (%)"]  # fmt: skip
+    return table(header, *groups)
+
+
+def gradient_table(methods: Sequence[Method]) -> str:
+    """Mean gradient norm at each denoising step, and largest over smallest."""
+    curves = {(m.label, kind): curve for kind in PARTS for m in methods if (curve := m.gradient(kind))}
+    spreads = {(m.label, kind): m.gradient_spread(kind) for kind in PARTS for m in methods}
+    steps = sorted({t for curve in curves.values() for t in curve})
+    rows = [[str(t), *(number(curve.get(t), ".3e") for curve in curves.values())] for t in steps]
+    overall = [
+        ["max / min of these", *(number(max_over_min(curve), ".2f") for curve in curves.values())],
+        ["max / min, average of rounds", *(number(spreads[key], ".2f") for key in curves)],
+    ]
+    return table(["denoising step", *(f"{label}: {PARTS[kind]}" for label, kind in curves)], rows, overall)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def settings_parts(methods: Sequence[Method]) -> list[str]:
+    """Settings in which the runs differ, what they have in common, and the configurations in full."""
+    each = each_run(methods)
+    names = [f"{method.label}, {name}" for method, name, _ in each]
+    settings = [flatten(run.config) | flatten(run.facts, "run.json: ") for _, _, run in each]
+    differing = [key for key in differences(settings) if not key.startswith(UNTOLD)]
+    grid = [["", *names], *([key, *(setting.get(key, DASH) for setting in settings)] for key in differing)]
+    if len(each) > MAX_COLUMNS:
+        grid = [list(column) for column in zip(*grid, strict=True)]
+    header, *rows = grid
+    caption = "Where the runs differ"
+    parts = [table(header, rows, text=len(header), caption=caption, wrap=True)] if differing else []
+    facts = flatten(each[0][2].facts)
+    shared = [
+        [key, value]
+        for key, value in facts.items()
+        if not {f"run.json: {key}"} & {*differing} and not key.startswith("command.")
+    ]
+    if shared:
+        parts.append(
+            table(["run.json", "every run" if len(each) > 1 else names[0]], shared, text=2, caption="Provenance")
+        )
+    for name, (_, _, run) in zip(names, each, strict=True):
+        if isinstance(command := run.facts.get("command"), list):
+            parts.append(details(f"command: {name}", preformatted(" ".join(map(str, command)))))
+        if run.config_text:
+            parts.append(details(f"config.yaml: {name}", preformatted(run.config_text)))
+    return parts
+
+
+def made_with() -> str:
+    """The software that made the report."""
+    names = ("guardlit-callbacks", "matplotlib", "numpy")
+    return f"Made with {', '.join(f'{name} {_version(name)}' for name in names)}, Python {platform.python_version()}."
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,1 @@
+"""What callbacks share: reading outputs, scoring, statistics, logging."""

@@ -1,0 +1,152 @@
+"""What the per-round callbacks share: rows of per-sample values, exact over ranks, micro-batches and resumes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from guardlit_callbacks.distributed.gather import gather_objects
+from guardlit_callbacks.tools.lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_warn,
+)
+from guardlit_callbacks.tools.logging import log_scalars, run_dir
+from guardlit_callbacks.tools.statistics import STEP_KEY, Array
+
+Rows = dict[str, Array]
+"""Named columns of per-sample values, float64 (n,) each."""
+
+
+class RoundCallback(Callback):
+    """Collects per-sample values over a round (an epoch) and reports on all of them at its end.
+
+    Values stay on their device until the round ends: a micro-batch costs no synchronization. Then every rank gathers
+    the rows of all ranks, in an order that does not depend on how they were dealt out. A checkpoint holds the rows so
+    far, so that a round resumed in its middle is reported whole; one taken right after a round's last micro-batch is
+    reported when the next round starts, since Lightning does not end such an epoch a second time.
+    """
+
+    def __init__(self) -> None:
+        self._batches: list[dict[str, Tensor]] = []
+        self._restored: Rows = {}
+        self._round: int | None = None
+
+    @abstractmethod
+    def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
+        """Writes and draws what the round's rows say; runs on all ranks.
+
+        Args:
+            trainer: the trainer.
+            round_index: the epoch the rows are of.
+            rows: the columns given to `collect`.
+
+        Returns:
+            The scalars to log, the same on every rank.
+        """
+
+    def collect(self, trainer: Trainer, columns: Mapping[str, Tensor]) -> None:
+        """Keeps the values of one micro-batch.
+
+        Args:
+            trainer: the trainer.
+            columns: detached tensors (B,), any device and dtype.
+
+        Raises:
+            MisconfigurationException: a column is no vector, or as long as the others.
+        """
+        first = next(iter(columns))
+        for name, values in columns.items():
+            if values.ndim != 1 or len(values) != len(columns[first]):
+                raise MisconfigurationException(
+                    f"{type(self).__name__}: the output for {name!r} has shape {tuple(values.shape)}, that for "
+                    f"{first!r} {tuple(columns[first].shape)}; return one value per sample, (B,), of each"
+                )
+        self._batches.append(dict(columns))
+        self._round = trainer.current_epoch
+
+    def write(self, trainer: Trainer, folder: str, round_index: int, arrays: Rows) -> Path | None:
+        """Writes `<run dir>/<folder>/round_RRRRR.npz` on rank 0.
+
+        Returns:
+            Where, on every rank; None where the run has no folder.
+        """
+        root = run_dir(trainer)
+        path = root / folder / f"round_{round_index:05d}.npz" if root else None
+        if path and trainer.is_global_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+        return path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets an earlier run; a checkpoint's rows are loaded after this hook."""
+        if stage == "fit":
+            self._forget()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Reports a round that a checkpoint brought back complete: Lightning is in the next one already."""
+        if self._round != trainer.current_epoch:
+            self._finish(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports the round."""
+        self._finish(trainer)
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Reports and forgets.
+
+        The scalars go straight to the loggers: `pl_module.log` costs time in the square of the number of keys, and here
+        are hundreds. Those of the whole round can be monitored like any other.
+        """
+        if self._round is None:
+            return
+        rows = self._finite(self._gather(), self._round)
+        metrics = {k: v for k, v in self.report(trainer, self._round, rows).items() if not np.isnan(v)}
+        log_scalars(trainer, metrics, trainer.global_step)
+        of_round = {key: torch.tensor(value) for key, value in metrics.items() if not STEP_KEY.search(key)}
+        trainer.callback_metrics.update(of_round)
+        self._forget()
+
+    def _finite(self, rows: Rows, round_index: int) -> Rows:
+        """The rows without samples that hold NaN or infinity, which no statistic and no histogram can take in."""
+        if not rows:
+            return rows
+        good = np.isfinite(np.stack(list(rows.values()))).all(axis=0)
+        if not good.all():
+            left_out = f"{int((~good).sum())} of {good.size} samples of round {round_index} are left out"
+            rank_zero_warn(f"{type(self).__name__}: {left_out}: they hold NaN or infinity")
+        return {name: values[good] for name, values in rows.items()}
+
+    def _forget(self) -> None:
+        self._batches, self._restored, self._round = [], {}, None
+
+    def _gather(self) -> Rows:
+        """The rows of all ranks, sorted by their values; a collective."""
+        names = self._batches[0].keys() if self._batches else ()
+        mine = {name: torch.cat([b[name] for b in self._batches]).cpu().double().numpy() for name in names}
+        parts = [part for rank in gather_objects([self._restored, mine]) for part in rank if part]
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+        order = np.lexsort(tuple(reversed(rows.values()))) if rows else np.zeros(0, int)
+        return {name: values[order] for name, values in rows.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The round's rows so far, of all ranks. A collective: Lightning calls all ranks."""
+        if self._round is None:
+            return {}
+        return {"round": self._round, "rows": {name: torch.from_numpy(v) for name, v in self._gather().items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Rank 0 takes all rows back, the others none, so that each is counted once on any number of ranks."""
+        self._round = state_dict["round"]
+        first = not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
+        self._restored = {name: values.numpy() for name, values in state_dict["rows"].items()} if first else {}

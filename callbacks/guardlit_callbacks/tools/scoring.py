@@ -1,0 +1,114 @@
+"""What can be a gold scorer, and how one is asked."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from guardlit_callbacks.tools.statistics import Array
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Images to be scored.
+
+    Attributes:
+        images: (B, 3, height, width) uint8.
+        prompts: B texts.
+        metadata: B mappings, whatever is known of each prompt.
+    """
+
+    images: Tensor
+    prompts: list[str]
+    metadata: list[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@runtime_checkable
+class GoldScorer(Protocol):
+    """Any object that scores images, one value each.
+
+    Its types say nothing, so that a command line takes any class that has these methods, however it is annotated.
+    """
+
+    def setup(self, device: Any) -> Any:
+        """Loads what it needs to a `torch.device`; called once before the first score."""
+
+    def score(self, request: Any) -> Any:
+        """Scores a `ScoreRequest`; the result has `.values` (B,) and `.valid` (B,) bool."""
+
+
+RESERVED = ("step", "prompt", "index", "proxy", "average", "average_low", "average_high")
+
+Scorers = dict[str, GoldScorer | Metric] | list[GoldScorer | Metric]
+
+
+def named(scorers: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
+    """The scorers by name; in a list the name is the attribute `name`, or else the class's in lower case.
+
+    Raises:
+        ValueError: no scorer; two of one name; a name that a column of `gold.csv` has.
+    """
+    if not isinstance(scorers, Mapping):
+        names = [str(getattr(scorer, "name", None) or type(scorer).__name__.lower()) for scorer in scorers]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"GoldScore: two scorers have the same name among {names}; give a mapping of name to scorer"
+            )
+        scorers = dict(zip(names, scorers, strict=True))
+    if not scorers:
+        raise ValueError("GoldScore: scorers is empty; name at least one gold scorer")
+    if taken := [name for name in scorers if name in RESERVED]:
+        raise ValueError(f"GoldScore: a scorer cannot be named {taken[0]!r}, which the callback logs itself")
+    return dict(scorers)
+
+
+def set_up(scorer: GoldScorer | Metric, device: torch.device) -> None:
+    """Makes a scorer ready on a device."""
+    if isinstance(scorer, Metric):
+        scorer.to(device)
+        scorer.sync_on_compute = False  # the scores are gathered, not the metric's state
+    else:
+        scorer.setup(device)
+
+
+def can_close(scorer: Any) -> bool:
+    """Whether a scorer has processes or connections to give back."""
+    return callable(getattr(scorer, "close", None))
+
+
+def score(scorer: GoldScorer | Metric, request: ScoreRequest) -> Array:
+    """One value per sample, (B,) float64; NaN where the score failed.
+
+    A torchmetrics metric is asked about one sample at a time, by `update(images, prompts)` or, where it takes nothing
+    else, `update(images)`: it must be a mean over samples, as CLIPScore is.
+
+    Raises:
+        ValueError: the scorer gave something else than one value per sample.
+    """
+    if isinstance(scorer, Metric):
+        return np.array([_metric_of_one(scorer, request, i) for i in range(len(request))])
+    result = scorer.score(request)
+    values, valid = torch.as_tensor(result.values), torch.as_tensor(result.valid)
+    if values.shape != (len(request),) or valid.shape != values.shape:
+        raise ValueError(
+            f"GoldScore: {type(scorer).__name__} gave values {tuple(values.shape)} and valid {tuple(valid.shape)} for "
+            f"{len(request)} images; both must be ({len(request)},)"
+        )
+    return np.where(valid.cpu().numpy(), values.detach().double().cpu().numpy(), np.nan)
+
+
+def _metric_of_one(metric: Metric, request: ScoreRequest, i: int) -> float:
+    image, prompt = request.images[i : i + 1], request.prompts[i : i + 1]
+    metric.reset()
+    metric.update(image, prompt) if len(inspect.signature(metric.update).parameters) > 1 else metric.update(image)
+    return float(metric.compute())

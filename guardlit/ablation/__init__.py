@@ -1,0 +1,1 @@
+"""Objectives compared on one rollout. Imports training."""

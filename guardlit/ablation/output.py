@@ -1,0 +1,235 @@
+"""An analysis as tables on the screen, and as CSV, JSON and PNG files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from guardlit.ablation.analysis import MEASURES, Analysis
+from guardlit.errors import GuardlitError
+from guardlit.schedule import PLAIN_WIDTH
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+
+def write_analysis(analysis: Analysis, provenance: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write `analysis.csv`, `analysis.json` and `analysis.png`.
+
+    Args:
+        analysis: what to write.
+        provenance: how it was made, for the JSON file.
+        folder: made if need be.
+
+    Returns:
+        The files.
+
+    Raises:
+        GuardlitError: a folder that cannot be written.
+    """
+    paths = [folder / f"analysis.{suffix}" for suffix in ("csv", "json", "png")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_csv(paths[0], analysis)
+        document = {"provenance": dict(provenance), **_document(analysis)}
+        paths[1].write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        analysis_figure(analysis).savefig(paths[2], dpi=150)
+    except OSError as error:
+        raise GuardlitError(f"the analysis cannot be written to {folder}: {error.strerror or error}") from error
+    return paths
+
+
+def _write_csv(path: Path, analysis: Analysis) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["objective", "step", "t", *MEASURES])
+        for row, name in enumerate(analysis.objectives):
+            for column, (step, sigma) in enumerate(zip(analysis.steps, analysis.sigma.tolist(), strict=True)):
+                writer.writerow([name, step, sigma, *(float(analysis.measures[m][row, column]) for m in MEASURES)])
+
+
+def _document(analysis: Analysis) -> dict[str, Any]:
+    per_objective = {
+        name: {
+            "clip_range": objective.clip_range,
+            "clip_unit": objective.clip_unit,
+            "gradient_norm": float(analysis.gradient_norms[row]),
+            **{measure: values[row].tolist() for measure, values in analysis.measures.items()},
+        }
+        for row, (name, objective) in enumerate(analysis.objectives.items())
+    }
+    return {
+        "measures": MEASURES,
+        "steps": analysis.steps,
+        "transitions_per_step": analysis.transitions,
+        "t": analysis.sigma.tolist(),
+        "objectives": per_objective,
+        "cosines": _no_nan(analysis.cosines.tolist()),
+        "cosines_by_step": _no_nan(analysis.step_cosines.tolist()),
+    }
+
+
+def _no_nan(values: Any) -> Any:
+    """JSON has no NaN: null instead, in nested lists."""
+    if isinstance(values, list):
+        return [_no_nan(v) for v in values]
+    return None if math.isnan(values) else values
+
+
+# on the screen --------------------------------------------------------------------------------------------------------
+
+
+def print_analysis(analysis: Analysis) -> None:
+    """Print a table a question; coloured on a terminal, plain elsewhere."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
+    for title, table in _tables(analysis).items():
+        console.print(title)  # of the console's width, not folded to the table's
+        console.print(table)
+
+
+def _tables(analysis: Analysis) -> dict[str, Table]:
+    m = analysis.measures
+
+    def clipped(row: int, step: int) -> str:
+        return f"{m['clipped_above'][row, step]:.2f} / {m['clipped_below'][row, step]:.2f}"
+
+    def ratio(row: int, step: int) -> str:
+        return f"{m['log_ratio_mean'][row, step]:.1e} ± {m['log_ratio_std'][row, step]:.1e}"
+
+    def gradient(measure: str) -> Callable[[int, int], str]:
+        return lambda row, step: f"{m[measure][row, step]:.1e}"
+
+    velocity, predicted = (_spreads(m[name]) for name in ("velocity_gradient", "predicted_scale"))
+    return {
+        "share of the ratios above / below the clip range": _by_step(analysis, clipped, ["clip", *_clips(analysis)]),
+        "log ratio, mean ± standard deviation": _by_step(analysis, ratio),
+        "gradient of a transition's loss with respect to the velocity; in brackets, predicted by Table 2": _by_step(
+            analysis,
+            gradient("velocity_gradient"),
+            ["max/min", *(f"{one} ({other})" for one, other in zip(velocity, predicted, strict=True))],
+        ),
+        "gradient of a step's mean loss with respect to the parameters": _by_step(
+            analysis, gradient("parameter_gradient"), ["max/min", *_spreads(m["parameter_gradient"])]
+        ),
+        "cosine between the parameter gradients, all steps together": _cosine_table(analysis),
+    }
+
+
+def _clips(analysis: Analysis) -> list[str]:
+    ranges = (o.clip_range for o in analysis.objectives.values())
+    return ["none" if r is None else f"{r[0]:g}" if r[0] == r[1] else f"{r[0]:g}, {r[1]:g}" for r in ranges]
+
+
+def _spreads(values: Tensor) -> list[str]:
+    return [_times(row) for row in values]
+
+
+def _times(values: Tensor) -> str:
+    low, high = float(values.min()), float(values.max())
+    return "-" if not low > 0 else f"{high / low:.0f}x" if high / low >= 10 else f"{high / low:.2f}x"
+
+
+def _by_step(analysis: Analysis, cell: Callable[[int, int], str], footer: list[str] | None = None) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE, pad_edge=False, show_footer=footer is not None)
+    for name, foot in zip(["step", *analysis.objectives], footer or [""] * (len(analysis.objectives) + 1), strict=True):
+        grid.add_column(name, footer=foot, justify="right")
+    for step in range(len(analysis.sigma)):
+        grid.add_row(str(analysis.steps[step]), *(cell(row, step) for row in range(len(analysis.objectives))))
+    return grid
+
+
+def _cosine_table(analysis: Analysis) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    names = list(analysis.objectives)
+    grid = Table("", box=box.SIMPLE, pad_edge=False)
+    for name in names:
+        grid.add_column(name, justify="right")
+    for name, row in zip(names, analysis.cosines.tolist(), strict=True):
+        grid.add_row(name, *("-" if math.isnan(c) else f"{c:.3f}" for c in row))
+    return grid
+
+
+# as a picture ---------------------------------------------------------------------------------------------------------
+
+
+def analysis_figure(analysis: Analysis) -> Figure:
+    """Clip shares, both gradient magnitudes and the cosines, in four panels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.5, 9), layout="constrained")
+    clips, cosines, velocity, parameters = figure.subplots(2, 2).flat
+    m = analysis.measures
+    labels = [f"{name}, clip {clip}" for name, clip in zip(analysis.objectives, _clips(analysis), strict=True)]
+    _draw(clips, analysis, m["clipped_above"], labels)
+    _draw(clips, analysis, -m["clipped_below"])
+    clips.axhline(0, color="black", linewidth=0.8)
+    clips.set(
+        title="Share of ratios outside the clip range", ylabel="below  (-)     share     above  (+)", ylim=(-1, 1)
+    )
+    for axes, measure, title in (
+        (velocity, "velocity_gradient", "Gradient with respect to the velocity\n(dashed: predicted by Table 2)"),
+        (parameters, "parameter_gradient", "Gradient with respect to the parameters"),
+    ):
+        relative = _relative(m[measure])
+        labels = [f"{n}, {times}" for n, times in zip(analysis.objectives, _spreads(m[measure]), strict=True)]
+        _draw(axes, analysis, relative, labels)
+        axes.set(title=title, ylabel="over its geometric mean; legend: max/min", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    _draw(velocity, analysis, _relative(m["predicted_scale"]), dashed=True)
+    for axes in (clips, velocity, parameters):
+        axes.set_xlabel("denoising step (0 = most noise)")
+        axes.set_xticks(range(len(analysis.sigma)), list(map(str, analysis.steps)))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8, ncols=2 if axes is clips else 1)
+    _draw_cosines(cosines, analysis)
+    return figure
+
+
+def _relative(values: Tensor) -> Tensor:
+    """Rows (O, S) over their geometric mean; NaN where a row has a zero."""
+    return values / values.log().mean(dim=1, keepdim=True).exp()
+
+
+def _draw(
+    axes: Axes, analysis: Analysis, values: Tensor, labels: list[str] | None = None, dashed: bool = False
+) -> None:
+    from guardlit_callbacks.figures.plots import MARKERS, PALETTE
+
+    for row in range(len(analysis.objectives)):
+        marker, line = ("", "--") if dashed else (MARKERS[row], "-")
+        label = labels[row] if labels else None
+        # later curves are smaller, so that those they coincide with still show
+        axes.plot(
+            values[row].numpy(), line, marker=marker, ms=9 - row, lw=1.2, color=PALETTE[row], alpha=0.9, label=label
+        )
+
+
+def _draw_cosines(axes: Axes, analysis: Analysis) -> None:
+    names = list(analysis.objectives)
+    axes.imshow(analysis.cosines.numpy(), vmin=-1, vmax=1, cmap="PuOr")
+    for i, row in enumerate(analysis.cosines.tolist()):
+        for j, cosine in enumerate(row):
+            text = "-" if math.isnan(cosine) else f"{cosine:.2f}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if abs(cosine) > 0.5 else "black")
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title("Cosine between the parameter gradients")

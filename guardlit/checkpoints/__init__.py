@@ -1,0 +1,1 @@
+"""What checkpoints hold, and whether they are intact. Imports processes."""

@@ -1,0 +1,66 @@
+"""`guardlit evaluate`: what its command line allows beyond LightningCLI's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from guardlit.errors import GuardlitError
+from guardlit.gold.evaluation import GOLD, RUN
+
+
+def main(args: list[str]) -> None:
+    """Run `guardlit evaluate`.
+
+    Args:
+        args: the command's name and its options.
+
+    Raises:
+        GuardlitError: an option, a path or a score that cannot be used.
+    """
+    from guardlit.commands.lightning_cli import main as run
+
+    arguments = ["evaluate", *_rewritten(args[1:])]
+    sys.argv = [sys.argv[0], *arguments]  # what LightningCLI parses, and Lightning's launchers start again
+    run(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise GuardlitError(message)
+
+
+def _rewritten(args: list[str]) -> list[str]:
+    """Lists as `--ckpt a b`, also repeated; with --rescore, the configuration that the images were drawn with."""
+    parser = _Parser("guardlit evaluate", add_help=False, allow_abbrev=False)
+    for option in ("--ckpt", "--label"):
+        parser.add_argument(option, nargs="+", action="extend", default=[])
+    parser.add_argument("--rescore", nargs="?", const="true", default="false", choices=("true", "false"))
+    options, rest = parser.parse_known_args(args)
+    lists = [word for name in ("ckpt", "label") for word in _as_list(name, getattr(options, name))]
+    if options.rescore == "false":
+        return [*rest, *lists]
+    if lists:
+        raise GuardlitError("--rescore scores the images in --out; leave out --ckpt and --label")
+    place = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    place.add_argument("--out", type=Path, default=Path("evaluation"))
+    place.add_argument("--config", "-c", action="append")
+    where, _ = place.parse_known_args(rest)
+    drawn_with = [where.out / RUN, *([] if where.config else [where.out / GOLD])]
+    if missing := next((file for file in drawn_with if not file.is_file()), None):
+        raise GuardlitError(f"--rescore needs the images of an earlier evaluation: there is no {missing}")
+    return [*(word for file in drawn_with for word in ("--config", str(file))), *rest, "--rescore", "true"]
+
+
+def _as_list(name: str, values: list[str]) -> list[str]:
+    """As LightningCLI reads a list; what has that form already stays."""
+    if not values:
+        return []
+    try:
+        written = [json.loads(value) if value.startswith("[") else [value] for value in values]
+    except ValueError as error:
+        raise GuardlitError(f'--{name}: a list that is no JSON ({error}); write --{name} a b, or ["a", "b"]') from error
+    return [f"--{name}", json.dumps([value for part in written for value in part])]

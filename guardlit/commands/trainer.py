@@ -1,0 +1,232 @@
+"""Lightning's Trainer with guardlit's further commands: each method is a subcommand of the command line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import lightning.pytorch as pl
+import torch
+from guardlit_callbacks import TrainableEMA
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from guardlit.ablation.analysis import RolloutAnalysis, with_clips
+from guardlit.ablation.output import print_analysis, write_analysis
+from guardlit.checkpoints.contents import check_fingerprint
+from guardlit.checkpoints.io import SafeCheckpointIO
+from guardlit.data.prompts import checked_texts, load_prompts
+from guardlit.devices.float32 import allow_tf32
+from guardlit.errors import GuardlitError, NumbersError, at_least
+from guardlit.gold import Gold
+from guardlit.gold.drawing import Drawn
+from guardlit.gold.evaluation import Evaluation
+from guardlit.training.encoding import EncodeFirst
+from guardlit.training.export import export_weights, find_ema, write_images
+from guardlit.training.progress_bar import RoundProgress
+from guardlit.training.restart import go_back
+from guardlit.training.run_folder import versions
+from guardlit.types import Prompt
+
+if TYPE_CHECKING:
+    from guardlit.data.datamodule import PromptDataModule
+    from guardlit.training.module import GRPOModule
+
+
+class GuardlitTrainer(pl.Trainer):
+    """A Trainer that can also draw images, export weights and compare objectives, and whose `fit` can go back.
+
+    Args:
+        tf32: whether products and convolutions of float32 may round their factors to TF32's 11 bits, on GPUs since
+            Ampere; for the whole process. false by default, since torch's own is true for convolutions: a policy's
+            VAE and patch embedding are float32 by promise, and log ratios lie between 1e-6 and 1e-4. In half precision
+            little but the VAE is float32: its `decode_dtype` is the faster way there. null leaves torch's switches
+            as they are.
+        kwargs: of Lightning's Trainer.
+    """
+
+    def __init__(self, *, tf32: bool | None = False, **kwargs: Any) -> None:
+        if tf32 is not None:
+            allow_tf32(tf32)
+        super().__init__(**kwargs)
+
+    def fit(
+        self,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train, and begin again from a good checkpoint for as long as a `Rollback` among the callbacks says so.
+
+        Args:
+            model: of the configuration.
+            train_dataloaders: not used by guardlit, whose data module has the rounds.
+            val_dataloaders: not used either.
+            datamodule: the prompts.
+            ckpt_path: a checkpoint to go on from; `last` for the newest one of the run's folder.
+            weights_only: not used: a checkpoint never executes anything.
+        """
+        while True:
+            try:
+                return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+            except NumbersError as error:
+                ckpt_path = go_back(self, error)
+
+    def sample(
+        self,
+        model: GRPOModule,
+        datamodule: PromptDataModule | None = None,
+        ckpt_path: str | None = None,
+        prompts: list[str] | None = None,
+        n: int = 4,
+        raw: bool = False,
+        out: str = "samples",
+    ) -> None:
+        """Draw images with the evaluation settings of a configuration, and write them as PNG files.
+
+        Args:
+            model: of the configuration.
+            datamodule: its validation prompts are drawn unless `prompts` is given.
+            ckpt_path: a checkpoint; the untrained model without one.
+            prompts: texts to draw.
+            n: images of each prompt.
+            raw: draw with the raw weights although the checkpoint has averaged ones.
+            out: folder for the images.
+        """
+        at_least(1, n=n)
+        texts = checked_texts("--prompts", prompts) if prompts else [p.text for p in _validation_prompts(datamodule)]
+        items = [(k, Prompt(text)) for text in texts for k in range(n)]
+        if raw and (ema := find_ema(self)) is not None:
+            ema.use_for_validation = False
+        batch_size = datamodule.rollout_batch if datamodule else n
+        loader: DataLoader[Any] = DataLoader(cast("Dataset[Any]", items), batch_size=batch_size, collate_fn=list)
+        self.callbacks.append(EncodeFirst(texts))
+        batches = self.predict(model, loader, ckpt_path=ckpt_path)
+        images = torch.cat(cast("list[Tensor]", batches))
+        if self.is_global_zero:  # every process has drawn all of them
+            for path in write_images(images, texts, n, Path(out)):
+                print(path)
+
+    def export(
+        self,
+        model: GRPOModule,
+        datamodule: PromptDataModule | None = None,
+        ckpt_path: str | None = None,
+        out: str = "export",
+    ) -> None:
+        """Write a checkpoint's weights for diffusers: a LoRA, or a pipeline folder after full fine-tuning.
+
+        Args:
+            model: of the configuration.
+            datamodule: not used.
+            ckpt_path: the checkpoint.
+            out: folder; `raw` and, if the run kept an average, `ema` are written below it.
+        """
+        if ckpt_path is None:
+            raise GuardlitError("export needs --ckpt_path: without one there is nothing trained to write")
+        checkpoint = SafeCheckpointIO().load_checkpoint(ckpt_path, map_location="cpu")
+        model.configure_model()
+        check_fingerprint(checkpoint, model.policy.fingerprint())
+        model.load_state_dict(checkpoint["state_dict"], strict=False)
+        ema = TrainableEMA()
+        averages = checkpoint.get("callbacks", {}).get(ema.state_key)
+        if averages:
+            ema.load_state_dict(averages)
+        for folder in export_weights(model, ema if averages else None, Path(out)):
+            print(folder)
+
+    def evaluate(
+        self,
+        model: GRPOModule,
+        gold: Gold,
+        datamodule: PromptDataModule | None = None,
+        ckpt: list[str] | None = None,
+        label: list[str] | None = None,
+        weights: Literal["ema", "raw", "both"] = "ema",
+        prompts: str | None = None,
+        images_per_prompt: int | None = None,
+        out: str = "evaluation",
+        rescore: bool = False,
+    ) -> None:
+        """Set checkpoints and exported weights beside the base model: gold scores and their Average, as in Table 1.
+
+        Args:
+            model: of the configuration.
+            gold: the scorers, and what the Average is made of.
+            datamodule: its validation prompts, and how many images of each, unless other ones are asked for.
+            ckpt: checkpoints, or folders of exported weights, such as `guardlit export` writes.
+            label: their names in the table, one each.
+            weights: those of a checkpoint to draw with: the average where it has one, the raw ones, or both.
+            prompts: a prompt file or data set, as data.val.
+            images_per_prompt: each with its own fixed noise.
+            out: folder for images, scores and table; what is in it already is not made again.
+            rescore: score the images in `out` without drawing or loading a model.
+        """
+        evaluation = Evaluation(self, model, gold, Path(out))
+        if rescore:
+            drawn = Drawn.read(Path(out))
+        else:
+            assert datamodule is not None
+            drawn = evaluation.draw(datamodule, ckpt or [], label or [], weights, prompts, images_per_prompt)
+        evaluation.score(drawn)
+
+    def ablate(
+        self,
+        model: GRPOModule,
+        datamodule: PromptDataModule | None = None,
+        ckpt_path: str | None = None,
+        objectives: list[str] | None = None,
+        clip: dict[str, float | None] | None = None,
+        updates: int | None = None,
+        out: str = "runs/ablation",
+    ) -> None:
+        """Draw one round, make some of its updates, and evaluate every objective on it with the policy that results.
+
+        It is a `fit` that ends within its first round: nothing is saved, validated or reported on the way.
+
+        Args:
+            model: of the configuration; its objective and optimizer make the updates.
+            datamodule: whose prompts are drawn.
+            ckpt_path: a checkpoint to start from; the untrained model without one.
+            objectives: presets to evaluate; all by default.
+            clip: clip ranges by preset; by default the model's for its own objective, else the published ones.
+            updates: to make before the evaluation; all of the round's but the last by default.
+            out: folder for `analysis.csv`, `analysis.json` and `analysis.png`.
+        """
+        chosen = with_clips(model.objective, clip or {}, objectives or ())
+        analysis = RolloutAnalysis(chosen, updates)
+        mine: list[pl.Callback] = self.callbacks  # type: ignore[has-type]
+        self.callbacks = [*(c for c in mine if isinstance(c, RoundProgress)), analysis]
+        self.limit_val_batches = 0
+        self.fit_loop.max_epochs, self.fit_loop.min_epochs = -1, 0
+        self.fit_loop.epoch_loop.max_steps, self.fit_loop.epoch_loop.min_steps = -1, None
+        with warnings.catch_warnings():
+            # an average of the weights, or what else the checkpoint's callbacks keep, is not asked for
+            warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
+            self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        assert analysis.result is not None
+        print_analysis(analysis.result)
+        provenance = {
+            "command": ["guardlit", *sys.argv[1:]],
+            "checkpoint": ckpt_path,
+            "round": model.experience.round.index,
+            "seed": model.experience.round.seed,
+            "updates": analysis.updates,
+            "updates_by": type(model.objective).__name__,
+            "old_velocity": model.old_velocity,
+            "precision": str(self.precision),
+            "versions": versions(),
+        }
+        for path in write_analysis(analysis.result, provenance, Path(out)):
+            print(path)
+
+
+def _validation_prompts(datamodule: PromptDataModule | None) -> list[Prompt]:
+    if datamodule is None or not datamodule.val_source:
+        raise GuardlitError("sample needs --prompts, or a configuration with data.val")
+    return load_prompts(datamodule.val_source)

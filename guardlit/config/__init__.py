@@ -1,0 +1,5 @@
+"""The command line's parser: jsonargparse with errors of one line."""
+
+from guardlit.config.parser import GuardlitParser
+
+__all__ = ["GuardlitParser"]

@@ -1,0 +1,81 @@
+"""Configuration files that build on others: `base: [parts/sd35.yaml, parts/guard.yaml]` at the top of one.
+
+It means what `--config parts/sd35.yaml --config parts/guard.yaml` in front of it would: later values win, nested keys
+merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from guardlit.config.documents import compose
+from guardlit.config.locate import CONFIG_OPTIONS
+from guardlit.errors import GuardlitError
+
+KEY = "base"
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """A command line with the bases of each `--config` file in front of it, as `--config` options of their own.
+
+    Raises:
+        GuardlitError: naming the line of a base that is not there, is no list of files, or builds on itself; `--base`.
+    """
+    expanded: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        option, equals, value = arg.partition("=")
+        if option in CONFIG_OPTIONS and (equals or rest):
+            name = value if equals else rest.pop(0)
+            if not name:
+                raise GuardlitError(f"{option}: found nothing where the name of a YAML file belongs")
+            file = Path(name)
+            for base in [*bases(file, []), file]:
+                expanded += [option, str(base)]
+        elif option == f"--{KEY}":
+            raise GuardlitError(f"--{KEY} belongs at the top of a configuration file; here, use {CONFIG_OPTIONS[0]}")
+        else:
+            expanded.append(arg)
+    return expanded
+
+
+def bases(file: Path, above: Sequence[Path]) -> list[Path]:
+    """All files that one builds on, the farthest first; each stands beside the file that names it.
+
+    Args:
+        file: a configuration; one that cannot be read has none, and is complained about elsewhere.
+        above: the files that led to it.
+    """
+    found: list[Path] = []
+    for line, name in _named(file):
+        base = file.parent / name
+        where = f"{file}:{line}: {KEY}: "
+        if not base.is_file():
+            raise GuardlitError(f"{where}there is no file {base}")
+        if base.resolve() in (path.resolve() for path in (*above, file)):
+            raise GuardlitError(f"{where}{base} builds on itself, by way of {file}")
+        found += [*bases(base, [*above, file]), base]
+    return found
+
+
+def _named(file: Path) -> list[tuple[int, str]]:
+    """Line and name of each base that a file gives."""
+    try:
+        root = compose(file)
+    except (OSError, yaml.YAMLError):
+        return []
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    for key, value in pairs:
+        if key.value != KEY or value.tag.endswith(":null"):  # a run's own config.yaml says that it builds on nothing
+            continue
+        items = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for item in items:
+            if not isinstance(item, yaml.ScalarNode) or not item.tag.endswith(":str"):
+                line = value.start_mark.line + 1
+                raise GuardlitError(f"{file}:{line}: {KEY}: expected a file or a list of files")
+        return [(item.start_mark.line + 1, item.value) for item in items]
+    return []

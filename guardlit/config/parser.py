@@ -1,0 +1,121 @@
+"""The argument parser behind `guardlit fit` and its sisters: a mistake gets one line that names the place."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    Namespace,
+)
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser
+
+from guardlit.config.bases import expand
+from guardlit.config.documents import check_config_file
+from guardlit.config.explain import explain, refused, unexpected_null
+from guardlit.config.locate import config_files, config_from_environment, variable
+from guardlit.config.nearest import hint, keys_of, nearest
+from guardlit.config.nulls import nulls, odd_keys
+from guardlit.errors import GuardlitError
+
+
+class GuardlitParser(LightningArgumentParser):
+    """A LightningCLI parser whose errors are one line on stderr, with exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)  # or a misspelt option may silently be taken for another
+        super().__init__(*args, **kwargs)
+        self.args: list[str] = []
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """As `ArgumentParser.parse_args`, after a look at the files given by `--config`."""
+        try:
+            self.args = expand(sys.argv[1:] if args is None else args)
+        except GuardlitError as error:
+            _fail(self, str(error))
+        if not any(isinstance(action, ActionConfigFile) for action in self._actions):  # of a class, for its parameters
+            return super().parse_args(self.args, *rest, **kwargs)
+        given = config_from_environment(self) if self.default_env else None
+        if given and not given[1].is_file():
+            _fail(self, f"environment variable {given[0]}: expected a YAML file, there is no file {given[1]}")
+        if _subparsers(self):
+            return super().parse_args(self.args, *rest, **kwargs)
+        self._check_files([*config_files(self.args), *([given[1]] if given else [])])
+        self._check_environment()
+        try:
+            config = super().parse_args(self.args, *rest, **kwargs)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            if not self.exit_on_error:
+                raise
+            # of jsonargparse or of a class that was imported for a value: no file or option is to be named
+            _fail(self, f"the settings cannot be read ({type(error).__name__}: {error})")
+        for null in nulls(self, config):
+            _fail(self, unexpected_null(self, self.args, null))
+        for section, value in vars(config).items():
+            for key in odd_keys(value):
+                _fail(self, f"{section}: a key must be text, found {key!r}; put it in quotes")
+        return config
+
+    def _check_files(self, files: Sequence[Path]) -> None:
+        """Look at the configuration files as YAML."""
+        sections = {key[:end] for key in keys_of(self) for end in range(len(key)) if key[end] == "."}
+        for file in files:
+            if file.exists() and (message := check_config_file(file, sections)):
+                _fail(self, message)
+
+    def _check_environment(self) -> None:
+        """Refuse variables that look like settings and are none: they would be passed over in silence."""
+        prefix = variable(self, "")
+        if not self.default_env or "__" not in prefix:
+            return
+        known = {variable(self, key): key for key in [*keys_of(self), "config"]}
+        for name in sorted(os.environ):
+            if name.startswith(prefix) and name not in known:
+                _fail(self, f"environment variable {name}: no setting has this name{hint(nearest(name, known))}")
+
+    def instantiate_classes(self, cfg: Namespace, *args: Any, **kwargs: Any) -> Namespace:
+        """As `ArgumentParser.instantiate_classes`; a value that a class refuses becomes a `GuardlitError`."""
+        try:
+            instantiated: Namespace = super().instantiate_classes(cfg, *args, **kwargs)
+        except (ArithmeticError, TypeError, ValueError, MisconfigurationException) as error:
+            raise GuardlitError(refused(str(error))) from error
+        return instantiated
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong in one line and exit with 2, or raise where the caller asked for exceptions."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        subparsers = _subparsers(self)
+        subcommand = next((arg for arg in self.args if arg in subparsers), None)
+        parser = self if subcommand is None else subparsers[subcommand]
+        _fail(parser, explain(parser, _without(subcommand, message), self.args))
+
+
+def _fail(parser: ArgumentParser, message: str) -> NoReturn:
+    program = parser.prog.replace(" [options]", "")
+    sys.stderr.write(f"{program}: error: {' '.join(message.split())}\n")
+    raise SystemExit(2)
+
+
+def _subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def _without(subcommand: str | None, message: str) -> str:
+    """The message as the subcommand's own parser would have put it, without the name of the subcommand."""
+    message = re.sub(
+        r"^(?:Group|Subcommand) '(.+?)' does not accept option '(.+)'", r"Option '\1.\2' is not accepted", message
+    )
+    prefix = rf"^(the following arguments are required: |Parser key \"|Option '){subcommand}\."
+    return re.sub(rf"(?<=[ \"']){subcommand}\.", "", message) if re.match(prefix, message) else message

@@ -1,0 +1,1 @@
+"""Prompt sets, and the loader whose epoch is one round. Imports rounds."""

@@ -1,5 +1,0 @@
-"""The command line's parser: jsonargparse with errors of one line."""
-
-from guardlit.parsing.parser import GuardlitParser
-
-__all__ = ["GuardlitParser"]

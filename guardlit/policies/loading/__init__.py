@@ -1,0 +1,1 @@
+"""Pipeline folders, checked before anything of them is loaded. Imports policies/ alone."""

@@ -1,0 +1,1 @@
+"""How the network computes: precision, attention, compiling, decoding. Imports policies/ alone."""

@@ -1,0 +1,1 @@
+"""Prompts encoded once and kept on disk. Imports policies/ alone."""

@@ -1,0 +1,158 @@
+"""Prompt embeddings, encoded once: kept in memory, and on disk under the content of prompt and encoders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from guardlit_callbacks.distributed.gather import gather_objects
+from torch import Tensor
+
+from guardlit.errors import GuardlitError
+from guardlit.types import Conditioning
+
+Encode = Callable[[list[str]], Conditioning]
+
+
+CAPACITY = 1024
+"""Prompts whose embeddings stay in memory beside those on disk."""
+AT_ONCE = 16
+"""Prompts of each process whose embeddings go over the network at once, some megabytes each."""
+
+
+class EmbeddingCache:
+    """Serves embeddings; asks the encoders only for prompts that neither memory nor disk has.
+
+    Args:
+        key: names encoders and settings; another key never shares an entry.
+        folder: where entries are kept between runs, one file a prompt; null keeps them in memory only.
+        capacity: entries held in memory; older ones are read from disk again. Without a folder nothing is dropped.
+    """
+
+    def __init__(self, key: str, folder: Path | None, capacity: int = CAPACITY) -> None:
+        self._key = key
+        self._folder = folder
+        self._capacity = capacity
+        self._memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """The distinct prompts that would have to be encoded."""
+        return [p for p in dict.fromkeys(prompts) if p not in self._memory and self._read(p) is None]
+
+    def add(self, prompts: Sequence[str], embeddings: Conditioning) -> None:
+        """Keep the embeddings of P prompts, leading dimension P."""
+        for i, prompt in enumerate(prompts):
+            entry = {name: tensor[i].detach().cpu().clone() for name, tensor in embeddings.items()}
+            self._write(prompt, entry)
+            self._remember(prompt, entry)
+
+    def get(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Embeddings of P prompts on the CPU, leading dimension P; raises `KeyError` for a prompt never added."""
+        entries = []
+        for prompt in prompts:
+            entries.append(entry := self._kept(prompt))
+            self._remember(prompt, entry)
+        return {name: torch.stack([e[name] for e in entries]) for name in entries[0]}
+
+    def shares(self, prompts: Sequence[str]) -> list[list[str]]:
+        """The prompts dealt to the processes of a run, in the order of their ranks."""
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        return [list(prompts[i::world]) for i in range(world)]
+
+    def exchange(self, shares: Sequence[Sequence[str]]) -> None:
+        """Give every process what it cannot read of the others' shares; to be called by all once they have theirs."""
+        asked = set(chain.from_iterable(gather_objects(self.missing(list(chain.from_iterable(shares))))))
+        for start in range(0, max(map(len, shares)), AT_ONCE):
+            part = [prompt for prompt in shares[rank()][start : start + AT_ONCE] if prompt in asked]
+            for entries in gather_objects({prompt: self._kept(prompt) for prompt in part}) if asked else []:
+                for prompt, entry in entries.items():
+                    if self.missing([prompt]):
+                        self._write(prompt, entry)
+                        self._remember(prompt, entry)
+
+    def _kept(self, prompt: str) -> dict[str, Tensor]:
+        entry = self._memory.get(prompt) or self._read(prompt)
+        if entry is None:
+            raise KeyError(f"prompt was never encoded: {prompt!r}")
+        return entry
+
+    def _remember(self, prompt: str, entry: dict[str, Tensor]) -> None:
+        self._memory[prompt] = entry
+        self._memory.move_to_end(prompt)
+        while self._folder is not None and len(self._memory) > self._capacity:
+            self._memory.popitem(last=False)
+
+    def _path(self, prompt: str) -> Path | None:
+        if self._folder is None:
+            return None
+        name = hashlib.sha256(f"{self._key}\0{prompt}".encode()).hexdigest()
+        return self._folder / name[:2] / f"{name}.safetensors"
+
+    def _read(self, prompt: str) -> dict[str, Tensor] | None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self._path(prompt)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError):
+            return None  # a damaged entry is made again
+
+    def _write(self, prompt: str, entry: dict[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        path = self._path(prompt)
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(save(entry))
+            os.replace(file.name, path)  # whole or not at all, also with several processes
+        except OSError as error:
+            raise GuardlitError(
+                f"prompt embeddings cannot be written to {self._folder}: {error.strerror}; set the policy's cache to "
+                "another folder, or to null to keep them in memory"
+            ) from error
+
+
+def rank() -> int:
+    """Of this process among those of the run."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def cache_folder() -> Path:
+    """`$GUARDLIT_CACHE`, or `guardlit` under the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("GUARDLIT_CACHE") or Path(base) / "guardlit")
+
+
+def embeddings_folder(cache: str | None) -> Path | None:
+    """Where entries are kept: below a folder, below `cache_folder` for `auto`, or nowhere for None."""
+    if cache is None:
+        return None
+    return (cache_folder() if cache == "auto" else Path(cache)) / "embeddings"
+
+
+def sample_digest(files: Sequence[Path]) -> str:
+    """A digest of file names, sizes and 64 evenly spaced 64 kB blocks of each: quick for encoders of 10 GB."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            for i in range(64):
+                file.seek(i * max(size - 65536, 0) // 63)
+                digest.update(file.read(65536))
+                if size <= 65536:
+                    break
+    return digest.hexdigest()

@@ -1,0 +1,123 @@
+"""The adapter's layers in a network: which of them acts, and in which precision it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from guardlit_callbacks.distributed.sharded import is_sharded
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.nn import functional
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+
+class CastOnce:
+    """A tensor in another dtype, cast again only once the tensor has changed.
+
+    The copy carries its way back to the tensor where gradients are asked for. A cast keeps nothing for its backward
+    pass, so that any number of them may go through one copy: all micro-batches of an update share it.
+    """
+
+    def __init__(self) -> None:
+        self._storage: Any = None  # held, so that no other tensor can come to lie there
+        self._version = -1
+        self._copy: Tensor | None = None
+
+    def __call__(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """The copy of the tensor as it is now."""
+        storage, copy = tensor.untyped_storage(), self._copy
+        fresh = copy is not None and storage is self._storage and tensor._version == self._version
+        if not fresh or not _usable(copy, tensor, dtype):  # type: ignore[arg-type]
+            copy = tensor.to(dtype)
+            self._storage, self._version, self._copy = storage, tensor._version, copy
+        assert copy is not None
+        return copy
+
+    def __deepcopy__(self, memo: Any) -> CastOnce:
+        return CastOnce()
+
+    def __reduce__(self) -> tuple[type[CastOnce], tuple[()]]:
+        return CastOnce, ()
+
+
+def _usable(copy: Tensor, tensor: Tensor, dtype: torch.dtype) -> bool:
+    if copy.dtype != dtype or (copy.is_inference() and not torch.is_inference_mode_enabled()):
+        return False
+    return copy.requires_grad or not (tensor.requires_grad and torch.is_grad_enabled())
+
+
+class CastLinear(nn.Linear):
+    """An adapter's float32 layer that computes in the dtype of its input, as the layer beside it does.
+
+    Its weights stay float32 for the optimizer, averages, gradients and checkpoints. Under autocast it is a layer like
+    any other.
+    """
+
+    once: CastOnce | None
+    """Where the cast weights are kept; None casts them at every call, as memory asks that is filled anew for each."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) -> (..., out), in the input's dtype."""
+        device = input.device.type
+        if self.weight.dtype == input.dtype or (device != "meta" and torch.is_autocast_enabled(device)):
+            return super().forward(input)
+        kept = self.once is not None and not torch.compiler.is_compiling()
+        weight = self.once(self.weight, input.dtype) if kept and self.once else self.weight.to(input.dtype)
+        return functional.linear(input, weight, None if self.bias is None else self.bias.to(input.dtype))
+
+
+def adapted_layers(transformer: nn.Module) -> list[Any]:
+    """The layers of a network that have an adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+
+
+def compute_as_base(transformer: nn.Module) -> None:
+    """Let all adapters of a network compute in the precision of the layers that they are on.
+
+    Without this, peft takes the input to float32 and the result back, at every layer and every call. Cast weights are
+    kept until they change, but for a sharded network: FSDP2 gathers weights into buffers that are filled anew, which
+    cannot be seen from them.
+
+    Args:
+        transformer: with adapters; those that are added later need another call.
+    """
+    _tell_of_steps()
+    once = not is_sharded(dict(transformer.named_parameters()))
+    for layer in adapted_layers(transformer):
+        layer.cast_input_dtype_enabled = False
+        for linear in (*layer.lora_A.values(), *layer.lora_B.values()):
+            if type(linear) is nn.Linear:
+                linear.__class__ = CastLinear
+            if isinstance(linear, CastLinear):
+                linear.once = CastOnce() if once else None
+
+
+@cache
+def _tell_of_steps() -> None:
+    """Fused and 8-bit optimizers write to weights without a word to autograd, by whose count `CastOnce` goes."""
+    register_optimizer_step_post_hook(_count_step)
+
+
+def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    increment_version([p for group in optimizer.param_groups for p in group["params"]])
+
+
+def activate(layers: Sequence[Any], adapter: str | None) -> None:
+    """Let one adapter act, or none.
+
+    peft's own switches also set what requires gradients, and walk through the whole network for it: 50 ms a call of a
+    model with 3,500 modules.
+
+    Args:
+        layers: of `adapted_layers`.
+        adapter: its name; None for the base alone.
+    """
+    for layer in layers:
+        layer._disable_adapters = adapter is None
+        if adapter is not None:
+            layer._active_adapter = [adapter]

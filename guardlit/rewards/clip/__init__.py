@@ -1,0 +1,1 @@
+"""Scorers on CLIP and BLIP networks. Imports rewards/ alone."""

@@ -1,0 +1,6 @@
+"""Scorers of the tiny world of handwritten digits. Imports rewards/ alone."""
+
+from guardlit.rewards.digits.scorers import DigitDiversity as DigitDiversity
+from guardlit.rewards.digits.scorers import DigitGold as DigitGold
+from guardlit.rewards.digits.scorers import DigitProbability as DigitProbability
+from guardlit.rewards.digits.scorers import DigitRealism as DigitRealism

@@ -1,0 +1,1 @@
+"""GenEval: prompts, detector and rules. Imports rewards/ alone."""

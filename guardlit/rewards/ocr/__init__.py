@@ -1,0 +1,1 @@
+"""Text read back from images. Imports rewards/ alone."""

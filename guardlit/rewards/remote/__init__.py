@@ -1,0 +1,1 @@
+"""Scorers that run in other processes, over HTTP. Imports rewards/ alone."""

@@ -1,0 +1,114 @@
+"""A client of the public reward-server (github.com/yifan123/reward-server), to reproduce results obtained with it."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, NoReturn
+
+import torch
+
+from guardlit.rewards.remote.client import Call, Limits
+from guardlit.rewards.remote.scorer import ServedScorer
+from guardlit.rewards.remote.wire import Answer
+from guardlit.types import RewardRequest
+
+_QUALITY = 75  # Pillow's default, which that protocol's clients use
+_SCORES = ("scores", "rewards", "strict_rewards", "outputs")
+
+
+class PickleReward(ServedScorer):
+    """Scores over the protocol `reward-server-pickle`: for reproduction only.
+
+    That protocol sends images as JPEG files of quality 75, so a score is not the drawn image's; it pickles both ways,
+    without a token. What is sent is plain data. What comes back is read by an unpickler that resolves no name at all:
+    lists, mappings, texts and numbers pass, everything else is a failed score. That server is to be trusted with
+    nothing, and says nothing of what it runs.
+
+    Args:
+        url: address of the server, e.g. http://127.0.0.1:18085 for its GenEval.
+        value: which list of the answer is the reward: `scores`, `rewards` (official) or `strict_rewards` of GenEval,
+            `outputs` of DeQA. Those that come along are details.
+        only_strict: spare GenEval's server the official judgement; `rewards` are 0 then.
+        chunk: images of one call; that project's clients send 64.
+        limits: times, attempts and calls in flight.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        value: Literal["scores", "rewards", "strict_rewards", "outputs"] = "scores",
+        only_strict: bool = True,
+        chunk: int | None = 64,
+        limits: Limits = Limits(concurrency=8),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__(url, chunk, limits, None)
+        if only_strict and value == "rewards":
+            raise ValueError("value: rewards are 0 for every image unless only_strict is false")
+        self.value, self.only_strict = value, only_strict
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Protocol, address and options; whose model answers, the protocol does not say."""
+        return {
+            "scorer": self.name,
+            "protocol": "reward-server-pickle",
+            "url": self.url,
+            "value": self.value,
+            "only_strict": str(self.only_strict),
+            "images": f"JPEG quality {_QUALITY}",
+        }
+
+    def call(self, request: RewardRequest) -> Call[Answer]:
+        """One request: JPEG files, prompts and metadata."""
+        read = partial(_read, len(request), self.value)
+        return Call("POST", "/", read, partial(_body, request, self.only_strict), "application/octet-stream")
+
+
+def _body(request: RewardRequest, only_strict: bool) -> bytes:
+    pairs = zip(request.prompts, request.metadata, strict=True)
+    message = {
+        "images": [_jpeg(pixels) for pixels in request.images.permute(0, 2, 3, 1).numpy()],
+        "prompts": list(request.prompts),
+        "meta_datas": [{"prompt": prompt, **metadata} for prompt, metadata in pairs],
+        "only_strict": only_strict,
+    }
+    return pickle.dumps(message)
+
+
+def _jpeg(pixels: Any) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="JPEG", quality=_QUALITY)
+    return file.getvalue()
+
+
+class DataUnpickler(pickle.Unpickler):
+    """Reads plain data; every class, function and persistent object is refused before it is looked up."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        """Refuse."""
+        raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}, and plain data alone is read")
+
+
+def _read(count: int, value: str, body: bytes) -> Answer:
+    message = DataUnpickler(io.BytesIO(body)).load()
+    if not isinstance(message, dict):
+        raise ValueError(f"the answer is a {type(message).__name__}, not a dict")
+    columns = {name: _column(name, message[name], count) for name in _SCORES if name in message}
+    if value not in columns:
+        raise ValueError(f"the answer has no '{value}'")
+    values = columns.pop(value)
+    reason = "" if bool(torch.isfinite(values).all()) else f"'{value}' holds what is no finite number"
+    return Answer(values, columns, {}, reason)
+
+
+def _column(name: str, scores: Any, count: int) -> torch.Tensor:
+    if not isinstance(scores, list) or len(scores) != count:
+        found = len(scores) if isinstance(scores, list) else f"a {type(scores).__name__}"
+        raise ValueError(f"the answer has {found} {name} for {count} images")
+    return torch.tensor([float(s) if type(s) in (int, float) and math.isfinite(s) else math.nan for s in scores])

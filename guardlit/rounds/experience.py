@@ -1,0 +1,232 @@
+"""A collected round: the trajectories on this process and what all processes know of the rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guardlit.devices.transfer import Place, Trajectories, to_device
+from guardlit.rounds.noise import NoiseSource
+from guardlit.rounds.plan import RoundPlan
+from guardlit.rounds.windows import Window
+from guardlit.sde import Coefficients
+from guardlit.types import Conditioning, Prompt, Transition
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is to be collected: the prompts of one round, and who draws which image.
+
+    Attributes:
+        index: of the round, from 0.
+        prompts: P prompts; image i of the round belongs to prompt i // K.
+        ahead: texts of later rounds, for encoding many at once.
+        plan: the arithmetic.
+        seed: of the run.
+        rank: of this process.
+        window: which of an image's steps are trained; null for the first S.
+        available_steps: steps that a window can choose from.
+    """
+
+    index: int
+    prompts: list[Prompt]
+    ahead: list[str]
+    plan: RoundPlan
+    seed: int
+    rank: int = 0
+    window: Window | None = None
+    available_steps: int = 0
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Position -> image, (N,)."""
+        return self.plan.order(self.seed, self.index)
+
+    @cached_property
+    def samples(self) -> list[int]:
+        """Images of this process by local row."""
+        local: list[int] = self.order[self.rank :: self.plan.world].tolist()
+        return local
+
+    @cached_property
+    def trained_steps(self) -> Tensor:
+        """The S trained steps of each image, rising, (N, S)."""
+        images, group = self.plan.images, self.plan.images_per_prompt
+        if self.window is None:
+            return torch.arange(self.plan.train_steps).expand(images, -1)
+        return self.window.table(self.available_steps, self.seed, self.index, images, group)
+
+    def noisy_steps(self, samples: Sequence[int], num_steps: int) -> Tensor:
+        """Which of T steps draw noise where the sampler has some, (B, T) bool, of B images."""
+        if self.window is None or self.window.noise_elsewhere:
+            return torch.ones(len(samples), num_steps, dtype=torch.bool)
+        noisy = torch.zeros(len(samples), num_steps, dtype=torch.bool)
+        return noisy.scatter(1, self.trained_steps[list(samples)], True)
+
+    @property
+    def group_ids(self) -> Tensor:
+        """Group of image i, (N,)."""
+        return torch.arange(self.plan.images) // self.plan.images_per_prompt
+
+    def prompt_of(self, sample: int) -> Prompt:
+        """The prompt of image `sample`."""
+        return self.prompts[sample // self.plan.images_per_prompt]
+
+    def sample_weights(self, mask: Tensor) -> Tensor:
+        """Factor of each image's loss, (N,): masked images 0, the others 1 on average over their update.
+
+        So the mean over an update is one over what remains of it, on all processes alike.
+        """
+        updates = mask[self.order].float().view(self.plan.updates_per_epoch, -1)
+        updates = updates / updates.mean(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        weights = torch.empty(self.plan.images)
+        weights[self.order] = updates.flatten()
+        return weights
+
+    def by_image(self, gathered: Tensor) -> Tensor:
+        """Rows of all processes, (world, n, ...) -> (N, ...) by image."""
+        by_position = gathered.transpose(0, 1).flatten(0, 1)
+        out = torch.empty_like(by_position)
+        out[self.order.to(out.device)] = by_position
+        return out
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A collected round, ready to be cut into micro-batches.
+
+    Attributes:
+        round: what was asked for.
+        trajectories: of n local rows.
+        advantage: (N,) by image.
+        mask: images that count, (N,) bool.
+        metrics: the round's scalars, for the logs.
+        conditioning: embeddings of the P prompts, on the device.
+        coefficients: of the sampler.
+    """
+
+    round: Round
+    trajectories: Trajectories
+    advantage: Tensor
+    mask: Tensor
+    metrics: Mapping[str, float]
+    conditioning: Conditioning
+    coefficients: Coefficients
+
+    @property
+    def latents(self) -> Tensor:
+        """x_t before each of an image's trained steps, (n, S, C, H, W) float32, n local rows."""
+        return self.trajectories.latents
+
+    @property
+    def velocity(self) -> Tensor | None:
+        """The sampling policy's there, (n, S, C, H, W) float32; None where it is not kept."""
+        return self.trajectories.velocity
+
+    @cached_property
+    def _tables(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What a transition takes by denoising step, (T,), and by image, (N,), on the device."""
+        c, device = self.coefficients, self.trajectories.device
+        by_step = {"sigma": c.sigmas.float(), "gain": c.velocity, "std": c.std, "dt": c.dt}
+        by_image = {
+            "advantage": self.advantage,
+            "sample_weight": self.round.sample_weights(self.mask),
+            "step": self.round.trained_steps,
+        }
+        return tuple({k: to_device(v, device) for k, v in table.items()} for table in (by_step, by_image))  # type: ignore[return-value]
+
+    @cached_property
+    def _noise(self) -> NoiseSource:
+        return NoiseSource(self.round.seed, self.round.index, self.latents.shape[2:])
+
+    def steps_of(self, rows: Sequence[int], slots: Sequence[int]) -> list[int]:
+        """The denoising step that stands at each row's slot."""
+        table = self.round.trained_steps
+        return [int(table[self.round.samples[row], slot]) for row, slot in zip(rows, slots, strict=True)]
+
+    def places(self) -> dict[int, list[tuple[int, int]]]:
+        """Every (local row, slot) of each trained denoising step, the steps rising."""
+        rows, slots = self.latents.shape[:2]
+        found: dict[int, list[tuple[int, int]]] = {}
+        for row in range(rows):
+            for slot, step in enumerate(self.steps_of([row] * slots, range(slots))):
+                found.setdefault(step, []).append((row, slot))
+        return dict(sorted(found.items()))
+
+    def take(self, rows: list[int], slots: list[int]) -> Transition:
+        """The micro-batch of B local rows, each at one of its S trained steps, on the device."""
+        samples, device = [self.round.samples[row] for row in rows], self.trajectories.device
+        noise = self._noise.draw(samples, self.steps_of(rows, slots), pinned=device.type == "cuda")
+        index = torch.tensor([rows, slots, samples])
+        here = to_device(index, device)
+        latents, velocity = self.trajectories.take(index, here)
+        slot, sample = here[1], here[2]
+        prompt = sample // self.round.plan.images_per_prompt
+        by_step, by_image = self._tables
+        step = by_image["step"][sample, slot]
+        return Transition(
+            latents=latents,
+            noise=to_device(noise, device),
+            old_velocity=velocity,
+            step=step,
+            sample=sample,
+            conditioning={name: table[prompt] for name, table in self.conditioning.items()},
+            **{name: table[step] for name, table in by_step.items()},
+            **{name: table[sample] for name, table in by_image.items() if name != "step"},
+        )
+
+    def state(self, collect: Callable[[Tensor], list[Tensor]]) -> dict[str, Any]:
+        """The round for a checkpoint, by image, so that any number of processes can take it up.
+
+        Args:
+            collect: gives the processes' tensors, of the CPU, to the one that writes, and to others none; called by
+                all of them.
+        """
+        kept = {"latents": self.latents, "velocity": self.velocity}
+        return {
+            **{name: self._collected(table, collect) for name, table in kept.items() if table is not None},
+            "advantage": self.advantage,
+            "mask": self.mask,
+            "metrics": dict(self.metrics),
+        }
+
+    def _collected(self, rows: Tensor, collect: Callable[[Tensor], list[Tensor]]) -> Tensor:
+        parts = collect(rows.cpu())
+        return self.round.by_image(torch.stack(parts)) if parts else torch.empty(0)
+
+    @classmethod
+    def restore(
+        cls,
+        state: Mapping[str, Any],
+        round: Round,
+        conditioning: Conditioning,
+        coefficients: Coefficients,
+        place: Place = "device",
+        velocities: bool = True,
+    ) -> Experience:
+        """Take up a round from a checkpoint; trajectories are used beside the conditioning, and rest at a place.
+
+        Args:
+            state: of the checkpoint.
+            round: that it was taken in.
+            conditioning: embeddings of the P prompts.
+            coefficients: of the sampler.
+            place: where trajectories rest.
+            velocities: whether the checkpoint's, if it has some, are of use.
+        """
+        device = next(iter(conditioning.values())).device
+        velocity = state["velocity"][round.samples] if velocities and "velocity" in state else None
+        return cls(
+            round=round,
+            trajectories=Trajectories(state["latents"][round.samples], velocity, device, place),
+            advantage=state["advantage"],
+            mask=state["mask"],
+            metrics=state["metrics"],
+            conditioning=conditioning,
+            coefficients=coefficients,
+        )

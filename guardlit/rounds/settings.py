@@ -1,0 +1,115 @@
+"""Settings of a run that are no objects of their own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from guardlit.errors import GuardlitError
+from guardlit.kl import KLKind
+from guardlit.rounds.windows import Window
+
+MOST_STEPS = 1000
+LARGEST_SEED = 2**32 - 1
+"""Of numpy's generator."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn.
+
+    Attributes:
+        num_inference_steps: T, sampling steps.
+        guidance_scale: of classifier-free guidance; 1 for none.
+    """
+
+    num_inference_steps: int = 40
+    guidance_scale: float = 4.5
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise GuardlitError(f"num_inference_steps={self.num_inference_steps} must be at least 1")
+        if self.num_inference_steps > MOST_STEPS:
+            raise GuardlitError(
+                f"num_inference_steps={self.num_inference_steps} must be at most {MOST_STEPS}, the time steps that "
+                "models are trained on"
+            )
+        if not 1 <= self.guidance_scale < math.inf:
+            raise GuardlitError(f"guidance_scale={self.guidance_scale} must be at least 1, which means no guidance")
+
+
+@dataclass(frozen=True)
+class Rollout(Sampling):
+    """How training images are drawn, and which of their steps are trained.
+
+    Attributes:
+        timestep_fraction: share of the steps, from the noisy end, that can be trained: 0.99 leaves the last one out.
+        window: which of those are trained of an image; null for all. Outside a window of the kinds `RandomWindow` and
+            `SlidingWindow`, images follow the ODE.
+        initial_noise: whether each `sample` has initial noise of its own, or the images of a `group` share it.
+        trajectories: where a round's latents, and velocities if they are kept, rest until they are trained on: on the
+            `device`, or on the `host`, in pinned memory beside a GPU, from which each micro-batch's rows are fetched.
+        merge: draw with a LoRA added to the weights, which costs fewer operations and rounds otherwise; true, false or
+            `auto`. That merges where `model.old_velocity` keeps no velocities of the rollout: `recomputed`, and `auto`
+            once it recomputes, as it does from the start under `merge: true`. Where they are kept, the ratio of a
+            round's first update would no longer be exactly 1, so that only rounds whose rollout and training batches
+            differ, in half precision, may merge (that ratio is not 1 then): one call a round measures what merging does
+            to the log ratio, and half of the clip range is the most that is taken. Validation images are drawn merged
+            where the weights are float32. `rollout/merged` and `rollout/merge_error` are logged.
+    """
+
+    num_inference_steps: int = 10
+    timestep_fraction: float = 0.99
+    window: Window | None = None
+    initial_noise: Literal["sample", "group"] = "sample"
+    trajectories: Literal["device", "host"] = field(default="device", repr=False)  # no part of what a run is
+    merge: bool | Literal["auto"] = field(default="auto", repr=False)  # a resumed run may change it
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.merge not in (True, False, "auto"):
+            raise GuardlitError(f"rollout.merge={self.merge} must be true, false or auto")
+        if not 0 < self.timestep_fraction <= 1 or self.available_steps < 1:
+            trained = self.available_steps if math.isfinite(self.timestep_fraction) else "none"
+            raise GuardlitError(
+                f"timestep_fraction={self.timestep_fraction} of {self.num_inference_steps} steps trains {trained}; it "
+                "must lie in (0, 1] and leave at least one"
+            )
+        try:
+            steps = self.train_steps
+        except ValueError as error:
+            raise GuardlitError(f"rollout.window: {error}") from error
+        assert steps >= 1
+
+    @property
+    def available_steps(self) -> int:
+        """Steps that can be trained."""
+        return int(self.num_inference_steps * self.timestep_fraction + 1e-9)  # 100 x 0.29 is 28.999...
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The first step that is trained in some round or other, and the first one beyond."""
+        return (0, self.available_steps) if self.window is None else self.window.reach(self.available_steps)
+
+    @property
+    def train_steps(self) -> int:
+        """S, steps that are trained of each image."""
+        return self.available_steps if self.window is None else self.window.size(self.available_steps)
+
+
+@dataclass(frozen=True)
+class KL:
+    """A penalty on the distance to the base model.
+
+    Attributes:
+        weight: factor of the mean divergence per transition (Flow-GRPO's beta).
+        kind: `exact`, `velocity` or `flow_grpo`; see `guardlit.kl.kl_divergence`.
+    """
+
+    weight: float
+    kind: KLKind = "exact"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise GuardlitError(f"kl.weight={self.weight} must be positive and finite; leave kl out for no penalty")

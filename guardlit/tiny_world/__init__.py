@@ -1,0 +1,1 @@
+"""Builds the bundled digits world. Imports assets and rewards; nothing imports it."""

@@ -1,0 +1,84 @@
+"""Captions, tokenizers and text encoders of the tiny world."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from guardlit.rewards.digits.networks import DIGITS
+
+TEMPLATES = ("a handwritten {}", "the handwritten digit {}", "a drawing of {}", "the digit {}", "the number {}", "{}")
+MAX_TOKENS = 8
+"""Tokens of a caption for CLIP and again for T5, end marks included: pass it to diffusers as `max_sequence_length`."""
+WIDTH = 32
+"""Width of each CLIP encoder; T5 has twice as much, as wide as both together."""
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def captions() -> list[str]:
+    """Every training caption; the digit of number i is i // (len(captions) // 10)."""
+    return [t.format(name) for digit, word in enumerate(DIGITS) for t in TEMPLATES for name in (word, str(digit))]
+
+
+def clip_tokenizer(pad_token: str) -> Any:
+    """A byte-level CLIP tokenizer that knows each word of the captions as one token and spells all others."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
+    bpe.train_from_iterator(captions(), trainer)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    tokens = [*alphabet, *(sign + "</w>" for sign in alphabet), *dict.fromkeys(a + b for a, b in merges), START, END]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=MAX_TOKENS)
+
+
+def t5_tokenizer() -> Any:
+    """A T5 tokenizer with each word of the captions as one piece and printable ASCII signs for all others."""
+    from transformers import T5Tokenizer
+
+    words = dict.fromkeys(word for caption in captions() for word in caption.split())
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *(("▁" + word, -4.0) for word in words)]
+    pieces += [(chr(code), -8.0) for code in range(33, 127)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
+
+
+def clip_encoder(vocabulary_size: int, activation: str) -> Any:
+    """A CLIP text encoder of two layers, at random; it is trained together with the transformer."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act=activation,
+        bos_token_id=vocabulary_size - 2,
+        eos_token_id=vocabulary_size - 1,
+        pad_token_id=vocabulary_size - 1,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def t5_encoder(vocabulary_size: int) -> Any:
+    """A T5 encoder of one layer, at random; it is trained together with the transformer."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=vocabulary_size,
+        d_model=2 * WIDTH,
+        d_kv=WIDTH,
+        d_ff=2 * WIDTH,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    return T5EncoderModel(config)

@@ -1,0 +1,103 @@
+"""Draw from the tiny world without training it, and score what comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guardlit.rewards.base import Scorer
+from guardlit.rewards.digits.networks import DIGITS
+from guardlit.rewards.digits.scorers import DigitDiversity, DigitGold, DigitProbability, DigitRealism, rms_distances
+from guardlit.sde import SDE, FlowSDE
+from guardlit.tiny_world.build_text import MAX_TOKENS
+from guardlit.types import RewardRequest, RewardResult
+
+STEPS = 10
+
+
+def prompts() -> list[str]:
+    """The ten canonical prompts, "a handwritten zero" to "a handwritten nine"."""
+    return [f"a handwritten {word}" for word in DIGITS]
+
+
+@torch.no_grad()
+def draw(pipeline: Any, texts: list[str], sde: SDE, seed: int) -> Tensor:
+    """Draw one picture a text without guidance in ten steps: (B, 3, 32, 32) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    unique = list(dict.fromkeys(texts))
+    tokens, _, pooled, _ = pipeline.encode_prompt(
+        prompt=unique, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS
+    )
+    rows = torch.tensor([unique.index(text) for text in texts])
+    pipeline.scheduler.set_timesteps(STEPS)
+    steps = sde.coefficients(pipeline.scheduler.sigmas)
+    x = torch.randn(len(texts), 16, 8, 8, generator=generator)
+    for t, a, g, s in zip(steps.sigmas.tolist(), steps.sample, steps.velocity, steps.std, strict=False):
+        velocity = pipeline.transformer(
+            hidden_states=x,
+            timestep=torch.full((len(texts),), t * 1000),
+            encoder_hidden_states=tokens[rows],
+            pooled_projections=pooled[rows],
+            return_dict=False,
+        )[0]
+        x = float(a) * x + float(g) * velocity + float(s) * torch.randn(x.shape, generator=generator)
+    decoded: Tensor = pipeline.vae.decode(
+        x / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
+    ).sample
+    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def measure(pipeline: Any, scorers: str, noise_level: float, per_prompt: int, seed: int = 0) -> dict[str, float]:
+    """Score fresh pictures of the ten prompts.
+
+    Args:
+        pipeline: the tiny `StableDiffusion3Pipeline`.
+        scorers: folder of the scorers' weights.
+        noise_level: of `FlowSDE`; 0 is the Euler ODE.
+        per_prompt: pictures of each prompt.
+        seed: of the noise.
+
+    Returns:
+        `*_success` is the share of pictures that the classifier takes for the asked digit; the rest are mean scores in
+        the scorers' own units.
+    """
+    texts = [text for text in prompts() for _ in range(per_prompt)]
+    images = draw(pipeline, texts, FlowSDE(noise_level), seed)
+    request = RewardRequest(images, texts, [{}] * len(texts))
+    proxy, gold, realism, diversity = (
+        _score(scorer, request)
+        for scorer in (DigitProbability(scorers), DigitGold(scorers), DigitRealism(scorers), DigitDiversity())
+    )
+    return {
+        "proxy_success": proxy.details["success"].mean().item(),
+        "proxy_probability": proxy.values.mean().item(),
+        "gold_success": gold.details["success"].mean().item(),
+        "gold_probability": gold.values.mean().item(),
+        "realism": realism.values.mean().item(),
+        "diversity": diversity.values.mean().item(),
+    }
+
+
+def measure_real(grey: Tensor, labels: Tensor) -> dict[str, float]:
+    """What realism and diversity would be for perfect pictures.
+
+    Args:
+        grey: the real digits in [0, 1], (N, 1, 32, 32).
+        labels: (N,).
+
+    Returns:
+        Mean distance of a real digit to the nearest other one, and to the others of its label.
+    """
+    distances = rms_distances(grey, grey)
+    same = (labels[:, None] == labels[None]).fill_diagonal_(False)
+    return {
+        "real_realism_without_itself": distances.clone().fill_diagonal_(torch.inf).amin(dim=1).mean().item(),
+        "real_diversity": ((distances * same).sum(dim=1) / same.sum(dim=1)).mean().item(),
+    }
+
+
+def _score(scorer: Scorer, request: RewardRequest) -> RewardResult:
+    scorer.setup(torch.device("cpu"))
+    return scorer.score(request)

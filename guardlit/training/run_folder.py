@@ -1,0 +1,116 @@
+"""A run folder that explains itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from guardlit.devices.float32 import float32_products
+from guardlit.errors import GuardlitError
+from guardlit.rounds.reward_runner import gold_scorers
+from guardlit.schedule import schedule_table, write_csv
+
+if TYPE_CHECKING:
+    from guardlit.data.datamodule import PromptDataModule
+    from guardlit.training.module import GRPOModule
+
+PACKAGES = ("guardlit", "guardlit-callbacks", "torch", "lightning", "diffusers", "transformers", "peft", "jsonargparse")
+
+
+class RunFolder(pl.Callback):
+    """Writes what a run is made of beside its logs, before the first image is drawn.
+
+    `config.yaml` (by the command line), `run.json` (versions, machine, command, checkpoint resumed from, who scores:
+    the scorers' provenance and their scores in the start-up test), `schedule.csv` (the sampler's coefficients and every
+    objective's gradient scale) and `batches.txt`. Gold scorers stand in `run.json` once they are loaded.
+
+    Args:
+        command: the arguments of the command line.
+    """
+
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+        self._facts: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the batch arithmetic, and write the files."""
+        data: PromptDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        module: GRPOModule = pl_module  # type: ignore[assignment]
+        rank_zero_info(data.plan.describe())
+        log_dir = trainer.log_dir  # a broadcast: every process asks
+        if not trainer.is_global_zero or log_dir is None:
+            return
+        folder = Path(log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "batches.txt").write_text(data.plan.describe() + "\n", encoding="utf-8")
+        table = schedule_table(module.coefficients(), range(module.rollout.available_steps))
+        write_csv(folder / "schedule.csv", table)
+        self._facts = {
+            "command": ["guardlit", *self._command],
+            "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "versions": versions(),
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "processes": trainer.world_size,
+            "precision": str(trainer.precision),
+            "tf32": float32_products(),
+            "deterministic": _deterministic(),
+            "reward": {"name": module.reward.name, "weights": dict(module.reward.weights)},
+            "prompts": {"train": len(data.train), "val": len(data.val)},
+        }
+        self._write(folder, module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the gold scorers that this validation loaded."""
+        module: GRPOModule = pl_module  # type: ignore[assignment]
+        log_dir = trainer.log_dir
+        if self._facts and log_dir is not None and len(self._facts["start_up_scores"]) < len(module.judge.tested):
+            self._write(Path(log_dir), module)
+
+    def _write(self, folder: Path, module: GRPOModule) -> None:
+        scorers = {**module.reward.terms(), **{f"gold/{n}": s for n, s in gold_scorers(module.trainer).items()}}
+        tested = module.judge.tested
+        self._facts["scorers"] = {name: dict(scorer.provenance) for name, scorer in scorers.items() if name in tested}
+        self._facts["start_up_scores"] = dict(tested)
+        (folder / "run.json").write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _deterministic() -> bool | str:
+    """As `trainer.deterministic`: whether torch refuses what may come out otherwise the next time, or just warns."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return False
+    return "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that decide what a run computes."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def next_version(root: Path) -> str:
+    """`version_K` with the first K that `root` does not have; raises `GuardlitError` where nothing can be written."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".writable.{os.getpid()}"  # several processes look at once
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise GuardlitError(f"output folder {root} cannot be written: {error.strerror}") from error
+    taken = [int(p.name.removeprefix("version_")) for p in root.glob("version_*") if p.name[8:].isdigit()]
+    return f"version_{max(taken, default=-1) + 1}"

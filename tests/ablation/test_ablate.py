@@ -1,0 +1,263 @@
+"""Objectives side by side: on one rollout, and each in a training of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import config, differing, guardlit, newest, start
+
+from guardlit.ablation.analysis import Analysis, RolloutAnalysis, cosine_matrix, with_clips
+from guardlit.objective import PRESETS, FlowGRPO, GRPOGuard, TempFlowGRPO
+from guardlit.training.module import GRPOModule
+
+NAMES = [preset.__name__ for preset in PRESETS]
+UPDATES = 3  # of the round's 4
+
+
+@pytest.fixture(scope="module")
+def captured(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """An analysis by the command line, the module it left behind, and the folder of its files."""
+    folder = tmp_path_factory.mktemp("analysis")
+    path = config(folder, sd3_folder)
+    seen: list[tuple[RolloutAnalysis, GRPOModule]] = []
+    original = RolloutAnalysis.on_train_batch_end
+
+    def spy(self, trainer, module, *rest):
+        original(self, trainer, module, *rest)
+        seen.append((self, module))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RolloutAnalysis, "on_train_batch_end", spy)
+        clips = "FlowGRPO=none,TempFlowGRPO=none,MeanRevised=1e-5"
+        assert guardlit("ablate", "--analyse", "--config", path, "--out", folder / "out", "--clip", clips) == 0
+    callback, module = seen[-1]
+    assert len(seen) == 2 * 4 * UPDATES / 2  # 8 micro-batches of 4 transitions an update, two updates an inner epoch
+    return callback.result, module, folder
+
+
+def one_by_one(module: GRPOModule, objective) -> tuple[torch.Tensor, torch.Tensor, list]:
+    """Loss gradients (S, P), mean velocity gradients (S,) and outputs [step][row], one transition at a time."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    rows, steps = module.experience.latents.shape[:2]
+    gradients, sizes, outputs = [], [], []
+    for step in range(steps):
+        total, size, outs = torch.zeros(sum(p.numel() for p in parameters)), 0.0, []
+        for row in range(rows):
+            b = module.experience.take([row], [step])
+            velocity = module.policy.velocity(b.latents, b.sigma, b.conditioning, 1.0)
+            velocity.retain_grad()
+            out = objective(velocity, b.old_velocity, b.noise, b.advantage, b.gain, b.std, b.dt, b.sample_weight)
+            module.zero_grad()
+            out.loss.backward()
+            total += torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+            size += float(velocity.grad.norm())
+            outs.append(out)
+        gradients.append(total / rows)
+        sizes.append(size / rows)
+        outputs.append(outs)
+    return torch.stack(gradients), torch.tensor(sizes), outputs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_analysis_equals_one_transition_at_a_time(captured: tuple[Analysis, GRPOModule, Path], name: str):
+    result, module, _ = captured
+    row = NAMES.index(name)
+    objective = result.objectives[name]
+    gradients, sizes, outputs = one_by_one(module, objective)
+    measured = {k: v[row] for k, v in result.measures.items()}
+    torch.testing.assert_close(measured["parameter_gradient"].float(), gradients.norm(dim=1), rtol=1e-3, atol=0)
+    torch.testing.assert_close(measured["velocity_gradient"].float(), sizes, rtol=1e-3, atol=0)
+    torch.testing.assert_close(result.gradient_norms[row].float(), gradients.mean(0).norm(), rtol=1e-3, atol=0)
+    log_ratio = torch.stack([torch.cat([o.log_ratio for o in outs]) for outs in outputs]).double()
+    scale = float(log_ratio.abs().max())
+    torch.testing.assert_close(measured["log_ratio_mean"], log_ratio.mean(1), rtol=0, atol=1e-4 * scale)
+    torch.testing.assert_close(measured["log_ratio_std"], log_ratio.std(1, correction=0), rtol=0, atol=1e-4 * scale)
+    clipped = torch.stack([torch.cat([o.clipped for o in outs]) for outs in outputs])
+    assert torch.equal(measured["clipped_above"], (clipped & (log_ratio > 0)).double().mean(1))
+    assert torch.equal(measured["clipped_below"], (clipped & (log_ratio < 0)).double().mean(1))
+    assert scale > 1e-6  # off-policy, so that all of this is about something
+
+
+def test_cosines(captured: tuple[Analysis, GRPOModule, Path]):
+    result, module, _ = captured
+    for matrix in (result.cosines, *result.step_cosines):
+        torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=0, equal_nan=True)
+        alive = matrix.diag()[~matrix.diag().isnan()]  # where every transition of a step is cut there is no direction
+        torch.testing.assert_close(alive, torch.ones_like(alive), rtol=0, atol=1e-5)
+    assert not result.cosines.isnan().any()
+    flow, guard = NAMES.index("FlowGRPO"), NAMES.index("GRPOGuard")
+    a, b = (one_by_one(module, result.objectives[n])[0].mean(0) for n in ("FlowGRPO", "GRPOGuard"))
+    expected = torch.nn.functional.cosine_similarity(a, b, dim=0)
+    torch.testing.assert_close(result.cosines[flow, guard].float(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_weight_alone_turns_no_gradient_at_a_step(captured: tuple[Analysis, GRPOModule, Path]):
+    result, _, _ = captured
+    flow, temp = NAMES.index("FlowGRPO"), NAMES.index("TempFlowGRPO")  # neither clips here
+    steps = result.step_cosines[:, flow, temp]
+    torch.testing.assert_close(steps, torch.ones_like(steps), rtol=0, atol=1e-5)
+    assert result.cosines[flow, temp] < 1 - 1e-4
+
+
+def test_a_clip_that_is_too_narrow_cuts_and_the_files_say_so(captured: tuple[Analysis, GRPOModule, Path]):
+    result, _, folder = captured
+    row = NAMES.index("MeanRevised")
+    assert float((result.measures["clipped_above"] + result.measures["clipped_below"])[row].mean()) > 0.5
+    rows = list(csv.DictReader((folder / "out/analysis.csv").open()))
+    assert [(r["objective"], r["step"]) for r in rows] == [(n, str(s)) for n in NAMES for s in range(4)]
+    assert [float(r["clipped_above"]) for r in rows[4 * row : 4 * row + 4]] == result.measures["clipped_above"][
+        row
+    ].tolist()
+    document = json.loads((folder / "out/analysis.json").read_text())
+    assert document["objectives"]["FlowGRPO"]["clip_range"] is None
+    assert document["objectives"]["RatioNorm"]["clip_range"] == [4e-6, 4e-6]
+    assert document["objectives"]["GRPOGuard"]["clip_range"] == [1e-4, 1e-4]  # the configuration's own
+    assert document["provenance"]["updates"] == UPDATES
+    assert document["cosines"] == result.cosines.tolist()
+    assert (folder / "out/analysis.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "runs").exists()  # nothing else is written
+
+
+def test_an_analysis_can_start_from_the_last_checkpoint_of_a_finished_run(sd3_folder: Path, tmp_path: Path, capsys):
+    path = config(tmp_path, sd3_folder, trainer__max_epochs=1)
+    assert guardlit("fit", "--config", path) == 0
+    options = ("--ckpt_path", newest(tmp_path / "runs"), "--objectives", "GRPOGuard,FlowGRPO", "--updates", 1)
+    assert guardlit("ablate", "--analyse", "--config", path, "--out", tmp_path / "out", *options) == 0
+    document = json.loads((tmp_path / "out/analysis.json").read_text())
+    assert (document["provenance"]["round"], document["provenance"]["updates"]) == (1, 1)
+    assert list(document["objectives"]) == ["GRPOGuard", "FlowGRPO"]
+    assert "cosine between the parameter gradients" in capsys.readouterr().out
+
+
+def test_too_many_updates_are_refused(sd3_folder: Path, tmp_path: Path, capsys):
+    path = config(tmp_path, sd3_folder)
+    assert guardlit("ablate", "--analyse", "--config", path, "--updates", 5) == 2
+    assert "error: --updates 5: a round has 4" in capsys.readouterr().err
+
+
+def test_cosine_with_a_zero_gradient_is_nan():
+    cosines = cosine_matrix(torch.tensor([[3.0, 4.0], [0.0, 0.0], [4.0, -3.0]]))
+    assert cosines[0, 1].isnan()
+    assert cosines[0, 2] == pytest.approx(0, abs=1e-7)
+    assert cosines[0, 0] == pytest.approx(1)
+
+
+def test_a_configurations_own_objective_keeps_its_settings():
+    own = GRPOGuard(clip_range=(1e-3, 2e-3), clip_unit="sum")
+    chosen = with_clips(own, {"FlowGRPO": 1e-3})
+    assert list(chosen) == NAMES
+    assert chosen["GRPOGuard"] is own
+    assert chosen["FlowGRPO"].clip_range == (1e-3, 1e-3)
+    assert chosen["TempFlowGRPO"].clip_range == TempFlowGRPO().clip_range
+    assert type(with_clips(own, {}, ["FlowGRPO"])["FlowGRPO"]) is FlowGRPO
+
+
+# trainings ------------------------------------------------------------------------------------------------------------
+
+
+def ablate(*args: object) -> subprocess.CompletedProcess[str]:
+    with start("ablate", *args) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+def test_trains_each_objective_then_skips_all(sd3_folder: Path, tmp_path: Path):
+    path = config(tmp_path, sd3_folder, trainer__max_epochs=1)
+    arguments = ("--config", path, "--objectives", "FlowGRPO,GRPOGuard", "--seeds", "7", "--out", tmp_path / "out")
+    arguments += ("--clip", "FlowGRPO=1e-3", "--data.prompts_per_round", 1)
+    dry = ablate(*arguments, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    folders = [tmp_path / "out" / name / "seed_7" for name in ("FlowGRPO", "GRPOGuard")]
+    plan = [f"{folder}: clip {clip}, starts" for folder, clip in zip(folders, ("0.001", "0.0001"), strict=True)]
+    assert dry.stdout.splitlines() == plan
+    assert not (tmp_path / "out").exists()
+
+    first = ablate(*arguments)
+    assert first.returncode == 0, first.stderr
+    for folder, name in zip(folders, ("FlowGRPO", "GRPOGuard"), strict=True):
+        checkpoint = torch.load(newest(folder), weights_only=True)
+        assert checkpoint["epoch"] + 1 >= 1
+        record = json.loads((folder / "ablate.json").read_text())
+        assert record["finished"] is True
+        assert record["settings"]["model"]["objective"]["class_path"] == f"guardlit.objective.{name}"
+        assert record["settings"]["data"]["prompts_per_round"] == 1
+        assert record["settings"]["seed_everything"] == 7
+    assert differing(*map(newest, folders), keys=("state_dict",))
+
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.ckpt")}
+    second = ablate(*arguments)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("finished, is skipped") == 2
+    page = (tmp_path / "out/report/index.html").read_text()
+    assert all(name in page for name in ("FlowGRPO", "GRPOGuard"))
+    assert second.stdout.splitlines()[-1] == str(tmp_path / "out/report/index.html")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.ckpt")} == before
+
+    other = ablate(*arguments, "--data.prompts_per_round", 2)
+    assert other.returncode == 2
+    assert "was trained with data.prompts_per_round=1, now it is 2: choose another --out" in other.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_ablation_goes_on_and_equals_an_undisturbed_one(sd3_folder: Path, tmp_path: Path):
+    path = config(tmp_path, sd3_folder, trainer__max_epochs=2)
+    common = ("--config", path, "--objectives", "GRPOGuard", "--seeds", "3")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert ablate(*common, "--out", whole).returncode == 0
+    with start("ablate", *common, "--out", broken, PYTHONUNBUFFERED="1") as process:
+        folder = broken / "GRPOGuard/seed_3"
+        deadline = time.monotonic() + 120
+        while not list(folder.glob("version_0/checkpoints/*.ckpt")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert json.loads((folder / "ablate.json").read_text())["finished"] is False
+    again = ablate(*common, "--out", broken)
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"goes on from .*/version_0/checkpoints/interrupted\.ckpt", again.stdout)
+    assert differing(newest(whole), newest(broken), keys=("state_dict", "optimizer_states")) == []
+    assert json.loads((folder / "ablate.json").read_text())["finished"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objectives", "FlowGPRO"], "unknown objective 'FlowGPRO': did you mean FlowGRPO?"),
+        (["--objectives", "PPO"], f"unknown objective 'PPO': it is one of {', '.join(NAMES)}"),
+        (["--seeds", "1,two"], "--seeds 1,two: 'two' is not a whole number from 0 to 4294967295"),
+        (["--seeds", "-1"], "--seeds -1: '-1' is not a whole number from 0 to 4294967295"),
+        (["--clip", "FlowGRPO"], "--clip FlowGRPO: expected NAME=RANGE, such as FlowGRPO=1e-3 or FlowGRPO=none"),
+        (["--clip", "FlowGRPO=2"], "--clip FlowGRPO=2.0: a clip range lies between 0 and 1"),
+        (["--updates", "2"], "--updates belongs to --analyse; a training takes data.updates_per_round"),
+        (["--model.objective", "GRPOGuard"], "--model.objective is what --objectives and --clip is for"),
+        (["--trainer.default_root_dir=x"], "--trainer.default_root_dir is what --out is for"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert guardlit("ablate", *arguments) == 2
+    assert capsys.readouterr() == ("", f"guardlit ablate: error: {message}\n")
+
+
+def test_a_failed_training_and_a_foreign_folder_are_one_line(sd3_folder: Path, tmp_path: Path, capsys):
+    path = config(tmp_path, sd3_folder)
+    common = ("--config", path, "--objectives", "FlowGRPO", "--out", tmp_path / "out")
+    failed = ablate(*common, "--data.micro_batch", 7)
+    assert failed.returncode == 2
+    folder = tmp_path / "out/FlowGRPO/seed_42"
+    assert failed.stderr.splitlines()[-1] == (
+        f"guardlit ablate: error: {folder} failed with exit code 2; the same command skips what is finished"
+    )
+    (tmp_path / "out/FlowGRPO/seed_42/ablate.json").unlink()
+    (tmp_path / "out/FlowGRPO/seed_42/notes.txt").write_text("mine")
+    assert guardlit("ablate", *common) == 2
+    assert f"{folder} holds files that are not of an ablation: choose another --out" in capsys.readouterr().err

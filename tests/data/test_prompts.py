@@ -1,0 +1,99 @@
+"""Prompt files and data sets; `malformed/prompts.py` has those that are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from guardlit.data.prompts import load_prompts
+from guardlit.errors import GuardlitError
+from guardlit.types import Prompt
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "prompts"
+
+
+def error_of(source: Path | str, **kwargs: int) -> str:
+    with pytest.raises(GuardlitError) as caught:
+        load_prompts(str(source), **kwargs)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_txt_keeps_order_and_duplicates(tmp_path: Path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffa cat\r\n a dog \r\na cat\r\n“two”\u2028lines\x0chere".encode())
+    assert [p.text for p in load_prompts(str(path))] == ["a cat", "a dog", "a cat", "“two”\u2028lines\x0chere"]
+    assert load_prompts(str(path), limit=2) == [Prompt("a cat"), Prompt("a dog")]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_last_line_may_lack_its_end(tmp_path: Path, end: str):
+    path = tmp_path / "p.txt"
+    path.write_bytes(b"one\ntwo" + end.encode())
+    assert [p.text for p in load_prompts(str(path))] == ["one", "two"]
+
+
+def test_jsonl_keeps_metadata(tmp_path: Path):
+    path = tmp_path / "p.JSONL"
+    include = [{"class": "bear", "count": 2}]
+    path.write_text(json.dumps({"tag": "counting", "include": include, "prompt": "two bears"}))
+    assert load_prompts(str(path)) == [Prompt("two bears", {"tag": "counting", "include": include})]
+
+
+def test_csv_quotes_and_metadata(tmp_path: Path):
+    path = tmp_path / "p.csv"
+    path.write_bytes(b'\xef\xbb\xbfid,prompt\r\n1,"a ""red"", round cup"\r\n2,dog\r\n')
+    assert load_prompts(str(path)) == [Prompt('a "red", round cup', {"id": "1"}), Prompt("dog", {"id": "2"})]
+
+
+def test_parquet_drops_binary_columns(tmp_path: Path):
+    path = tmp_path / "p.parquet"
+    image = [{"bytes": b"\x89PNG", "path": "x.png"}]
+    pq.write_table(pa.table({"prompt": ["a cat"], "n": [3], "words": [["a", "cat"]], "image": image}), path)
+    assert load_prompts(str(path)) == [Prompt("a cat", {"n": 3, "words": ["a", "cat"]})]
+
+
+def test_dataset_folder_with_options(tmp_path: Path):
+    (tmp_path / "test.jsonl").write_text('{"caption": "a cat", "n": 1}\n{"caption": "a dog", "n": 2}\n')
+    source = f"hf:{tmp_path}?split=test&column=caption"
+    assert load_prompts(source) == [Prompt("a cat", {"n": 1}), Prompt("a dog", {"n": 2})]
+    assert load_prompts(source, limit=1) == [Prompt("a cat", {"n": 1})]
+    assert "row 1: no 'prompt' here; there is 'caption', 'n'" in error_of(f"hf:{tmp_path}?split=test")
+    assert "train" in error_of(f"hf:{tmp_path}?column=caption")
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_dataset_saved_to_disk(tmp_path: Path, splits: bool):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"prompt": ["a cat"], "n": [1]})
+    (datasets.DatasetDict(train=data) if splits else data).save_to_disk(tmp_path / "saved")
+    assert load_prompts(f"hf:{tmp_path / 'saved'}") == [Prompt("a cat", {"n": 1})]
+
+
+def test_a_line_break_within_a_key_makes_no_second_line(tmp_path: Path):
+    (tmp_path / "p.jsonl").write_text('{"text": "ok", "a\\nb": 1}')
+    assert "p.jsonl:1: no 'prompt' here; there is 'text', 'a\\nb'" in error_of(tmp_path / "p.jsonl")
+
+
+def test_missing_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "train.txt").write_text("a cat")
+    monkeypatch.chdir(tmp_path)
+    assert error_of("trian.txt") == f"no prompt file trian.txt in {tmp_path}; did you mean train.txt?"
+    assert f"its folder {tmp_path}/nowhere does not exist" in error_of("nowhere/train.txt")
+    assert "is a folder" in error_of(tmp_path)
+    assert "at least 1" in error_of("train.txt", limit=0)
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published prompt files are not part of the repository")
+@pytest.mark.parametrize(
+    ("name", "count"), [("ocr_test.txt", 1018), ("geneval_test.jsonl", 2212), ("drawbench_test.txt", 1000)]
+)
+def test_published_files(name: str, count: int):
+    prompts = load_prompts(str(PUBLISHED / name))
+    assert len(prompts) == count
+    assert all(("include" in p.metadata) == name.startswith("geneval") for p in prompts)

@@ -1,0 +1,30 @@
+"""Code that stands in a page is the code that runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from families import FAMILIES
+
+ROOT = Path(__file__).parents[2]
+
+
+def code(text: str) -> list[str]:
+    """Lines that are not blank."""
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def test_the_walkthrough_is_the_shortest_policy_in_whole():
+    page = (ROOT / "docs/policies.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    modules = {family.policy.__module__.rpartition(".")[2] for family in FAMILIES.values()}
+    files = [code((ROOT / f"guardlit/policies/{name}.py").read_text(encoding="utf-8")) for name in modules]
+    assert len(files) == len(FAMILIES)
+    assert code("\n".join(blocks)) == min(files, key=len)
+
+
+def test_the_page_names_every_policy():
+    page = (ROOT / "docs/policies.md").read_text(encoding="utf-8")
+    for family in FAMILIES.values():
+        assert f"| `{family.policy.__name__}` | `{family.policy.pipeline_class}` |" in page

@@ -1,0 +1,56 @@
+"""The notebooks run from top to bottom in a kernel of their own, and are committed without what they print."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+FIGURES = {"01_ratio_and_gradient": 2, "02_over_optimization": 2, "03_callbacks_in_your_project": 3}
+MODULES = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+
+
+def test_every_notebook_is_here():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == FIGURES.keys()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_it_runs_and_draws(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "TMPDIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = set(FOLDER.iterdir())
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(MODULES))
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == FIGURES[name]
+    loaded = set(json.loads(outputs[-1].text))
+    assert "guardlit_callbacks" in loaded
+    assert ("guardlit" in loaded) == (not name.startswith("03"))
+    assert set(FOLDER.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_it_is_stripped_and_says_what_it_needs(name: str):
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    if name.startswith("03"):
+        assert "guardlit" not in {module for cell in code for module in _imported(cell.source)}
+
+
+def _imported(source: str) -> set[str]:
+    """Top-level packages that a cell imports, its magics left out."""
+    tree = ast.parse("\n".join(line for line in source.splitlines() if not line.startswith("%")))
+    names = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return {name.partition(".")[0] for name in names}

@@ -1,1 +1,0 @@
-"""What several tests stand on, each part with a reason of its own."""

@@ -1,0 +1,97 @@
+"""Each rule speaks up on a configuration made for it, and is silent on everything that is shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runs import config, guardlit
+
+from guardlit.planning.run import PlannedRun, planned
+from guardlit.training.linter import lint
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("gold_*.yaml")))
+
+
+def _findings(run: PlannedRun) -> dict[str, str]:
+    run.module.policy = run.module.policy.skeleton()
+    return {f.rule: f.text for f in lint(run.module, run.plan, run.precision)}
+
+
+OBJECTIVE = "guardlit.objective."
+
+
+def _objective(name: str, clip_range: object) -> dict:
+    return {"class_path": OBJECTIVE + name, "init_args": {"clip_range": clip_range}}
+
+
+TEN = {"model__rollout": {"num_inference_steps": 10, "guidance_scale": 1.0}}
+CPS = {"class_path": "guardlit.sde.CPS", "init_args": {"noise_level": 0.8}}
+DANCE = {"class_path": "guardlit.sde.DanceSDE", "init_args": {"noise_level": 1.0}}
+GAIN = {"class_path": OBJECTIVE + "Objective", "init_args": {"clip_range": 1e-4, "weight": "inverse_gain"}}
+FULL = {"model__policy__init_args__lora": None, "model__kl": {"weight": 0.01}}
+KEPT = {**FULL, "model__policy__init_args__reference": True}
+ONE = {"data__updates_per_round": 1, "data__inner_epochs": 1}
+BF16 = {"trainer__precision": "bf16-mixed"}
+OFF = {"model__objective": _objective("GRPOGuard", None)}
+AGAIN = {"model__old_velocity": "recomputed"}
+
+CASES = [
+    ("plain", {}, None, ""),
+    ("one update", ONE, "clip never acts", "updates_per_round=1"),
+    ("one update, calibrated", {**ONE, "model__objective": _objective("GRPOGuard", "auto")}, "clip never acts", "null"),
+    ("one update, no clip", {**ONE, **OFF}, None, ""),
+    ("a baseline's clip", {"model__objective": _objective("GRPOGuard", 0.2)}, "clip never acts", "0.13 to 0.26"),
+    ("a baseline's clip for the baseline", {"model__objective": _objective("FlowGRPO", 0.2)}, None, ""),
+    ("no clip, four updates", OFF, "no clip", "3 of 4 updates"),
+    ("no clip, two updates", {**OFF, "data__updates_per_round": 2}, None, ""),
+    ("bf16", {**BF16, "model__objective": _objective("GRPOGuard", 1e-5)}, "rounding decides", "bf16-mixed"),
+    ("bf16, wide clip", {**BF16, "model__objective": _objective("GRPOGuard", 1e-2)}, None, ""),
+    ("bf16, asked again", {**BF16, **AGAIN, "model__objective": _objective("GRPOGuard", 1e-5)}, None, ""),
+    ("fp32", {"model__objective": _objective("GRPOGuard", 1e-5)}, None, ""),
+    ("Guard under CPS", {**TEN, "model__sde": CPS}, "weight not flat", "under CPS"),
+    ("Guard under Dance", {**TEN, "model__sde": DANCE}, "weight not flat", "inverse_gain"),
+    ("the exact weight under CPS", {**TEN, "model__sde": CPS, "model__objective": GAIN}, None, ""),
+    ("the baseline under CPS", {**TEN, "model__sde": CPS, "model__objective": _objective("FlowGRPO", 1e-2)}, None, ""),
+    ("KL without a base", FULL, "no reference", "policy.reference: true"),
+    ("KL with a base", KEPT, None, ""),
+    ("KL with LoRA", {"model__kl": {"weight": 0.01}}, None, ""),
+]
+
+
+@pytest.mark.parametrize(("changes", "rule", "words"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_a_rule_speaks_up_where_it_should(
+    changes: dict, rule: str | None, words: str, sd3_folder: Path, tmp_path: Path
+):
+    found = _findings(planned(["--config", str(config(tmp_path, sd3_folder, **changes))]))
+    assert set(found) == ({rule} if rule else set())
+    if rule:
+        assert words in found[rule]
+        assert "\n" not in found[rule]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_it_is_silent_on_what_is_shipped(path: Path, tiny):
+    prompts = () if "guardlit://" in path.read_text() else ("--data.train=prompts.txt",)  # not ours to ship
+    run = planned(["--config", str(path), *prompts])
+    policy = run.module.policy
+    if policy.pipeline_class == "StableDiffusion3Pipeline" and "/" in policy.model and "://" not in policy.model:
+        policy.model = str(tiny("sd3"))  # the same sampler and latents at another folder
+    elif policy.pipeline_class == "FluxPipeline":
+        policy.model = str(tiny("flux"))
+    assert _findings(run) == {}
+
+
+def test_a_senseless_run_ends_before_it_draws(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = config(tmp_path, sd3_folder, **FULL)
+    assert guardlit("fit", "--config", path) == 2
+    assert "model.kl asks for the distance to the base model" in capsys.readouterr().err
+    assert guardlit("plan", "--config", path) == 2
+    assert "model.kl asks for the distance to the base model" in capsys.readouterr().err
+
+
+def test_a_run_is_warned(sd3_folder: Path, tmp_path: Path):
+    path = config(tmp_path, sd3_folder, **TEN, model__sde=CPS, trainer__max_epochs=1)
+    with pytest.warns(UserWarning, match="under CPS the weight 1 / dt leaves gradients"):
+        assert guardlit("fit", "--config", path) == 0
