@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import PROMPTS
+from families import FAMILIES, PROMPTS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from velocities import disturb

@@ -1,4 +1,7 @@
-"""A frozen base in 4 or 8 bits. Needs the extra: `pip install 'guardlit[quant]' && pytest tests/policies/test_quantized.py`."""
+"""A frozen base in 4 or 8 bits.
+
+Needs the extra: `pip install 'guardlit[quant]' && pytest tests/policies/test_quantized.py`.
+"""
 
 from __future__ import annotations
 
