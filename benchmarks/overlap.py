@@ -135,7 +135,7 @@ class Clock(pl.Callback):
         data: PromptDataModule = trainer.datamodule
         for index in range(self._rounds + 1):
             for name, reward in self._rewards.items():
-                pl_module.judge.close()
+                pl_module.reward_runner.close()
                 pl_module.reward = reward
                 metrics = pl_module.collect(data.round(index), BATCH).metrics
                 total = metrics["time/rollout_s"] + metrics["time/reward_s"]
@@ -194,7 +194,7 @@ def measure(pixels: int, rounds: int, port: int) -> dict[str, list[float]]:
         try:
             trainer.fit(module, data)
         except Finished:
-            module.judge.close()
+            module.reward_runner.close()
         return clock.seconds
 
 

@@ -69,7 +69,7 @@ def analyse(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
     """
     experience = module.experience
     for objective in objectives.values():
-        objective.on_schedule(*experience.coefficients.between(*module.rollout.reach))
+        objective.on_schedule(*experience.coefficients.between(*module.rollout.trainable_range))
     places = experience.places()
     everything = sum(map(len, places.values()))
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
-from guardlit.processes.collectives import collected
+from guardlit.processes.collectives import gather_on_first
 from guardlit.processes.lightning_internals import close_epoch, move_within_epoch
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def complete(checkpoint: dict[str, Any], module: GRPOModule) -> None:
     checkpoint[KEY] = part | unfinished_update(module)
 
 
-def take_up(checkpoint: dict[str, Any], module: GRPOModule) -> dict[str, Tensor]:
+def restore_state(checkpoint: dict[str, Any], module: GRPOModule) -> dict[str, Tensor]:
     """Refuse what belongs to another run, and put back what Lightning does not know; to be called by all processes.
 
     Returns:
@@ -95,7 +95,7 @@ def unfinished_update(module: GRPOModule) -> dict[str, Any]:
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     gradients = on_first(found.items())
     outputs = gather_objects([{k: v.cpu() for k, v in o.items()} for o in module.outputs])
-    everywhere = [gradients] if is_sharded(found) else collected(module.trainer, gradients)
+    everywhere = [gradients] if is_sharded(found) else gather_on_first(module.trainer, gradients)
     return {"gradients": everywhere, "outputs": outputs}
 
 
@@ -139,7 +139,7 @@ def gradients_of(part: Mapping[str, Any], rank: int, world: int, sharded: bool) 
     return {name: torch.stack([g[name] for g in everywhere]).mean(0) for name in (everywhere or [{}])[0]}
 
 
-def continue_update(module: GRPOModule, gradients: Mapping[str, Tensor]) -> None:
+def restore_update(module: GRPOModule, gradients: Mapping[str, Tensor]) -> None:
     """Put back, on the parameters' device, what `gradients_of` and `outputs_of` gave."""
     parameters = dict(module.named_parameters())
     for name, gradient in gradients.items():

@@ -35,7 +35,7 @@ _DIRECTORY = 0x10  # of a zip record's DOS attributes
 # whole or not ---------------------------------------------------------------------------------------------------------
 
 
-def damage(path: Path, share: slice = slice(None)) -> str | None:
+def find_corruption(path: Path, share: slice = slice(None)) -> str | None:
     """What is wrong with a checkpoint; None for one that is whole and can be read without running code from it.
 
     `torch.load` verifies no checksum: one flipped bit gives another weight and no error. The archive does hold a CRC-32
@@ -51,14 +51,14 @@ def damage(path: Path, share: slice = slice(None)) -> str | None:
             return _archive_damage(path)
         if (found := _folder_damage(path, share)) is None:
             _check_index(path / _INDEX)
-            head(path)
+            load_metadata(path)
         return found
     except Exception as error:  # zip, zlib, struct, pickle, torch and the system: all mean that it is no good
         reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         return str(reason).splitlines()[0][:160]
 
 
-def head(path: Path) -> dict[str, Any]:
+def load_metadata(path: Path) -> dict[str, Any]:
     """A checkpoint without its numbers, tensors on the meta device: quick, whatever its size."""
     content = torch.load(path / META if path.is_dir() else path, map_location="meta", weights_only=True)
     if not isinstance(content, dict):
@@ -119,7 +119,7 @@ def _check_index(path: Path) -> None:
 # the newest -----------------------------------------------------------------------------------------------------------
 
 
-def newest_whole(root: Path) -> Path:
+def newest_intact(root: Path) -> Path:
     """The newest checkpoint of any run under `root` that is whole; a warning names every newer one that is not.
 
     The newest is the furthest of the latest run, whatever the clock says: runs are counted (`version_K`), and in one
@@ -131,7 +131,7 @@ def newest_whole(root: Path) -> Path:
     """
     damaged: dict[Path, str] = {}
     for path in newest_first(root):
-        if (reason := damage(path)) is None:
+        if (reason := find_corruption(path)) is None:
             for other, why in damaged.items():
                 rank_zero_warn(f"checkpoint {other} is damaged and not used ({why}); {path} is used instead")
             return path
@@ -156,14 +156,14 @@ def _furthest_first(folder: Path) -> list[Path]:
 def _progress(path: Path) -> tuple[int, int, int]:
     """Updates, finished rounds and the place in the next; what cannot be read comes first, so that it is noticed."""
     try:
-        content = head(path)
+        content = load_metadata(path)
         data = content.get("PromptDataModule", {})
         return int(content["global_step"]), int(data.get("round", 0)), int(data.get("transitions", 0))
     except Exception:
         return sys.maxsize, 0, 0
 
 
-def neighbours(path: Path) -> list[Path]:
+def siblings(path: Path) -> list[Path]:
     """The other checkpoints of the same runs or, outside of a run's folder, of the same folder; newest first."""
     here = path.absolute()
     run = here.parent.parent
@@ -171,24 +171,24 @@ def neighbours(path: Path) -> list[Path]:
     return list(newest_first(run.parent)) if of_a_run else _furthest_first(here.parent)
 
 
-def whole_before(path: Path) -> Path | None:
+def intact_before(path: Path) -> Path | None:
     """The newest whole checkpoint among those that `path` comes after."""
-    others = neighbours(path)
+    others = siblings(path)
     place = others.index(path.absolute()) + 1 if path.absolute() in others else 0
-    return next((other for other in others[place:] if damage(other) is None), None)
+    return next((other for other in others[place:] if find_corruption(other) is None), None)
 
 
-def require_whole(path: Path) -> None:
+def require_intact(path: Path) -> None:
     """Raise `GuardlitError` for a checkpoint that is not there or not whole, and name the one before it."""
     if not path.exists():
         raise GuardlitError(f"checkpoint {path} does not exist")
-    if (reason := damage(path)) is not None:
-        refuse(path, reason)
+    if (reason := find_corruption(path)) is not None:
+        raise_corrupt(path, reason)
 
 
-def refuse(path: Path, reason: str) -> None:
+def raise_corrupt(path: Path, reason: str) -> None:
     """Raise `GuardlitError` for a damaged checkpoint, and name the one before it."""
-    other = whole_before(path)
+    other = intact_before(path)
     rest = f"; the one before it is whole: {other}" if other else ""
     raise GuardlitError(f"checkpoint {path} cannot be read, truncated or damaged? ({reason}){rest}")
 
@@ -219,15 +219,15 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
     rest = [p.name for p in folder.iterdir() if p.is_file() and p.name not in {MANIFEST, *known}]
     found = known | digests(folder, rest)
     for name in rest:
-        sync(folder / name)
+        fsync(folder / name)
     temporary = folder / f".{MANIFEST}.tmp"
     temporary.write_text("".join(f"{found[name]}  {name}\n" for name in sorted(found)), encoding="utf-8")
-    sync(temporary)
+    fsync(temporary)
     temporary.replace(folder / MANIFEST)
-    sync(folder)
+    fsync(folder)
 
 
-def put_in_place(temporary: Path, path: Path) -> None:
+def move_into_place(temporary: Path, path: Path) -> None:
     """Give a folder that has its manifest the checkpoint's name, in place of what has it now; for one process."""
     before = path.with_name(f".{path.name}.before.tmp")  # rename(2) replaces no folder that holds anything
     _remove(before)  # of a process that was killed here
@@ -236,7 +236,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
     elif path.exists():
         path.replace(before)
     temporary.replace(path)
-    sync(path.parent)
+    fsync(path.parent)
     _remove(before)
 
 
@@ -244,7 +244,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Have a file or folder on disk, and not only in memory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

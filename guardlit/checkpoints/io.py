@@ -18,7 +18,7 @@ from guardlit_callbacks.distributed.gather import gather_objects
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.serialization import config as serialization
 
-from guardlit.checkpoints.integrity import damage, neighbours, refuse, require_whole, sync
+from guardlit.checkpoints.integrity import find_corruption, fsync, raise_corrupt, require_intact, siblings
 from guardlit.checkpoints.shards import read_shards
 from guardlit.errors import GuardlitError
 
@@ -33,34 +33,34 @@ class SafeCheckpointIO(TorchCheckpointIO):
     lets a denied permission pass in silence; its reader takes damaged numbers for numbers.
 
     Args:
-        together: all processes load at once, as the Trainer's do: the first one decides which file, and damage that one
-            of them sees is damage for all.
+        collective: all ranks load at once, as the Trainer's do: rank 0 decides which file, and one that is corrupt on
+            any rank is refused on all.
     """
 
-    def __init__(self, together: bool = False) -> None:
-        self._together = together
+    def __init__(self, collective: bool = False) -> None:
+        self._collective = collective
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write beside `path`, then move into place; a full disk or a read-only folder is one line."""
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(path.parent)
+            remove_leftovers(path.parent)
             # without the checksums, which somebody may have switched off, nothing tells later whether it is whole
-            with appearing_whole(path) as file, serialization.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
+            with atomic_write(path) as file, serialization.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
-            raise unwritten(path, error) from error
+            raise write_error(path, error) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Read a checkpoint of tensors and plain values only, whatever `weights_only` says."""
         path = Path(path)
-        if self._together:
-            path = agreed(path)
+        if self._collective:
+            path = agree_on_intact(path)
         else:
-            require_whole(path)
+            require_intact(path)
         if path.is_dir():
             checkpoint: Any = read_shards(path, device="meta" if map_location == "meta" else "cpu")
         else:
@@ -70,14 +70,14 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
 
-def unwritten(path: Path, error: BaseException) -> GuardlitError:
+def write_error(path: Path, error: BaseException) -> GuardlitError:
     """What to raise where a checkpoint could not be written."""
-    kept = next((other for other in neighbours(path) if damage(other) is None), None)
+    kept = next((other for other in siblings(path) if find_corruption(other) is None), None)
     rest = f"the last one kept is {kept}" if kept else "no earlier one exists"
     return GuardlitError(f"checkpoint {path} could not be written ({_reason(error)}); {rest}")
 
 
-def agreed(path: Path) -> Path:
+def agree_on_intact(path: Path) -> Path:
     """The first process's checkpoint, which is whole; to be called by all processes.
 
     Processes look for the newest one each for itself, and may see a shared file system at different moments.
@@ -87,9 +87,9 @@ def agreed(path: Path) -> Path:
     """
     paths = gather_objects(path)
     path, rank = paths[0], dist.get_rank() if len(paths) > 1 else 0
-    reasons = gather_objects(damage(path, slice(rank, None, len(paths))))
+    reasons = gather_objects(find_corruption(path, slice(rank, None, len(paths))))
     if (reason := next(filter(None, reasons), None)) is not None:
-        refuse(path, reason)
+        raise_corrupt(path, reason)
     return path
 
 
@@ -103,7 +103,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def appearing_whole(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A file that gets its name, in place of what has it now, once it is on disk; an error leaves nothing of it."""
     temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
     try:
@@ -114,12 +114,12 @@ def appearing_whole(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(path)
-        sync(path.parent)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what processes that are gone left half-written, here and in the other runs beside this one."""
     run = folder.absolute().parent
     beside = run.name.startswith("version_") and folder.name == "checkpoints"

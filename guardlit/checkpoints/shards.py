@@ -12,7 +12,7 @@ import torch.distributed as dist
 from guardlit_callbacks.distributed.gather import gather_objects
 from torch import Tensor
 
-from guardlit.checkpoints.integrity import META, digests, put_in_place, write_manifest
+from guardlit.checkpoints.integrity import META, digests, move_into_place, write_manifest
 
 Key = tuple[str, ...]
 
@@ -40,7 +40,7 @@ def write_shards(checkpoint: dict[str, Any], path: Path, barrier: Callable[[], N
     if first:
         torch.save(rest, temporary / META)
         write_manifest(temporary, {name: digest for each in known for name, digest in each.items()})
-        put_in_place(temporary, path)
+        move_into_place(temporary, path)
     barrier()
 
 

@@ -39,9 +39,9 @@ class Run:
 
     def checkpoint(self) -> Path | None:
         """The newest that is whole, if there is one; raises `GuardlitError` where all are damaged."""
-        from guardlit.checkpoints.integrity import newest_first, newest_whole
+        from guardlit.checkpoints.integrity import newest_first, newest_intact
 
-        return newest_whole(self.folder) if any(newest_first(self.folder)) else None
+        return newest_intact(self.folder) if any(newest_first(self.folder)) else None
 
     def finished(self) -> bool:
         """Whether it is; raises `GuardlitError` where the folder holds something else."""

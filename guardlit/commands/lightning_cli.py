@@ -20,16 +20,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException  # 
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
-from guardlit.checkpoints.integrity import newest_whole, require_whole
+from guardlit.checkpoints.integrity import newest_intact, require_intact
 from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.commands.trainer import GuardlitTrainer
 from guardlit.config import GuardlitParser
-from guardlit.config.limits import check_seed, check_trainer, one_line
+from guardlit.config.limits import as_one_line, check_seed, check_trainer
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.errors import GuardlitError
 from guardlit.processes.collectives import keep_buffers
-from guardlit.processes.shutdown import give_back
-from guardlit.processes.watchdog import Peers, explained
+from guardlit.processes.shutdown import release_resources
+from guardlit.processes.watchdog import RankWatchdog, report_to_launcher
 from guardlit.training.linter import Linter
 from guardlit.training.module import GRPOModule
 from guardlit.training.progress_bar import RoundProgress
@@ -56,7 +56,7 @@ class GuardlitCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self._args = args
-        self._peers = Peers()
+        self._peers = RankWatchdog()
         super().__init__(
             GRPOModule,
             PromptDataModule,
@@ -94,9 +94,9 @@ class GuardlitCLI(LightningCLI):
         config.base = None  # what they say is in the resolved configuration, which is kept
         root = Path(config.trainer.default_root_dir)
         if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(newest_whole(root))
+            config.ckpt_path = str(newest_intact(root))
         elif config.get("ckpt_path") is not None:
-            require_whole(Path(config.ckpt_path))
+            require_intact(Path(config.ckpt_path))
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would read hyperparameters out of the checkpoint here; a run's are in its configuration alone."""
@@ -124,13 +124,13 @@ class GuardlitCLI(LightningCLI):
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())
         config["callbacks"] = [self._peers, *(config.get("callbacks") or [])]  # the first to hear of an error
-        config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO(together=True)]
+        config["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO(collective=True)]
         if config.get("strategy") == "fsdp":
             config["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) can run no rollout
         if isinstance(config["strategy"], ShardedStrategy):
             config["strategy"].check(str(config.get("precision")))
         check_trainer(config)
-        with one_line("trainer"):
+        with as_one_line("trainer"):
             trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
         keep_buffers(trainer.strategy)
         self._peers.attach(trainer)
@@ -142,7 +142,7 @@ class GuardlitCLI(LightningCLI):
             with self._peers.ending():
                 super()._run_subcommand(subcommand)
         finally:
-            give_back(self.trainer, self.model)
+            release_resources(self.trainer, self.model)
 
 
 class _Settings(GuardlitCLI):
@@ -188,7 +188,7 @@ def main(args: list[str]) -> None:
     """Run a command line such as `["fit", "--config", "run.yaml"]`; raises `GuardlitError` for a user's mistake."""
     _quieten()
     try:
-        with explained():
+        with report_to_launcher():
             GuardlitCLI(args)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit code of its own

@@ -19,14 +19,14 @@ from guardlit.checkpoints.contents import check_fingerprint
 from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.data.prompts import checked_texts, load_prompts
 from guardlit.devices.float32 import allow_tf32
-from guardlit.errors import GuardlitError, NumbersError, at_least
+from guardlit.errors import GuardlitError, NonFiniteError, at_least
 from guardlit.gold import Gold
 from guardlit.gold.drawing import Drawn
 from guardlit.gold.evaluation import Evaluation
 from guardlit.training.encoding import EncodeFirst
 from guardlit.training.export import export_weights, find_ema, write_images
 from guardlit.training.progress_bar import RoundProgress
-from guardlit.training.restart import go_back
+from guardlit.training.restart import restart_checkpoint
 from guardlit.training.run_folder import versions
 from guardlit.types import Prompt
 
@@ -74,8 +74,8 @@ class GuardlitTrainer(pl.Trainer):
         while True:
             try:
                 return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
-            except NumbersError as error:
-                ckpt_path = go_back(self, error)
+            except NonFiniteError as error:
+                ckpt_path = restart_checkpoint(self, error)
 
     def sample(
         self,

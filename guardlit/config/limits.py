@@ -43,7 +43,7 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def one_line(place: str) -> Iterator[None]:
+def as_one_line(place: str) -> Iterator[None]:
     """Turn what a library raises over the settings at a place into one line that names it."""
     try:
         yield

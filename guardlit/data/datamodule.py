@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError, at_least
-from guardlit.processes.collectives import collected
+from guardlit.processes.collectives import gather_on_first
 from guardlit.rounds.experience import Experience, Round
 from guardlit.rounds.plan import RoundPlan
 from guardlit.training.micro_batch import candidates, largest_that_fits
@@ -94,7 +94,7 @@ class PromptDataModule(pl.LightningDataModule):
                 "processes: raise data.val_images_per_prompt"
             )
         for prompt in (*self.train, *self.val):
-            module.judge.check_prompt(prompt)
+            module.reward_runner.check_prompt(prompt)
         if stage == "fit":
             self.plan = self.planned(module.train_steps, self.trainer.world_size)
             self._accumulate(self.plan.micro_batches_per_update)
@@ -115,7 +115,7 @@ class PromptDataModule(pl.LightningDataModule):
         if self._auto and not self._settled:
             round, policy = self.round(0), self._module.policy
             texts = [p.text for p in round.prompts]
-            policy.encode_together(texts, round.ahead)
+            policy.encode_across_ranks(texts, round.ahead)
             sizes = candidates(self.plan, self.rollout_batch)
             self._settle(largest_that_fits(self._module, sizes, policy.conditioning(texts)))
 
@@ -263,7 +263,7 @@ class ExperienceLoader:
         state: dict[str, Any] = {"round": self.round_index, "transitions": self.position * plan.stride}
         state["micro_batch"] = plan.micro_batch
         if self._experience is not None:
-            state["experience"] = self._experience.state(partial(collected, self._module.trainer))
+            state["experience"] = self._experience.state(partial(gather_on_first, self._module.trainer))
         elif self._resuming is not None:
             state["experience"] = self._resuming
         return state

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from guardlit_callbacks import TrainableEMA
 
 from guardlit.checkpoints.contents import check_fingerprint
-from guardlit.checkpoints.integrity import MANIFEST, newest_whole
+from guardlit.checkpoints.integrity import MANIFEST, newest_intact
 from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.errors import GuardlitError
 from guardlit.rewards.files import sha256
@@ -71,7 +71,7 @@ def find_models(paths: Sequence[str], labels: Sequence[str], weights: Weights, r
         raise GuardlitError(f"{len(labels)} --label for {len(paths)} --ckpt: give one for each, or none")
     models = [Model("base")]
     for number, path in enumerate(paths):
-        found = list(_variants(newest_whole(runs) if path == "last" else Path(path).expanduser(), weights))
+        found = list(_variants(newest_intact(runs) if path == "last" else Path(path).expanduser(), weights))
         for model in found:
             label = labels[number] if labels else model.label
             models.append(replace(model, label=f"{label} ({model.weights})" if len(found) > 1 else label))

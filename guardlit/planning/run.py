@@ -126,7 +126,7 @@ class PlannedRun:
             return limit
         prompts = load_prompts(source, limit=limit)
         for prompt in prompts:
-            self.module.judge.check_prompt(prompt)
+            self.module.reward_runner.check_prompt(prompt)
         return len(prompts)
 
     @property

@@ -101,7 +101,7 @@ class FlowPolicy(nn.Module, ABC):
         Only new prompts load the text encoders; then those of `ahead` are encoded too, so that they load rarely.
         """
 
-    def encode_together(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
+    def encode_across_ranks(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
         """`encode` where all processes of a run call it at once, and may share the work; the prompts may differ."""
         self.encode(prompts, ahead)
 

@@ -46,7 +46,7 @@ def _on_cpus(trainer: pl.Trainer) -> dist.ProcessGroup:
     return _groups[world]
 
 
-def collected(trainer: pl.Trainer, mine: T) -> list[T]:
+def gather_on_first(trainer: pl.Trainer, mine: T) -> list[T]:
     """All processes' values, by process, on the first one; an empty list elsewhere; to be called by all.
 
     They go from CPU to CPU: by NCCL, all of them would have to fit on the first process's GPU.
@@ -78,12 +78,12 @@ def keep_quantized(module: nn.Module) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
 
 
-def raise_together(trainer: pl.Trainer, error: GuardlitError | None) -> None:
+def raise_on_all(trainer: pl.Trainer, error: GuardlitError | None) -> None:
     """Raise the first process's error on every one of them, if any has one; to be called by all."""
     if not largest(trainer, int(error is not None)):
         return
     first = next(e for e in gather_objects(error) if e is not None)
-    first.together = True
+    first.on_all_ranks = True
     raise first
 
 

@@ -9,13 +9,13 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 
 
-def give_back(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+def release_resources(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     """Close what holds signals, processes and connections: callbacks and the module's reward.
 
     Lightning calls `teardown` only at a good end. What is closed already stays so; what cannot be closed must hide
     neither why a run ends nor that it is done.
     """
-    for holder in (*trainer.callbacks, getattr(module, "judge", None)):  # type: ignore[attr-defined]
+    for holder in (*trainer.callbacks, getattr(module, "reward_runner", None)):  # type: ignore[attr-defined]
         close = getattr(holder, "close", None)
         try:
             if callable(close):

@@ -37,11 +37,11 @@ _LOST = re.compile(
 )
 
 
-class PeerError(GuardlitError):
+class OtherRankError(GuardlitError):
     """Why this process ends is another one's error."""
 
 
-class Peers(pl.Callback):
+class RankWatchdog(pl.Callback):
     """Ends all processes of a run where one fails, and has each of them say why.
 
     A process that raises alone would leave the others waiting in a collective. So it tells its error at once, through
@@ -76,13 +76,13 @@ class Peers(pl.Callback):
         trainer.strategy.setup_environment = setup_environment  # type: ignore[method-assign]
 
     def _begin(self, trainer: pl.Trainer) -> None:
-        Peers._runs += 1  # several runs of one process share a store
+        RankWatchdog._runs += 1  # several runs of one process share a store
         world = dist.group.WORLD
         assert world is not None
         self._trainer, self._rank, self._world = trainer, trainer.global_rank, trainer.world_size
         # a connection of its own: a collective that waits in the store would hold up the watch
         store = world.get_group_store().clone()
-        self._store = dist.PrefixStore(f"guardlit/{Peers._runs}", store)  # type: ignore[attr-defined]
+        self._store = dist.PrefixStore(f"guardlit/{RankWatchdog._runs}", store)  # type: ignore[attr-defined]
         self._beat()
         largest(trainer, 0)  # by now each has given its first sign of life
         Thread(target=self._watch, name="watch of the other processes", daemon=True).start()
@@ -128,7 +128,7 @@ class Peers(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Tell the others at once of an error that they do not have, before anything here waits for them."""
-        if self._store is not None and not together(exception) and not lost(exception):
+        if self._store is not None and not is_on_all_ranks(exception) and not is_connection_loss(exception):
             self._tell(exception)
 
     def _tell(self, error: BaseException) -> None:
@@ -150,9 +150,9 @@ class Peers(pl.Callback):
         """
         if self._store is None and isinstance(error, dist.DistError):
             return GuardlitError(f"the processes of this run did not find each other: {one_line(error)}")
-        if self._store is None or together(error):
+        if self._store is None or is_on_all_ranks(error):
             return error
-        if not lost(error):
+        if not is_connection_loss(error):
             self._tell(error)
             return error
         try:
@@ -160,7 +160,7 @@ class Peers(pl.Callback):
         except RuntimeError:
             late = GONE
         told = self._first not in ("", GONE)
-        verdict = PeerError(f"ended because another process did: {self._first}" if told else late)
+        verdict = OtherRankError(f"ended because another process did: {self._first}" if told else late)
         self._tell(verdict)
         return verdict
 
@@ -202,7 +202,7 @@ class Peers(pl.Callback):
             yield
             self._meet()
         except Exception as error:
-            if together(error):
+            if is_on_all_ranks(error):
                 with suppress(RuntimeError):  # somebody died since: why all end is known
                     self._meet()
             told = self._verdict(error)
@@ -240,12 +240,12 @@ class Peers(pl.Callback):
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def report_to_launcher() -> Iterator[None]:
     """Hand the error that ends this process to torchrun, whose report is the end of a log and else names none."""
     try:
         yield
     except Exception as error:
-        if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, PeerError):
+        if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, OtherRankError):
             _record(error)
         raise
 
@@ -253,19 +253,19 @@ def explained() -> Iterator[None]:
 def _record(error: Exception) -> None:
     # the handler writes down where the error in hand was raised: for what is meant for the user, that is here
     try:
-        if isinstance(error, GuardlitError) or together(error):
+        if isinstance(error, GuardlitError) or is_on_all_ranks(error):
             raise type(error).__new__(type(error), str(error)) from None
         raise error
     except Exception as shown:
         get_error_handler().record_exception(shown)
 
 
-def together(error: BaseException) -> bool:
+def is_on_all_ranks(error: BaseException) -> bool:
     """Whether all processes have this error, or this reason to end."""
-    return bool(getattr(error, "together", False))
+    return bool(getattr(error, "on_all_ranks", False))
 
 
-def lost(error: BaseException) -> bool:
+def is_connection_loss(error: BaseException) -> bool:
     """Whether an error says no more than that another process is gone or late."""
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(_LOST.search(str(error))))
 

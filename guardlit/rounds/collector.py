@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from guardlit.devices.transfer import Trajectories, to_device
-from guardlit.errors import GuardlitError, NumbersError
-from guardlit.processes.collectives import raise_together, sum_counters
+from guardlit.errors import GuardlitError, NonFiniteError
+from guardlit.processes.collectives import raise_on_all, sum_counters
 from guardlit.processes.phases import announce
 from guardlit.rewards.base import Scorer
 from guardlit.rounds.experience import Experience, Round
@@ -62,12 +62,12 @@ class Collector:
         module, round = self._module, self._round
         texts = [p.text for p in round.prompts]
         announce(module.trainer, "encode", 0, len(texts))
-        module.policy.encode_together(texts, round.ahead)
+        module.policy.encode_across_ranks(texts, round.ahead)
         announce(module.trainer, "encode", len(texts), len(texts))
         conditioning = module.policy.conditioning(texts)
         kept: Trajectories | None = None
         started = time.perf_counter()
-        with Scoring(module.judge.ready(), round.index, self._together) as self._scoring:
+        with Scoring(module.reward_runner.ready(), round.index, self._together) as self._scoring:
             with module.policy.using("old"), Merging(module, round, self._coefficients, self._batches) as merging:
                 drawn = 0
                 for samples in self._batches:
@@ -159,7 +159,7 @@ class Collector:
         announce(trainer, "reward", self._scoring.done, len(self._batches))
         if error is not None:
             error.args = (f"round {self._round.index}, process {self._round.rank}: {error}",)
-        raise_together(trainer, error)
+        raise_on_all(trainer, error)
         return bool(trainer.strategy.reduce_boolean_decision(ready, all=True))
 
     def _gather(self, results: list[RewardResult]) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ class Collector:
         failed = ~torch.stack([rewards[name].isfinite() for name, weight in weights.items() if weight != 0]).all(0)
         share = float(failed.double().mean())
         if share > self._module.max_failed_fraction:
-            raise_together(self._module.trainer, self._too_many(int(failed.sum()), results))
+            raise_on_all(self._module.trainer, self._too_many(int(failed.sum()), results))
         return share
 
     def _too_many(self, failed: int, results: list[RewardResult]) -> GuardlitError | None:
@@ -211,15 +211,15 @@ class Collector:
             with evaluating(module):
                 final = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
         except VelocityError as error:
-            module.judge.fail(_told(error, texts[error.row]))
+            module.reward_runner.fail(_told(error, texts[error.row]))
             final = torch.zeros(len(texts), *module.policy.latent_shape, device=module.device)
         return module.policy.decode(final)
 
 
-def _told(error: VelocityError, prompt: str) -> NumbersError:
+def _told(error: VelocityError, prompt: str) -> NonFiniteError:
     """The same with the prompt, and what to do."""
     remedy = "the weights are broken, or the precision overflows (bf16-mixed and 32-true do not)"
-    return NumbersError(f"{error}, prompt '{prompt[:80]}': {remedy}")
+    return NonFiniteError(f"{error}, prompt '{prompt[:80]}': {remedy}")
 
 
 def _column(result: RewardResult, name: str, reward: Scorer) -> Tensor:

@@ -16,7 +16,7 @@ from guardlit.rounds.experience import Round
 from guardlit.rounds.noise import NoiseSource
 from guardlit.rounds.old_policy import rows_a_call
 from guardlit.sde import Coefficients
-from guardlit.training.checks import allowed, sizes_by_step
+from guardlit.training.checks import rounding_bounds, sizes_by_step
 from guardlit.types import Conditioning, Trajectory
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Merging:
         """
         if self._decision != "measured" or self._error is not None:
             return
-        bounds = allowed(self._module.objective, self._module.elements)
+        bounds = rounding_bounds(self._module.objective, self._module.elements)
         sizes = sizes_by_step([self._measured(samples, drawn, conditioning())], len(self._coefficients), self._gather)
         self._error, limit = max(sizes.values()), min(-bounds[0], bounds[1]) / 2
         if self._error <= limit:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.training.checks import allowed, noise_floor, report_noise_floor
+from guardlit.training.checks import noise_floor, report_noise_floor, rounding_bounds
 
 if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule
@@ -116,7 +116,7 @@ class OldPolicy:
         """
         steps = module.rollout.available_steps
         if all(FLOOR in output for output in module.outputs):
-            self.decide(module.outputs, allowed(module.objective, module.elements), steps, module.gather)
+            self.decide(module.outputs, rounding_bounds(module.objective, module.elements), steps, module.gather)
             if self.decided == "recomputed":
                 module.experience.trajectories.velocity = None
         elif _untouched(module):

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.processes.collectives import raise_together
+from guardlit.processes.collectives import raise_on_all
 from guardlit.rewards.base import Scorer
 from guardlit.types import Prompt, RewardRequest, RewardResult
 
@@ -24,7 +24,7 @@ RTOL, ATOL = 1e-3, 1e-5
 """Between the start-up scores of two processes: rounding of float32 networks on unlike hardware passes."""
 
 
-class Judge:
+class RewardRunner:
     """Keeps a module's reward; where one process finds a mistake, all of them raise it.
 
     Args:
@@ -97,7 +97,7 @@ class Judge:
             act()
         except GuardlitError as mistake:
             error = mistake
-        raise_together(self._module.trainer, error)
+        raise_on_all(self._module.trainer, error)
 
     # validation ---------------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Judge:
     def end_validation(self) -> None:
         """Raise on all processes what one of them met."""
         failure, self._failure = self._failure, None
-        raise_together(self._module.trainer, failure)
+        raise_on_all(self._module.trainer, failure)
 
 
 def gold_scorers(trainer: pl.Trainer) -> dict[str, Scorer]:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from guardlit.devices.transfer import to_device
-from guardlit.errors import NumbersError
+from guardlit.errors import NonFiniteError
 from guardlit.policies.base import FlowPolicy
 from guardlit.rounds.noise import INITIAL, NoiseSource, Place
 from guardlit.sde import ODE, Coefficients
 from guardlit.types import Conditioning, Trajectory
 
 
-class VelocityError(NumbersError):
+class VelocityError(NonFiniteError):
     """A velocity that is NaN or infinite; no image comes of it.
 
     Attributes:

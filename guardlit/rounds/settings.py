@@ -88,9 +88,9 @@ class Rollout(Sampling):
         return int(self.num_inference_steps * self.timestep_fraction + 1e-9)  # 100 x 0.29 is 28.999...
 
     @property
-    def reach(self) -> tuple[int, int]:
+    def trainable_range(self) -> tuple[int, int]:
         """The first step that is trained in some round or other, and the first one beyond."""
-        return (0, self.available_steps) if self.window is None else self.window.reach(self.available_steps)
+        return (0, self.available_steps) if self.window is None else self.window.trainable_range(self.available_steps)
 
     @property
     def train_steps(self) -> int:

@@ -32,7 +32,7 @@ class Window(ABC):
     def steps(self, available: int, seed: int, round: int, group: int, sample: int) -> list[int]:
         """The S trained steps of one image of a round, rising."""
 
-    def reach(self, available: int) -> tuple[int, int]:
+    def trainable_range(self, available: int) -> tuple[int, int]:
         """The first step that the window holds in some round or other, and the first one beyond."""
         return 0, available
 
@@ -90,13 +90,13 @@ class RandomWindow(Window):
     high: int | None = None
     per: Literal["group", "round"] = "group"
 
-    def reach(self, available: int) -> tuple[int, int]:
+    def trainable_range(self, available: int) -> tuple[int, int]:
         """`low` and `high`."""
         return self.low, available if self.high is None else self.high
 
     def size(self, available: int) -> int:
         """S."""
-        high = self.reach(available)[1]
+        high = self.trainable_range(available)[1]
         if self.length < 1 or self.low < 0 or high > available or high - self.low < self.length:
             raise ValueError(
                 f"a window of {self.length} steps in [{self.low}, {high}) does not lie within the {available} steps "
@@ -106,7 +106,7 @@ class RandomWindow(Window):
 
     def steps(self, available: int, seed: int, round: int, group: int, sample: int) -> list[int]:
         """One of the runs within [low, high), all equally likely."""
-        starts = self.reach(available)[1] - self.low - self.size(available) + 1
+        starts = self.trainable_range(available)[1] - self.low - self.size(available) + 1
         key = mix(seed, _WINDOW, round, group) if self.per == "group" else mix(seed, _WINDOW, round)
         start = self.low + key % starts
         return list(range(start, start + self.length))

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from guardlit.config.limits import one_line
+from guardlit.config.limits import as_one_line
 from guardlit.errors import GuardlitError, at_least
 from guardlit.objective import Objective
 from guardlit.rounds.plan import RoundPlan
@@ -69,7 +69,7 @@ def check_clip(objective: Objective, plan: RoundPlan, elements: int) -> None:
         raise GuardlitError(complaint)
 
 
-def share(name: str, value: float) -> float:
+def check_fraction(name: str, value: float) -> float:
     """A number that lies in [0, 1]; raises `GuardlitError` for any other."""
     if not 0 <= value <= 1:
         raise GuardlitError(f"{name}={value} must lie in [0, 1]")
@@ -86,7 +86,7 @@ def optimizer_of(make: Callable[[Sequence[Tensor]], Optimizer], parameters: Sequ
     Raises:
         GuardlitError: naming the setting.
     """
-    with one_line("model.optimizer"):
+    with as_one_line("model.optimizer"):
         optimizer = make(parameters)
     for group in optimizer.param_groups:
         at_least(0, **{"model.optimizer: lr": float(group["lr"])})
@@ -103,7 +103,7 @@ def check_noise(coefficients: Coefficients, train_steps: int, sampler: str) -> N
         )
 
 
-def allowed(objective: Objective, elements: int) -> tuple[float, float]:
+def rounding_bounds(objective: Objective, elements: int) -> tuple[float, float]:
     """Bounds of the log ratios that rounding is measured against: the clip range.
 
     As long as that is still to be calibrated, by log ratios themselves, there is no room for rounding at all.

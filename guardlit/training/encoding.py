@@ -23,4 +23,4 @@ class EncodeFirst(pl.Callback):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first moment at which the module is on its device."""
-        cast("GRPOModule", pl_module).policy.encode_together(self._texts)
+        cast("GRPOModule", pl_module).policy.encode_across_ranks(self._texts)

@@ -176,7 +176,7 @@ def lint(
 
 
 def _findings(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool) -> Iterator[Finding]:
-    objective, steps = module.objective, range(*module.rollout.reach)
+    objective, steps = module.objective, range(*module.rollout.trainable_range)
     elements = math.prod(module.policy.latent_shape) if loaded else None
     rules: list[tuple[str, bool, Callable[[], str | None]]] = [
         ("clip never acts", True, lambda: clip_never_acts(objective, plan, elements)),

@@ -29,7 +29,7 @@ from guardlit.rounds.experience import Experience, Round
 from guardlit.rounds.metrics import finish_round, update_metrics
 from guardlit.rounds.old_policy import OldPolicy, OldVelocity
 from guardlit.rounds.plan import RoundPlan
-from guardlit.rounds.reward_runner import Judge
+from guardlit.rounds.reward_runner import RewardRunner
 from guardlit.rounds.settings import KL, Rollout, Sampling
 from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
 from guardlit.training import checks as guards
@@ -87,10 +87,10 @@ class GRPOModule(pl.LightningModule):
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.old_velocity = "recomputed" if old_velocity == "auto" and rollout.merge is True else old_velocity
         self.old = OldPolicy(self.old_velocity)
-        self.max_failed_fraction = guards.share("max_failed_fraction", max_failed_fraction)
+        self.max_failed_fraction = guards.check_fraction("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
-        self.judge = Judge(self)
+        self.reward_runner = RewardRunner(self)
         self.validated = MeanMetric(nan_strategy="disable")  # Lightning's own mean is wrong for unequal shares
         self.round_metrics: dict[str, float] = {}  # of the round in progress, for whoever shows them
         self.drew_merged: bool | None = None  # how the last round was drawn
@@ -127,7 +127,7 @@ class GRPOModule(pl.LightningModule):
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
         guards.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
-        self.objective.on_schedule(*coefficients.between(*self.rollout.reach))
+        self.objective.on_schedule(*coefficients.between(*self.rollout.trainable_range))
         return coefficients
 
     def on_fit_start(self) -> None:
@@ -137,11 +137,11 @@ class GRPOModule(pl.LightningModule):
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self._plan.micro_batches_per_update)
         merging.check(self)
-        self.judge.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
+        self.reward_runner.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
         """Give back the reward's processes and connections."""
-        self.judge.close()
+        self.reward_runner.close()
 
     @property
     def elements(self) -> int:
@@ -154,7 +154,7 @@ class GRPOModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Put partly accumulated gradients back, and draw the validation images of step 0."""
-        ckpt.continue_update(self, self._restored_gradients)
+        ckpt.restore_update(self, self._restored_gradients)
         self._restored_gradients = {}
         if self.trainer.global_step == 0:
             validate_now(self.trainer)
@@ -173,7 +173,7 @@ class GRPOModule(pl.LightningModule):
         try:
             return self._begin(Collector(self, round, batch_size).collect())
         except BaseException:
-            self.judge.close()  # ends what still scores in the background
+            self.reward_runner.close()  # ends what still scores in the background
             raise
 
     @property
@@ -189,7 +189,7 @@ class GRPOModule(pl.LightningModule):
 
     def restore_experience(self, state: Any, round: Round) -> Experience:
         """Take up a round in progress from a checkpoint."""
-        self.policy.encode_together([p.text for p in round.prompts], round.ahead)
+        self.policy.encode_across_ranks([p.text for p in round.prompts], round.ahead)
         conditioning = self.policy.conditioning([p.text for p in round.prompts])
         place, keep = self.rollout.trajectories, self.old.restores(state)
         return self._begin(Experience.restore(state, round, conditioning, self.coefficients(), place, keep))
@@ -263,22 +263,24 @@ class GRPOModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Encode all prompts at once: the text encoders load at most one time."""
-        self.policy.encode_together([prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])])
+        self.policy.encode_across_ranks(
+            [prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])]
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Test the scorers that are in use for the first time, before anything is drawn."""
-        self.judge.test_validation()
+        self.reward_runner.test_validation()
 
     def on_validation_epoch_end(self) -> None:
         """Stop on all processes where a score failed on one."""
-        self.judge.end_validation()
+        self.reward_runner.end_validation()
 
     def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
         """Draw and score one image a prompt, with noise that is the same at every validation."""
         prompts = [p for _, p in batch]
         images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
-        result = self.judge.validate(images, prompts)
+        result = self.reward_runner.validate(images, prompts)
         self.validated.update(result.values.to(self.device))
         self.log("val/reward", self.validated, on_epoch=True, batch_size=len(batch))
         numbered = {"reward": result.values, "index": torch.tensor([i for i, _ in batch])}
@@ -296,4 +298,4 @@ class GRPOModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what belongs to another run; put back what Lightning does not know."""
-        self._restored_gradients = ckpt.take_up(checkpoint, self)
+        self._restored_gradients = ckpt.restore_state(checkpoint, self)

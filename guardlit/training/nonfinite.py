@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from guardlit.checkpoints.shards import read_shards
-from guardlit.errors import GuardlitError, NumbersError
-from guardlit.processes.collectives import raise_together
+from guardlit.errors import GuardlitError, NonFiniteError
+from guardlit.processes.collectives import raise_on_all
 from guardlit.rounds.experience import Round
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class NonFiniteGuard:
             Whether the update is made.
 
         Raises:
-            NumbersError: it is not, and nothing is skipped any more; names round, denoising step and prompt.
+            NonFiniteError: it is not, and nothing is skipped any more; names round, denoising step and prompt.
         """
         finite = bool(torch.isfinite(norm) & _all_finite(module.outputs))
         if not module.trainer.strategy.reduce_boolean_decision(not finite, all=False):
@@ -77,19 +77,19 @@ class NonFiniteGuard:
         )
         scaled = culprit is None and getattr(module.trainer.precision_plugin, "scaler", None) is not None
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
-        raise_together(module.trainer, self._refusal(message, scaled))
+        raise_on_all(module.trainer, self._refusal(message, scaled))
         if not scaled:
             rank_zero_warn(f"{message}; the update is skipped ({self.skipped} so far)")
         module.zero_grad(set_to_none=True)
         return False
 
-    def _refusal(self, message: str, scaled: bool) -> NumbersError | None:
+    def _refusal(self, message: str, scaled: bool) -> NonFiniteError | None:
         untouched = "; the weights were not touched"
         if self.action == "stop" and not scaled:
-            return NumbersError(message + untouched)
+            return NonFiniteError(message + untouched)
         if self._in_a_row > (SCALER_PATIENCE if scaled else self.max_skipped):
             who = "the loss scaler" if scaled else f"max_skipped={self.max_skipped}"
-            return NumbersError(f"{message}, {self._in_a_row} times in a row, more than {who} allows{untouched}")
+            return NonFiniteError(f"{message}, {self._in_a_row} times in a row, more than {who} allows{untouched}")
         return None
 
     def state_dict(self) -> dict[str, int]:

@@ -12,9 +12,9 @@ from guardlit_callbacks.tools.lightning import MisconfigurationException
 from guardlit_callbacks.tools.logging import log_scalars
 from lightning.pytorch.callbacks import Checkpoint
 
-from guardlit.errors import GuardlitError, NumbersError
-from guardlit.processes.collectives import raise_together
-from guardlit.training.restart import folder_of
+from guardlit.errors import GuardlitError, NonFiniteError
+from guardlit.processes.collectives import raise_on_all
+from guardlit.training.restart import checkpoint_folder
 
 if TYPE_CHECKING:
     from guardlit_callbacks import GradientSpikes
@@ -135,7 +135,7 @@ class Rollback(Checkpoint):
     # what is watched ----------------------------------------------------------------------------------------------
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Judge the gold score; keep what is good."""
+        """RewardRunner the gold score; keep what is good."""
         if self.gold is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if self.gold not in trainer.callback_metrics:
@@ -154,7 +154,7 @@ class Rollback(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Judge the rewards of a round that was drawn just now, before an update is made of it."""
+        """RewardRunner the rewards of a round that was drawn just now, before an update is made of it."""
         module = cast("GRPOModule", pl_module)
         if module.experience.round.index == self._round:
             return
@@ -176,7 +176,7 @@ class Rollback(Checkpoint):
             self._best_reward = mean, std
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Judge the gradient of an update."""
+        """RewardRunner the gradient of an update."""
         spikes = self._spikes(trainer) if self.max_spike is not None else None
         ratio = spikes.last_ratio if spikes is not None else None
         if ratio is not None and math.isfinite(ratio) and ratio > cast(float, self.max_spike):
@@ -192,7 +192,7 @@ class Rollback(Checkpoint):
         return next(found, None)
 
     def _explode(self, trainer: pl.Trainer, what: str) -> None:
-        raise_together(trainer, NumbersError(f"{what}, at update {trainer.global_step}"))
+        raise_on_all(trainer, NonFiniteError(f"{what}, at update {trainer.global_step}"))
 
     # checkpoints --------------------------------------------------------------------------------------------------
 
@@ -204,18 +204,18 @@ class Rollback(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last round's checkpoint is never confirmed."""
         if self._unconfirmed is not None:
-            trainer.strategy.remove_checkpoint(folder_of(trainer) / UNCONFIRMED)
+            trainer.strategy.remove_checkpoint(checkpoint_folder(trainer) / UNCONFIRMED)
 
     def _save(self, trainer: pl.Trainer) -> None:
         """Write the run as it is now; what it is worth is to be seen."""
-        trainer.save_checkpoint(folder_of(trainer) / UNCONFIRMED, weights_only=False)
+        trainer.save_checkpoint(checkpoint_folder(trainer) / UNCONFIRMED, weights_only=False)
         self._unconfirmed = trainer.global_step
 
     def _confirm(self, trainer: pl.Trainer) -> None:
         """What was written last is good; of those before, the oldest goes."""
         if self._unconfirmed is None:
             return
-        path = folder_of(trainer) / f"good_{self._unconfirmed}.ckpt"
+        path = checkpoint_folder(trainer) / f"good_{self._unconfirmed}.ckpt"
         self._unconfirmed = None
         trainer.strategy.remove_checkpoint(path)  # of a rollback's first try
         if trainer.is_global_zero:
@@ -232,7 +232,7 @@ class Rollback(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Choose the checkpoint, and say so in the error; a validation that raised leaves the module's modes wrong."""
-        if not isinstance(exception, NumbersError) or trainer.state.fn != "fit":
+        if not isinstance(exception, NonFiniteError) or trainer.state.fn != "fit":
             return
         for module, training in getattr(self, "_modes", {}).items():
             module.training = training
@@ -243,7 +243,7 @@ class Rollback(Checkpoint):
             return
         target, left = self.good[-1], self.max_rollbacks - self.rollbacks
         if self.action == "rollback" and left > 0:
-            exception.back_to = str(target)
+            exception.restart_from = str(target)
             self._back_to, self._returning = target, True
             self.rollbacks += 1
             rates = f"learning rates x {self.lr_factor**self.rollbacks:g} of the run's"

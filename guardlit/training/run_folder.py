@@ -73,12 +73,16 @@ class RunFolder(pl.Callback):
         """Add the gold scorers that this validation loaded."""
         module: GRPOModule = pl_module  # type: ignore[assignment]
         log_dir = trainer.log_dir
-        if self._facts and log_dir is not None and len(self._facts["start_up_scores"]) < len(module.judge.tested):
+        if (
+            self._facts
+            and log_dir is not None
+            and len(self._facts["start_up_scores"]) < len(module.reward_runner.tested)
+        ):
             self._write(Path(log_dir), module)
 
     def _write(self, folder: Path, module: GRPOModule) -> None:
         scorers = {**module.reward.terms(), **{f"gold/{n}": s for n, s in gold_scorers(module.trainer).items()}}
-        tested = module.judge.tested
+        tested = module.reward_runner.tested
         self._facts["scorers"] = {name: dict(scorer.provenance) for name, scorer in scorers.items() if name in tested}
         self._facts["start_up_scores"] = dict(tested)
         (folder / "run.json").write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")

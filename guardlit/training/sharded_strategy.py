@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.tensor import DTensor
 
-from guardlit.checkpoints.io import agreed, sweep, unwritten
+from guardlit.checkpoints.io import agree_on_intact, remove_leftovers, write_error
 from guardlit.checkpoints.shards import read_shards, write_shards
 from guardlit.errors import GuardlitError
 
@@ -163,11 +163,11 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(str(filepath)))
         if self._save_distributed_checkpoint:
             if self.is_global_zero and path.parent.is_dir():
-                sweep(path.parent)
+                remove_leftovers(path.parent)
             try:
                 write_shards(checkpoint, path, self.barrier)
             except (OSError, RuntimeError, CheckpointException) as error:
-                raise unwritten(path, error) from error
+                raise write_error(path, error) from error
         else:
             Strategy.save_checkpoint(self, checkpoint, path)
 
@@ -177,7 +177,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if path.is_dir():
             assert self.lightning_module is not None
             reshard(self.lightning_module)
-            return read_shards(agreed(path), dict(self.lightning_module.named_parameters()))
+            return read_shards(agree_on_intact(path), dict(self.lightning_module.named_parameters()))
         checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(path)
         return checkpoint
 

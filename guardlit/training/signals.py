@@ -9,12 +9,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from guardlit.errors import GuardlitError, NumbersError
+from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.collectives import largest
 from guardlit.processes.lightning_internals import begin_validation_anew, repeat_validation
 from guardlit.processes.phases import Phase
 from guardlit.processes.slurm import forget, requeue, requeue_signal
-from guardlit.processes.watchdog import together
+from guardlit.processes.watchdog import is_on_all_ranks
 from guardlit.training.nonfinite import finite_weights
 from guardlit.training.rollback import Rollback
 
@@ -26,7 +26,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
         signum: the signal that asked.
     """
 
-    together = True
+    on_all_ranks = True
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -145,10 +145,10 @@ class SignalGuard(pl.Callback):
             if exception.signum == self._requeue_signal:
                 requeue(trainer, _path(trainer))
         elif isinstance(exception, GuardlitError) and trainer.global_step > 0:
-            numbers = isinstance(exception, NumbersError)
+            numbers = isinstance(exception, NonFiniteError)
             if numbers and any(isinstance(c, Rollback) for c in trainer.callbacks):  # type: ignore[attr-defined]
                 return  # which has its own checkpoints
-            if self._collecting and not numbers and (together(exception) or trainer.world_size == 1):
+            if self._collecting and not numbers and (is_on_all_ranks(exception) or trainer.world_size == 1):
                 trainer.save_checkpoint(_path(trainer))
                 exception.args = (f"{exception}; go on with --ckpt_path {_path(trainer)}",)
             elif (last := _last_written(trainer, finite=numbers)) is not None:

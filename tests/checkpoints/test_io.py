@@ -21,15 +21,15 @@ from runs import config, differing, guardlit
 
 from guardlit.checkpoints.integrity import (
     MANIFEST,
-    damage,
     digests,
-    newest_whole,
-    put_in_place,
-    require_whole,
-    whole_before,
+    find_corruption,
+    intact_before,
+    move_into_place,
+    newest_intact,
+    require_intact,
     write_manifest,
 )
-from guardlit.checkpoints.io import SafeCheckpointIO, appearing_whole, sweep
+from guardlit.checkpoints.io import SafeCheckpointIO, atomic_write, remove_leftovers
 from guardlit.errors import GuardlitError
 
 FORK = multiprocessing.get_context("fork")
@@ -129,7 +129,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(run, tmp_path: Path):
     found = 0
     for place, bit in [(place, draw.randrange(8)) for place in places] + [(attributes, 4)]:
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
-        if damage(path) is None:
+        if find_corruption(path) is None:
             assert same(torch.load(path, weights_only=True), whole), (place, bit)
         else:
             found += 1
@@ -140,7 +140,7 @@ def test_torch_alone_takes_a_flipped_bit_for_a_weight(run, tmp_path: Path):
     """The day this fails, `damage` need not read the file any more."""
     path = flip(shutil.copy(run[1][-1], tmp_path / "flipped.ckpt"))
     assert not same(torch.load(path, weights_only=True), torch.load(run[1][-1], weights_only=True))
-    assert damage(path) == "the checksum of its record archive/data/5 is wrong"
+    assert find_corruption(path) == "the checksum of its record archive/data/5 is wrong"
 
 
 def test_a_truncated_checkpoint_is_one_line(run, tmp_path: Path):
@@ -161,7 +161,7 @@ def test_checksums_are_written_though_somebody_switched_them_off(tmp_path: Path)
         assert not torch.serialization.get_crc32_options()
     finally:
         torch.serialization.set_crc32_options(True)
-    assert damage(tmp_path / "a.ckpt") is None
+    assert find_corruption(tmp_path / "a.ckpt") is None
 
 
 # the newest -----------------------------------------------------------------------------------------------------------
@@ -188,24 +188,24 @@ def test_the_newest_is_the_furthest_of_the_latest_run_whatever_the_clock_says(tm
     for age, path in enumerate(written):
         os.utime(path, (2e9 - age, 2e9 - age))
     for path in reversed(written):
-        assert newest_whole(tmp_path) == path
+        assert newest_intact(tmp_path) == path
         path.unlink()
     with pytest.raises(GuardlitError, match=r"^--ckpt_path last: no checkpoint under .*/version_\*/checkpoints$"):
-        newest_whole(tmp_path)
+        newest_intact(tmp_path)
 
 
 def test_a_damaged_one_gives_way_to_the_one_before_loudly(tmp_path: Path):
     oldest, older, newest = at(tmp_path, 3), at(tmp_path, 4), at(tmp_path, 4, 2, version=1)
     flip(newest, "archive/data/0")
     with pytest.warns(UserWarning, match=f"{newest} is damaged and not used .the checksum.*; {older} is used instead"):
-        assert newest_whole(tmp_path) == older
+        assert newest_intact(tmp_path) == older
     spoil(older, halve)
     with pytest.warns(UserWarning, match="is damaged and not used") as warned:
-        assert newest_whole(tmp_path) == oldest
+        assert newest_intact(tmp_path) == oldest
     assert len(warned) == 2
     oldest.write_bytes(b"")
     with pytest.raises(GuardlitError, match=f"none of the checkpoints under {tmp_path} is whole: ") as error:
-        newest_whole(tmp_path)
+        newest_intact(tmp_path)
     assert all(str(path) in str(error.value) for path in (oldest, older, newest))
 
 
@@ -213,12 +213,12 @@ def test_a_damaged_one_that_is_named_is_refused_and_the_one_before_it_named(tmp_
     oldest, older, newest = at(tmp_path, 3), at(tmp_path, 4), at(tmp_path, 5, version=1)
     flip(older, "archive/data/0")
     with pytest.raises(GuardlitError, match=f"{older} cannot be read.*; the one before it is whole: {oldest}$"):
-        require_whole(older)
+        require_intact(older)
     flip(newest, "archive/data/0")
-    assert whole_before(newest) == oldest
+    assert intact_before(newest) == oldest
     oldest.unlink()
     with pytest.raises(GuardlitError, match=f"{older} cannot be read.*is wrong\\)$"):
-        require_whole(older)
+        require_intact(older)
 
 
 def test_a_run_goes_on_from_the_one_before_a_damaged_one(run, runs: Path, capsys):
@@ -242,11 +242,11 @@ def test_the_first_process_decides_and_damage_that_one_sees_is_damage_for_all(tm
     damaged = shards(tmp_path / "a.ckpt")
     write_manifest(damaged)
     spoil(damaged / "__0_0.distcp", flip_near_the_end)
-    assert [bool(damage(damaged, slice(rank, None, 2))) for rank in range(2)] == [False, True]
+    assert [bool(find_corruption(damaged, slice(rank, None, 2))) for rank in range(2)] == [False, True]
 
     def process(rank: int, store: str, paths: list[Path]) -> object:
         torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-        return SafeCheckpointIO(together=True).load_checkpoint(paths[rank])["global_step"]
+        return SafeCheckpointIO(collective=True).load_checkpoint(paths[rank])["global_step"]
 
     def both(store: str, paths: list[Path]) -> list[object]:
         from concurrent.futures import ThreadPoolExecutor
@@ -273,7 +273,7 @@ def test_a_run_keeps_two_and_drops_the_oldest_once_the_newest_is_on_disk(run, ru
 
     def remove(self: SafeCheckpointIO, path: str) -> None:
         Path(path).unlink()
-        left.append([(p.name, damage(p)) for p in sorted(Path(path).parent.iterdir())])
+        left.append([(p.name, find_corruption(p)) for p in sorted(Path(path).parent.iterdir())])
 
     monkeypatch.setattr(SafeCheckpointIO, "remove_checkpoint", remove)
     assert guardlit("fit", "--config", path, "--trainer.default_root_dir", runs) == 0
@@ -299,7 +299,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
     """The rest lies beside an earlier run's checkpoints; another host's is older than a day, or may still grow."""
 
     def die(path: Path) -> None:
-        with appearing_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"half")
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -311,14 +311,14 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
         path.write_bytes(b"half")
     os.utime(elsewhere[0], (1e9, 1e9))
     assert len(list(old.glob(".4_0.ckpt.*.tmp"))) == 1
-    with appearing_whole(old / "5_0.ckpt") as file:
+    with atomic_write(old / "5_0.ckpt") as file:
         file.write(b"half")
         file.flush()
         at(tmp_path, 4, version=1)
         names = sorted(p.name for p in old.iterdir())
         assert [name for name in names if name.endswith(".tmp") and not name.startswith(".5_0")] == [elsewhere[1].name]
         assert len(names) == 3
-    sweep(new)
+    remove_leftovers(new)
     assert sorted(p.name for p in old.iterdir()) == [elsewhere[1].name, "3_0.ckpt", "5_0.ckpt"]
 
 
@@ -338,18 +338,18 @@ def shards(folder: Path) -> Path:
 def test_a_folder_is_whole_once_its_manifest_says_so(tmp_path: Path):
     folder = tmp_path / "version_0/checkpoints/a.ckpt"
     temporary = shards(folder.with_name(".a.ckpt.tmp"))
-    assert damage(temporary) == f"incomplete: it has no {MANIFEST}, which is written last"
+    assert find_corruption(temporary) == f"incomplete: it has no {MANIFEST}, which is written last"
     own = digests(temporary, ["__0_0.distcp"])
     write_manifest(temporary, own)
-    put_in_place(temporary, folder)
-    assert damage(folder) is None
+    move_into_place(temporary, folder)
+    assert find_corruption(folder) is None
     assert os.system(f"cd {folder} && sha256sum --quiet -c {MANIFEST}") == 0
-    assert newest_whole(tmp_path) == folder
+    assert newest_intact(tmp_path) == folder
     for name in ("__0_0.distcp", ".metadata", "meta.pt", MANIFEST):
         for change in (lambda path: spoil(path, flip_near_the_end), Path.unlink):
             broken = shutil.copytree(folder, tmp_path / "broken")
             change(broken / name)
-            reason = damage(broken)
+            reason = find_corruption(broken)
             assert reason, name
             assert reason.startswith(("incomplete: ", f"the checksum of {name} is wrong"))
             shutil.rmtree(broken)
@@ -360,7 +360,7 @@ def test_a_folder_replaces_what_has_its_name(tmp_path: Path):
     for name in ("first", "second"):
         write_manifest(shards(tmp_path / name))
         (tmp_path / name / "who").write_text(name)
-        put_in_place(tmp_path / name, tmp_path / "a.ckpt")
+        move_into_place(tmp_path / name, tmp_path / "a.ckpt")
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
     assert (tmp_path / "a.ckpt/who").read_text() == "second"
 
@@ -374,7 +374,7 @@ def test_an_index_that_asks_for_code_is_refused_and_runs_nothing(tmp_path: Path)
     folder = shards(tmp_path / "evil.ckpt")
     (folder / ".metadata").write_bytes(pickle.dumps(Evil()))
     write_manifest(folder)
-    assert damage(folder) == "its .metadata asks for posix.mkdir, and code in a checkpoint is not run"
+    assert find_corruption(folder) == "its .metadata asks for posix.mkdir, and code in a checkpoint is not run"
     assert not (tmp_path / "executed").exists()
 
 

@@ -14,7 +14,7 @@ from watching import raise_after
 from guardlit.devices.transfer import Trajectories
 from guardlit.objective import GRPOGuard
 from guardlit.rounds.old_policy import OldPolicy, rows_a_call
-from guardlit.training.checks import allowed, noise_floor
+from guardlit.training.checks import noise_floor, rounding_bounds
 from guardlit.training.module import GRPOModule
 
 UPDATE, ROUND = 4, 16  # micro-batches
@@ -195,10 +195,10 @@ def test_the_decision_is_that_of_all_processes():
 
 def test_a_range_that_is_not_known_yet_allows_no_rounding():
     auto = GRPOGuard(clip_range="auto")
-    bounds = allowed(auto, 64)
+    bounds = rounding_bounds(auto, 64)
     for size, too_high in ((0.0, False), (1e-9, True)):
         outputs = [{"log_ratio": torch.tensor([size]), "step": torch.tensor([0])}]
         line, found = noise_floor(outputs, bounds, 1, lambda rows: rows.unsqueeze(0))
         assert found == too_high
         assert line.endswith("no clip range yet")
-    assert allowed(GRPOGuard(1e-4), 64) == GRPOGuard(1e-4).log_bounds(64)
+    assert rounding_bounds(GRPOGuard(1e-4), 64) == GRPOGuard(1e-4).log_bounds(64)

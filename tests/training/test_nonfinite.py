@@ -15,7 +15,7 @@ from exploding import Falling, Snapshots
 from lightning.pytorch.strategies import DDPStrategy
 from runs import PROMPTS, config, guardlit, newest
 
-from guardlit.errors import GuardlitError, NumbersError
+from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.training.nonfinite import SCALER_PATIENCE, NonFiniteGuard, finite_weights
 
 POISONED = [2, 5]
@@ -131,11 +131,11 @@ def test_an_overflow_is_the_loss_scaler_s_business_for_a_while():
     for _ in range(SCALER_PATIENCE):
         assert not guard.allows(module, infinite)
     assert module.drop.calls == guard.skipped == SCALER_PATIENCE
-    with pytest.raises(NumbersError, match=r"inf at update 7.*43 times in a row, more than the loss scaler allows"):
+    with pytest.raises(NonFiniteError, match=r"inf at update 7.*43 times in a row, more than the loss scaler allows"):
         guard.allows(module, infinite)
     assert guard.allows(module, torch.tensor(1.0))
     assert not guard.allows(module, infinite)  # a finite one starts the count again
-    with pytest.raises(NumbersError, match="the loss is nan at denoising step 4, prompt 'prompt of 1'"):
+    with pytest.raises(NonFiniteError, match="the loss is nan at denoising step 4, prompt 'prompt of 1'"):
         guard.allows(fake_module(scaler=object(), loss=torch.nan), infinite)
 
 
@@ -145,7 +145,7 @@ def test_it_goes_on_from_a_checkpoint():
     other = NonFiniteGuard("skip", 2)
     other.load_state_dict(guard.state_dict())
     assert not other.allows(module, infinite)
-    with pytest.raises(NumbersError, match="3 times in a row"):
+    with pytest.raises(NonFiniteError, match="3 times in a row"):
         other.allows(module, infinite)
     with pytest.raises(GuardlitError, match="max_skipped=0 must be at least 1"):
         NonFiniteGuard("skip", 0)
@@ -169,7 +169,7 @@ def _decisions(rank: int, port: int, folder: Path) -> None:
         try:
             made = NonFiniteGuard(action, 3).allows(module, torch.tensor(norm if rank else 1.0))
             said.append(f"made {made}")
-        except NumbersError as error:
+        except NonFiniteError as error:
             said.append(str(error).partition(": ")[2])
     (folder / str(rank)).write_text("\n".join(said))
     dist.destroy_process_group()

@@ -61,8 +61,8 @@ class PromptedPolicy(FolderPolicy, Skeletal):
         """Encode new prompts with the pipeline's own encoders; see `text_encoders` for what becomes of those."""
         self._encode(self._missing(prompts, ahead))
 
-    def encode_together(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
-        """See `FlowPolicy.encode_together`: each process encodes its part, and reads the others' from the cache.
+    def encode_across_ranks(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
+        """See `FlowPolicy.encode_across_ranks`: each process encodes its part, and reads the others' from the cache.
 
         Without a cache folder, and where the processes have different ones, what is missing comes over the network.
         """
