@@ -13,7 +13,7 @@ from guardlit.advantage import Advantages, GroupAdvantage
 from guardlit.errors import GuardlitError
 from guardlit.processes.world import World
 from guardlit.rewards.base import Scorer
-from guardlit.rounds.experience import Round
+from guardlit.rounds.round import Round
 from guardlit.types import RewardResult
 
 TAKE_LARGEST = ("_p50", "_p95", "_max", "_share", "_s", "_ms")
