@@ -30,7 +30,6 @@ from guardlit.errors import GuardlitError
 from guardlit.processes.shutdown import release_resources
 from guardlit.processes.watchdog import RankWatchdog, report_to_launcher
 from guardlit.training.ddp import keep_buffers
-from guardlit.training.linter import Linter
 from guardlit.training.module import GRPOModule
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.run_folder import RunFolder, next_version
@@ -119,7 +118,7 @@ class GuardlitCLI(LightningCLI):
         fitting = self.subcommand == "fit"
         callbacks = [*callbacks, RoundProgress()]
         if fitting:
-            callbacks += [SignalGuard(), Linter(), RunFolder(self._args)]
+            callbacks += [SignalGuard(), RunFolder(self._args)]
             chosen = config.get("callbacks") or []
             if not any(isinstance(c, ModelCheckpoint) for c in chosen):
                 callbacks.append(every_round())

@@ -16,9 +16,8 @@ from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError, at_least
 from guardlit.processes.collectives import gather_on_first
 from guardlit.rounds.experience import Experience
-from guardlit.rounds.plan import RoundPlan
+from guardlit.rounds.plan import RoundPlan, candidates
 from guardlit.rounds.round import Round
-from guardlit.training.micro_batch import candidates, largest_that_fits
 from guardlit.types import Prompt, Transition
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class PromptDataModule(pl.LightningDataModule):
         for prompt in (*self.train, *self.val):
             module.reward_runner.check_prompt(prompt)
         if stage == "fit":
-            self.plan = self.planned(module.train_steps, self.trainer.world_size)
+            self.plan = self.planned(module.rollout.train_steps, self.trainer.world_size)
             self._accumulate(self.plan.micro_batches_per_update)
             self._settled = False
 
@@ -118,7 +117,7 @@ class PromptDataModule(pl.LightningDataModule):
             texts = [p.text for p in round.prompts]
             policy.encode_across_ranks(texts, round.ahead)
             sizes = candidates(self.plan, self.rollout_batch)
-            self._settle(largest_that_fits(self._module, sizes, policy.conditioning(texts)))
+            self._settle(self._module.largest_micro_batch(sizes, policy.conditioning(texts)))
 
     def _settle(self, micro_batch: int) -> None:
         assert self.trainer is not None
@@ -246,8 +245,8 @@ class ExperienceLoader:
         experience = self._experience
         batches = self._data.plan.passes(self._data.seed, self.round_index)
         while self.position < len(batches):
-            rows, steps = batches[self.position]
-            micro_batch = experience.take(rows, steps)
+            rows, slots = batches[self.position]
+            micro_batch = experience.take(rows, slots)
             self.position += 1
             if self.position == len(batches):
                 # before the last yield: a checkpoint at the round's end is small and starts the next round
