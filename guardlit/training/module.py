@@ -19,7 +19,6 @@ from guardlit.checkpoints import contents as ckpt
 from guardlit.kl import kl_divergence
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.policies.base import FlowPolicy
-from guardlit.processes.collectives import keep_quantized
 from guardlit.processes.lightning_internals import validate_now
 from guardlit.processes.phases import announce
 from guardlit.rewards.base import Scorer
@@ -34,6 +33,7 @@ from guardlit.rounds.settings import KL, Rollout, Sampling
 from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
 from guardlit.training import checks as guards
 from guardlit.training.clip_calibration import ClipCalibration
+from guardlit.training.ddp import keep_quantized
 from guardlit.training.loss_scale import fit_scale
 from guardlit.training.nonfinite import NonFiniteGuard
 from guardlit.training.sharded_strategy import sharding
