@@ -378,7 +378,15 @@ def test_an_index_that_asks_for_code_is_refused_and_runs_nothing(tmp_path: Path)
     assert not (tmp_path / "executed").exists()
 
 
-# prompts --------------------------------------------------------------------------------------------------------------
+# fingerprint ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_s_fingerprint_keeps_its_keys(run):
+    """A checkpoint of another version whose keys differ would be refused."""
+    arithmetic = ("prompts_per_round", "images_per_prompt", "updates_per_round", "inner_epochs", "seed", "train", "val")
+    policy = ("policy", "transformer config", "lora", "resolution")
+    found = torch.load(run[1][-1], weights_only=True)["guardlit"]["fingerprint"]
+    assert list(found) == [*policy, "sde", "rollout", *(f"data.{name}" for name in arithmetic), "evaluation"]
 
 
 def test_other_prompts_are_another_run_and_other_validation_prompts_another_curve(run, tmp_path: Path, capsys):
