@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from runs import guardlit
 from torch import nn
 
 from guardlit.checkpoints.contents import check_fingerprint, complete, fingerprint, name_optimizer_states
@@ -67,3 +70,25 @@ def test_another_run_is_refused_and_another_validation_warned_of():
         check_fingerprint(checkpoint, RUN | {"data.val": "b"})
     with pytest.raises(GuardlitError, match=r"not written by guardlit"):
         check_fingerprint({}, RUN)
+
+
+def test_a_run_s_fingerprint_keeps_its_keys(run):
+    """A checkpoint of another version whose keys differ would be refused."""
+    arithmetic = ("prompts_per_round", "images_per_prompt", "updates_per_round", "inner_epochs", "seed", "train", "val")
+    policy = ("policy", "transformer config", "lora", "resolution")
+    found = torch.load(run[1][-1], weights_only=True)["guardlit"]["fingerprint"]
+    assert list(found) == [*policy, "sde", "rollout", *(f"data.{name}" for name in arithmetic), "evaluation"]
+
+
+def test_other_prompts_are_refused_and_other_validation_prompts_warned_of(run, tmp_path: Path, capsys):
+    path, checkpoints = run
+    (tmp_path / "other.txt").write_text((path.parent / "prompts.txt").read_text().replace("red", "blue"))
+    again = ("fit", "--config", path, "--trainer.default_root_dir", tmp_path / "runs", "--ckpt_path", checkpoints[0])
+    assert guardlit(*again, "--data.train", tmp_path / "other.txt") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "guardlit fit: error: the checkpoint was saved with data.train = 5 prompts of SHA-256 " in line
+    assert "; this run has 5 prompts of SHA-256 " in line
+    assert guardlit(*again, "--data.train", tmp_path / "missing.txt") == 2
+    assert f"no prompt file missing.txt in {tmp_path}" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.warns(UserWarning, match=r"data\.val = 2 prompts .*before and after it cannot be compared"):
+        assert guardlit(*again, "--data.val_limit", 3, "--trainer.max_steps", 8) == 0

@@ -83,7 +83,7 @@ def test_a_signal_between_updates_loses_nothing(undisturbed, at: int, tmp_path: 
     monkeypatch.undo()
     assert code == 128 + signal.SIGTERM
     saved = runs / "version_0/checkpoints/interrupted.ckpt"
-    assert f"go on with --ckpt_path {saved}" in capsys.readouterr().err
+    assert f"resume with --ckpt_path {saved}" in capsys.readouterr().err
     assert bool(torch.load(saved, weights_only=True)["guardlit"].get("gradients")) == (at % 4 != 0)
     assert guardlit("fit", "--config", path, "--ckpt_path", saved, "--trainer.default_root_dir", runs) == 0
     assert differing(checkpoints[f"update_{UPDATES}"], newest(runs, f"update_{UPDATES}*.ckpt")) == []
