@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException  # 
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
-from guardlit.checkpoints.integrity import newest_intact, require_intact
+from guardlit.checkpoints.discovery import newest_intact, require_intact
 from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.commands.trainer import GuardlitTrainer
 from guardlit.config import GuardlitParser
@@ -201,7 +201,7 @@ def main(args: list[str]) -> None:
         if error.errno not in NO_ROOM:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        told = f"{os.strerror(error.errno)}{where}; once that is mended, go on with --ckpt_path last"
+        told = f"{os.strerror(error.errno)}{where}; once that is mended, resume with --ckpt_path last"
         raise GuardlitError(told) from error
     except MisconfigurationException as error:  # how Lightning and the callbacks name a user's mistake
         raise GuardlitError(str(error)) from error

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from guardlit.data.prompts import load_prompts
+from guardlit.data.prompts import digest, load_prompts
 from guardlit.errors import GuardlitError, at_least
 from guardlit.processes.collectives import gather_on_first
 from guardlit.rounds.experience import Experience
@@ -184,6 +184,13 @@ class PromptDataModule(pl.LightningDataModule):
         """Rounds behind the run while it stands between two of them; None within one."""
         loader = self._experience
         return loader.round_index if loader is not None and loader.position == 0 else None
+
+    def fingerprint(self) -> dict[str, str]:
+        """What a checkpoint must agree on with these data: batch arithmetic, seed and prompts."""
+        free = ("world", "micro_batch", "train_steps")  # any world size and any micro-batch make the same updates
+        facts = {f"data.{name}": str(value) for name, value in vars(self.plan).items() if name not in free}
+        val = f"{digest(self.val)} x {self.val_images}"
+        return {**facts, "data.seed": str(self.seed), "data.train": digest(self.train), "data.val": val}
 
     def position_in(self, checkpoint: Mapping[str, Any]) -> int:
         """The micro-batch of its round before which a checkpoint stands."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
+import hashlib
 import io
 import json
 import logging
@@ -55,6 +56,12 @@ def load_prompts(source: str, *, limit: int | None = None, max_characters: int =
     if not prompts:
         raise GuardlitError(f"{source}: it is empty; at least one prompt is needed")
     return prompts
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """Number and SHA-256 of prompts and their metadata, for a checkpoint's fingerprint."""
+    content = json.dumps([(p.text, p.metadata) for p in prompts], sort_keys=True, default=str)
+    return f"{len(prompts)} prompts of SHA-256 {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def checked_texts(place: str, texts: Sequence[str], max_characters: int = 2000) -> list[str]:

@@ -15,12 +15,13 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from guardlit.advantage import GroupAdvantage
-from guardlit.checkpoints import contents as ckpt
+from guardlit.checkpoints import contents, unfinished
 from guardlit.kl import KL, kl_divergence
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.policies.base import FlowPolicy
-from guardlit.processes.lightning_internals import validate_now
+from guardlit.processes.lightning_internals import move_within_epoch, validate_now
 from guardlit.processes.phases import announce
+from guardlit.processes.world import World
 from guardlit.rewards.base import Scorer
 from guardlit.rounds import merging
 from guardlit.rounds.collector import Collector
@@ -155,7 +156,8 @@ class GRPOModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Put partly accumulated gradients back, and draw the validation images of step 0."""
-        ckpt.restore_update(self, self._restored_gradients)
+        unfinished.restore_gradients(dict(self.named_parameters()), self._restored_gradients)
+        self.outputs = [{k: v.to(self.device) for k, v in output.items()} for output in self.outputs]
         self._restored_gradients = {}
         if self.trainer.global_step == 0:
             validate_now(self.trainer)
@@ -295,8 +297,30 @@ class GRPOModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains; between two updates, also the old policy and the gradients so far."""
-        ckpt.complete(checkpoint, self)
+        finished = self.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
+        part: dict[str, Any] = {"fingerprint": self._fingerprint(), "nonfinite": self.nonfinite.state_dict()}
+        part["old_velocity"] = self.old.state_dict()
+        if finished is None:
+            part["old"] = self.policy.old_state()
+        part |= unfinished.unfinished_update(self, self.outputs, World.of(self.trainer))
+        contents.complete(checkpoint, dict(self.named_parameters()), self.trainer.optimizers, part, finished)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what belongs to another run; put back what Lightning does not know."""
-        self._restored_gradients = ckpt.restore_state(checkpoint, self)
+        fitting = self.trainer.state.fn == "fit"
+        expected = self._fingerprint() if fitting else self.policy.fingerprint()
+        part = contents.check_fingerprint(checkpoint, expected)
+        if "old" in part:
+            self.policy.load_old_state(part["old"])
+        if not fitting:
+            return
+        self.nonfinite.load_state_dict(part.get("nonfinite", {}))
+        self.old.load_state_dict(part.get("old_velocity", {}))
+        place = (self.trainer.global_rank, self.trainer.world_size)
+        self.outputs = unfinished.outputs_of(part, *place)
+        self._restored_gradients = unfinished.gradients_of(part, *place, sharded=self.device_mesh is not None)
+        move_within_epoch(checkpoint, self.trainer.datamodule.position_in(checkpoint))  # type: ignore[attr-defined]
+
+    def _fingerprint(self) -> dict[str, str]:
+        data = self.trainer.datamodule.fingerprint()  # type: ignore[attr-defined]
+        return contents.fingerprint(self.policy.fingerprint(), self.sde, self.rollout, self.evaluation, data)
