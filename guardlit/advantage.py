@@ -69,14 +69,14 @@ def group_relative(
     values = torch.where(valid, rewards, 0).double()
     groups, count = _dense(group_ids)
     members = _group_sums(valid.double(), groups, count).clamp(min=1)
-    centred = torch.where(valid, values - (_group_sums(values, groups, count) / members)[groups], 0)
-    group_std = (_group_sums(centred.square(), groups, count) / members).sqrt()
+    centered = torch.where(valid, values - (_group_sums(values, groups, count) / members)[groups], 0)
+    group_std = (_group_sums(centered.square(), groups, count) / members).sqrt()
     if std == "group":
-        centred = centred / (group_std[groups] + eps)
+        centered = centered / (group_std[groups] + eps)
     elif std == "global":
-        centred = centred / (values[valid].std(correction=0) + eps)
-    centred = torch.where(_spread(rewards, groups, count)[groups], centred, 0)
-    return (centred if clip is None else centred.clamp(-clip, clip)).to(rewards.dtype)
+        centered = centered / (values[valid].std(correction=0) + eps)
+    centered = torch.where(_spread(rewards, groups, count)[groups], centered, 0)
+    return (centered if clip is None else centered.clamp(-clip, clip)).to(rewards.dtype)
 
 
 def _spread(rewards: Tensor, groups: Tensor, count: int) -> Tensor:

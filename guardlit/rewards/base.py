@@ -179,7 +179,7 @@ class Scorer(ABC):
 
 
 def two_images() -> Tensor:
-    """A colour gradient and a chessboard, (2, 3, 256, 256) uint8."""
+    """A color gradient and a chessboard, (2, 3, 256, 256) uint8."""
     ramp = torch.arange(256)
     x, y = ramp.expand(256, 256), ramp[:, None].expand(256, 256)
     board = ((x // 32 + y // 32) % 2 * 255).expand(3, 256, 256)

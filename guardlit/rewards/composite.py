@@ -15,7 +15,7 @@ from guardlit.types import RewardRequest, RewardResult
 
 @dataclass(frozen=True)
 class Affine:
-    """The normaliser (score - shift) / scale.
+    """The normalizer (score - shift) / scale.
 
     Attributes:
         shift: the score that becomes 0.
@@ -37,8 +37,8 @@ class Term:
         scorer: what scores.
         weight: factor in the sum; 0 scores and logs the term, but does not train on it.
         name: name of the term in logs and `RewardResult.details`; the scorer's own if left out.
-        divide: normaliser score / divide, e.g. 26 for PickScore.
-        affine: normaliser (score - shift) / scale, e.g. shift 18 and scale 8 for PickScore.
+        divide: normalizer score / divide, e.g. 26 for PickScore.
+        affine: normalizer (score - shift) / scale, e.g. shift 18 and scale 8 for PickScore.
         every: a term of weight 0 is scored in every so many rounds only, counted from the first round of the run.
     """
 
@@ -82,7 +82,7 @@ class Term:
 
 
 class Composite(Scorer):
-    """Weighted sum of scorers: sum over terms of weight x normalised score.
+    """Weighted sum of scorers: sum over terms of weight x normalized score.
 
     A sample is valid when every term with a weight is; the failure of a term that is only logged costs nothing.
     `RewardResult.details` holds every term's raw score.
@@ -112,7 +112,7 @@ class Composite(Scorer):
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """Of every term, with its weight and normaliser, as `NAME.key`."""
+        """Of every term, with its weight and normalizer, as `NAME.key`."""
         found: dict[str, str] = {}
         for name, term in self._terms.items():
             facts = {**term.scorer.provenance, "weight": str(term.weight), "normalizer": term.normalizer}
@@ -168,5 +168,5 @@ class Composite(Scorer):
         return RewardResult.from_values(total, details=details, provenance=self.provenance, reason=reason)
 
     def normalize(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Each term's scores by its normaliser."""
+        """Each term's scores by its normalizer."""
         return {name: self._terms[name].normalize(values) for name, values in scores.items()}

@@ -36,7 +36,7 @@ class Fixed(Scorer):
 REQUEST = RewardRequest(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), ["a", "b", "c"], [{}] * 3)
 
 
-def test_weighted_sum_of_normalised_terms():
+def test_weighted_sum_of_normalized_terms():
     terms = [Term(Fixed(26.0, 13.0, 0.0), name="pick", divide=26), Term(Fixed(1.0, 2.0, 4.0), weight=-0.25)]
     both = Composite(terms)
     both.setup(torch.device("cpu"))
@@ -51,7 +51,7 @@ def test_weighted_sum_of_normalised_terms():
     assert terms[0].scorer.device == terms[1].scorer.device == torch.device("cpu")
 
 
-def test_normalisers():
+def test_normalizers():
     scores = torch.tensor([18.0, 26.0])
     assert Term(Fixed()).normalize(scores) is scores
     assert Term(Fixed(), divide=26).normalize(scores)[1] == 1

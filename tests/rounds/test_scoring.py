@@ -90,7 +90,7 @@ def test_the_round_does_not_depend_on_who_waits_for_whom(sd3_folder, tmp_path, m
 
 
 def check_log(row: dict[str, str]) -> None:
-    """Raw and normalised scores of the terms, their sum, and what they count."""
+    """Raw and normalized scores of the terms, their sum, and what they count."""
     assert float(row["reward/background/requests"]) == 4
     raw, normal = float(row["reward/contrast_mean"]), float(row["reward_normalized/contrast_mean"])
     assert normal == pytest.approx((raw - 0.1) / 0.2, rel=1e-5)
@@ -205,9 +205,9 @@ def test_the_rollout_waits_when_too_much_is_in_flight():
 def test_results_come_in_the_order_of_the_requests():
     """Of both kinds of terms, whichever is done first."""
     both = Composite([Term(Background(jitter=0.02)), Term(Brightness(), weight=0)])
-    grey = [RewardRequest(torch.full((1, 3, 8, 8), 10 * i, dtype=torch.uint8), ["a"], [{}]) for i in range(12)]
+    gray = [RewardRequest(torch.full((1, 3, 8, 8), 10 * i, dtype=torch.uint8), ["a"], [{}]) for i in range(12)]
     with Scoring(both, 0, lambda ready, error: ready) as scoring:
-        for request in grey:
+        for request in gray:
             scoring.submit(request)
         results = scoring.gather()
     expected = [pytest.approx(10 * i / 255) for i in range(12)]
@@ -337,5 +337,5 @@ def test_a_scorer_with_several_marks_can_be_the_reward_by_itself(sd3_folder, tmp
     assert run(tmp_path, sd3_folder, marks, model__max_failed_fraction=0.25) == 0
     (row,) = rows(tmp_path)
     assert float(row["reward/failed"]) == (0.25 if spoilt == 0 else 0)  # a request is 2 of 8 images
-    assert float(row["reward/marks_mean"]) == float(row["reward/grey_mean"]) > 0
+    assert float(row["reward/marks_mean"]) == float(row["reward/gray_mean"]) > 0
     assert float(row["reward/contrast_mean"]) > 0
