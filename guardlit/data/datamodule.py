@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError, at_least
 from guardlit.processes.collectives import gather_on_first
-from guardlit.rounds.experience import Experience, Round
+from guardlit.rounds.experience import Experience
 from guardlit.rounds.plan import RoundPlan
+from guardlit.rounds.round import Round
 from guardlit.training.micro_batch import candidates, largest_that_fits
 from guardlit.types import Prompt, Transition
 
