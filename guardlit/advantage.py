@@ -39,6 +39,22 @@ def _group_sums(values: Tensor, groups: Tensor, count: int) -> Tensor:
     return values.new_zeros(count).index_add(0, groups, values)
 
 
+def weighted_sum(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of weight x score over names; scores of weight 0 take no part, for 0 x NaN would be NaN.
+
+    Args:
+        scores: by name, (N,) each.
+        weights: of each score, at least one of them not 0.
+
+    Raises:
+        ValueError: no weight other than 0.
+    """
+    parts = [weight * scores[name] for name, weight in weights.items() if weight != 0]
+    if not parts:
+        raise ValueError(f"found the weights {dict(weights)}; at least one must not be 0")
+    return sum(parts[1:], start=parts[0])
+
+
 def group_relative(
     rewards: Tensor,
     group_ids: Tensor,
@@ -123,8 +139,7 @@ class GroupAdvantage:
             weights: of each reward, 1 by default; rewards with weight 0 take no part.
         """
         weights = {name: 1.0 for name in rewards} if weights is None else {k: w for k, w in weights.items() if w != 0}
-        total = sum(w * rewards[k] for k, w in weights.items())
-        assert isinstance(total, Tensor)
+        total = weighted_sum(rewards, weights)
         groups, count = _dense(group_ids)
         valid = torch.isfinite(total)
         # a sample counts only if all of its rewards are there: a failed one voids it in every term

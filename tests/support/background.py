@@ -96,19 +96,16 @@ class Stuck(Background):
 
 
 class Marks(Scorer):
-    """Two marks of an image, the first of which is its score; no number at all for the request `spoilt`.
+    """Two marks of an image, both logged, the first of which is its score; raises at the request `spoilt`.
 
     Args:
         spoilt: index of a request, from 0.
     """
 
+    logged = ("gray", "contrast")
+
     def __init__(self, spoilt: int = -1) -> None:
         self.spoilt, self.asked = spoilt, 0
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The gray level is trained on, the contrast is logged."""
-        return {"gray": 1.0, "contrast": 0.0}
 
     def setup(self, device: torch.device) -> None:
         """Nothing to load."""

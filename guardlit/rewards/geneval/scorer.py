@@ -47,6 +47,7 @@ class GenEval(ClipScorer):
         ValueError: an unknown mode, or another precision.
     """
 
+    logged = _MODES
     distinguishes = False  # two images that show nothing that was asked for score alike
 
     def __init__(
@@ -66,11 +67,6 @@ class GenEval(ClipScorer):
             )
         self.detector, self.mode, self.swap_channels = expanded(detector), mode, swap_channels
         self._vectors: dict[str, Tensor] = {}
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """1 for the mode; 0 for the other two, which are logged only."""
-        return {mode: float(mode == self.mode) for mode in _MODES}
 
     @property
     def provenance(self) -> Mapping[str, str]:
