@@ -172,7 +172,7 @@ class Collector:
             with evaluating(module):
                 final = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
         except VelocityError as error:
-            module.reward_runner.fail(_told(error, texts[error.row]))
+            module.reward_runner.fail(_told(error, texts[error.row]), deferred=module.trainer.validating)
             final = torch.zeros(len(texts), *module.policy.latent_shape, device=module.device)
         return module.policy.decode(final)
 

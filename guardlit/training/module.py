@@ -23,13 +23,14 @@ from guardlit.processes.lightning_internals import move_within_epoch, validate_n
 from guardlit.processes.phases import announce
 from guardlit.processes.world import World
 from guardlit.rewards.base import Scorer
+from guardlit.rewards.reward import Reward
 from guardlit.rounds import merging
 from guardlit.rounds.collector import Collector
 from guardlit.rounds.experience import Experience
 from guardlit.rounds.metrics import finish_round, update_metrics
 from guardlit.rounds.old_policy import OldPolicy, OldVelocity
 from guardlit.rounds.plan import RoundPlan
-from guardlit.rounds.reward_runner import RewardRunner
+from guardlit.rounds.reward_runner import RewardRunner, gold_scorers
 from guardlit.rounds.round import Round
 from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
@@ -83,7 +84,7 @@ class GRPOModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.policy = policy
-        self.reward = reward
+        self.reward = Reward.of(reward)
         self.sde, self.objective, self.advantage = sde, objective, advantage
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
@@ -92,7 +93,7 @@ class GRPOModule(pl.LightningModule):
         self.max_failed_fraction = guards.check_fraction("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
-        self.reward_runner = RewardRunner(self)
+        self.reward_runner = RewardRunner(self.reward, World.single())
         self.validated = MeanMetric(nan_strategy="disable")  # Lightning's own mean is wrong for unequal shares
         self.round_metrics: dict[str, float] = {}  # of the round in progress, for whoever shows them
         self.drew_merged: bool | None = None  # how the last round was drawn
@@ -107,6 +108,10 @@ class GRPOModule(pl.LightningModule):
     def train_steps(self) -> int:
         """S, trained denoising steps of an image."""
         return self.rollout.train_steps
+
+    def setup(self, stage: str) -> None:
+        """The reward of this stage's ranks and device."""
+        self.reward_runner = RewardRunner(self.reward, World.of(self.trainer))
 
     def configure_model(self) -> None:
         """Load the policy's weights, every process its part of them where they are sharded."""
@@ -142,7 +147,7 @@ class GRPOModule(pl.LightningModule):
         self.reward_runner.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
-        """Give back the reward's processes and connections."""
+        """Release the reward's processes and connections."""
         self.reward_runner.close()
 
     @property
@@ -272,7 +277,9 @@ class GRPOModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Test the scorers that are in use for the first time, before anything is drawn."""
-        self.reward_runner.test_validation()
+        prompts = [prompt for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])]
+        set_up = not self.trainer.sanity_checking  # callbacks such as GoldScore have set up their scorers by now
+        self.reward_runner.test(prompts, gold_scorers(self.trainer.callbacks) if set_up else None)  # type: ignore[attr-defined]
 
     def on_validation_epoch_end(self) -> None:
         """Stop on all processes where a score failed on one."""
