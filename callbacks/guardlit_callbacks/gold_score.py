@@ -202,7 +202,7 @@ class GoldScore(ValidationCallback[Sample]):
                 )
         if prompts != self._base_prompts:
             raise MisconfigurationException(
-                f"GoldScore: the {len(prompts)} prompts of validation are not the {len(self._base_prompts)} of the base "
+                f"GoldScore: validation has {len(prompts)} prompts, not the {len(self._base_prompts)} of the base "
                 "evaluation; validate on a fixed prompt set"
             )
 
