@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from guardlit.errors import GuardlitError
+from guardlit.files import atomic_write
 from guardlit.objective import PRESETS
 from guardlit.rounds.settings import LARGEST_SEED
 
@@ -68,9 +69,8 @@ class Run:
         """Note the settings and how far the run is."""
         self.folder.mkdir(parents=True, exist_ok=True)
         document = {"finished": finished, "command": ["guardlit", *self.arguments], "settings": self.settings}
-        part = self.folder / f"{RECORD}.part"
-        part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.folder / RECORD)
+        with atomic_write(self.folder / RECORD) as file:
+            file.write(f"{json.dumps(document, indent=1)}\n".encode())
 
 
 def main(args: list[str]) -> None:
