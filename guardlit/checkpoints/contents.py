@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +17,6 @@ from guardlit.processes.lightning_internals import close_epoch, move_within_epoc
 
 if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule
-    from guardlit.types import Prompt
 
 KEY = "guardlit"
 VALIDATION = ("data.val", "evaluation")
@@ -162,15 +159,10 @@ def fingerprint(module: GRPOModule) -> dict[str, str]:
         free = ("world", "micro_batch", "train_steps")
         run |= {f"data.{name}": str(value) for name, value in vars(data.plan).items() if name not in free}
         run["data.seed"] = str(data.seed)
-        run["data.train"] = _digest(data.train)
-        run["data.val"] = f"{_digest(data.val)} x {data.val_images}"
+        run["data.train"] = data.train.digest
+        run["data.val"] = f"{data.val.digest} x {data.val_images}"
         run["evaluation"] = str(module.evaluation)
     return module.policy.fingerprint() | run
-
-
-def _digest(prompts: Sequence[Prompt]) -> str:
-    content = json.dumps([(p.text, p.metadata) for p in prompts], sort_keys=True, default=str)
-    return f"{len(prompts)} prompts of SHA-256 {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def check_fingerprint(checkpoint: Mapping[str, Any], expected: Mapping[str, str]) -> Mapping[str, Any]:

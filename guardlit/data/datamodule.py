@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
+from guardlit.data.prompt_set import PromptSet
 from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError, at_least
 from guardlit.processes.collectives import gather_on_first
@@ -72,8 +73,7 @@ class PromptDataModule(pl.LightningDataModule):
         self.rollout_batch = _rollout_batch(micro_batch, rollout_batch)
         self.val_limit, self.val_images = val_limit, val_images_per_prompt
         self.seed = seed
-        self.train: list[Prompt] = []
-        self.val: list[Prompt] = []
+        self.train, self.val = PromptSet(), PromptSet()
         self.plan: RoundPlan
         self._experience: ExperienceLoader | None = None
         self._restored: dict[str, Any] | None = None
