@@ -27,9 +27,9 @@ from guardlit.config import GuardlitParser
 from guardlit.config.limits import as_one_line, check_seed, check_trainer
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.errors import GuardlitError
-from guardlit.processes.collectives import keep_buffers
 from guardlit.processes.shutdown import release_resources
 from guardlit.processes.watchdog import RankWatchdog, report_to_launcher
+from guardlit.training.ddp import keep_buffers
 from guardlit.training.linter import Linter
 from guardlit.training.module import GRPOModule
 from guardlit.training.progress_bar import RoundProgress

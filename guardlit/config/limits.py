@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from guardlit.errors import GuardlitError, at_least
-from guardlit.rounds.settings import LARGEST_SEED
 
 LEAST = {
     "max_epochs": -1,
@@ -20,6 +19,8 @@ LEAST = {
     "num_sanity_val_steps": -1,
 }
 """By the Trainer's argument; null passes."""
+LARGEST_SEED = 2**32 - 1
+"""Of numpy's generator."""
 
 
 def check_seed(seed: bool | int) -> None:

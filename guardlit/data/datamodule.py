@@ -16,8 +16,9 @@ from guardlit.data.prompt_set import PromptSet
 from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError, at_least
 from guardlit.processes.collectives import gather_on_first
-from guardlit.rounds.experience import Experience, Round
+from guardlit.rounds.experience import Experience
 from guardlit.rounds.plan import RoundPlan
+from guardlit.rounds.round import Round
 from guardlit.training.micro_batch import candidates, largest_that_fits
 from guardlit.types import Prompt, Transition
 

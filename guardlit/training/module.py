@@ -16,24 +16,25 @@ from torchmetrics import MeanMetric
 
 from guardlit.advantage import GroupAdvantage
 from guardlit.checkpoints import contents as ckpt
-from guardlit.kl import kl_divergence
+from guardlit.kl import KL, kl_divergence
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.policies.base import FlowPolicy
-from guardlit.processes.collectives import keep_quantized
 from guardlit.processes.lightning_internals import validate_now
 from guardlit.processes.phases import announce
 from guardlit.rewards.base import Scorer
 from guardlit.rounds import merging
 from guardlit.rounds.collector import Collector
-from guardlit.rounds.experience import Experience, Round
+from guardlit.rounds.experience import Experience
 from guardlit.rounds.metrics import finish_round, update_metrics
 from guardlit.rounds.old_policy import OldPolicy, OldVelocity
 from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.reward_runner import RewardRunner
-from guardlit.rounds.settings import KL, Rollout, Sampling
+from guardlit.rounds.round import Round
+from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
 from guardlit.training import checks as guards
 from guardlit.training.clip_calibration import ClipCalibration
+from guardlit.training.ddp import keep_quantized
 from guardlit.training.loss_scale import fit_scale
 from guardlit.training.nonfinite import NonFiniteGuard
 from guardlit.training.sharded_strategy import sharding
@@ -127,7 +128,7 @@ class GRPOModule(pl.LightningModule):
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
         guards.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
-        self.objective.on_schedule(*coefficients.between(*self.rollout.trainable_range))
+        self.objective.bind(*coefficients.between(*self.rollout.trainable_range))
         return coefficients
 
     def on_fit_start(self) -> None:

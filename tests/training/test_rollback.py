@@ -105,7 +105,7 @@ EXPLOSIONS = {
     "rollout": (
         {"trainer__callbacks": [double("Break", round=1)]},
         NO_GOLD,
-        "round 2, process 0: the policy's velocity is NaN or infinite at denoising step 0",
+        "round 2, rank 0: the policy's velocity is NaN or infinite at denoising step 0",
         4,
     ),
 }
