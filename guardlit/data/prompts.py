@@ -32,9 +32,7 @@ class _Reader(Protocol):
         """The prompt of a row of a packed chunk."""
 
 
-def load_prompts(
-    source: str, *, limit: int | None = None, check: Callable[[Prompt], None] | None = None
-) -> PromptSet:
+def load_prompts(source: str, *, limit: int | None = None, check: Callable[[Prompt], None] | None = None) -> PromptSet:
     """Read and check prompts in the order of their file; duplicates are kept, white space around a prompt is not.
 
     Every row is checked in one pass that keeps `AT_ONCE` rows in memory; the prompts are on disk afterwards, served by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -36,9 +37,10 @@ from guardlit.training import checks as guards
 from guardlit.training.clip_calibration import ClipCalibration
 from guardlit.training.ddp import keep_quantized
 from guardlit.training.loss_scale import fit_scale
+from guardlit.training.micro_batch import largest_that_fits
 from guardlit.training.nonfinite import NonFiniteGuard
 from guardlit.training.sharded_strategy import sharding
-from guardlit.types import Prompt, Transition
+from guardlit.types import Conditioning, Prompt, Transition
 
 
 class GRPOModule(pl.LightningModule):
@@ -107,6 +109,14 @@ class GRPOModule(pl.LightningModule):
         """S, trained denoising steps of an image."""
         return self.rollout.train_steps
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise `GuardlitError` for a prompt that the reward can never score."""
+        self.reward_runner.check_prompt(prompt)
+
+    def largest_micro_batch(self, sizes: Sequence[int], conditioning: Conditioning) -> int:
+        """The first of falling sizes that fits into memory on every rank. Collective: every rank must call it."""
+        return largest_that_fits(self, sizes, conditioning)
+
     def configure_model(self) -> None:
         """Load the policy's weights, every process its part of them where they are sharded."""
         self.policy.load(sharding(self))
@@ -138,7 +148,7 @@ class GRPOModule(pl.LightningModule):
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self._plan.micro_batches_per_update)
         merging.check(self)
-        self.reward_runner.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
+        self.reward_runner.test(self.trainer.datamodule.train[:1])  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
         """Give back the reward's processes and connections."""
