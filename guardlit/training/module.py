@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -38,9 +39,10 @@ from guardlit.training import checks as guards
 from guardlit.training.clip_calibration import ClipCalibration
 from guardlit.training.ddp import keep_quantized
 from guardlit.training.loss_scale import fit_scale
+from guardlit.training.micro_batch import largest_that_fits
 from guardlit.training.nonfinite import NonFiniteGuard
 from guardlit.training.sharded_strategy import sharding
-from guardlit.types import Prompt, Transition
+from guardlit.types import Conditioning, Prompt, Transition
 
 
 class GRPOModule(pl.LightningModule):
@@ -113,6 +115,14 @@ class GRPOModule(pl.LightningModule):
         """The reward of this stage's ranks and device."""
         self.reward_runner = RewardRunner(self.reward, World.of(self.trainer))
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise `GuardlitError` for a prompt that the reward can never score."""
+        self.reward_runner.check_prompt(prompt)
+
+    def largest_micro_batch(self, sizes: Sequence[int], conditioning: Conditioning) -> int:
+        """The first of falling sizes that fits into memory on every rank. Collective: every rank must call it."""
+        return largest_that_fits(self, sizes, conditioning)
+
     def configure_model(self) -> None:
         """Load the policy's weights, every process its part of them where they are sharded."""
         self.policy.load(sharding(self))
@@ -144,7 +154,7 @@ class GRPOModule(pl.LightningModule):
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self._plan.micro_batches_per_update)
         merging.check(self)
-        self.reward_runner.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
+        self.reward_runner.test(self.trainer.datamodule.train[:1])  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
         """Release the reward's processes and connections."""
