@@ -11,8 +11,6 @@ from guardlit.kl import KLKind
 from guardlit.rounds.windows import Window
 
 MOST_STEPS = 1000
-LARGEST_SEED = 2**32 - 1
-"""Of numpy's generator."""
 
 
 @dataclass(frozen=True)
