@@ -46,7 +46,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         args = ["fit", *configs, *prompts, *here]
         monkeypatch.setattr(sys, "argv", ["guardlit", *args])
         monkeypatch.setattr(GuardlitCLI, "_run_subcommand", lambda *_: None)
-        return GuardlitCLI(args)
+        return GuardlitCLI()
 
     return _parse
 
