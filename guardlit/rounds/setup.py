@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from guardlit.advantage import GroupAdvantage
 from guardlit.policies.base import FlowPolicy
-from guardlit.rewards.base import Scorer
+from guardlit.rewards.reward import Reward
 from guardlit.rounds.settings import Rollout
 from guardlit.sde import Coefficients
 from guardlit.surrogate import Objective
@@ -40,7 +40,7 @@ class RoundSetup:
     """
 
     policy: FlowPolicy
-    reward: Scorer
+    reward: Reward
     objective: Objective
     rollout: Rollout
     coefficients: Coefficients

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -16,7 +17,6 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from guardlit.advantage import GroupAdvantage
-from guardlit.checkpoints import contents as ckpt
 from guardlit.kl import KL
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.policies.base import FlowPolicy
@@ -24,6 +24,7 @@ from guardlit.processes.lightning_internals import validate_now
 from guardlit.processes.phases import announce
 from guardlit.processes.world import World
 from guardlit.rewards.base import Scorer
+from guardlit.rewards.reward import Reward
 from guardlit.rounds import merging
 from guardlit.rounds.collector import Collector
 from guardlit.rounds.experience import Experience
@@ -36,6 +37,7 @@ from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.rounds.setup import RoundSetup
 from guardlit.sde import SDE, Coefficients, FlowSDE
 from guardlit.training import checks
+from guardlit.training.checkpointing import CheckpointHooks
 from guardlit.training.clip_calibration import ClipCalibration
 from guardlit.training.ddp import keep_quantized
 from guardlit.training.linter import Linter
@@ -46,10 +48,10 @@ from guardlit.training.optimizers import configured
 from guardlit.training.sharded_strategy import sharding
 from guardlit.training.step import step_outputs
 from guardlit.training.validation import ValidationHooks
-from guardlit.types import Conditioning, Transition
+from guardlit.types import Conditioning, Prompt, Transition
 
 
-class GRPOModule(ValidationHooks):
+class GRPOModule(ValidationHooks, CheckpointHooks):
     """Group-relative policy optimization of a flow-matching policy.
 
     Args:
@@ -90,7 +92,7 @@ class GRPOModule(ValidationHooks):
     ) -> None:
         super().__init__()
         self.policy = policy
-        self.reward = reward
+        self.reward = Reward.of(reward)
         self.sde, self.objective, self.advantage = sde, objective, advantage
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
         self.make_optimizer, self._make_scheduler = optimizer, lr_scheduler
@@ -99,7 +101,7 @@ class GRPOModule(ValidationHooks):
         self.max_failed_fraction = checks.check_fraction("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
-        self.reward_runner = RewardRunner(self)
+        self.reward_runner = RewardRunner(self.reward, World.single())
         self.validated = MeanMetric(nan_strategy="disable")
         self.round_metrics: dict[str, float] = {}
         """Of the round in progress; progress bars show them."""
@@ -108,7 +110,6 @@ class GRPOModule(ValidationHooks):
         self._was_merged: bool | None = None
         self._experience: Experience | None = None
         self._gradient_norm: Tensor | None = None
-        self._restored_gradients: dict[str, Tensor] = {}
         self._collected = 0.0
 
     # facts of the run ---------------------------------------------------------------------------------------------
@@ -165,6 +166,10 @@ class GRPOModule(ValidationHooks):
 
     # set-up -------------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Build the reward runner for this stage's ranks and device."""
+        self.reward_runner = RewardRunner(self.reward, self.world)
+
     def configure_model(self) -> None:
         """Load the policy's weights; each rank loads its shard where they are sharded."""
         self.policy.load(sharding(self))
@@ -188,10 +193,14 @@ class GRPOModule(ValidationHooks):
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self.plan.micro_batches_per_update)
         merging.check(self.policy, self.rollout.merge)
-        self.reward_runner.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
+        self.reward_runner.test(self.trainer.datamodule.train[:1])  # type: ignore[attr-defined]
 
-    def largest_micro_batch(self, sizes: list[int], conditioning: Conditioning) -> int:
-        """The largest of some micro-batches that fits on every rank. Collective; see `largest_that_fits`."""
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise `GuardlitError` for a prompt that the reward can never score."""
+        self.reward_runner.check_prompt(prompt)
+
+    def largest_micro_batch(self, sizes: Sequence[int], conditioning: Conditioning) -> int:
+        """The first of falling sizes that fits into memory on every rank. Collective: every rank must call it."""
         return largest_that_fits(self, self.trainer.precision_plugin.train_step_context, sizes, conditioning)
 
     def teardown(self, stage: str) -> None:
@@ -199,9 +208,8 @@ class GRPOModule(ValidationHooks):
         self.reward_runner.close()
 
     def on_train_start(self) -> None:
-        """Restore partly accumulated gradients, and draw the validation images of step 0."""
-        ckpt.restore_update(self, self._restored_gradients)
-        self._restored_gradients = {}
+        """Restore an update in progress, and draw the validation images of step 0."""
+        self.restore_update()
         if self.trainer.global_step == 0:
             validate_now(self.trainer)
 
@@ -295,11 +303,3 @@ class GRPOModule(ValidationHooks):
         """Log the round."""
         finish_round(self.round_metrics, self._collected, self.plan.images, self.experience.round.index)
         self.log_dict(self.round_metrics, batch_size=1, sync_dist=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable weights; within a round also the old policy and the gradients accumulated so far."""
-        ckpt.complete(checkpoint, self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another run; restore what Lightning does not."""
-        self._restored_gradients = ckpt.restore_state(checkpoint, self)

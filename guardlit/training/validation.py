@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from guardlit.errors import NonFiniteError
 from guardlit.policies.base import FlowPolicy
 from guardlit.rounds.evaluate import draw_fixed
-from guardlit.rounds.reward_runner import RewardRunner
+from guardlit.rounds.reward_runner import RewardRunner, gold_scorers
 from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.types import Prompt, Transition
 
@@ -42,7 +42,10 @@ class ValidationHooks(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Test scorers at their first use, before anything is drawn."""
-        self.reward_runner.test_validation()
+        prompts = [prompt for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])]
+        set_up = not self.trainer.sanity_checking  # callbacks such as GoldScore have set up their scorers by now
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        self.reward_runner.test(prompts, gold_scorers(callbacks) if set_up else None)
 
     def on_validation_epoch_end(self) -> None:
         """Raise on every rank what failed on one."""
@@ -65,7 +68,7 @@ class ValidationHooks(pl.LightningModule):
         try:
             return draw_fixed(self.policy, self.evaluation, texts, indices, self.rollout.merge)
         except NonFiniteError as error:
-            self.reward_runner.fail(error)  # in a validation it is raised at its end, on every rank
+            self.reward_runner.fail(error, deferred=self.trainer.validating)
             return self.policy.decode(torch.zeros(len(texts), *self.policy.latent_shape, device=self.device))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
