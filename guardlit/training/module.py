@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from guardlit_callbacks.distributed.gradients import total_norm
+from guardlit_callbacks.distributed import gradient_norm
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -109,7 +109,6 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         """Of the update in progress, by micro-batch."""
         self._was_merged: bool | None = None
         self._experience: Experience | None = None
-        self._gradient_norm: Tensor | None = None
         self._collected = 0.0
 
     # facts of the run ---------------------------------------------------------------------------------------------
@@ -267,22 +266,9 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
 
     # one update ---------------------------------------------------------------------------------------------------
 
-    def on_after_backward(self) -> None:
-        """Forget the norm of the gradient before this micro-batch."""
-        self._gradient_norm = None
-
-    def gradient_norm(self) -> Tensor:
-        """The total norm of the update's gradient, before clipping, (); for hooks from `on_before_optimizer_step` on.
-
-        Computed once an update. Collective where weights are sharded.
-        """
-        if self._gradient_norm is None:
-            self._gradient_norm = total_norm(p.grad for p in self.parameters())
-        return self._gradient_norm
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Check the update before the weights move, and log it."""
-        norm, round = self.gradient_norm(), self.experience.round
+        norm, round = gradient_norm(self), self.experience.round
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if self.nonfinite.allows(self.outputs, norm, self.global_step, round, self.world, scaled):
             steps, gather = self.rollout.available_steps, self.world.gather
