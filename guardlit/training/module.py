@@ -135,6 +135,11 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         return self._experience
 
     @property
+    def round_index(self) -> int:
+        """Index of the round that was collected last."""
+        return self.experience.round.index
+
+    @property
     def _untouched(self) -> bool:
         """Whether the run has made no update yet; skipped ones count as steps."""
         return self.global_step == self.nonfinite.skipped
@@ -287,5 +292,5 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
 
     def on_train_epoch_end(self) -> None:
         """Log the round."""
-        finish_round(self.round_metrics, self._collected, self.plan.images, self.experience.round.index)
+        finish_round(self.round_metrics, self._collected, self.plan.images, self.round_index)
         self.log_dict(self.round_metrics, batch_size=1, sync_dist=True)
