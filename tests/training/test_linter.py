@@ -25,7 +25,6 @@ def _findings(run: PlannedRun) -> dict[str, str]:
 
 
 OBJECTIVE = "guardlit.objective."
-UNEVEN = ["weight not flat"]
 
 
 def _objective(name: str, clip_range: object) -> dict:
@@ -90,6 +89,7 @@ FACTS = LintFacts(
     coefficients=sde.FlowSDE().coefficients(sde.flow_match_sigmas(5)),
 )
 FOUR = RoundPlan(2, 4, 4, 1, 4, train_steps=4)
+UNDER_CPS = sde.CPS().coefficients(sde.flow_match_sigmas(10))
 ON_GPU = {"host_copy": 10**9, "penalized": True}
 BY_FACTS = [
     ({}, []),
