@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from guardlit.config.limits import LARGEST_SEED
 from guardlit.errors import GuardlitError
 from guardlit.files import atomic_write
 from guardlit.objective import PRESETS
-from guardlit.rounds.settings import LARGEST_SEED
 
 NAMES = [preset.__name__ for preset in PRESETS]
 RECORD = "ablate.json"

@@ -14,11 +14,12 @@ from guardlit.devices.transfer import Trajectories, to_device
 from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.phases import announce
 from guardlit.processes.world import World
-from guardlit.rounds.experience import Experience, Round
+from guardlit.rounds.experience import Experience
 from guardlit.rounds.merging import Merging, evaluating
 from guardlit.rounds.noise import EVALUATION, NoiseSource
 from guardlit.rounds.old_policy import rows_a_call
 from guardlit.rounds.rollout import VelocityError, sample
+from guardlit.rounds.round import Round
 from guardlit.rounds.round_rewards import RoundRewards
 from guardlit.rounds.scoring import Scoring
 from guardlit.rounds.settings import Sampling
@@ -171,7 +172,7 @@ class Collector:
             with evaluating(module):
                 final = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
         except VelocityError as error:
-            module.reward_runner.fail(_told(error, texts[error.row]))
+            module.reward_runner.fail(_told(error, texts[error.row]), deferred=module.trainer.validating)
             final = torch.zeros(len(texts), *module.policy.latent_shape, device=module.device)
         return module.policy.decode(final)
 

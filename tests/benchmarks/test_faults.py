@@ -90,7 +90,7 @@ def test_the_comparison_can_fail(lines: Lines, folder: Path):
 def test_a_full_disk_is_one_line_and_a_bug_is_not(number: int, told: str | None, monkeypatch, capsys):
     from guardlit.commands import lightning_cli as app
 
-    def fail(args: list[str]) -> None:
+    def fail() -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(app, "GuardlitCLI", fail)
