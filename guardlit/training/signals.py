@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 
 from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.collectives import largest
-from guardlit.processes.lightning_internals import reset_validation_progress, repeat_validation
+from guardlit.processes.lightning_internals import repeat_validation, reset_validation_progress
 from guardlit.processes.phases import Phase
 from guardlit.processes.slurm import forget, requeue, requeue_signal
 from guardlit.processes.watchdog import is_on_all_ranks

@@ -96,23 +96,24 @@ def test_batches_that_stepped_in_a_checkpoint(loops: dict[str, Any]):
     assert state == {"_batches_that_stepped": EPOCHS * BATCHES // ACCUMULATED}
 
 
-def test_a_closed_epoch_resumes_with_the_next(tmp_path: Path):
-    """Counters from the last batch of an epoch, closed: a run that counts updates makes the remaining ones."""
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end", "on_train_epoch_start"])
+def test_a_closed_epoch_resumes_with_the_next(hook: str, tmp_path: Path):
+    """Counters of the first epoch's end, or of the second's start, closed: the run makes the remaining updates."""
 
     def save(trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.current_epoch == 0 and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if trainer.global_step == BATCHES // ACCUMULATED and not (tmp_path / "a.ckpt").exists():
             trainer.save_checkpoint(tmp_path / "a.ckpt")
 
-    fit(tmp_path, Calls(on_train_batch_end=save))
+    fit(tmp_path, Calls(**{hook: save}))
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    assert checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"] == {"_batches_that_stepped": 1}
     internals.close_epoch(checkpoint, 1)
     torch.save(checkpoint, tmp_path / "closed.ckpt")
     batches: list[int] = []
     count = Calls(on_train_batch_start=lambda trainer, module, batch, index: batches.append(index))
-    updates = {"max_epochs": -1, "max_steps": EPOCHS * BATCHES // ACCUMULATED}
+    updates = {"max_epochs": -1, "max_steps": EPOCHS * BATCHES // ACCUMULATED, "limit_val_batches": 0}
     trainer = fit(tmp_path, count, ckpt_path=str(tmp_path / "closed.ckpt"), enable_checkpointing=False, **updates)
     assert batches == list(range(BATCHES))
+    assert trainer.current_epoch == EPOCHS
     assert trainer.fit_loop.epoch_loop._batches_that_stepped == trainer.global_step == updates["max_steps"]
 
 
