@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from guardlit.devices.storage import is_wrapper
 from guardlit.errors import GuardlitError
-from guardlit.policies.weights.storage import is_wrapper
 
 T = TypeVar("T")
 

@@ -64,7 +64,7 @@ def test_a_chosen_kernel_is_compiled_in(sd3_folder: Path, monkeypatch: pytest.Mo
     ("name", "backend", "complaint"),
     [
         ("sd3", "_native_flsh", "is no attention backend; did you mean _native_flash"),
-        ("sd3", "sage", "SD3Transformer2DModel knows torch's own kernels alone; take one of native, _native_cudnn"),
+        ("sd3", "sage", "SD3Transformer2DModel supports torch's own kernels only; take one of native, _native_cudnn"),
         ("flux", "flash", "attention_backend=flash cannot be used here: .*flash-attn"),
     ],
 )

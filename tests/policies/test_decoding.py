@@ -39,7 +39,7 @@ def test_an_error_of_a_grey_level_is_refused_with_its_size(sd3_folder: Path):
         for parameter in policy._outside["vae"].decoder.conv_in.parameters():
             parameter.mul_(30)
         policy._outside["vae"].decoder.conv_out.weight.mul_(30)
-    with pytest.raises(GuardlitError, match=r"decode_dtype=torch.bfloat16: images are up to .* grey levels off"):
+    with pytest.raises(GuardlitError, match=r"decode_dtype=torch.bfloat16: images are up to .* gray levels off"):
         policy.decode(latents(policy))
 
 
@@ -47,7 +47,7 @@ def test_an_overflow_is_refused(sd3_folder: Path):
     policy = FAMILIES["sd3"].load(sd3_folder, decode_dtype="fp16")
     with torch.no_grad():
         policy._outside["vae"].decoder.conv_in.bias.fill_(1e5)
-    with pytest.raises(GuardlitError, match="up to inf grey levels"):
+    with pytest.raises(GuardlitError, match="up to inf gray levels"):
         policy.decode(latents(policy))
 
 

@@ -13,11 +13,11 @@ from forked import forked
 from runs import config, guardlit, newest
 from safetensors.torch import load_file
 
+from guardlit.devices.storage import size_of
 from guardlit.planning.estimate import estimate
 from guardlit.planning.run import planned
-from guardlit.policies.loading.skeleton import size_of
-from guardlit.policies.text import prompted
-from guardlit.policies.text.prompted import PromptedPolicy
+from guardlit.policies.parts import prompted
+from guardlit.policies.parts.prompted import PromptedPolicy
 
 
 def test_sample_encodes_once_the_model_is_on_its_device(
@@ -86,7 +86,7 @@ def test_frozen_weights_make_room_for_the_encoders(sd3_folder: Path, monkeypatch
 def test_weights_return_after_an_error(sd3_folder: Path):
     policy = FAMILIES["sd3"].load(sd3_folder)
     devices = {p.device for p in policy.parameters()}
-    with pytest.raises(RuntimeError, match="broken"), prompted.set_aside(policy.transformer):
+    with pytest.raises(RuntimeError, match="broken"), prompted.moved_to_host(policy.transformer):
         raise RuntimeError("broken")
     assert {p.device for p in policy.parameters()} == devices
 
@@ -143,7 +143,7 @@ def test_training_goes_on_after_encoding_in_inference_mode(monkeypatch: pytest.M
     """Under `trainer.inference_mode: true`, as if there were another device to move to."""
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).requires_grad_(False)
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *device: tensor.clone())
-    with torch.inference_mode(), prompted.set_aside(network):
+    with torch.inference_mode(), prompted.moved_to_host(network):
         pass
     x = torch.ones(1, 2, requires_grad=True)
     network(x).sum().backward()

@@ -20,7 +20,7 @@ from velocities import disturb
 
 from guardlit.policies import DiffusersPolicy, LoRA, SD3Policy
 from guardlit.policies.weights.adapters import CastLinear, CastOnce
-from guardlit.policies.weights.sets import AdapterWeights
+from guardlit.policies.weights.lora import AdapterWeights
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -19,11 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from guardlit.devices.meter import measured
+from guardlit.devices.storage import bytes_of
 from guardlit.errors import GuardlitError
 from guardlit.policies import FluxPolicy, LoRA, SD3Policy
-from guardlit.policies.text.prompted import set_aside
+from guardlit.policies.parts.prompted import moved_to_host
 from guardlit.policies.weights.quantized import QuantizedLinear, _full, quantize_skeleton
-from guardlit.policies.weights.storage import bytes_of
 from guardlit.processes.collectives import keep_quantized
 
 NEEDS = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
@@ -168,10 +168,10 @@ def test_autocast_and_checkpointing_go_with_it(sd3: Path, kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_that_were_set_aside_come_back(sd3: Path, kind: str):
+def test_weights_moved_to_host_come_back_intact(sd3: Path, kind: str):
     made = loaded(sd3, kind)
     before = velocity(made)
-    with set_aside(made.transformer):
+    with moved_to_host(made.transformer):
         pass
     assert torch.equal(velocity(made), before)
 

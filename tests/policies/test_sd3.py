@@ -11,7 +11,7 @@ from velocities import disturb, velocity
 
 from guardlit.errors import GuardlitError
 from guardlit.policies import LoRA, SD3Policy
-from guardlit.policies.text.embeddings import EmbeddingCache
+from guardlit.policies.folders.embeddings import EmbeddingCache
 from guardlit.rounds.noise import NoiseSource
 from guardlit.rounds.rollout import sample
 from guardlit.sde import FlowSDE

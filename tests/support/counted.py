@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from guardlit.policies import SD3Policy
-from guardlit.policies.text.embeddings import rank
+from guardlit.policies.folders.embeddings import rank
 
 
 class Counted(SD3Policy):
