@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from guardlit.config.limits import LARGEST_SEED
 from guardlit.errors import GuardlitError
 from guardlit.files import atomic_write
 from guardlit.objective import PRESETS
-from guardlit.rounds.settings import LARGEST_SEED
 
 NAMES = [preset.__name__ for preset in PRESETS]
 RECORD = "ablate.json"
@@ -40,7 +40,7 @@ class Run:
 
     def checkpoint(self) -> Path | None:
         """The newest that is whole, if there is one; raises `GuardlitError` where all are damaged."""
-        from guardlit.checkpoints.integrity import newest_first, newest_intact
+        from guardlit.checkpoints.discovery import newest_first, newest_intact
 
         return newest_intact(self.folder) if any(newest_first(self.folder)) else None
 

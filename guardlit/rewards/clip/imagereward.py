@@ -59,7 +59,7 @@ _RENAMED = (
 
 
 class ImageReward(NetworkScorer):
-    """Preference for an image given its prompt, standardised by the authors: about -2 to 2, 0 on average.
+    """Preference for an image given its prompt, standardized by the authors: about -2 to 2, 0 on average.
 
     Args:
         weights: the official file, or a folder or hub id that holds `ImageReward.pt`; `.safetensors` is taken too.
