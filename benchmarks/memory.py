@@ -105,8 +105,8 @@ def measure(config: Path, threshold: int | None) -> int:
 
 def compare(name: str, holes: bool = False) -> tuple[int, int, str]:
     """Measured and estimated bytes of a case, and the phase of the estimated peak."""
+    from guardlit.commands.plan import planned
     from guardlit.planning.estimate import estimate
-    from guardlit.planning.run import planned
 
     with tempfile.TemporaryDirectory() as folder:
         config = configure(Path(folder), CASES[name])

@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import torch
 from guardlit_callbacks import SampleGrid, TrainableEMA
 
-from guardlit.commands.lightning_cli import parse
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError
@@ -136,13 +135,3 @@ class PlannedRun:
         """Images written at each validation."""
         found = [callback for callback in self.callbacks if isinstance(callback, SampleGrid)]
         return sum(callback.max_images for callback in found)
-
-
-def planned(arguments: list[str]) -> PlannedRun:
-    """What `guardlit fit ARGUMENTS` would train; mistakes exit with 2, as there."""
-    parser, config = parse(["fit", *arguments])
-    built = parser.instantiate_classes(config)["fit"]
-    trainer = vars(built.trainer)
-    found = trainer.get("callbacks") or []
-    callbacks = list(found) if isinstance(found, list | tuple) else [found]
-    return PlannedRun(built.model, built.data, trainer, callbacks)

@@ -274,8 +274,8 @@ def test_memory_is_given_back(run: Callable[..., Path], cuda_only: None):
 def test_the_peak_is_the_plans(tmp_path: Path, cuda_only: None):
     """A network that is large enough for the peak to be its own, and not the kernels' workspaces."""
     import benchmarks.memory as memory
+    from guardlit.commands.plan import planned
     from guardlit.planning.estimate import estimate
-    from guardlit.planning.run import planned
 
     path = memory.configure(tmp_path, {**memory.MID, "micro_batch": 16})
     arguments = ["--config", str(path), "--trainer.accelerator", "gpu"]

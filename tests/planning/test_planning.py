@@ -14,10 +14,10 @@ from families import FAMILIES, SIDE
 from published import SD35_MEDIUM
 from runs import config, guardlit
 
+from guardlit.commands.plan import planned
 from guardlit.devices.meter import backward, measured
 from guardlit.devices.storage import pinned_bytes
 from guardlit.planning.estimate import estimate
-from guardlit.planning.run import planned
 from guardlit.policies import LoRA, SD3Policy
 
 

@@ -9,9 +9,9 @@ import torch
 from families import FAMILIES
 from runs import config, guardlit
 
+from guardlit.commands.plan import planned
 from guardlit.errors import GuardlitError
 from guardlit.planning.estimate import estimate
-from guardlit.planning.run import planned
 
 
 def latents(policy, rows: int = 3) -> torch.Tensor:

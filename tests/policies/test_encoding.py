@@ -13,9 +13,9 @@ from forked import forked
 from runs import config, guardlit, newest
 from safetensors.torch import load_file
 
+from guardlit.commands.plan import planned
 from guardlit.devices.storage import size_of
 from guardlit.planning.estimate import estimate
-from guardlit.planning.run import planned
 from guardlit.policies.parts import prompted
 from guardlit.policies.parts.prompted import PromptedPolicy
 
