@@ -46,7 +46,7 @@ def size_of(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> int:
 
     Args:
         tensors: each counts, shared storage or not.
-        dtype: of those with floating point in place of their own; None keeps theirs.
+        dtype: replaces that of floating-point tensors; None keeps it.
     """
     floats = [(t, dtype if dtype and t.is_floating_point() else t.dtype) for t in tensors]
     return sum(tensor.numel() * kind.itemsize for tensor, kind in floats)
