@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from guardlit.policies.weights.storage import is_wrapper
+from guardlit.devices.storage import is_wrapper
 from guardlit.processes.lightning_internals import ddp_options
 
 
