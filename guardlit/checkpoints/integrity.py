@@ -6,7 +6,6 @@ Lightning's `meta.pt` beside them and, last of all, a manifest.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import shutil
@@ -21,6 +20,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from guardlit.errors import GuardlitError
+from guardlit.files import atomic_write, fsync, sha256
 
 MANIFEST = "manifest.sha256"
 """Of a folder: a line for each file, as `sha256sum` writes and checks them."""
@@ -200,12 +200,7 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 in hexadecimal of some of a folder's files, by name; several files at a time."""
     names = list(names)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(names, pool.map(_sha256, (folder / name for name in names)), strict=True))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return dict(zip(names, pool.map(sha256, (folder / name for name in names)), strict=True))
 
 
 def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None:
@@ -220,11 +215,8 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
     found = known | digests(folder, rest)
     for name in rest:
         fsync(folder / name)
-    temporary = folder / f".{MANIFEST}.tmp"
-    temporary.write_text("".join(f"{found[name]}  {name}\n" for name in sorted(found)), encoding="utf-8")
-    fsync(temporary)
-    temporary.replace(folder / MANIFEST)
-    fsync(folder)
+    with atomic_write(folder / MANIFEST) as file:
+        file.write("".join(f"{found[name]}  {name}\n" for name in sorted(found)).encode())
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
@@ -242,12 +234,3 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def fsync(path: Path) -> None:
-    """Have a file or folder on disk, and not only in memory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

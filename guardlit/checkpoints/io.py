@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,11 +16,11 @@ from guardlit_callbacks.distributed.gather import gather_objects
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.serialization import config as serialization
 
-from guardlit.checkpoints.integrity import find_corruption, fsync, raise_corrupt, require_intact, siblings
+from guardlit.checkpoints.integrity import find_corruption, raise_corrupt, require_intact, siblings
 from guardlit.checkpoints.shards import read_shards
 from guardlit.errors import GuardlitError
+from guardlit.files import HOST, atomic_write
 
-_HOST = socket.gethostname()
 _DAY = 24 * 3600.0  # seconds
 
 
@@ -47,7 +45,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent)
             # without the checksums, which somebody may have switched off, nothing tells later whether it is whole
-            with atomic_write(path) as file, serialization.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
+            with locked_write(path) as file, serialization.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
             raise write_error(path, error) from error
@@ -103,20 +101,12 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name, in place of what has it now, once it is on disk; an error leaves nothing of it."""
-    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells `sweep` that it is being written
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def locked_write(path: Path) -> Iterator[IO[bytes]]:
+    """`atomic_write`, with a lock on the temporary file that tells `remove_leftovers` that it is being written."""
+    with atomic_write(path) as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield file
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -132,7 +122,7 @@ def remove_leftovers(folder: Path) -> None:
 def _is_left_over(temporary: Path) -> bool:
     """Nobody writes it any more: its lock is free or, where another host's lock may not be seen, it rests for a day."""
     resting = time.time() - max(p.stat().st_mtime for p in (temporary, *temporary.rglob("*"))) > _DAY
-    if not temporary.is_file() or f".{_HOST}." not in temporary.name:
+    if not temporary.is_file() or f".{HOST}." not in temporary.name:
         return resting
     with temporary.open("rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

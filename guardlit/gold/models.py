@@ -14,7 +14,7 @@ from guardlit.checkpoints.contents import check_fingerprint
 from guardlit.checkpoints.integrity import MANIFEST, newest_intact
 from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.errors import GuardlitError
-from guardlit.rewards.files import sha256
+from guardlit.files import sha256
 
 if TYPE_CHECKING:
     from guardlit.policies.base import FlowPolicy

@@ -29,7 +29,7 @@ from guardlit.checkpoints.integrity import (
     require_intact,
     write_manifest,
 )
-from guardlit.checkpoints.io import SafeCheckpointIO, atomic_write, remove_leftovers
+from guardlit.checkpoints.io import SafeCheckpointIO, locked_write, remove_leftovers
 from guardlit.errors import GuardlitError
 
 FORK = multiprocessing.get_context("fork")
@@ -299,7 +299,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
     """The rest lies beside an earlier run's checkpoints; another host's is older than a day, or may still grow."""
 
     def die(path: Path) -> None:
-        with atomic_write(path) as file:
+        with locked_write(path) as file:
             file.write(b"half")
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -311,7 +311,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
         path.write_bytes(b"half")
     os.utime(elsewhere[0], (1e9, 1e9))
     assert len(list(old.glob(".4_0.ckpt.*.tmp"))) == 1
-    with atomic_write(old / "5_0.ckpt") as file:
+    with locked_write(old / "5_0.ckpt") as file:
         file.write(b"half")
         file.flush()
         at(tmp_path, 4, version=1)

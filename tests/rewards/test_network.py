@@ -16,7 +16,8 @@ from scorer_files import Malicious
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.files import fill, find_file, folder_sha256, read_tensors, sha256, without_weights
+from guardlit.files import sha256
+from guardlit.rewards.files import fill, find_file, folder_sha256, read_tensors, without_weights
 from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 

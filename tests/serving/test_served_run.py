@@ -11,8 +11,8 @@ from runs import config, differing, guardlit, newest
 from servers import process
 
 from guardlit.assets import resolve
+from guardlit.files import sha256
 from guardlit.rewards import RemoteReward
-from guardlit.rewards.files import sha256
 
 WEIGHTS = sha256(Path(resolve("guardlit://digits_scorers")) / "proxy.safetensors")
 DIGITS = {"digits": "DigitProbability"}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.files import sha256
 from guardlit.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, normalize
-from guardlit.rewards.files import expanded, fill, find_file, read_tensors, sha256, without_weights
+from guardlit.rewards.files import expanded, fill, find_file, read_tensors, without_weights
 from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from guardlit.assets import resolve
 from guardlit.errors import GuardlitError
+from guardlit.files import sha256
 from guardlit.rewards.base import Scorer
 from guardlit.rewards.digits.networks import DIGITS, GoldNet, ProxyNet, to_gray, upscale
-from guardlit.rewards.files import sha256
 from guardlit.types import RewardRequest, RewardResult
 
 SCORERS = "guardlit://digits_scorers"
