@@ -256,7 +256,7 @@ def test_processes_that_always_die_give_no_number_and_no_hang():
     try:
         result = scorer.score(request("Open", "Left"))
         assert result.values.isnan().all()
-        assert result.reason == "the process that read the image died, as did another one at the second try"
+        assert result.reason == "the process that read the image died, and so did the one of the retry"
         assert scorer.counters() == {"failures": 2, "deaths": 2}
     finally:
         scorer.close()
@@ -317,14 +317,14 @@ def test_workers_and_options():
 
 
 def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
-    from guardlit.rewards.ocr.scorer import _share_of_cores
+    from guardlit.rewards.ocr.scorer import _cores_of_this_rank
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert _share_of_cores() == 16
+    assert _cores_of_this_rank() == 16
     for ranks, share in [("8", 2), ("3", 5), ("32", 1)]:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-        assert _share_of_cores() == share
+        assert _cores_of_this_rank() == share
 
 
 # a broken installation ----------------------------------------------------------------------------------------------

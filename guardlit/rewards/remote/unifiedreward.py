@@ -1,4 +1,4 @@
-"""UnifiedReward (arXiv:2503.05236): a vision-language model behind a server, asked for a score."""
+"""UnifiedReward (arXiv:2503.05236): a vision-language model on a server that answers with a score."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from guardlit.rewards.remote.unifiedreward_texts import IMAGE_LINE, TEMPLATES
 from guardlit.types import RewardRequest, RewardResult
 
 _PROBE_SECONDS = 30
-_CONTROL = re.compile(r"<image>|<\|\w+\|>")  # a server's tokenizer takes these for control tokens, not for words
+_CONTROL = re.compile(r"<image>|<\|\w+\|>")  # a server's tokenizer reads these as control tokens, not as words
 
 
 class UnifiedReward(Scorer):
-    """The model's own score from 1 to 5, raw, at temperature 0.
+    """The model's score from 1 to 5, raw, at temperature 0.
 
     With `template: "2.0"` the model gives three scores: `details` holds `alignment`, `coherence` and `style`, and the
     value is their mean. No script of its authors combines the three, so the mean is our choice.
 
-    A sample whose request fails, or whose answer holds no legal score, is NaN and invalid. The values depend on the
-    weights that the server loaded, which it does not tell: the provenance holds the name under which it serves them.
+    A sample whose request fails, or whose answer holds no valid score, is NaN and invalid. The values depend on the
+    weights on the server, which it does not identify: the provenance holds the name under which it serves them.
 
     Args:
         base_url: address of a server with `/v1/chat/completions`, such as `http://127.0.0.1:8080`.
-        template: what is asked; it must be the text that the served model was trained on.
-        model: name under which the server knows it; may be left out where only one is served.
-        image_line: open the text with a line `<image>`; by default as published: with 7b-v1.5, which is a LLaVA model,
-            but not with 2.0. The Qwen models of version 1 do not want it.
-        image_size: images are resized to this square before they are sent, as PNG; null sends them as they are.
-        limits: times, attempts and requests in flight.
-        token_env: name of the environment variable that holds the server's key, if it wants one.
+        template: text of the request; it must be the one that the served model was trained on.
+        model: its name on the server; may be left out if the server has only one.
+        image_line: begin the text with a line `<image>`; by default as published: with 7b-v1.5, a LLaVA model, but not
+            with 2.0. The Qwen models of version 1 must not have it.
+        image_size: images are resized to this square and sent as PNG; null sends them unresized.
+        limits: time-outs, attempts and concurrency.
+        token_env: name of the environment variable that holds the server's key, if it needs one.
     """
 
     name = "unifiedreward"
@@ -80,20 +80,20 @@ class UnifiedReward(Scorer):
         }
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
-        """Raise `ValueError` for a prompt with a control token in it."""
+        """Raise `ValueError` for a prompt that holds a control token."""
         if found := _CONTROL.search(prompt):
             raise ValueError(
                 f"prompt {prompt!r}: holds {found[0]!r}, which a model behind a chat server takes for its own"
             )
 
     def setup(self, device: torch.device) -> None:
-        """Ask the server what it serves; raises `GuardlitError` if it is out of reach or serves another model."""
+        """Check the models of the server; raises `GuardlitError` if it cannot be reached or has another model."""
         self.close()
         client = Client(self.base_url, self.limits, self.token_env)
         try:
             served = client.ask(Call("GET", "/v1/models", _served), _PROBE_SECONDS)
             self.model = self._choose(served)
-            client.counters()  # begin anew: this was no score
+            client.counters()  # not a score
         except BaseException:
             client.close()
             raise
@@ -152,7 +152,7 @@ class UnifiedReward(Scorer):
         return {} if self._client is None else self._client.counters()
 
     def close(self) -> None:
-        """Drop the connections."""
+        """Close the connections."""
         if self._client is not None:
             self._client.close()
             self._client = None

@@ -91,7 +91,7 @@ PICKSCORE = [
     _pickscore("no folder", lambda f, _: shutil.rmtree(f), "clip", "CLIP folder"),
 ]
 CODE = "code in a file of weights is not run here"
-DAMAGED = "damaged, or of another kind"
+DAMAGED = "corrupt, or of another kind"
 FILES = [
     _file("HPSv2", "pickled code", _evil, CODE, "convert it to safetensors"),
     _file("HPSv2", "text", lambda p, _: p.write_text("hello"), DAMAGED, "file of weights"),
