@@ -238,7 +238,7 @@ def test_where_a_file_is_found(tmp_path: Path):
     for name, expected in [
         (str(tmp_path), f"{tmp_path}: not a readable file"),
         ("/nowhere/w.pt", "there is no /nowhere/w.pt; a file is needed here"),
-        ("nobody/nothing", "run `hf download nobody/nothing absent.pt` on a machine that is online"),
+        ("absent/model", "run `hf download absent/model absent.pt` on a machine that is online"),
     ]:
         with pytest.raises(GuardlitError) as caught:
             find_file(name, "absent.pt", "file")

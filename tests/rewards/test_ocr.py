@@ -303,7 +303,7 @@ def ended(pid: int) -> bool:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return True
-        if state == "Z":  # ended; whoever adopted it has not asked yet
+        if state == "Z":  # exited, and not reaped yet
             return True
         time.sleep(0.05)
     return False
