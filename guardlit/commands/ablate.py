@@ -40,7 +40,7 @@ class Run:
 
     def checkpoint(self) -> Path | None:
         """The newest that is whole, if there is one; raises `GuardlitError` where all are damaged."""
-        from guardlit.checkpoints.integrity import newest_first, newest_intact
+        from guardlit.checkpoints.discovery import newest_first, newest_intact
 
         return newest_intact(self.folder) if any(newest_first(self.folder)) else None
 

@@ -115,7 +115,7 @@ class Scorer(ABC):
         Raises:
             GuardlitError: no prompt fits, a score failed, or both are equal although the scorer `distinguishes`.
         """
-        prompt = next((p for p in prompts if self._accepts(p)), None)
+        prompt = next((p for p in prompts if self.accepts(p)), None)
         if prompt is None:
             raise GuardlitError(f"reward '{self.name}': none of the {len(prompts)} prompts can be scored by it")
         result = self.attempt(RewardRequest(two_images(), [prompt.text] * 2, [prompt.metadata] * 2))
@@ -130,7 +130,8 @@ class Scorer(ABC):
             )
         return result.values
 
-    def _accepts(self, prompt: Prompt) -> bool:
+    def accepts(self, prompt: Prompt) -> bool:
+        """Whether `check_prompt` finds nothing wrong."""
         try:
             self.check_prompt(prompt.text, prompt.metadata)
         except ValueError:

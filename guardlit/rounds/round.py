@@ -31,7 +31,7 @@ class Round:
 
     index: int
     prompts: list[Prompt]
-    ahead: list[str]
+    ahead: Sequence[str]
     plan: RoundPlan
     seed: int
     rank: int = 0

@@ -313,7 +313,7 @@ def test_ctrl_c_does_not_wait_for_a_scorer_that_never_answers(undisturbed, sd3_f
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, said
     saved = newest(tmp_path, "interrupted.ckpt")
-    assert f"with --ckpt_path {saved}" in said
+    assert f"resume with --ckpt_path {saved}" in said
     assert torch.load(saved, weights_only=True)["global_step"] == 4
     resumed = _finished(tmp_path, sd3_folder, reward("Background"), "--ckpt_path", saved)
     assert differing(undisturbed["update_12"], resumed["update_12"]) == []

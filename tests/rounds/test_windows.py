@@ -13,7 +13,7 @@ from runs import config, differing, guardlit, newest
 from torch import Tensor
 from watching import seen_outputs
 
-from guardlit.data.datamodule import ExperienceLoader
+from guardlit.data.loader import ExperienceLoader
 from guardlit.errors import GuardlitError
 from guardlit.objective import TempFlowGRPO
 from guardlit.rounds.noise import NoiseSource
@@ -271,7 +271,7 @@ def test_the_loader_hands_out_the_steps_of_the_window(sd3_folder: Path, tmp_path
 
     def watch(self: ExperienceLoader):
         for batch in original(self):
-            seen.append((self._module.experience.round, batch.sample.tolist(), batch.step.tolist()))
+            seen.append((self._runner.experience.round, batch.sample.tolist(), batch.step.tolist()))
             yield batch
 
     monkeypatch.setattr(ExperienceLoader, "_micro_batches", watch)
@@ -293,8 +293,6 @@ def test_a_dance_rollout_ends_at_the_estimate_of_x_0(
     ends: list[tuple[Tensor, Tensor]] = []
 
     def draw(*args: object, **options: object) -> object:
-        if "record" not in options:  # a validation
-            return sample(*args, **options)
         trajectory = sample(*args, **{**options, "record": torch.tensor([[4]] * 4)})
         sigmas = args[1].sigmas.float()
         ends.append((trajectory.final, trajectory.latents[:, 0] - sigmas[4] * trajectory.velocity[:, 0]))
