@@ -28,7 +28,7 @@ class ClipScorer(NetworkScorer):
 
     def __init__(
         self,
-        model: str,
+        model: str = "openai/clip-vit-large-patch14",
         processor: str | None = None,
         placement: Placement = Placement(),  # noqa: B008 - frozen
     ) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.base import Scorer
-from guardlit.rewards.remote.client import Call, Client, Limits
+from guardlit.rewards.remote.base import ClientScorer
+from guardlit.rewards.remote.client import Call, Limits
 from guardlit.rewards.remote.wire import (
     MSGPACK,
     PROTOCOL,
@@ -27,7 +27,7 @@ from guardlit.rewards.remote.wire import (
 from guardlit.types import RewardRequest, RewardResult
 
 
-class ServedScorer(Scorer):
+class ServedScorer(ClientScorer):
     """A scorer on a server; a subclass writes `call`.
 
     Args:
@@ -37,28 +37,15 @@ class ServedScorer(Scorer):
         token_env: name of the environment variable with the server's bearer token; null sends none.
     """
 
-    background = True
-
     def __init__(self, url: str, chunk: int | None, limits: Limits, token_env: str | None) -> None:
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk={chunk} of the reward server {url} must be at least 1")
-        self.url, self.chunk, self.limits, self.token_env = url, chunk, limits, token_env
-        self._client: Client | None = None
+        super().__init__(url, limits, token_env)
+        self.chunk = chunk
 
     @abstractmethod
     def call(self, request: RewardRequest) -> Call[Answer]:
         """The call that scores B images; does not raise, and encodes `request` only when the call starts."""
-
-    def setup(self, device: torch.device) -> None:
-        """Open the client; raises `GuardlitError` for an invalid address or token."""
-        self.close()
-        self._client = Client(self.url, self.limits, self.token_env)
-
-    @property
-    def client(self) -> Client:
-        """Open between `setup` and `close`."""
-        assert self._client is not None
-        return self._client
 
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images: values (B,) in order, NaN where the server did not give a number in time."""
@@ -80,16 +67,6 @@ class ServedScorer(Scorer):
     def _checked(self, answer: Answer) -> Answer:
         """The answer, unless it comes from another scorer than the one at the start of the run."""
         return answer
-
-    def counters(self) -> Mapping[str, float]:
-        """Calls, failures, retries and latency in seconds since the last call."""
-        return {} if self._client is None else self._client.counters()
-
-    def close(self) -> None:
-        """Close the connections."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
 
 
 def _joined(columns: list[Tensor]) -> Tensor:
@@ -132,21 +109,15 @@ class RemoteReward(ServedScorer):
         """Of the served scorer."""
         return self._provenance
 
-    def setup(self, device: torch.device) -> None:
+    def check_server(self) -> None:
         """Check that the server is healthy and has the expected scorer; raises `GuardlitError` otherwise."""
-        super().setup(device)
-        try:
-            self.client.ask(Call("GET", "/healthz", json.loads))
-            self._provenance = self._find(self.client.ask(Call("GET", "/info", _read_info)))
-        except GuardlitError:
-            self.close()
-            raise
+        self.client.ask(Call("GET", "/healthz", json.loads))
+        self._provenance = self._find(self.client.ask(Call("GET", "/info", _read_info)))
         for key, wanted in self.expect.items():
             if (found := self._provenance.get(key)) != wanted:
                 said = (
                     f"has {key}={found}" if found is not None else f"tells {', '.join(self._provenance)}, but no {key}"
                 )
-                self.close()
                 raise GuardlitError(f"{self.url}: scorer '{self.name}' {said}; this run expects {key}={wanted}")
 
     def _find(self, served: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:

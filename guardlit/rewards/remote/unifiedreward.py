@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.base import Scorer
 from guardlit.rewards.outcome import first_error
-from guardlit.rewards.remote.client import Call, Client, Limits
+from guardlit.rewards.remote.base import ClientScorer
+from guardlit.rewards.remote.client import Call, Limits
 from guardlit.rewards.remote.unifiedreward_texts import IMAGE_LINE, TEMPLATES
 from guardlit.types import RewardRequest, RewardResult
 
@@ -24,7 +24,7 @@ _PROBE_SECONDS = 30
 _CONTROL = re.compile(r"<image>|<\|\w+\|>")  # a server's tokenizer reads these as control tokens, not as words
 
 
-class UnifiedReward(Scorer):
+class UnifiedReward(ClientScorer):
     """The model's score from 1 to 5, raw, at temperature 0.
 
     With `template: "2.0"` the model gives three scores: `details` holds `alignment`, `coherence` and `style`, and the
@@ -45,7 +45,6 @@ class UnifiedReward(Scorer):
     """
 
     name = "unifiedreward"
-    background = True
 
     def __init__(
         self,
@@ -59,14 +58,11 @@ class UnifiedReward(Scorer):
     ) -> None:
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size of unifiedreward is {image_size}; it must be a number of pixels, or null")
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        super().__init__(base_url.rstrip("/").removesuffix("/v1"), limits, token_env)
         self.template = template
         self.model = model
         self.image_line = TEMPLATES[template].image_line if image_line is None else image_line
         self.image_size = image_size
-        self.limits = limits
-        self.token_env = token_env
-        self._client: Client | None = None
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -86,36 +82,26 @@ class UnifiedReward(Scorer):
                 f"prompt {prompt!r}: holds {found[0]!r}, which a model behind a chat server takes for its own"
             )
 
-    def setup(self, device: torch.device) -> None:
-        """Check the models of the server; raises `GuardlitError` if it cannot be reached or has another model."""
-        self.close()
-        client = Client(self.base_url, self.limits, self.token_env)
-        try:
-            served = client.ask(Call("GET", "/v1/models", _served), _PROBE_SECONDS)
-            self.model = self._choose(served)
-            client.counters()  # not a score
-        except BaseException:
-            client.close()
-            raise
-        self._client = client
+    def check_server(self) -> None:
+        """Choose the model on the server; raises `GuardlitError` if the server cannot be reached or lacks the model."""
+        self.model = self._choose(self.client.ask(Call("GET", "/v1/models", _served), _PROBE_SECONDS))
+        self.client.counters()  # resets them: this call was not a score
 
     def _choose(self, served: list[str]) -> str:
         names = ", ".join(served) or "no model"
         if self.model is None and len(served) == 1:
             return served[0]
         if self.model is None:
-            raise GuardlitError(f"{self.base_url} serves {names}; set `model` of unifiedreward to one of them")
+            raise GuardlitError(f"{self.url} serves {names}; set `model` of unifiedreward to one of them")
         if self.model not in served:
-            raise GuardlitError(f"{self.base_url} serves {names}, but not {self.model!r}, the `model` of unifiedreward")
+            raise GuardlitError(f"{self.url} serves {names}, but not {self.model!r}, the `model` of unifiedreward")
         return self.model
 
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images of any size, (B,)."""
-        if self._client is None:
-            raise RuntimeError("unifiedreward was not set up")
         pixels = request.images.permute(0, 2, 3, 1).cpu().numpy()
         bodies = [partial(self._body, image, prompt) for image, prompt in zip(pixels, request.prompts, strict=True)]
-        outcomes = self._client.map([Call("POST", "/v1/chat/completions", self._read, body) for body in bodies])
+        outcomes = self.client.map([Call("POST", "/v1/chat/completions", self._read, body) for body in bodies])
         labels = TEMPLATES[self.template].labels
         failed = (float("nan"),) * len(labels)
         scores = torch.tensor([failed if o.value is None else o.value for o in outcomes]).view(-1, len(labels))
@@ -146,16 +132,6 @@ class UnifiedReward(Scorer):
         if (reason := choice.get("finish_reason")) not in ("stop", None):
             raise ValueError(f"the answer ended by {reason!r}")
         return TEMPLATES[self.template].read(choice["message"]["content"])
-
-    def counters(self) -> Mapping[str, float]:
-        """See `Client.counters`."""
-        return {} if self._client is None else self._client.counters()
-
-    def close(self) -> None:
-        """Close the connections."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
 
 
 def _served(body: bytes) -> list[str]:
