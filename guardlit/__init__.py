@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from guardlit.commands.trainer import Trainer as Trainer
     from guardlit.data.datamodule import PromptDataModule as PromptDataModule
     from guardlit.errors import GuardlitError as GuardlitError
+    from guardlit.kl import KL as KL
     from guardlit.objective import FlowGRPO as FlowGRPO
     from guardlit.objective import GRPOGuard as GRPOGuard
     from guardlit.objective import GuardReweight as GuardReweight
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from guardlit.rewards import Term as Term
     from guardlit.rewards import TorchmetricsClip as TorchmetricsClip
     from guardlit.rewards import UnifiedReward as UnifiedReward
-    from guardlit.rounds.settings import KL as KL
     from guardlit.rounds.settings import Rollout as Rollout
     from guardlit.rounds.settings import Sampling as Sampling
     from guardlit.rounds.windows import RandomSubset as RandomSubset

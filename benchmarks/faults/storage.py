@@ -103,7 +103,7 @@ SAVES = 6
 NO_ROOM = os.strerror(errno.ENOSPC)
 UNWRITTEN = ("guardlit fit: error: checkpoint", "could not be written", "the last one kept is")
 
-PASSED_OVER = ("update_7.ckpt is damaged and not used",)
+PASSED_OVER = ("update_7.ckpt is corrupt and not used",)
 
 FAULTS = [
     Fault(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.objective import PRESETS, ClipRange, Objective
+from guardlit.objective import PRESETS, Objective
 from guardlit.processes.phases import announce
+from guardlit.surrogate import ClipRange
 
 if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule
@@ -69,7 +70,7 @@ def analyse(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
     """
     experience = module.experience
     for objective in objectives.values():
-        objective.on_schedule(*experience.coefficients.between(*module.rollout.trainable_range))
+        objective.bind(*experience.coefficients.between(*module.rollout.trainable_range))
     places = experience.places()
     everything = sum(map(len, places.values()))
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)

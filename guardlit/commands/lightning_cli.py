@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningCLI
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
-from guardlit.checkpoints.integrity import newest_intact, require_intact
+from guardlit.checkpoints.discovery import newest_intact, require_intact
 from guardlit.commands.trainer import Trainer
 from guardlit.config import GuardlitParser
 from guardlit.config.limits import LARGEST_SEED, user_errors

@@ -201,4 +201,4 @@ class Trainer(RunTrainer):
 def _validation_prompts(datamodule: PromptDataModule | None) -> list[Prompt]:
     if datamodule is None or not datamodule.val_source:
         raise GuardlitError("sample needs --prompts, or a configuration with data.val")
-    return load_prompts(datamodule.val_source)
+    return list(load_prompts(datamodule.val_source))

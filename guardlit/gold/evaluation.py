@@ -69,7 +69,7 @@ class Evaluation:
         count = data.val_images if images_per_prompt is None else images_per_prompt
         if count < 1:
             raise GuardlitError(f"images_per_prompt={count} must be at least 1")
-        rows = load_prompts(source, limit=None if prompts else data.val_limit)
+        rows = list(load_prompts(source, limit=None if prompts else data.val_limit))
         self._check_prompts(rows, count)
         sampling = {
             **self._module.policy.source(),
@@ -198,7 +198,7 @@ class Evaluation:
         except ValueError as error:
             reason = str(error)
         reward = self._module.reward
-        trained = {reward.name, *(name for name, weight in reward.weights.items() if weight)}
+        trained = {reward.name, *(name for name, term in reward.terms.items() if term.trained)}
         return Table(drawn, self._gold, rows, scores, files, frozenset(trained), reason)
 
     def _provenance(self, drawn: Drawn) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from guardlit.planning.run import PlannedRun
 from guardlit.policies.base import FlowPolicy
-from guardlit.rounds.experience import Round
 from guardlit.rounds.noise import NoiseSource
 from guardlit.rounds.rollout import sample
+from guardlit.rounds.round import Round
 from guardlit.sde import ODE
 from guardlit.types import Conditioning, Prompt
 

@@ -116,17 +116,15 @@ class PlannedRun:
 
     def prompts(self) -> tuple[int | None, int | None]:
         """How many training and validation prompts there are, each checked; None for data sets that are elsewhere."""
-        return self._count(self.data.train_source, None), self._count(self.data.val_source, self.data.val_limit)
+        data = self.data
+        return self._count(data.train_source, data.train_limit), self._count(data.val_source, data.val_limit)
 
     def _count(self, source: str | None, limit: int | None) -> int | None:
         if source is None:
             return 0
         if source.startswith("hf:"):
             return limit
-        prompts = load_prompts(source, limit=limit)
-        for prompt in prompts:
-            self.module.reward_runner.check_prompt(prompt)
-        return len(prompts)
+        return len(load_prompts(source, limit=limit, check=self.module.check_prompt))
 
     @property
     def average(self) -> bool:

@@ -1,1 +1,1 @@
-"""What ranks do together: collectives, watching each other, ending. Imports errors and types."""
+"""What the ranks of a run do together: collectives, phases, the watchdog, shutdown. Imports errors and types."""

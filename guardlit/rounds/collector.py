@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,18 +12,19 @@ from torch import Tensor
 
 from guardlit.devices.transfer import Trajectories, to_device
 from guardlit.errors import GuardlitError, NonFiniteError
-from guardlit.processes.collectives import raise_on_all, sum_counters
 from guardlit.processes.phases import announce
-from guardlit.rewards.base import Scorer
-from guardlit.rounds.experience import Experience, Round
+from guardlit.processes.world import World
+from guardlit.rounds.experience import Experience
 from guardlit.rounds.merging import Merging, evaluating
 from guardlit.rounds.noise import EVALUATION, NoiseSource
 from guardlit.rounds.old_policy import rows_a_call
 from guardlit.rounds.rollout import VelocityError, sample
+from guardlit.rounds.round import Round
+from guardlit.rounds.round_rewards import RoundRewards
 from guardlit.rounds.scoring import Scoring
 from guardlit.rounds.settings import Sampling
 from guardlit.sde import SDE
-from guardlit.types import Conditioning, Prompt, RewardRequest, RewardResult, Trajectory
+from guardlit.types import Conditioning, Prompt, RewardRequest, Trajectory
 
 if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule
@@ -44,6 +44,7 @@ class Collector:
         self._batches = [round.samples[i : i + batch_size] for i in range(0, len(round.samples), batch_size)]
         self._coefficients = module.coefficients()
         self._velocities = module.old.keeps(rows_a_call(len(round.samples), batch_size), round.plan.micro_batch)
+        self._world = World.of(module.trainer)
         self._steps_done = 0
 
     def collect(self) -> Experience:
@@ -81,10 +82,8 @@ class Collector:
             results = self._scoring.gather()
         assert kept is not None
         seconds = time.perf_counter() - started
-        rewards = self._gather(results)
-        normalized = module.reward.normalize(rewards)
-        failed = self._check_failures(normalized, results)
-        advantages = module.advantage(normalized, round.group_ids, module.reward.weights or None)
+        rewards = RoundRewards(module.reward, module.advantage, module.max_failed_fraction, round, self._world)
+        advantages, metrics = rewards.finish(self._batches, results)
         return Experience(
             round=round,
             trajectories=kept,
@@ -94,12 +93,9 @@ class Collector:
                 "time/rollout_s": seconds - self._scoring.waited,
                 "time/reward_s": self._scoring.waited,
                 "time/reward_hidden_s": self._scoring.hidden,
-                "reward/failed": failed,
-                "reward/zero_std_share": advantages.zero_std_share,
             }
-            | reward_metrics(module.reward, rewards)
-            | merging.metrics
-            | self._counters(),
+            | metrics
+            | merging.metrics,
             conditioning=conditioning,
             coefficients=self._coefficients,
         )
@@ -155,46 +151,11 @@ class Collector:
 
     def _together(self, ready: bool, error: GuardlitError | None) -> bool:
         """Let a signal through, stop all processes where one cannot go on, and ask whether all are ready."""
-        trainer = self._module.trainer
-        announce(trainer, "reward", self._scoring.done, len(self._batches))
+        announce(self._module.trainer, "reward", self._scoring.done, len(self._batches))
         if error is not None:
-            error.args = (f"round {self._round.index}, process {self._round.rank}: {error}",)
-        raise_on_all(trainer, error)
-        return bool(trainer.strategy.reduce_boolean_decision(ready, all=True))
-
-    def _gather(self, results: list[RewardResult]) -> dict[str, Tensor]:
-        """Raw scores of all processes by image, (N,) float32 each on the CPU; NaN where one failed."""
-        module = self._module
-        columns = module.reward.columns(self._round.index)
-        named = {name: torch.cat([_column(result, name, module.reward) for result in results]) for name in columns}
-        gathered = {name: module.gather(values.to(module.device)) for name, values in named.items()}
-        return {name: self._round.by_image(values).float().cpu() for name, values in gathered.items()}
-
-    def _check_failures(self, rewards: Mapping[str, Tensor], results: list[RewardResult]) -> float:
-        """Share of images with a failed reward; every process sees all rewards, so that all stop together."""
-        weights = self._module.reward.weights or dict.fromkeys(rewards, 1.0)
-        failed = ~torch.stack([rewards[name].isfinite() for name, weight in weights.items() if weight != 0]).all(0)
-        share = float(failed.double().mean())
-        if share > self._module.max_failed_fraction:
-            raise_on_all(self._module.trainer, self._too_many(int(failed.sum()), results))
-        return share
-
-    def _too_many(self, failed: int, results: list[RewardResult]) -> GuardlitError | None:
-        """What this process has to say of `failed` failures of all: where its own first one is, and why."""
-        for samples, result in zip(self._batches, results, strict=True):
-            if not bool(result.valid.all()):
-                prompt = self._round.prompt_of(samples[int((~result.valid).nonzero()[0])]).text
-                return GuardlitError(
-                    f"round {self._round.index}: {failed} of {self._round.plan.images} rewards failed, more than "
-                    f"max_failed_fraction={self._module.max_failed_fraction}; the first on prompt '{prompt[:80]}' "
-                    f"of process {self._round.rank}; {result.reason}"
-                )
-        return None
-
-    def _counters(self) -> dict[str, float]:
-        terms = self._module.reward.terms()
-        mine = {f"reward/{name}/{key}": value for name, term in terms.items() for key, value in term.counters().items()}
-        return sum_counters(mine)
+            error.args = (f"round {self._round.index}, rank {self._round.rank}: {error}",)
+        self._world.raise_on_all(error)
+        return self._world.all(ready)
 
     @staticmethod
     @torch.no_grad()
@@ -211,7 +172,7 @@ class Collector:
             with evaluating(module):
                 final = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
         except VelocityError as error:
-            module.reward_runner.fail(_told(error, texts[error.row]))
+            module.reward_runner.fail(_told(error, texts[error.row]), deferred=module.trainer.validating)
             final = torch.zeros(len(texts), *module.policy.latent_shape, device=module.device)
         return module.policy.decode(final)
 
@@ -220,32 +181,3 @@ def _told(error: VelocityError, prompt: str) -> NonFiniteError:
     """The same with the prompt, and what to do."""
     remedy = "the weights are broken, or the precision overflows (bf16-mixed and 32-true do not)"
     return NonFiniteError(f"{error}, prompt '{prompt[:80]}': {remedy}")
-
-
-def _column(result: RewardResult, name: str, reward: Scorer) -> Tensor:
-    """One of a result's scores, (B,); NaN where it failed, or is not there because the whole request did."""
-    if not reward.weights:
-        return torch.where(result.valid, result.values, torch.nan)
-    return result.details.get(name, torch.full_like(result.values, torch.nan))
-
-
-def reward_metrics(reward: Scorer, scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean, standard deviation and failures of a round's rewards, NaN left out.
-
-    Args:
-        reward: that the scores are of.
-        scores: raw, by term, (N,) each with NaN where one failed.
-    """
-    normalized, weights = reward.normalize(scores), reward.weights
-    metrics = {}
-    columns = {f"reward/{name}": values for name, values in scores.items()}
-    columns |= {f"reward_normalized/{name}": v for name, v in normalized.items() if v is not scores[name]}
-    if weights:
-        metrics = {f"reward/{name}_failed": float((~v.isfinite()).double().mean()) for name, v in scores.items()}
-        parts = [weight * normalized[name] for name, weight in weights.items() if weight != 0]
-        columns[f"reward/{reward.name}"] = torch.stack(parts).sum(0)
-    for name, values in columns.items():
-        finite = values[torch.isfinite(values)].double()
-        metrics[f"{name}_mean"] = float(finite.mean())
-        metrics[f"{name}_std"] = float(finite.std(correction=0)) if len(finite) else math.nan
-    return metrics

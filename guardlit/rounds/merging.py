@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.rounds.experience import Round
 from guardlit.rounds.noise import NoiseSource
 from guardlit.rounds.old_policy import rows_a_call
+from guardlit.rounds.round import Round
 from guardlit.sde import Coefficients
 from guardlit.training.checks import rounding_bounds, sizes_by_step
 from guardlit.types import Conditioning, Trajectory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -15,29 +16,33 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from guardlit.advantage import GroupAdvantage
-from guardlit.checkpoints import contents as ckpt
-from guardlit.kl import kl_divergence
+from guardlit.checkpoints import contents, unfinished
+from guardlit.kl import KL, kl_divergence
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.policies.base import FlowPolicy
-from guardlit.processes.collectives import keep_quantized
-from guardlit.processes.lightning_internals import validate_now
+from guardlit.processes.lightning_internals import move_within_epoch, validate_now
 from guardlit.processes.phases import announce
+from guardlit.processes.world import World
 from guardlit.rewards.base import Scorer
+from guardlit.rewards.reward import Reward
 from guardlit.rounds import merging
 from guardlit.rounds.collector import Collector
-from guardlit.rounds.experience import Experience, Round
+from guardlit.rounds.experience import Experience
 from guardlit.rounds.metrics import finish_round, update_metrics
 from guardlit.rounds.old_policy import OldPolicy, OldVelocity
 from guardlit.rounds.plan import RoundPlan
-from guardlit.rounds.reward_runner import RewardRunner
-from guardlit.rounds.settings import KL, Rollout, Sampling
+from guardlit.rounds.reward_runner import RewardRunner, gold_scorers
+from guardlit.rounds.round import Round
+from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
 from guardlit.training import checks as guards
 from guardlit.training.clip_calibration import ClipCalibration
+from guardlit.training.ddp import keep_quantized
 from guardlit.training.loss_scale import fit_scale
+from guardlit.training.micro_batch import largest_that_fits
 from guardlit.training.nonfinite import NonFiniteGuard
 from guardlit.training.sharded_strategy import sharding
-from guardlit.types import Prompt, Transition
+from guardlit.types import Conditioning, Prompt, Transition
 
 
 class GRPOModule(pl.LightningModule):
@@ -81,7 +86,7 @@ class GRPOModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.policy = policy
-        self.reward = reward
+        self.reward = Reward.of(reward)
         self.sde, self.objective, self.advantage = sde, objective, advantage
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
@@ -90,7 +95,7 @@ class GRPOModule(pl.LightningModule):
         self.max_failed_fraction = guards.check_fraction("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
-        self.reward_runner = RewardRunner(self)
+        self.reward_runner = RewardRunner(self.reward, World.single())
         self.validated = MeanMetric(nan_strategy="disable")  # Lightning's own mean is wrong for unequal shares
         self.round_metrics: dict[str, float] = {}  # of the round in progress, for whoever shows them
         self.drew_merged: bool | None = None  # how the last round was drawn
@@ -105,6 +110,18 @@ class GRPOModule(pl.LightningModule):
     def train_steps(self) -> int:
         """S, trained denoising steps of an image."""
         return self.rollout.train_steps
+
+    def setup(self, stage: str) -> None:
+        """The reward of this stage's ranks and device."""
+        self.reward_runner = RewardRunner(self.reward, World.of(self.trainer))
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise `GuardlitError` for a prompt that the reward can never score."""
+        self.reward_runner.check_prompt(prompt)
+
+    def largest_micro_batch(self, sizes: Sequence[int], conditioning: Conditioning) -> int:
+        """The first of falling sizes that fits into memory on every rank. Collective: every rank must call it."""
+        return largest_that_fits(self, sizes, conditioning)
 
     def configure_model(self) -> None:
         """Load the policy's weights, every process its part of them where they are sharded."""
@@ -127,7 +144,7 @@ class GRPOModule(pl.LightningModule):
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
         guards.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
-        self.objective.on_schedule(*coefficients.between(*self.rollout.trainable_range))
+        self.objective.bind(*coefficients.between(*self.rollout.trainable_range))
         return coefficients
 
     def on_fit_start(self) -> None:
@@ -137,10 +154,10 @@ class GRPOModule(pl.LightningModule):
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self._plan.micro_batches_per_update)
         merging.check(self)
-        self.reward_runner.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
+        self.reward_runner.test(self.trainer.datamodule.train[:1])  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
-        """Give back the reward's processes and connections."""
+        """Release the reward's processes and connections."""
         self.reward_runner.close()
 
     @property
@@ -154,7 +171,8 @@ class GRPOModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Put partly accumulated gradients back, and draw the validation images of step 0."""
-        ckpt.restore_update(self, self._restored_gradients)
+        unfinished.restore_gradients(dict(self.named_parameters()), self._restored_gradients)
+        self.outputs = [{k: v.to(self.device) for k, v in output.items()} for output in self.outputs]
         self._restored_gradients = {}
         if self.trainer.global_step == 0:
             validate_now(self.trainer)
@@ -269,7 +287,9 @@ class GRPOModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Test the scorers that are in use for the first time, before anything is drawn."""
-        self.reward_runner.test_validation()
+        prompts = [prompt for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])]
+        set_up = not self.trainer.sanity_checking  # callbacks such as GoldScore have set up their scorers by now
+        self.reward_runner.test(prompts, gold_scorers(self.trainer.callbacks) if set_up else None)  # type: ignore[attr-defined]
 
     def on_validation_epoch_end(self) -> None:
         """Stop on all processes where a score failed on one."""
@@ -294,8 +314,30 @@ class GRPOModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains; between two updates, also the old policy and the gradients so far."""
-        ckpt.complete(checkpoint, self)
+        finished = self.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
+        part: dict[str, Any] = {"fingerprint": self._fingerprint(), "nonfinite": self.nonfinite.state_dict()}
+        part["old_velocity"] = self.old.state_dict()
+        if finished is None:
+            part["old"] = self.policy.old_state()
+        part |= unfinished.unfinished_update(self, self.outputs, World.of(self.trainer))
+        contents.complete(checkpoint, dict(self.named_parameters()), self.trainer.optimizers, part, finished)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what belongs to another run; put back what Lightning does not know."""
-        self._restored_gradients = ckpt.restore_state(checkpoint, self)
+        fitting = self.trainer.state.fn == "fit"
+        expected = self._fingerprint() if fitting else self.policy.fingerprint()
+        part = contents.check_fingerprint(checkpoint, expected)
+        if "old" in part:
+            self.policy.load_old_state(part["old"])
+        if not fitting:
+            return
+        self.nonfinite.load_state_dict(part.get("nonfinite", {}))
+        self.old.load_state_dict(part.get("old_velocity", {}))
+        place = (self.trainer.global_rank, self.trainer.world_size)
+        self.outputs = unfinished.outputs_of(part, *place)
+        self._restored_gradients = unfinished.gradients_of(part, *place, sharded=self.device_mesh is not None)
+        move_within_epoch(checkpoint, self.trainer.datamodule.position_in(checkpoint))  # type: ignore[attr-defined]
+
+    def _fingerprint(self) -> dict[str, str]:
+        data = self.trainer.datamodule.fingerprint()  # type: ignore[attr-defined]
+        return contents.fingerprint(self.policy.fingerprint(), self.sde, self.rollout, self.evaluation, data)

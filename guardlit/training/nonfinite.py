@@ -14,7 +14,7 @@ from torch import Tensor
 from guardlit.checkpoints.shards import read_shards
 from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.collectives import raise_on_all
-from guardlit.rounds.experience import Round
+from guardlit.rounds.round import Round
 
 if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule

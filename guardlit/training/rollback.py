@@ -252,7 +252,7 @@ class Rollback(Checkpoint):
             )
         else:
             spent = f" after {self.rollbacks} rollbacks" if self.rollbacks else ""
-            how = f"go on with --ckpt_path {target} and a lower learning rate or a narrower clip range"
+            how = f"resume with --ckpt_path {target} and a lower learning rate or a narrower clip range"
             exception.args = (f"{exception}{spent}; {how}",)
 
     def state_dict(self) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class RunFolder(pl.Callback):
             self._write(Path(log_dir), module)
 
     def _write(self, folder: Path, module: GRPOModule) -> None:
-        scorers = {**module.reward.terms(), **{f"gold/{n}": s for n, s in gold_scorers(module.trainer).items()}}
+        scorers = {name: term.scorer for name, term in module.reward.terms.items()}
+        scorers |= {f"gold/{name}": scorer for name, scorer in gold_scorers(module.trainer.callbacks).items()}  # type: ignore[attr-defined]
         tested = module.reward_runner.tested
         self._facts["scorers"] = {name: dict(scorer.provenance) for name, scorer in scorers.items() if name in tested}
         self._facts["start_up_scores"] = dict(tested)

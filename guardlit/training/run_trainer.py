@@ -11,13 +11,13 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import lightning.pytorch as pl
 
-from guardlit.checkpoints.integrity import newest_intact
+from guardlit.checkpoints.discovery import newest_intact
 from guardlit.config.limits import as_one_line, check_trainer, user_errors
 from guardlit.devices.float32 import allow_tf32
 from guardlit.errors import NonFiniteError
-from guardlit.processes.collectives import keep_buffers
 from guardlit.processes.shutdown import release_resources
 from guardlit.processes.watchdog import RankWatchdog, report_to_launcher
+from guardlit.training.ddp import keep_buffers
 from guardlit.training.defaults import complete, run_loggers
 from guardlit.training.quiet import quiet_libraries
 from guardlit.training.restart import restart_checkpoint

@@ -91,7 +91,7 @@ def test_it_is_resolved_without_a_model_at_hand(path: Path, capsys: pytest.Captu
 def test_it_is_instantiated_and_divides_on_every_gpu(path: Path, parse):
     cli = parse(path)
     assert cli.model.policy.transformer is None  # weights wait until there is a trainer
-    *sizes, micro_batch = cli.datamodule._sizes
+    *sizes, micro_batch = cli.datamodule.sizes
     steps = cli.model.train_steps
     plan = RoundPlan(*sizes, micro_batch, train_steps=steps)  # raises for numbers that do not divide
     if cli.model.objective.clip_range is not None:
@@ -114,7 +114,7 @@ def test_the_rows_of_table_1_are_all_there():
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
 def test_a_preset_changes_nothing_but_how_an_update_is_cut(preset: Path, parse):
     plain, merged = parse(PUBLISHED), parse(PUBLISHED, preset)
-    assert merged.datamodule._sizes[:-1] == plain.datamodule._sizes[:-1]
+    assert merged.datamodule.sizes[:-1] == plain.datamodule._sizes[:-1]
     assert vars(merged.model.objective) == vars(plain.model.objective)
     assert (merged.model.rollout, merged.model.advantage) == (plain.model.rollout, plain.model.advantage)
     assert merged.model.policy.lora == plain.model.policy.lora
@@ -181,7 +181,7 @@ def _has_published_hyperparameters(group: dict) -> None:
 @pytest.mark.parametrize(("gpus", "backward_passes"), [(1, 576), (8, 72), (16, 36)])
 def test_the_published_arithmetic(gpus: int, backward_passes: int, parse):
     cli = parse(PUBLISHED)
-    plan = RoundPlan(*cli.datamodule._sizes, train_steps=cli.model.train_steps, world=gpus)
+    plan = RoundPlan(*cli.datamodule.sizes, train_steps=cli.model.train_steps, world=gpus)
     assert (plan.images, plan.updates_per_round, plan.off_policy_updates) == (1152, 2, 1)
     # published: 16 processes x 9 images x 8 batches, each update after 4 batches x 9 steps of backward passes
     assert plan.micro_batches_per_update == backward_passes

@@ -14,10 +14,11 @@ from families import FAMILIES, PROMPTS
 
 from guardlit.devices.transfer import Trajectories
 from guardlit.objective import GRPOGuard
-from guardlit.rounds.experience import Experience, Round
+from guardlit.rounds.experience import Experience
 from guardlit.rounds.noise import INITIAL, NoiseSource
 from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.rollout import sample
+from guardlit.rounds.round import Round
 from guardlit.sde import FlowSDE
 from guardlit.types import Prompt
 

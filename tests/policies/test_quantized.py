@@ -24,7 +24,7 @@ from guardlit.policies import FluxPolicy, LoRA, SD3Policy
 from guardlit.policies.text.prompted import set_aside
 from guardlit.policies.weights.quantized import QuantizedLinear, _full, quantize_skeleton
 from guardlit.policies.weights.storage import bytes_of
-from guardlit.processes.collectives import keep_quantized
+from guardlit.training.ddp import keep_quantized
 
 NEEDS = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 ERROR = {"nf4": (0.03, 0.3), "int8": (1e-3, 0.02), "fp8": (0.01, 0.1)}

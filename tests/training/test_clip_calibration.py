@@ -149,7 +149,7 @@ def test_tempflow_weights_are_1_on_average_over_the_trained_steps():
     c = FlowSDE(0.7).coefficients(flow_match_sigmas(10))
     steps = (c.velocity[:9], c.std[:9], c.dt[:9])
     objective = TempFlowGRPO()
-    objective.on_schedule(*steps)
+    objective.bind(*steps)
     weights = objective.step_weight(*steps)
     assert float(weights.mean()) == pytest.approx(1)
     assert weights.tolist() == pytest.approx([1.58, 1.67, 1.21, 1.0, 0.88, 0.8, 0.72, 0.64, 0.51], abs=6e-3)

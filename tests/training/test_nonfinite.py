@@ -204,7 +204,7 @@ def test_broken_weights_are_found_before_their_images_are_scored(broken: Path, c
     monkeypatch.setattr(Falling, "score", lambda self, r: requests.append(len(r)) or original(self, r))
     assert guardlit("fit", "--config", broken) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"round 2, process 0: {VELOCITY} (sigma 1), prompt '" in said
+    assert f"round 2, rank 0: {VELOCITY} (sigma 1), prompt '" in said
     assert any(f"prompt '{prompt}'" in said for prompt in PROMPTS)
     assert sum(requests) == 16  # two rounds of 8 images
     written = {p.name: finite_weights(p) for p in broken.parent.rglob("*.ckpt")}

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from guardlit_callbacks.figures import Band
 from guardlit_callbacks.report.data import Series
-from guardlit_callbacks.tools.statistics import Array
 
 MAX_POINTS = 200
 """Of a training curve: a page of a long run stays small, and its noise readable."""
-
-
-@dataclass(frozen=True)
-class Band:
-    """A quantity over training, of one run or several.
-
-    Attributes:
-        step: optimizer steps, (n,) int, rising.
-        mean: over the runs, (n,).
-        low: their smallest value, (n,).
-        high: their largest, (n,).
-        runs: how many there are.
-    """
-
-    step: Array
-    mean: Array
-    low: Array
-    high: Array
-    runs: int = 1
 
 
 def band(runs: Sequence[Series]) -> Band | None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from guardlit_callbacks.figures.plots import PALETTE, ProxyGoldCurve, RatioSamples, turning_point
-from guardlit_callbacks.report.curves import Band, band, thinned
+from guardlit_callbacks.figures import PALETTE, Band, ProxyGoldCurve, RatioSamples, turning_point
+from guardlit_callbacks.report.curves import band, thinned
 from guardlit_callbacks.report.data import ReportError, Rounds, Run, Series
-from guardlit_callbacks.tools.statistics import clip_shares, max_over_min, moments, split
+from guardlit_callbacks.tools.statistics import clip_fractions, max_over_min, moments, split
 
 OBJECTIVE = ("model", "objective", "class_path")
 """Where a configuration names the method."""
@@ -119,7 +119,7 @@ def ratio_by_step(method: Method) -> dict[int, StepRatio]:
     for t, values in split(samples.step, samples.log_ratio).items():
         m = moments(values)
         above, below = (
-            (np.nan, np.nan) if samples.clipped is None else clip_shares(values, samples.clipped[samples.step == t])
+            (np.nan, np.nan) if samples.clipped is None else clip_fractions(values, samples.clipped[samples.step == t])
         )
         pooled = m.mean / m.std if m.std else np.nan
         out[t] = StepRatio(pooled, float(np.mean(shifts[t])) if t in shifts else np.nan, m.std, above, below)

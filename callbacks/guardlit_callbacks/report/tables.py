@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from guardlit_callbacks.report.curves import Band
+from guardlit_callbacks.figures import Band
 from guardlit_callbacks.report.data import Run
 from guardlit_callbacks.report.html import DASH, Rows, details, number, percent, preformatted, table
 from guardlit_callbacks.report.methods import Method, differences, flatten, ratio_by_step

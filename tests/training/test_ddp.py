@@ -1,4 +1,4 @@
-"""What processes must not do together."""
+"""What DDP leaves out of its broadcasts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from guardlit_callbacks import SyncDDP
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from guardlit.processes.collectives import keep_buffers
+from guardlit.training.ddp import keep_buffers
 
 
 @pytest.mark.parametrize("kind", [DDPStrategy, SyncDDP])

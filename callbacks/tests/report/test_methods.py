@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from guardlit_callbacks.figures import Band
 from guardlit_callbacks.figures.plots import ProxyGoldCurve, turning_point
-from guardlit_callbacks.report.curves import MAX_POINTS, Band, band, thinned
+from guardlit_callbacks.report.curves import MAX_POINTS, band, thinned
 from guardlit_callbacks.report.data import ReportError, Series, read_run
 from guardlit_callbacks.report.methods import flatten, group, ratio_by_step
 from guardlit_callbacks.report.tables import comparison_table, gold_table, gradient_table
