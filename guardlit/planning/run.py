@@ -96,7 +96,7 @@ class PlannedRun:
     @property
     def plan(self) -> RoundPlan:
         """The batch arithmetic; raises `GuardlitError` for numbers that do not divide."""
-        return self.data.planned(self.module.train_steps, self.world)
+        return self.data.planned(self.module.rollout.train_steps, self.world)
 
     @property
     def rollout_rows(self) -> int:

@@ -9,13 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from guardlit.checkpoints.finite import finite_weights
 from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.collectives import largest
 from guardlit.processes.lightning_internals import begin_validation_anew, repeat_validation
 from guardlit.processes.phases import Phase
 from guardlit.processes.slurm import forget, requeue, requeue_signal
 from guardlit.processes.watchdog import is_on_all_ranks
-from guardlit.training.nonfinite import finite_weights
 from guardlit.training.rollback import Rollback
 
 

@@ -26,8 +26,8 @@ from guardlit.rewards import (
     Scorer,
 )
 from guardlit.rewards.base import two_images
-from guardlit.rounds.collector import Collector
 from guardlit.rounds.reward_runner import RewardRunner, compare, gold_scorers
+from guardlit.training import validation
 from guardlit.types import Prompt, RewardRequest, RewardResult
 
 PROMPTS = [Prompt("nothing to count"), Prompt("a handwritten seven")]
@@ -230,7 +230,7 @@ def test_gold_scorers_are_those_that_callbacks_hold():
 def test_nothing_is_drawn_with_a_bad_scorer_and_it_is_closed(sd3_folder, tmp_path, monkeypatch, capsys):
     closed: list[str] = []
     monkeypatch.setattr(Brightness, "close", lambda self: closed.append(self.name))
-    monkeypatch.setattr(Collector, "evaluate", lambda *_: pytest.fail("an image was drawn"))
+    monkeypatch.setattr(validation, "draw_fixed", lambda *_: pytest.fail("an image was drawn"))
     reward = {"class_path": "brightness.Brightness", "init_args": {"fail": "cat"}}
     path = config(tmp_path, sd3_folder, model__reward=reward)
     for command in ("fit", "validate"):
@@ -241,7 +241,7 @@ def test_nothing_is_drawn_with_a_bad_scorer_and_it_is_closed(sd3_folder, tmp_pat
 
 
 def test_a_gold_scorer_is_tested_once_it_is_loaded(sd3_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Collector, "evaluate", lambda *_: pytest.fail("an image was drawn"))
+    monkeypatch.setattr(validation, "draw_fixed", lambda *_: pytest.fail("an image was drawn"))
     gold = {"class_path": "brightness.Brightness", "init_args": {"fail": "cat"}}
     callback = {"class_path": "guardlit_callbacks.GoldScore", "init_args": {"scorers": [gold]}}
     path = config(tmp_path, sd3_folder, trainer__callbacks=[callback])
