@@ -9,9 +9,10 @@ import pytest
 from runs import config, guardlit
 
 from guardlit import sde
+from guardlit.commands.plan import planned
 from guardlit.errors import GuardlitError
 from guardlit.objective import GRPOGuard
-from guardlit.planning.run import PlannedRun, planned
+from guardlit.planning.run import PlannedRun
 from guardlit.rounds.plan import RoundPlan
 from guardlit.training.linter import LintFacts, lint, report
 
