@@ -165,7 +165,7 @@ PER_BATCH = {
 }
 """How often a line may wait for each batch of images that is drawn and scored; others, never as often as that."""
 PER_UPDATE = {
-    "guardlit/training/nonfinite.py allows": 1,
+    "guardlit/training/recovery/nonfinite.py allows": 1,
     "guardlit_callbacks/gradient_norm.py on_after_backward": 1,  # the loss scale
     "guardlit_callbacks/gradient_spikes.py on_train_batch_end": 1,
     "core/module.py __to_tensor": 2,  # Lightning, of every number that is logged from Python
