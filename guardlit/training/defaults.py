@@ -14,9 +14,9 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.training.progress_bar import RoundProgress
+from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.run_folder import RunFolder, next_version
 from guardlit.training.sharded_strategy import ShardedStrategy
-from guardlit.training.signals import SignalGuard
 
 DEFAULTS: dict[str, Any] = {
     "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # ratios need float64, which Apple's MPS lacks

@@ -44,8 +44,8 @@ from guardlit.training.ddp import keep_quantized
 from guardlit.training.linter import Linter
 from guardlit.training.loss_scale import fit_scale
 from guardlit.training.micro_batch import largest_that_fits
-from guardlit.training.nonfinite import NonFiniteGuard
 from guardlit.training.optimizers import configured
+from guardlit.training.recovery.nonfinite import NonFiniteGuard
 from guardlit.training.sharded_strategy import sharding
 from guardlit.training.step import step_outputs
 from guardlit.training.validation import ValidationHooks

@@ -14,7 +14,7 @@ import torch
 from brightness import Brightness
 from runs import config, differing, guardlit, newest
 
-from guardlit.training.signals import SignalGuard
+from guardlit.training.recovery.signals import SignalGuard
 
 EMA = {"class_path": "guardlit_callbacks.TrainableEMA"}
 

@@ -11,14 +11,14 @@ from exploding import Modes
 from runs import config, differing, guardlit, newest
 
 from guardlit.errors import GuardlitError
-from guardlit.training.rollback import Rollback
+from guardlit.training.recovery.rollback import Rollback
 
 EMA = {"class_path": "guardlit_callbacks.TrainableEMA"}
 NO_GOLD = {"gold": None, "max_reward_drop": None}
 
 
 def rollback(**settings: object) -> dict[str, object]:
-    return {"class_path": "guardlit.training.rollback.Rollback", "init_args": settings}
+    return {"class_path": "guardlit.training.recovery.rollback.Rollback", "init_args": settings}
 
 
 def double(name: str, **settings: object) -> dict[str, object]:
