@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guardlit.objective import GRPOGuard, Objective, TempFlowGRPO
 from guardlit.processes.world import World
-from guardlit.training.clip_calibration import ClipCalibration
+from guardlit.training.update.clip_calibration import ClipCalibration
 
 
 def alone(rows: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from guardlit.errors import GuardlitError
 from guardlit.processes.world import World
 from guardlit.rounds.plan import RoundPlan, candidates
 from guardlit.rounds.settings import Rollout
-from guardlit.training import micro_batch as auto
 from guardlit.training.module import GRPOModule
+from guardlit.training.update import micro_batch as auto
 from guardlit.types import Transition
 
 PLAN = RoundPlan(2, 4, 4, 2, 1, train_steps=4, world=1)  # 4 images x 4 steps an update
