@@ -130,7 +130,7 @@ def test_counters_move_within_an_epoch(loops: dict[str, Any]):
 
 
 def test_val_loop_run(tmp_path: Path):
-    """It validates before the first batch, and the training goes on afterwards."""
+    """It validates before the first batch, and the training continues."""
     first = Calls(on_train_start=lambda trainer, module: internals.validate_now(trainer))
     trainer = fit(tmp_path, first, enable_checkpointing=False)
     assert trainer.lightning_module.validated == [0, 2, 4]
