@@ -17,9 +17,8 @@ from guardlit.data.prompts import load_prompts
 from guardlit.data.views import Numbered, Texts, ValidationImages
 from guardlit.errors import GuardlitError, at_least
 from guardlit.processes.world import World
-from guardlit.rounds.plan import RoundPlan
+from guardlit.rounds.plan import RoundPlan, candidates
 from guardlit.rounds.round import Round
-from guardlit.training.micro_batch import candidates
 from guardlit.types import Prompt
 
 ENCODE_ALL = 4096
@@ -87,17 +86,17 @@ class PromptDataModule(pl.LightningDataModule):
         check = self._runner.check_prompt
         if stage == "validate" and not self.val_source:
             raise GuardlitError("validate needs data.val, the prompts whose images are scored; it is null")
-        if self.val_source and not self.val:
-            self.val = load_prompts(self.val_source, limit=self.val_limit, check=check)
         if stage == "fit" and not self.train:
             self.train = load_prompts(self.train_source, limit=self.train_limit, check=check)
+        if self.val_source and not self.val:
+            self.val = load_prompts(self.val_source, limit=self.val_limit, check=check)
         if 0 < len(self.val) * self.val_images < self.trainer.world_size:
             raise GuardlitError(
                 f"{len(self.val) * self.val_images} validation images are fewer than {self.trainer.world_size} "
                 "processes: raise data.val_images_per_prompt"
             )
         if stage == "fit":
-            self.plan = self.planned(self._runner.train_steps, self.trainer.world_size)
+            self.plan = self.planned(self._runner.rollout.train_steps, self.trainer.world_size)
             self._accumulate(self.plan.micro_batches_per_update)
             self._settled = False
 

@@ -13,7 +13,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from guardlit.checkpoints.io import SafeCheckpointIO
-from guardlit.training.linter import Linter
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.run_folder import RunFolder, next_version
 from guardlit.training.sharded_strategy import ShardedStrategy
@@ -58,7 +57,6 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
     candidates: list[tuple[bool, type[pl.Callback], Any]] = [
         (arguments.get("enable_progress_bar") is not False, ProgressBar, RoundProgress),
         (True, SignalGuard, SignalGuard),
-        (True, Linter, Linter),
         (True, RunFolder, RunFolder),
         (arguments.get("enable_checkpointing") is not False, Checkpoint, two_newest_rounds),
     ]

@@ -10,8 +10,8 @@ from published import SD35_MEDIUM
 from runs import PROMPTS
 from tiny_folders import make_sd3
 
+from guardlit.commands.plan import planned
 from guardlit.planning.estimate import estimate
-from guardlit.planning.run import planned
 from guardlit.rewards import PickScore
 
 ROOT = Path(__file__).parents[2]

@@ -274,8 +274,8 @@ def test_memory_is_released(run: Callable[..., Path], cuda_only: None):
 def test_the_peak_is_the_plans(tmp_path: Path, cuda_only: None):
     """The network is large enough to dominate the kernels' workspaces in the peak."""
     import benchmarks.memory as memory
+    from guardlit.commands.plan import planned
     from guardlit.planning.estimate import estimate
-    from guardlit.planning.run import planned
 
     path = memory.configure(tmp_path, {**memory.MID, "micro_batch": 16})
     arguments = ["--config", str(path), "--trainer.accelerator", "gpu"]

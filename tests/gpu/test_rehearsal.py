@@ -174,8 +174,8 @@ PER_UPDATE = {
 """Allowed synchronizations of a line per update."""
 ONCE = {
     "utilities/apply_func.py batch_to",  # Lightning, when a metric is first logged
-    "training/checks.py sizes_by_step",
-    "training/checks.py <dictcomp>",
+    "rounds/noise_floor.py sizes_by_step",
+    "rounds/noise_floor.py <dictcomp>",
 }
 PLAIN_LORA = {"model__old_velocity": "stored"}
 RECOMPUTED = {"trainer__precision": "16-mixed", "model__old_velocity": "recomputed", "model__kl": {"weight": 0.1}}

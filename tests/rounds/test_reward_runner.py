@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nan
 from guardlit.errors import GuardlitError
 from guardlit.processes.world import World
 from guardlit.rewards import (
+    Composite,
     DigitDiversity,
     DigitGold,
     DigitProbability,
@@ -24,10 +26,11 @@ from guardlit.rewards import (
     JPEGCompressibility,
     Reward,
     Scorer,
+    Term,
 )
 from guardlit.rewards.base import two_images
-from guardlit.rounds.collector import Collector
 from guardlit.rounds.reward_runner import RewardRunner, compare, gold_scorers
+from guardlit.training import validation
 from guardlit.types import Prompt, RewardRequest, RewardResult
 
 PROMPTS = [Prompt("nothing to count"), Prompt("a handwritten seven")]
@@ -166,16 +169,31 @@ def test_a_reward_that_fails_its_test_is_closed():
 
 
 def test_every_rank_tests_with_the_prompts_of_rank_0():
-    world = second([Prompt("theirs")], [0.5, 0.5])
+    world = second(Prompt("theirs"), [0.5, 0.5])
     runner = RewardRunner(Reward.of(Brightness(fail="theirs")), world)
     with pytest.raises(GuardlitError, match="fails its start-up test on 'theirs'"):
         runner.test(TWO)
     assert [error is None for error in world.raised] == [True, False]  # of the setup, of the test
 
 
+def test_a_scorer_is_tested_with_a_prompt_that_it_accepts_and_reads_no_further():
+    def prompts() -> Iterator[Prompt]:
+        yield Prompt("nothing to count")
+        yield Prompt("a handwritten seven")
+        pytest.fail("a prompt too many was read")
+
+    class Lazy(list[Prompt]):
+        def __iter__(self) -> Iterator[Prompt]:
+            return prompts()
+
+    runner = RewardRunner(Composite([Term(Brightness()), Term(DigitGold(), weight=0)]), World.single())
+    runner.test(Lazy())
+    assert runner.tested.keys() == {"brightness", "digitgold"}
+
+
 def test_a_rank_with_other_weights_is_found():
     scores = [0.1, 0.2]
-    runner = RewardRunner(Reward.of(Brightness()), second(TWO, scores))
+    runner = RewardRunner(Reward.of(Brightness()), second(TWO[0], scores))
     with pytest.raises(GuardlitError, match="reward 'brightness' is not the same on all ranks: rank 1 scores"):
         runner.test(TWO)
 
@@ -230,7 +248,7 @@ def test_gold_scorers_are_those_that_callbacks_hold():
 def test_nothing_is_drawn_with_a_bad_scorer_and_it_is_closed(sd3_folder, tmp_path, monkeypatch, capsys):
     closed: list[str] = []
     monkeypatch.setattr(Brightness, "close", lambda self: closed.append(self.name))
-    monkeypatch.setattr(Collector, "evaluate", lambda *_: pytest.fail("an image was drawn"))
+    monkeypatch.setattr(validation, "draw_fixed", lambda *_: pytest.fail("an image was drawn"))
     reward = {"class_path": "brightness.Brightness", "init_args": {"fail": "cat"}}
     path = config(tmp_path, sd3_folder, model__reward=reward)
     for command in ("fit", "validate"):
@@ -241,7 +259,7 @@ def test_nothing_is_drawn_with_a_bad_scorer_and_it_is_closed(sd3_folder, tmp_pat
 
 
 def test_a_gold_scorer_is_tested_once_it_is_loaded(sd3_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Collector, "evaluate", lambda *_: pytest.fail("an image was drawn"))
+    monkeypatch.setattr(validation, "draw_fixed", lambda *_: pytest.fail("an image was drawn"))
     gold = {"class_path": "brightness.Brightness", "init_args": {"fail": "cat"}}
     callback = {"class_path": "guardlit_callbacks.GoldScore", "init_args": {"scorers": [gold]}}
     path = config(tmp_path, sd3_folder, trainer__callbacks=[callback])

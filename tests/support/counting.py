@@ -20,7 +20,7 @@ class Counts(pl.Callback):
 
 def count_encoding() -> None:
     """Count prompts by the device that encoded them."""
-    from guardlit.policies.text.embeddings import EmbeddingCache
+    from guardlit.policies.folders.embeddings import EmbeddingCache
 
     add = EmbeddingCache.add
 

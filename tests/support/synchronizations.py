@@ -14,7 +14,7 @@ from types import FrameType
 
 LOOPS = {
     ("torch/nn/modules/module.py", "_apply"): "moving a network",
-    ("guardlit/policies/text/prompted.py", "_run_encoders"): "encoding",
+    ("guardlit/policies/parts/prompted.py", "_run_encoders"): "encoding",
     ("guardlit/checkpoints/io.py", "save_checkpoint"): "checkpoint",
     ("connectors/checkpoint_connector.py", "dump_checkpoint"): "checkpoint",
     ("logger_connector/logger_connector.py", "log_metrics"): "logging",
