@@ -19,7 +19,7 @@ FILE = re.compile(
     r"(?<![\w/.-])(?:guardlit|callbacks|tests|benchmarks|configs|docs|notebooks)/[\w./-]*"
     r"\.(?:py|md|yaml|json|ipynb|png)\b"
 )
-DOTTED = re.compile(r"(?<![\w/.-])guardlit(?:_callbacks)?(?:\.[A-Za-z_]\w*)+")
+DOTTED = re.compile(r"(?<![\w/.-])(?:guardlit(?:_callbacks)?|benchmarks)(?:\.[A-Za-z_]\w*)+")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)?(?:#([\w-]+))?\)")
 
 
