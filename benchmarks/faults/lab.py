@@ -80,7 +80,7 @@ class Lab:
         Args:
             setting: of the run.
             name: of the folder.
-            changes: of the configuration, as in `tests/runs.py`; `prompts`, if there, are the run's.
+            changes: of the configuration, as in `tests/support/runs.py`; `prompts`, if there, are the run's.
         """
         folder = self.folder / "runs" / name
         folder.mkdir(parents=True, exist_ok=True)
