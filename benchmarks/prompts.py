@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -32,10 +31,13 @@ from guardlit.rewards.digits.networks import DIGITS
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_GROWTH, LONGEST_START = 100, 5.0
 """MB and seconds."""
+# fmt: off
 WORDS = (
-    "sheet paper ink pencil chalk brush thick thin slanted upright small large round narrow faded dark light gray white "
-    "black centered tilted bold smooth rough scanned photographed school notebook letter envelope receipt ledger wall"
-).split()
+    "sheet", "paper", "ink", "pencil", "chalk", "brush", "thick", "thin", "slanted", "upright", "small", "large",
+    "round", "narrow", "faded", "dark", "light", "gray", "white", "black", "centered", "tilted", "bold", "smooth",
+    "rough", "scanned", "photographed", "school", "notebook", "letter", "envelope", "receipt", "ledger", "wall",
+)
+# fmt: on
 
 
 class Recorder(pl.Callback):
@@ -52,7 +54,8 @@ class Recorder(pl.Callback):
         if name in self._marks:
             return
         now, memory = time.perf_counter(), psutil.Process().memory_info().rss / 1e6
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        status = Path("/proc/self/status").read_text()  # `ru_maxrss` would include the process that started this one
+        peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
         self._marks[name] = {"seconds": now, "rss_mb": memory, "peak_mb": peak}
         self._path.write_text(json.dumps(self._marks))
 
@@ -158,8 +161,8 @@ def table(runs: dict[str, dict[str, dict[str, float]]]) -> str:
 def reading(prompts: Path) -> str:
     """Seconds of the pass that reads and checks the file, in a process of its own."""
     code = (
-        "import sys, time; from guardlit.data.prompts import load_prompts; wall, cpu = time.time(), time.process_time();"
-        "prompts = load_prompts(sys.argv[1]); "
+        "import sys, time; from guardlit.data.prompts import load_prompts; "
+        "wall, cpu = time.time(), time.process_time(); prompts = load_prompts(sys.argv[1]); "
         "print(f'{prompts.digest}: {time.time() - wall:.1f} s, {time.process_time() - cpu:.1f} s of CPU')"
     )
     done = subprocess.run([sys.executable, "-c", code, str(prompts)], cwd=ROOT, check=True, capture_output=True)
