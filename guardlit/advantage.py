@@ -39,6 +39,22 @@ def _group_sums(values: Tensor, groups: Tensor, count: int) -> Tensor:
     return values.new_zeros(count).index_add(0, groups, values)
 
 
+def weighted_sum(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of weight x score over names; scores of weight 0 take no part, for 0 x NaN would be NaN.
+
+    Args:
+        scores: by name, (N,) each.
+        weights: of each score, at least one of them not 0.
+
+    Raises:
+        ValueError: no weight other than 0.
+    """
+    parts = [weight * scores[name] for name, weight in weights.items() if weight != 0]
+    if not parts:
+        raise ValueError(f"found the weights {dict(weights)}; at least one must not be 0")
+    return sum(parts[1:], start=parts[0])
+
+
 def group_relative(
     rewards: Tensor,
     group_ids: Tensor,
@@ -69,14 +85,14 @@ def group_relative(
     values = torch.where(valid, rewards, 0).double()
     groups, count = _dense(group_ids)
     members = _group_sums(valid.double(), groups, count).clamp(min=1)
-    centred = torch.where(valid, values - (_group_sums(values, groups, count) / members)[groups], 0)
-    group_std = (_group_sums(centred.square(), groups, count) / members).sqrt()
+    centered = torch.where(valid, values - (_group_sums(values, groups, count) / members)[groups], 0)
+    group_std = (_group_sums(centered.square(), groups, count) / members).sqrt()
     if std == "group":
-        centred = centred / (group_std[groups] + eps)
+        centered = centered / (group_std[groups] + eps)
     elif std == "global":
-        centred = centred / (values[valid].std(correction=0) + eps)
-    centred = torch.where(_spread(rewards, groups, count)[groups], centred, 0)
-    return (centred if clip is None else centred.clamp(-clip, clip)).to(rewards.dtype)
+        centered = centered / (values[valid].std(correction=0) + eps)
+    centered = torch.where(_spread(rewards, groups, count)[groups], centered, 0)
+    return (centered if clip is None else centered.clamp(-clip, clip)).to(rewards.dtype)
 
 
 def _spread(rewards: Tensor, groups: Tensor, count: int) -> Tensor:
@@ -123,8 +139,7 @@ class GroupAdvantage:
             weights: of each reward, 1 by default; rewards with weight 0 take no part.
         """
         weights = {name: 1.0 for name in rewards} if weights is None else {k: w for k, w in weights.items() if w != 0}
-        total = sum(w * rewards[k] for k, w in weights.items())
-        assert isinstance(total, Tensor)
+        total = weighted_sum(rewards, weights)
         groups, count = _dense(group_ids)
         valid = torch.isfinite(total)
         # a sample counts only if all of its rewards are there: a failed one voids it in every term

@@ -119,7 +119,7 @@ READ = {
     },
 }
 ANSWER = "guardlit.serving.app:write_answer"
-FAILED = (ERROR, "rewards failed", "on prompt '", "go on with --ckpt_path")
+FAILED = (ERROR, "rewards failed", "on prompt '", "resume with --ckpt_path")
 
 FAULTS = [
     Fault("reward server is not there", surroundings=served(late=True), says=(ERROR, "http://127"), mend=mended),

@@ -8,7 +8,7 @@ from benchmarks.faults.inject import STEP, VALIDATE, VELOCITY, after, before, se
 from benchmarks.faults.lab import SHARDED, TWO, Setting
 from benchmarks.faults.scenario import Fault, Like
 
-GO_ON = "go on with --ckpt_path"
+GO_ON = "resume with --ckpt_path"
 WITHIN = 22
 """A micro-batch within an update of the second round: the second of four."""
 

@@ -103,7 +103,7 @@ SAVES = 6
 NO_ROOM = os.strerror(errno.ENOSPC)
 UNWRITTEN = ("guardlit fit: error: checkpoint", "could not be written", "the last one kept is")
 
-PASSED_OVER = ("update_7.ckpt is damaged and not used",)
+PASSED_OVER = ("update_7.ckpt is corrupt and not used",)
 
 FAULTS = [
     Fault(
@@ -126,12 +126,12 @@ FAULTS = [
     Fault(
         "no more file descriptors",
         prepare=before(SAVE, SAVES, limit(resource.RLIMIT_NOFILE, next_descriptor)),
-        says=("guardlit fit: error: ", "Too many open files", "go on with --ckpt_path last"),
+        says=("guardlit fit: error: ", "Too many open files", "resume with --ckpt_path last"),
     ),
     Fault(
         "no room for a line of the log",
         prepare=before("lightning.pytorch.loggers:CSVLogger.save", SAVES, fail(OSError(errno.ENOSPC, NO_ROOM))),
-        says=("guardlit fit: error: ", NO_ROOM, "go on with --ckpt_path last"),
+        says=("guardlit fit: error: ", NO_ROOM, "resume with --ckpt_path last"),
     ),
     Fault(
         "killed between writing a checkpoint and putting it in place", prepare=before("os:fsync", 6, DIE), codes=(-9,)

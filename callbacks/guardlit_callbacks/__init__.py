@@ -1,6 +1,6 @@
-"""Lightning callbacks that watch policy-gradient training of generative models.
+"""Lightning callbacks that monitor policy-gradient training of generative models.
 
-Callbacks are imported when one is first asked for, so that a report needs neither torch nor Lightning.
+Callbacks are imported on first use, so that a report needs neither torch nor Lightning.
 """
 
 from importlib import import_module
@@ -53,7 +53,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The first callback that is asked for brings all: command lines find short class names among loaded classes."""
+    """Imports all callbacks on first use: command lines find short class names among loaded classes."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for callback, module in _MODULES.items():

@@ -1,4 +1,4 @@
-"""The paper's Average: several gold scores in one number, relative to the base model, and how sure of it one can be."""
+"""The paper's Average of several gold scores relative to the base model, and its bootstrap interval."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def composite(scores: Mapping[str, float], base: Mapping[str, float]) -> float:
         The Average, here 0.887.
 
     Raises:
-        ValueError: other names in `scores` than in `base`, none at all, a base that is not positive, a score that is no
-            finite number.
+        ValueError: the names in `scores` and `base` differ, there are none, a base is not positive, or a score is not
+            finite.
     """
     _check_names(scores, base)
     for name in base:
@@ -52,7 +52,7 @@ def bootstrap(
     """Percentile bootstrap over prompts of the composite of means.
 
     Each resample draws prompts with replacement, the same ones for every scorer and, where given per prompt, for the
-    base: the scores of one prompt belong together. A resample's ratio is of the two means, never a mean of ratios.
+    base, since scores of one prompt are correlated. A resample's ratio is that of two means, never a mean of ratios.
 
     Args:
         values: scorer to per-prompt scores, (P,) each, in the same order of prompts.
@@ -62,7 +62,7 @@ def bootstrap(
         level: coverage of the interval.
 
     Returns:
-        The composite of the means, and the interval's ends.
+        The composite of the means, and the ends of the interval.
 
     Raises:
         ValueError: as `composite`; unequal numbers of prompts; a score that is not finite (failed scores are never

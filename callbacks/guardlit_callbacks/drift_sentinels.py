@@ -1,4 +1,4 @@
-"""Statistics of images that need no reward model and yet see a policy drift."""
+"""Image statistics that reveal the drift of a policy without a reward model."""
 
 from __future__ import annotations
 
@@ -10,29 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guardlit_callbacks.distributed.gather import distinct, gather_objects
+from guardlit_callbacks.bases.validation import ValidationCallback, log_validation
+from guardlit_callbacks.distributed.gather import distinct
 from guardlit_callbacks.figures.pictures import to_uint8
-from guardlit_callbacks.tools.lightning import (
-    Callback,
-    LightningModule,
-    MisconfigurationException,
-    Trainer,
-    rank_zero_warn,
-)
-from guardlit_callbacks.tools.logging import is_rehearsal, log_scalars
+from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from guardlit_callbacks.tools.outputs import read_output, read_value
 
 _THUMBNAIL = 16
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     """Luma (ITU-R BT.601) in [0, 1]: (B, 3, H, W) uint8 -> (B, H, W) float32."""
     weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
     return torch.einsum("bchw,c->bhw", images.float() / 255.0, weights)
 
 
 def edge_density(images: Tensor, threshold: float = 0.1) -> Tensor:
-    """Share of pixels whose brightness differs from the right or lower neighbour's by more than `threshold`.
+    """Fraction of pixels whose brightness differs from the right or lower neighbour's by more than `threshold`.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -41,19 +35,19 @@ def edge_density(images: Tensor, threshold: float = 0.1) -> Tensor:
     Returns:
         (B,) float32 in [0, 1].
     """
-    grey = _grey(images)
-    dx, dy = grey[:, :-1, 1:] - grey[:, :-1, :-1], grey[:, 1:, :-1] - grey[:, :-1, :-1]
+    gray = _gray(images)
+    dx, dy = gray[:, :-1, 1:] - gray[:, :-1, :-1], gray[:, 1:, :-1] - gray[:, :-1, :-1]
     return (dx.square() + dy.square() > threshold**2).float().mean(dim=(1, 2))
 
 
 def dark_share(images: Tensor, threshold: float = 0.2) -> Tensor:
-    """Share of pixels darker than `threshold` of the full range; (B, 3, H, W) uint8 -> (B,) float32 in [0, 1]."""
-    return (_grey(images) < threshold).float().mean(dim=(1, 2))
+    """Fraction of pixels darker than `threshold` of the full range; (B, 3, H, W) uint8 -> (B,) float32 in [0, 1]."""
+    return (_gray(images) < threshold).float().mean(dim=(1, 2))
 
 
-def grey_entropy(images: Tensor) -> Tensor:
-    """Entropy of the 256 grey levels, in bits; (B, 3, H, W) uint8 -> (B,) float32 in [0, 8]."""
-    levels = _grey(images).mul(255).round().long().flatten(1)
+def gray_entropy(images: Tensor) -> Tensor:
+    """Entropy of the 256 gray levels, in bits; (B, 3, H, W) uint8 -> (B,) float32 in [0, 8]."""
+    levels = _gray(images).mul(255).round().long().flatten(1)
     counts = torch.zeros(len(levels), 256, device=levels.device)
     counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=counts.dtype))
     nats: Tensor = torch.special.entr(counts / levels.shape[1]).sum(dim=1)
@@ -61,11 +55,11 @@ def grey_entropy(images: Tensor) -> Tensor:
 
 
 def spectral_peak(images: Tensor) -> Tensor:
-    """How far the strongest periodic pattern stands out of the spectrum around it, in dB.
+    """Height of the strongest periodic pattern above the spectrum around it, in dB.
 
-    The power spectrum of the grey image (Hann window), each frequency against the geometric mean of those of the same
+    The power spectrum of the gray image (Hann window), each frequency against the geometric mean of those of the same
     distance from the origin; the maximum over all but the lowest eighth of the frequencies. Plain noise and natural
-    images give about 10 dB, a grid artefact tens of dB more; an even image 0.
+    images give about 10 dB, a grid artifact tens of dB more, a uniform image 0.
 
     Args:
         images: (B, 3, H, W) uint8, H and W at least 16.
@@ -73,20 +67,20 @@ def spectral_peak(images: Tensor) -> Tensor:
     Returns:
         (B,) float32, >= 0.
     """
-    grey = _grey(images).double()
-    height, width = grey.shape[1:]
-    window = torch.outer(torch.hann_window(height), torch.hann_window(width)).to(grey)
-    power = torch.fft.rfft2((grey - grey.mean(dim=(1, 2), keepdim=True)) * window).abs().square().flatten(1)
-    decibel = 10.0 * torch.log10(power + 1e-6)  # a floor below the rounding to 8 bits: what is even stays even
-    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]).flatten().to(grey)
+    gray = _gray(images).double()
+    height, width = gray.shape[1:]
+    window = torch.outer(torch.hann_window(height), torch.hann_window(width)).to(gray)
+    power = torch.fft.rfft2((gray - gray.mean(dim=(1, 2), keepdim=True)) * window).abs().square().flatten(1)
+    decibel = 10.0 * torch.log10(power + 1e-6)  # a floor below the rounding to 8 bits: uniform stays 0
+    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]).flatten().to(gray)
     ring = (radius * min(height, width)).round().long()
-    total = decibel.new_zeros(len(grey), int(ring.max()) + 1).index_add_(1, ring, decibel)
+    total = decibel.new_zeros(len(gray), int(ring.max()) + 1).index_add_(1, ring, decibel)
     mean = total / ring.bincount().clamp_min(1)
     return (decibel - mean[:, ring])[:, radius > 0.0625].amax(dim=1).float()
 
 
 def saturation(images: Tensor) -> Tensor:
-    """Mean saturation of the HSV model, 0 for grey; (B, 3, H, W) uint8 -> (B,) float32 in [0, 1]."""
+    """Mean saturation of the HSV model, 0 for gray; (B, 3, H, W) uint8 -> (B,) float32 in [0, 1]."""
     high, low = images.float().amax(dim=1), images.float().amin(dim=1)
     return ((high - low) / high.clamp_min(1.0)).mean(dim=(1, 2))
 
@@ -116,39 +110,39 @@ def group_diversity(images: Tensor, groups: Sequence[Hashable]) -> Tensor:
 SENTINELS = {
     "edge_density": edge_density,
     "dark_share": dark_share,
-    "grey_entropy": grey_entropy,
+    "grey_entropy": gray_entropy,
     "spectral_peak": spectral_peak,
     "saturation": saturation,
 }
 
 
 class _Batch(NamedTuple):
-    """What is kept of B images: sentinels (B, 5), thumbnails (B, 3, 16, 16), labels and numbers (B or none)."""
+    """What is kept of B images: sentinels (B, 5), thumbnails (B, 3, 16, 16), labels and sample indices (B or none)."""
 
     values: Tensor
     thumbnails: Tensor
     groups: list[Hashable]
-    numbers: list[int]
+    indices: list[int]
 
 
-class DriftSentinels(Callback):
-    """Watches simple statistics of the validation images against those of the first validation.
+class DriftSentinels(ValidationCallback[_Batch]):
+    """Monitors simple statistics of the validation images, relative to the first validation.
 
-    Reward hacking shows here before the gold scores fall: a text reward, for one, wipes the background, and the share
-    of dark pixels doubles while edges and entropy halve. The baseline is the first validation the callback sees;
-    `trainer.validate(...)` before `fit`, or `Trainer(num_sanity_val_steps=-1)`, makes it step 0. It is kept in
-    checkpoints. All ranks' images count.
+    Reward hacking shows here before the gold scores fall. A text reward, for example, wipes the background: the
+    fraction of dark pixels doubles while edges and entropy halve. The baseline is the first validation that the
+    callback sees; `trainer.validate(...)` before `fit`, or `Trainer(num_sanity_val_steps=-1)`, makes it step 0. It is
+    kept in checkpoints. The images of all ranks count.
 
     Logged once per validation, the mean over all images:
 
     | key | unit |
     |---|---|
-    | `drift/edge_density` | share of pixels, 0 to 1 |
-    | `drift/dark_share` | share of pixels, 0 to 1 |
+    | `drift/edge_density` | fraction of pixels, 0 to 1 |
+    | `drift/dark_share` | fraction of pixels, 0 to 1 |
     | `drift/grey_entropy` | bits, 0 to 8 |
     | `drift/spectral_peak` | dB |
     | `drift/saturation` | 0 to 1 |
-    | `drift/diversity` | RMS pixel difference within a group, share of the full range; with `groups` only |
+    | `drift/diversity` | RMS pixel difference within a group, fraction of the full range; with `groups` only |
     | `drift/NAME_ratio` | each of these over its value in the first validation; not logged where that is 0 |
 
     Example:
@@ -164,34 +158,20 @@ class DriftSentinels(Callback):
     Args:
         images: key of the images in what `validation_step` returns, (B, 3, H, W) uint8 or float in [0, 1].
         groups: key of B labels (texts or numbers); equal labels form a group. None for no diversity.
-        index: key of each sample's number in the validation set, (B,): a sample that a distributed sampler handed out
-            twice then counts once. None if there are no such repeats.
+        index: key of each sample's index in the validation set, (B,); a sample that a distributed sampler repeats then
+            counts once. None if there are no repeats.
 
     Raises:
         MisconfigurationException: a key is missing in what `validation_step` returned, or holds something else.
     """
 
     def __init__(self, images: str = "images", groups: str | None = "prompts", index: str | None = None) -> None:
+        super().__init__()
         self.images, self.groups, self.index = images, groups, index
         self._baseline: dict[str, float] = {}
-        self._rows: list[_Batch] = []
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the last validation's images."""
-        self._rows = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def collect(self, outputs: Any) -> list[_Batch]:
         """Reduces the batch to a few numbers and a thumbnail per image."""
-        if is_rehearsal(trainer):
-            return
         images = to_uint8(read_output(outputs, self.images, self, "images"), self)
         groups: list[Hashable] = []
         if self.groups is not None:
@@ -204,34 +184,24 @@ class DriftSentinels(Callback):
         values = torch.stack([sentinel(images) for sentinel in SENTINELS.values()], dim=1)
         thumbnails = functional.adaptive_avg_pool2d(images.float(), _THUMBNAIL).round().to(torch.uint8)
         index = [] if self.index is None else read_output(outputs, self.index, self, "index").tolist()
-        self._rows.append(_Batch(values.cpu(), thumbnails.cpu(), groups, index))
+        return [_Batch(values.cpu(), thumbnails.cpu(), groups, index)]
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gathers all ranks' numbers and logs their means, and how they stand to the baseline."""
-        if is_rehearsal(trainer):
-            return
-        rows = [row for rank in gather_objects(self._rows) for row in rank]
-        self._rows = []
-        if not rows:
-            return
-        means = self._means(rows)
+    def report(self, trainer: Trainer, pl_module: LightningModule, ranks: Sequence[Sequence[_Batch]]) -> None:
+        """Logs the means over all images, and their ratios to the baseline."""
+        means = self._means([batch for rank in ranks for batch in rank])
         if not self._baseline:
             self._baseline = means
             if trainer.global_step > 0:
                 rank_zero_warn(f"DriftSentinels: the baseline is step {trainer.global_step}; validate before training")
         ratios = {f"{k}_ratio": v / self._baseline[k] for k, v in means.items() if self._baseline.get(k, 0.0) > 0}
-        metrics = {f"drift/{key}": value for key, value in {**means, **ratios}.items()}
-        if trainer.sanity_checking:  # Lightning drops what is logged then
-            log_scalars(trainer, metrics, trainer.global_step)
-        else:
-            pl_module.log_dict(metrics, batch_size=1, sync_dist=True)  # the same numbers on every rank
+        log_validation(trainer, pl_module, {f"drift/{key}": value for key, value in {**means, **ratios}.items()})
 
-    def _means(self, rows: Sequence[_Batch]) -> dict[str, float]:
-        values, thumbnails = torch.cat([row.values for row in rows]), torch.cat([row.thumbnails for row in rows])
-        groups = [group for row in rows for group in row.groups]
+    def _means(self, batches: Sequence[_Batch]) -> dict[str, float]:
+        values, thumbnails = torch.cat([b.values for b in batches]), torch.cat([b.thumbnails for b in batches])
+        groups = [group for batch in batches for group in batch.groups]
         kept = list(range(len(values)))
         if self.index is not None:
-            kept = distinct([number for row in rows for number in row.numbers])
+            kept = distinct([index for batch in batches for index in batch.indices])
         means = dict(zip(SENTINELS, values[kept].mean(dim=0).tolist(), strict=True))
         if self.groups is not None:
             diversity = group_diversity(thumbnails[kept], [groups[i] for i in kept]).nanmean().item()
@@ -240,9 +210,9 @@ class DriftSentinels(Callback):
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """The first validation's values."""
+        """The baseline."""
         return {"baseline": self._baseline}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the baseline of the run that is resumed."""
+        """Restores the baseline."""
         self._baseline = dict(state_dict["baseline"])

@@ -1,9 +1,9 @@
-"""Scores that are only watched, never trained on (Fig. 1)."""
+"""Gold scores: evaluated during training, never trained on (Fig. 1)."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +11,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guardlit_callbacks.bases.validation import ValidationCallback, is_partial, log_validation
 from guardlit_callbacks.composite import Interval, bootstrap
-from guardlit_callbacks.distributed.gather import gather_objects
 from guardlit_callbacks.figures.plots import ProxyGoldCurve, proxy_gold_figure
-from guardlit_callbacks.tools.lightning import (
-    Callback,
-    LightningModule,
-    MisconfigurationException,
-    Trainer,
-    rank_zero_warn,
-)
-from guardlit_callbacks.tools.logging import is_rehearsal, log_figure, log_scalars, run_dir
+from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from guardlit_callbacks.tools.logging import log_figure, run_dir
 from guardlit_callbacks.tools.outputs import read_output, read_value
 from guardlit_callbacks.tools.scoring import ScoreRequest, Scorers, can_close, named, score, set_up
 from guardlit_callbacks.tools.statistics import Array
 
 PROXY = "proxy"
 
+Sample = dict[str, Any]
+"""A sample's prompt, its scores by scorer and, where given, its proxy reward and index."""
 
-class GoldScore(Callback):
-    """Scores the images of validation with scorers that training never sees, and sets them beside the proxy reward.
 
-    `validation_step` returns the images it drew: for the same prompts, with the same noise, every time. Their scores
-    are averaged per prompt. `gold/average` is the paper's Average, the mean over scorers of score / base, where the
-    base is what `base` says, or the evaluation at step 0: `Trainer(num_sanity_val_steps=-1)` or `trainer.validate(...)`
-    before `fit` gives one, without it the first one serves, with a warning. The 95 % interval is a bootstrap over
-    prompts, the same resamples for base and scores. The best model is kept by
+class GoldScore(ValidationCallback[Sample]):
+    """Scores the validation images with scorers that training never sees, and plots them with the proxy reward.
+
+    `validation_step` returns its images, sampled for the same prompts from the same noise every time. Their scores are
+    averaged per prompt. `gold/average` is the paper's Average, the mean over scorers of score / base. The base is the
+    argument `base`, or else the evaluation at step 0: get one by `Trainer(num_sanity_val_steps=-1)` or by
+    `trainer.validate(...)` before `fit`; without it the first evaluation is the base, with a warning. The 95 % interval
+    is a bootstrap over prompts, with the same resamples for base and scores. To keep the best model, use
     `ModelCheckpoint(monitor="gold/average", mode="max")`.
 
     Logged after each validation:
 
     | key | unit |
     |---|---|
-    | `gold/NAME` | mean over prompts, the scorer's own unit |
+    | `gold/NAME` | mean over prompts, in the scorer's unit |
     | `gold/average` | 1 = as good as the base, more is better |
-    | `gold/average_low`, `gold/average_high` | the interval's ends, the same unit |
-    | `gold/proxy` | mean proxy reward over prompts, its own unit; failed ones left out |
+    | `gold/average_low`, `gold/average_high` | ends of the interval, same unit |
+    | `gold/proxy` | mean proxy reward over prompts, in its own unit, without failed ones |
 
-    The loggers that can also get the figure `gold/figure`. The run's folder gets `gold.csv` (one row an evaluation),
+    Loggers that take figures get `gold/figure`. The run's folder gets `gold.csv` (one row an evaluation),
     `gold.png`, and `gold/step_SSSSSSSS.npz` with `prompt` and each scorer's scores by prompt, (P,) each.
 
     Example:
@@ -60,25 +57,25 @@ class GoldScore(Callback):
         ```
 
     Args:
-        scorers: name to scorer, or a list of scorers that bear names. A scorer is a torchmetrics `Metric` that is a
+        scorers: name to scorer, or a list of scorers with names. A scorer is a torchmetrics `Metric` that is a
             mean over samples, with `update(images, prompts)` or `update(images)`, or any object with `setup(device)`
             and `score(request)`: the request has images (B, 3, height, width) uint8, prompts and metadata, the result
-            `values` (B,) and `valid` (B,). One that has `close()` is closed at the end.
+            `values` (B,) and `valid` (B,). A scorer with `close()` is closed at the end.
         images: key of the images, (B, 3, height, width) uint8.
         prompts: key of the prompts, B texts.
         metadata: key of B mappings for the scorers; None for empty ones.
-        proxy: key of the proxy reward, (B,); None to do without.
-        index: key of each sample's number in the validation set, (B,): a sample that a distributed sampler handed out
-            twice then counts once. None if there are no such repeats.
+        proxy: key of the proxy reward, (B,); None for none.
+        index: key of each sample's index in the validation set, (B,); a sample that a distributed sampler repeats then
+            counts once. None if there are no repeats.
         average: scorers in the average; all by default.
         base: scorer to the base model's mean; by default the evaluation at step 0.
-        lower_is_better: scorers such as a distance, which enter the average as base / score.
+        lower_is_better: scorers such as distances, which enter the average as base / score.
         resamples: of the bootstrap.
 
     Raises:
-        ValueError: a name in `average`, `base` or `lower_is_better` is no scorer's.
-        MisconfigurationException: a key is not among the outputs; images are not uint8; a gold score failed: it is
-            never dropped; the prompts are others than those of the base.
+        ValueError: a name in `average`, `base` or `lower_is_better` is not a scorer's.
+        MisconfigurationException: a key is not among the outputs; images are not uint8; a gold score failed (they are
+            never dropped); the prompts differ from those of the base.
     """
 
     def __init__(
@@ -94,6 +91,7 @@ class GoldScore(Callback):
         lower_is_better: list[str] | None = None,
         resamples: int = 1000,
     ) -> None:
+        super().__init__()
         self.scorers = named(scorers)
         self.images, self.prompts, self.metadata, self.proxy, self.index = images, prompts, metadata, proxy, index
         self.average = list(self.scorers) if average is None else average
@@ -106,31 +104,19 @@ class GoldScore(Callback):
         self.history: list[dict[str, float]] = []
         self._base_scores: dict[str, Array] = {}
         self._base_prompts: list[str] = []
-        self._samples: list[dict[str, Any]] = []
         self._open: set[str] = set()
 
     # --- collecting ----------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Loads the scorers the first time, and those that have been closed since."""
-        self._samples = []
-        if not is_rehearsal(trainer):
+        """Sets up the scorers that are not set up yet, or were closed since."""
+        if not is_partial(trainer):
             for name in [name for name in self.scorers if name not in self._open]:
                 self._open.add(name)
                 set_up(self.scorers[name], pl_module.device)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def collect(self, outputs: Any) -> list[Sample]:
         """Scores the batch's images."""
-        if is_rehearsal(trainer):
-            return
         images = read_output(outputs, self.images, self, "images")
         prompts = list(read_value(outputs, self.prompts, self, "prompts"))
         metadata = (
@@ -147,38 +133,35 @@ class GoldScore(Callback):
             columns[PROXY] = _numpy(read_output(outputs, self.proxy, self, "proxy"))
         if self.index is not None:
             columns["index"] = _numpy(read_output(outputs, self.index, self, "index"))
-        self._samples += [
+        return [
             {"prompt": prompt, **{name: float(values[i]) for name, values in columns.items()}}
             for i, prompt in enumerate(prompts)
         ]
 
-    # --- the end -------------------------------------------------------------------------------------------------
+    # --- closing ------------------------------------------------------------------------------------------------
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives back what the scorers hold beside memory; the next validation sets them up again."""
+        """Releases the scorers' processes and connections; the next validation sets them up again."""
         self.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The same where Lightning calls no `teardown`."""
+        """Releases them where Lightning calls no `teardown`."""
         self.close()
 
     def close(self) -> None:
-        """Closes each scorer that was set up and can be closed."""
+        """Closes each scorer that was set up and has `close()`."""
         for name in [name for name in self.scorers if name in self._open and can_close(self.scorers[name])]:
             self._open.remove(name)
             try:
                 self.scorers[name].close()
-            except Exception as error:  # hides neither why a run ends nor that it is done
+            except Exception as error:  # must not replace the run's own error
                 rank_zero_warn(f"GoldScore: {name!r} could not be closed: {error}")
 
     # --- evaluating ----------------------------------------------------------------------------------------------
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gathers the scores of all ranks, compares them with the base, logs and writes."""
-        samples = [sample for rank in gather_objects(self._samples) for sample in rank]
-        self._samples = []
-        if not samples:
-            return
+    def report(self, trainer: Trainer, pl_module: LightningModule, ranks: Sequence[Sequence[Sample]]) -> None:
+        """Compares the scores with the base, logs and writes."""
+        samples = [sample for rank in ranks for sample in rank]
         self._check_failed(samples)
         prompts, scores = _per_prompt(samples)
         step = trainer.global_step
@@ -190,25 +173,20 @@ class GoldScore(Callback):
             row[PROXY] = float(np.nanmean(scores[PROXY]))
         self.history = [*(old for old in self.history if old["step"] < step), {"step": step, **row}]
 
-        metrics = {f"gold/{name}": value for name, value in row.items()}
-        if trainer.sanity_checking:  # Lightning drops what is logged then
-            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
-            log_scalars(trainer, metrics, step)
-        else:
-            pl_module.log_dict(metrics, sync_dist=True)
+        log_validation(trainer, pl_module, {f"gold/{name}": value for name, value in row.items()})
         folder = run_dir(trainer)
         if trainer.is_global_zero:
             if folder:
                 _write(folder, step, self.history, {"prompt": np.array(prompts), **scores})
             log_figure(trainer, "gold/figure", self._figure(), step, folder / "gold.png" if folder else None)
 
-    def _check_failed(self, samples: list[dict[str, Any]]) -> None:
+    def _check_failed(self, samples: list[Sample]) -> None:
         for name in self.scorers:
             failed = [sample["prompt"] for sample in samples if not np.isfinite(sample[name])]
             if failed:
                 raise MisconfigurationException(
                     f"GoldScore: {name!r} failed on {len(failed)} of {len(samples)} images, first for the prompt "
-                    f"{failed[0]!r}; gold scores are never dropped: mend the scorer or take the prompt out"
+                    f"{failed[0]!r}; gold scores are never dropped: fix the scorer or remove the prompt"
                 )
 
     def _set_base(self, step: int, prompts: list[str], scores: Mapping[str, Array]) -> None:
@@ -224,8 +202,8 @@ class GoldScore(Callback):
                 )
         if prompts != self._base_prompts:
             raise MisconfigurationException(
-                f"GoldScore: validation had {len(prompts)} prompts, and they are not the {len(self._base_prompts)} of "
-                "the base evaluation; validate on a fixed prompt set"
+                f"GoldScore: validation has {len(prompts)} prompts, not the {len(self._base_prompts)} of the base "
+                "evaluation; validate on a fixed prompt set"
             )
 
     def _interval(self, scores: Mapping[str, Array]) -> Interval:
@@ -243,12 +221,12 @@ class GoldScore(Callback):
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The evaluations so far and the base's scores by prompt; the same on every rank."""
+        """The evaluations so far and the base scores by prompt; equal on every rank."""
         base = {name: torch.from_numpy(values) for name, values in self._base_scores.items()}
         return {"history": self.history, "base_scores": base, "base_prompts": self._base_prompts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues the history."""
+        """Restores the evaluations and the base."""
         self.history, self._base_prompts = list(state_dict["history"]), list(state_dict["base_prompts"])
         self._base_scores = {name: values.numpy() for name, values in state_dict["base_scores"].items()}
 
@@ -257,15 +235,15 @@ def _numpy(values: Tensor) -> Array:
     return values.double().cpu().numpy()
 
 
-def _check_names(argument: str, names: Any, scorers: Any, what: str = "names no scorer") -> None:
+def _check_names(argument: str, names: Any, scorers: Any, what: str = "is not a scorer") -> None:
     if unknown := [name for name in names if name not in scorers]:
         raise ValueError(f"GoldScore: {argument} {unknown[0]!r} {what}; there are {', '.join(map(repr, scorers))}")
 
 
-def _per_prompt(samples: list[dict[str, Any]]) -> tuple[list[str], dict[str, Array]]:
-    """Prompts in alphabetical order and each column's mean by prompt; a sample index counts once."""
+def _per_prompt(samples: list[Sample]) -> tuple[list[str], dict[str, Array]]:
+    """Prompts in alphabetical order and each column's mean per prompt; each sample index counts once."""
     samples = list({sample.get("index", ("no index", i)): sample for i, sample in enumerate(samples)}.values())
-    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    by_prompt: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda s: (s["prompt"], s.get("index", 0))):
         by_prompt.setdefault(sample["prompt"], []).append(sample)
     names = [name for name in samples[0] if name not in ("prompt", "index")]

@@ -1,4 +1,4 @@
-"""How large the gradient of each denoising step is, and how often it is clipped (Fig. 3)."""
+"""Gradient magnitude per denoising step, and gradient clipping (Fig. 3)."""
 
 from __future__ import annotations
 
@@ -12,34 +12,37 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from guardlit_callbacks.bases.round import RoundCallback, Rows
 from guardlit_callbacks.distributed.gather import gather_objects
-from guardlit_callbacks.distributed.gradients import total_norm, trained, zero_share
+from guardlit_callbacks.distributed.gradients import gradient_norm, total_norm, trained_parameters, zero_fraction
 from guardlit_callbacks.distributed.sync_ddp import SyncDDP
 from guardlit_callbacks.figures.plots import gradient_figure
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from guardlit_callbacks.tools.logging import log_figure, log_histogram
 from guardlit_callbacks.tools.outputs import read_output
-from guardlit_callbacks.tools.round import RoundCallback, Rows
 from guardlit_callbacks.tools.statistics import max_over_min, split, step_index, unmasked
 
 CLIP_TOLERANCE = 1e-5
-"""A norm that fell by a larger share than this was clipped; rounding moves it less."""
+"""A norm that fell by a larger fraction than this was clipped; rounding moves it less."""
 
 MANY_ZEROS = 0.05
-"""Share of exact zeros in the gradient from which float16 is said to underflow; a healthy one has about 0.01."""
+"""Fraction of exact zeros in the gradient that indicates float16 underflow; a healthy one has about 0.01."""
 
 
 class GradientNorm(RoundCallback):
-    """Watches the size of the gradient at every denoising step, and what gradient clipping does to it.
+    """Monitors the gradient's norm at every denoising step, and the effect of gradient clipping.
 
-    Two gradients. That of the loss with respect to the predicted velocity comes with the outputs of `training_step`,
-    one norm per sample, and costs nothing. That of the trainable parameters is measured every `parameters_every`
-    rounds, as the difference that a micro-batch's backward makes to the accumulated gradient; it keeps a second copy of
-    the trainable gradients during such a round, and undoes Lightning's division by `accumulate_grad_batches` and the
-    loss scale of 16-bit precision. Micro-batches must then hold one denoising step each, the same on all ranks.
+    Two gradients are measured. The gradient of the loss with respect to the predicted velocity comes with the outputs
+    of `training_step`, one norm per sample, at no cost. The gradient of the trainable parameters is measured every
+    `parameters_every` rounds, as the difference that a micro-batch's backward pass makes to the accumulated gradient.
+    Such a round keeps a second copy of the trainable gradients; Lightning's division by `accumulate_grad_batches` and
+    the loss scale of 16-bit precision are undone. Its micro-batches must hold one denoising step each, the same on all
+    ranks.
 
-    What underflows in float16 is exactly zero, in silence. Under a loss scaler the callback warns, once, when too many
-    entries are in a round after the first, in which a LoRA's first gradient is half zeros by construction.
+    Underflow in float16 is silent: entries become exactly zero. Under a loss scaler the callback warns, once, when too
+    many entries are zero in a round after the first, in which a LoRA's first gradient is half zeros by construction.
+
+    The total norm before clipping is shared with other callbacks; a module with a method `gradient_norm()` provides it.
 
     TT is the index of the denoising step, two digits. Logged at the end of a round:
 
@@ -50,16 +53,16 @@ class GradientNorm(RoundCallback):
     | `gradient/parameters/tTT` | mean norm over the step's micro-batches, loss / parameter (measured rounds) |
     | `gradient/parameters/max_over_min` | largest over smallest of these (measured rounds) |
     | `gradient/norm_before_clipping` | mean over the round's optimizer steps of the total norm, loss / parameter |
-    | `gradient/norm_after_clipping` | the same as the optimizer saw it |
-    | `gradient/clipped` | share of the optimizer steps in which clipping acted, 0 to 1 |
-    | `gradient/zero_share` | exact zeros in the trained parameters' gradient, mean over the optimizer steps, 0 to 1 |
+    | `gradient/norm_after_clipping` | the same, as the optimizer saw it |
+    | `gradient/clipped` | fraction of the optimizer steps in which clipping acted, 0 to 1 |
+    | `gradient/zero_share` | fraction of exact zeros in the parameters' gradient, mean over optimizer steps, 0 to 1 |
 
-    The loggers that can also get the histograms `gradient/velocity/histogram/tTT`, of samples' norms, and the figure
+    Loggers that take them get the histograms `gradient/velocity/histogram/tTT`, of samples' norms, and the figure
     `gradient/figure`. The run's folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`,
     `norm_after` and `zero_share` (optimizer steps,) and, in measured rounds, `parameter_step` and `parameters`
-    (micro-batches,); and the figure beside it.
+    (micro-batches,); and the figure next to it.
 
-    Needs automatic optimization. Sharded parameters (FSDP2) give their full norm.
+    Needs automatic optimization. Sharded parameters (FSDP2) contribute their full norm.
 
     Example:
         ```python
@@ -68,15 +71,15 @@ class GradientNorm(RoundCallback):
         ```
 
     Args:
-        velocity: key of the norm of d loss_b / d velocity_b, unscaled; None to do without.
-        step: key of the denoising step: its index, or a float timestep that falls while denoising.
+        velocity: key of the norm of d loss_b / d velocity_b, unscaled; None for none.
+        step: key of the denoising step: its index, or a float timestep that falls during denoising.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
-        parameters_every: rounds between measurements of the parameters' gradient, from round 0 on; 0 for never.
-        draw_every: rounds between figures, from round 0 on; 0 for none.
+        parameters_every: measure the parameters' gradient every so many rounds, from round 0 on; 0 for never.
+        draw_every: plot every so many rounds, from round 0 on; 0 for never.
 
     Raises:
-        MisconfigurationException: a key is not among the outputs, or not one value per sample; parameters are to be
-            measured under a DDP that does not reduce every backward, or on micro-batches that mix steps.
+        MisconfigurationException: a key is not among the outputs, or not one value per sample; `parameters_every` with
+            a DDP that does not reduce at every backward pass, or with micro-batches that mix steps.
     """
 
     def __init__(
@@ -97,17 +100,17 @@ class GradientNorm(RoundCallback):
     def _forget(self) -> None:
         super()._forget()
         self._updates: list[tuple[Tensor, Tensor]] = []  # total norm before and after clipping, scalars
-        self._zeros: list[Tensor] = []  # an update's share of exact zeros
+        self._zeros: list[Tensor] = []  # an update's fraction of exact zeros
         self._measured: list[tuple[Tensor, Tensor]] = []  # a micro-batch's steps (B,), its parameters' gradient norm
-        self._before: tuple[list[Tensor], Tensor, Tensor] | None = None  # what trains, its norm and share of zeros
+        self._before: tuple[list[Tensor], Tensor, Tensor] | None = None  # what trains, its norm, its zeros
         self._accumulated: dict[Tensor, Tensor] = {}  # each parameter's gradient so far
         self._difference: Tensor | None = None
-        self._scale: float | None = None  # of the loss in this update; None until it was asked for, which waits
+        self._scale: float | None = None  # of the loss in this update; None until it was read, which waits for the GPU
 
     # --- the parameters' gradient --------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses to measure what DDP hides."""
+        """Refuses to measure the micro-batches' gradients under a DDP that does not reduce them."""
         hidden = isinstance(trainer.strategy.model, DistributedDataParallel) and trainer.accumulate_grad_batches > 1
         if self.parameters_every and hidden and not isinstance(trainer.strategy, SyncDDP):
             raise MisconfigurationException(
@@ -119,14 +122,14 @@ class GradientNorm(RoundCallback):
         return self.parameters_every > 0 and trainer.current_epoch % self.parameters_every == 0
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """A new accumulation starts from nothing."""
+        """Starts a new accumulation."""
         self._accumulated, self._scale = {}, None
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the norm of what this backward added."""
+        """Takes the norm of what this backward pass added."""
         if not self._measures(trainer):
             return
-        gradients = {p: p.grad.detach().clone() for p in trained(trainer.optimizers) if p.grad is not None}
+        gradients = {p: p.grad.detach().clone() for p in trained_parameters(trainer.optimizers) if p.grad is not None}
         added = [g - self._accumulated[p] if p in self._accumulated else g for p, g in gradients.items()]
         self._accumulated = gradients
         if self._scale is None:
@@ -138,9 +141,8 @@ class GradientNorm(RoundCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Takes the total norm before Lightning clips it, and counts the zeros."""
-        parameters = trained([optimizer])
-        zeros = zero_share(p.grad for p in parameters)
-        self._before = parameters, total_norm(p.grad for p in parameters), zeros
+        parameters = trained_parameters([optimizer])
+        self._before = parameters, gradient_norm(pl_module), zero_fraction(p.grad for p in parameters)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -153,7 +155,7 @@ class GradientNorm(RoundCallback):
             self._difference = None
         if self._before is not None:
             parameters, before, zeros = self._before
-            if any(p.grad is not None for p in parameters):  # without any, the update was called off
+            if any(p.grad is not None for p in parameters):  # without any, the update was skipped
                 self._updates.append((before, total_norm(p.grad for p in parameters)))
                 self._zeros.append(zeros)
             self._before = None
@@ -161,13 +163,13 @@ class GradientNorm(RoundCallback):
     # --- the round -----------------------------------------------------------------------------------------------
 
     def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
-        """Writes the arrays, draws, and returns the statistics."""
+        """Writes the arrays, plots, and returns the statistics."""
         rows = {**unmasked(rows), **self._per_update(), **self._per_micro_batch()}
         path = self.write(trainer, "gradient", round_index, rows)
         for t, values in split(rows["step"], rows["velocity"]).items() if "velocity" in rows else ():
             log_histogram(trainer, f"gradient/velocity/histogram/t{t:02d}", values, trainer.global_step)
         if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
-            self._draw(trainer, rows, f"round {round_index}", path)
+            self._plot(trainer, rows, f"round {round_index}", path)
         statistics = gradient_statistics(rows)
         if _scaler(trainer) is not None and round_index > 0 and not self._warned:
             self._warned = self._warn(statistics.get("gradient/zero_share", 0.0), round_index)
@@ -182,7 +184,7 @@ class GradientNorm(RoundCallback):
             )
         return zeros > MANY_ZEROS
 
-    def _draw(self, trainer: Trainer, rows: Rows, title: str, path: Path | None) -> None:
+    def _plot(self, trainer: Trainer, rows: Rows, title: str, path: Path | None) -> None:
         curves = {f"d loss / d {name}": _curve(rows, name) for name in ("velocity", "parameters")}
         panels = {panel: {"this run": curve} for panel, curve in curves.items() if curve}
         if panels:
@@ -197,12 +199,12 @@ class GradientNorm(RoundCallback):
         return {"norm_before": before, "norm_after": after, "zero_share": np.array([float(z) for z in self._zeros])}
 
     def _per_micro_batch(self) -> Rows:
-        """Step and norm of each measured micro-batch; a collective, which checks that all ranks mean the same step."""
+        """Step and norm of each measured micro-batch. Collective: checks that the step is the same on all ranks."""
         steps = [np.unique(steps.cpu().double().numpy()) for steps, _ in self._measured]
         if any(len(set(np.concatenate(at))) > 1 for at in zip(*gather_objects(steps), strict=True)):
             raise MisconfigurationException(
                 "GradientNorm: parameters_every needs micro-batches of one denoising step, the same on all ranks, "
-                "and found one that mixes steps; deal them out by step, or set parameters_every=0"
+                "and found one that mixes steps; batch by step, or set parameters_every=0"
             )
         if not steps:
             return {}
@@ -210,7 +212,7 @@ class GradientNorm(RoundCallback):
         return {"parameter_step": step_index(np.concatenate(steps)), "parameters": norms}
 
     def state_dict(self) -> dict[str, Any]:
-        """The round so far: rows of all ranks, and the norms, which are the same on all."""
+        """The round so far: the rows of all ranks, and the norms, which are equal on all."""
         state = super().state_dict()
         if state:
             state["updates"] = [(before.cpu(), after.cpu()) for before, after in self._updates]
@@ -219,7 +221,7 @@ class GradientNorm(RoundCallback):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the round up where it was left."""
+        """Restores the round in progress."""
         super().load_state_dict(state_dict)
         self._updates, self._measured = list(state_dict["updates"]), list(state_dict["measured"])
         self._zeros = list(state_dict.get("zeros", []))

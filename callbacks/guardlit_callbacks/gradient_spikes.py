@@ -1,4 +1,4 @@
-"""Gradients that are out of all proportion to those before them."""
+"""Gradient spikes: updates whose gradient is far larger than those before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from guardlit_callbacks.distributed.gather import gather_objects
-from guardlit_callbacks.distributed.gradients import total_norm, trained
+from guardlit_callbacks.distributed.gradients import gradient_norm, trained_parameters
 from guardlit_callbacks.tools.lightning import Callback, LightningModule, Trainer, rank_zero_warn
 from guardlit_callbacks.tools.outputs import read_output
 
@@ -22,30 +22,32 @@ SIGMA = 1.4826
 
 
 class Largest(NamedTuple):
-    """The sample of the largest gradient so far in an optimizer step, and what its other outputs say of it."""
+    """The sample of the largest gradient so far in an update: its gradient norm, and its outputs by key."""
 
     size: float
-    said: dict[str, float]
+    names: dict[str, float]
 
 
 class GradientSpikes(Callback):
-    """Warns of an optimizer step whose gradient is far larger than those of the steps before it.
+    """Warns of an optimizer step whose gradient is far larger than those of the steps before.
 
-    The norm of all gradients together, before clipping, is held against the median and the median absolute deviation
-    (MAD) of the last `window` steps. It is a spike where it exceeds the median by more than `sigmas` robust standard
-    deviations (1.4826 MAD) and is at least `ratio` times the median; so is NaN or infinity. Spikes but for those enter
-    the window, so that a level that stays becomes the new baseline. No step is judged before `patience` of them.
+    The total gradient norm before clipping is compared with the median and the median absolute deviation (MAD) of the
+    last `window` steps. It is a spike if it exceeds the median by more than `sigmas` robust standard deviations
+    (1.4826 MAD) and is at least `ratio` times the median; NaN and infinity are spikes too. Finite spikes enter the
+    window, so that a lasting new level becomes the baseline. The first `patience` steps are never spikes, unless NaN or
+    infinite.
 
-    The warning names the step, the norm and its baseline, and the sample of the largest `size` among the step's
-    micro-batches on all ranks, by what the outputs under `names` hold for it. Logged after each optimizer step:
+    The warning gives the step, the norm, its baseline, and the sample of the largest `size` among the step's
+    micro-batches on all ranks, identified by the outputs under `names`. Logged after each optimizer step:
 
     | key | unit |
     |---|---|
     | `gradient/spike_ratio` | norm over the window's median; infinite for NaN. Not before `patience` steps |
     | `gradient/spikes` | spikes since the start of the run |
 
-    Needs automatic optimization. Right under DDP, FSDP2, gradient accumulation and 16-bit precision; the window is kept
-    in checkpoints. Costs one norm of the gradients, one scalar reduction and one synchronization an optimizer step.
+    Needs automatic optimization. Correct under DDP, FSDP2, gradient accumulation and 16-bit precision; the window is
+    kept in checkpoints. Costs one scalar reduction and one synchronization an optimizer step, and one norm of the
+    gradients where neither the module (by a method `gradient_norm()`) nor another callback has it.
 
     Example:
         ```python
@@ -54,12 +56,12 @@ class GradientSpikes(Callback):
         ```
 
     Args:
-        ratio: a norm below this many medians is no spike.
-        sigmas: nor is one within this many robust standard deviations of the median.
-        window: optimizer steps that make the baseline.
-        patience: optimizer steps that it takes at least.
-        size: key of each sample's gradient norm (B,) among the outputs of `training_step`; None to name no sample.
-        names: keys of values (B,) that tell which sample it is.
+        ratio: a norm below this many medians is not a spike.
+        sigmas: a norm within this many robust standard deviations of the median is not a spike.
+        window: optimizer steps in the baseline.
+        patience: fewest optimizer steps in the baseline.
+        size: key of each sample's gradient norm (B,) among the outputs of `training_step`; None to identify no sample.
+        names: keys of values (B,) that identify a sample.
 
     Raises:
         ValueError: an argument is out of range.
@@ -83,14 +85,14 @@ class GradientSpikes(Callback):
         self.size, self.names = size, tuple(names)
         self.spikes = 0
         self.last_ratio: float | None = None
-        """Norm over median of the last optimizer step; infinite where the norm is not finite, None while not judged."""
+        """Norm over median of the last optimizer step; infinite for a non-finite norm, None without a baseline."""
         self._norms: deque[float] = deque(maxlen=window)
-        self._rows: list[dict[str, Tensor]] = []  # of the optimizer step's micro-batches, on their device
-        self._restored: Largest | None = None  # of those before a resume
+        self._rows: list[dict[str, Tensor]] = []  # of the update's micro-batches, on their device
+        self._restored: Largest | None = None  # the same of the micro-batches before a resume
         self._norm: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets an earlier run; a checkpoint's state is loaded after this hook."""
+        """Starts afresh; a checkpoint's state is loaded after this hook."""
         if stage == "fit":
             self._norms.clear()
             self.spikes, self.last_ratio = 0, None
@@ -98,30 +100,29 @@ class GradientSpikes(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Takes the norm before Lightning clips, one for all ranks."""
-        parameters = trained([optimizer])
-        if any(p.grad is not None for p in parameters):
-            self._norm = trainer.strategy.reduce(total_norm(p.grad for p in parameters), reduce_op="mean")
+        if any(p.grad is not None for p in trained_parameters([optimizer])):
+            self._norm = trainer.strategy.reduce(gradient_norm(pl_module), reduce_op="mean")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps the micro-batch's largest sample; judges the step, if this was its last micro-batch."""
+        """Keeps the micro-batch's samples; checks the update for a spike if this was its last micro-batch."""
         if self.size is not None:
             keys = {**dict.fromkeys(self.names, "names"), self.size: "size"}
             self._rows.append({key: read_output(outputs, key, self, argument) for key, argument in keys.items()})
         if self._norm is None:
             return
         norm, self._norm = float(self._norm), None
-        judged = len(self._norms) >= self.patience
-        self._judge(trainer, norm, judged)
+        has_baseline = len(self._norms) >= self.patience
+        self._check(trainer, norm, has_baseline)
         metrics = {"gradient/spikes": float(self.spikes)}
-        if judged and self.last_ratio is not None:
+        if has_baseline and self.last_ratio is not None:
             metrics["gradient/spike_ratio"] = self.last_ratio
         pl_module.log_dict(metrics, batch_size=1)  # the same numbers on every rank
         self._rows, self._restored = [], None
 
     def _largest(self) -> Largest | None:
-        """Of the step so far, on all ranks; a collective. NaN counts as larger than any number."""
+        """Of the update so far, over all ranks; NaN counts as larger than any number. Collective."""
         mine = self._restored
         if self._rows and self.size is not None:
             columns = {key: torch.cat([rows[key] for rows in self._rows]).double().cpu() for key in self._rows[0]}
@@ -135,14 +136,14 @@ class GradientSpikes(Callback):
         middle = median(self._norms)
         return middle, SIGMA * median(abs(norm - middle) for norm in self._norms)
 
-    def _judge(self, trainer: Trainer, norm: float, judged: bool) -> None:
+    def _check(self, trainer: Trainer, norm: float, has_baseline: bool) -> None:
         self.last_ratio = None
         what = f"gradient spike at step {trainer.global_step - 1}: norm {norm:.4g}"
         if not math.isfinite(norm):
             self.last_ratio = math.inf
             self._warn(what)
             return
-        if judged:
+        if has_baseline:
             middle, sigma = self.baseline()
             self.last_ratio = norm / middle if middle > 0 else (math.inf if norm > 0 else 1.0)
             if self.last_ratio >= self.ratio and norm - middle > self.sigmas * sigma:
@@ -151,21 +152,21 @@ class GradientSpikes(Callback):
         self._norms.append(norm)
 
     def _warn(self, what: str) -> None:
-        """A collective; every rank has the same norm, and so comes here with the others."""
+        """Counts and warns. Collective; every rank has the same norm, so all come here."""
         self.spikes += 1
         if (largest := self._largest()) is not None:
-            names = ", ".join(f"{name} {value:g}" for name, value in largest.said.items())
+            names = ", ".join(f"{name} {value:g}" for name, value in largest.names.items())
             what += f"; the largest {self.size}, {largest.size:.4g}, is at {names}" if names else ""
         rank_zero_warn(what)
 
     def state_dict(self) -> dict[str, Any]:
-        """The window, and the largest sample of a step in progress on any rank. A collective: Lightning calls all."""
+        """The window, and the largest sample of an update in progress. Collective: Lightning calls every rank."""
         largest = self._largest()
-        kept = None if largest is None else [largest.size, dict(largest.said)]
+        kept = None if largest is None else [largest.size, dict(largest.names)]
         return {"norms": list(self._norms), "spikes": self.spikes, "largest": kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restores the window."""
         self._norms.clear()
         self._norms.extend(state_dict["norms"])
         self.spikes, largest = state_dict["spikes"], state_dict["largest"]

@@ -1,4 +1,4 @@
-"""Acts when the proxy reward is bought with everything else."""
+"""Early stopping on over-optimization: the proxy reward rises while gold scores fall."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from guardlit_callbacks.tools.logging import log_scalars, run_dir
 
 
 class Evaluation(NamedTuple):
-    """What one validation said; `noise` is half the interval of `gold`, 0 where there is none."""
+    """Scores of one validation; `noise` is half the interval of `gold`, 0 without one."""
 
     step: int
     proxy: float
@@ -27,19 +27,19 @@ class Evaluation(NamedTuple):
 
 
 class OverOptimizationStop(Callback):
-    """Stops, slows or warns of a run whose proxy reward rises while its gold score falls.
+    """Stops or slows a run, or warns, when the proxy reward rises while the gold score falls.
 
-    An evaluation is compared with the one of the best gold score so far. It counts against the run when the proxy has
-    risen since by more than `min_proxy_gain`, and gold has fallen by more than `min_gold_drop` and by more than its
-    noise: the two evaluations' half-intervals, added as independent errors. `patience` of them in a row make the
-    callback act, after which it counts anew; one that is not so starts the count again.
+    Each evaluation is compared with the one of the best gold score so far. It counts as over-optimized if the proxy is
+    higher by more than `min_proxy_gain`, and gold lower by more than `min_gold_drop` and by more than the noise: the
+    two evaluations' half-intervals, added as independent errors. After `patience` of them in a row the callback acts
+    and starts a new count; any other evaluation resets the count.
 
-    Acting says why in one line, and rank 0 writes the evaluations, the reason and the action to
+    When it acts it warns with the reason, and rank 0 writes the evaluations, the reason and the action to
     `over_optimization.json` in the run's folder. Logged after each validation:
 
     | key | unit |
     |---|---|
-    | `over_optimization/count` | evaluations in a row that count against the run, up to this one |
+    | `over_optimization/count` | over-optimized evaluations in a row, up to this one |
 
     Needs `GoldScore`, or a module that logs the same keys in validation.
 
@@ -52,15 +52,15 @@ class OverOptimizationStop(Callback):
     Args:
         proxy: logged key of the proxy reward, higher is better.
         gold: logged key of the gold score, higher is better.
-        gold_low: logged key of the lower end of the gold score's interval; None where there is none.
-        patience: evaluations in a row before it acts.
+        gold_low: logged key of the lower end of the gold score's interval; None without one.
+        patience: over-optimized evaluations in a row before it acts.
         action: "stop" training; "lower_lr", multiply every learning rate by `lr_factor`; or only "warn".
         min_proxy_gain: a smaller rise of the proxy does not count, in its unit.
         min_gold_drop: a smaller fall of gold does not count, in its unit.
         lr_factor: for "lower_lr".
 
     Raises:
-        ValueError: an argument is out of range; no interval and no `min_gold_drop`, so that any noise would count.
+        ValueError: an argument is out of range; neither `gold_low` nor `min_gold_drop`, so that any noise would count.
         MisconfigurationException: a key was not logged in validation.
     """
 
@@ -82,7 +82,7 @@ class OverOptimizationStop(Callback):
         if not 0 < lr_factor < 1:
             raise ValueError(f"OverOptimizationStop: lr_factor must be between 0 and 1, got {lr_factor}")
         if gold_low is None and min_gold_drop <= 0:
-            raise ValueError("OverOptimizationStop: without gold_low, min_gold_drop must say what is more than noise")
+            raise ValueError("OverOptimizationStop: without gold_low, min_gold_drop must exceed the noise")
         self.keys = {"proxy": proxy, "gold": gold} | ({"gold_low": gold_low} if gold_low is not None else {})
         self.patience, self.action, self.lr_factor = patience, action, lr_factor
         self.min_proxy_gain, self.min_gold_drop = min_proxy_gain, min_gold_drop
@@ -90,7 +90,7 @@ class OverOptimizationStop(Callback):
         self.acted_at = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Weighs the evaluation, and acts while fitting."""
+        """Counts the evaluation, and acts during `fit`."""
         if trainer.sanity_checking and self.keys["gold"] not in trainer.callback_metrics:
             return
         evaluation = self._read(trainer)
@@ -115,11 +115,11 @@ class OverOptimizationStop(Callback):
         return Evaluation(trainer.global_step, values["proxy"], values["gold"], noise)
 
     def best(self) -> Evaluation:
-        """The evaluation of the best gold score, the earliest of equals."""
+        """The evaluation of the best gold score, the earliest if several are equal."""
         return max(self.history, key=lambda e: e.gold)
 
     def count(self) -> int:
-        """Evaluations in a row, up to the last, that count against the run since the callback last acted."""
+        """Over-optimized evaluations in a row, up to the last, since the callback last acted."""
         count, best = 0, self.history[0] if self.history else None
         for evaluation in self.history:
             best = evaluation if best is None or evaluation.gold > best.gold else best
@@ -136,7 +136,7 @@ class OverOptimizationStop(Callback):
         does = {
             "stop": "training stops",
             "lower_lr": f"learning rates x {self.lr_factor:g}",
-            "warn": "training goes on",
+            "warn": "training continues",
         }
         noise = math.hypot(best.noise, now.noise)
         reason = (
@@ -158,10 +158,10 @@ class OverOptimizationStop(Callback):
             scale_learning_rates(trainer, self.lr_factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """The evaluations so far, and when it last acted."""
+        """The evaluations so far, and the step at which it last acted."""
         return {"history": [tuple(evaluation) for evaluation in self.history], "acted_at": self.acted_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues the history."""
+        """Restores the evaluations."""
         self.history = [Evaluation(*evaluation) for evaluation in state_dict["history"]]
         self.acted_at = state_dict["acted_at"]

@@ -1,4 +1,4 @@
-"""Where the time of an epoch goes."""
+"""Wall time per training phase, throughput and device utilization."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from guardlit_callbacks.tools.lightning import Callback, LightningModule, Miscon
 
 
 class PhaseTimer(Callback):
-    """Measures seconds and share of each phase of training, throughput, and the use of the device.
+    """Measures the time of each training phase, throughput, and model FLOPs utilization.
 
-    Three phases every Lightning project has: `update` (a training batch, with its optimizer step), `validation`, and
-    `data`, all the time between them: waiting for the next batch, checkpoints, other callbacks. In on-policy
-    training the rollout happens in one of these; a module that keeps an attribute such as
-    `self.phase_seconds = {"rollout": 12.3, "reward": 4.5}`, seconds since it was made, and names it in `phases`, has
-    those phases told apart, and taken out of the phase in which they happened. So shares always sum to 1.
+    Every Lightning project has three phases: `update` (a training batch, with its optimizer step), `validation`, and
+    `data`, all time in between: waiting for the next batch, checkpoints, other callbacks. In on-policy training the
+    rollout happens within one of these. A module that keeps an attribute such as
+    `self.phase_seconds = {"rollout": 12.3, "reward": 4.5}`, cumulative seconds, can name it in `phases`: its phases are
+    then reported separately and subtracted from the phase in which they happened, so that fractions sum to 1.
 
-    Times are the host's: without `sync`, kernels still queued are counted in the phase that waits for them.
+    Times are the host's: without `sync`, queued kernels count in the phase that waits for them.
 
     Logged at the end of each training epoch, over that epoch:
 
     | key | unit |
     |---|---|
     | `time/PHASE_seconds` | s, mean over ranks |
-    | `time/PHASE_share` | share of the epoch, 0 to 1, mean over ranks |
+    | `time/PHASE_share` | fraction of the epoch, 0 to 1, mean over ranks |
     | `time/epoch_seconds` | s, mean over ranks |
     | `time/samples_per_second` | 1/s, sum over ranks; with `samples` only |
-    | `time/mfu` | share of the device's peak, 0 to 1, mean over ranks; with `flops_per_sample` and `peak_flops` only |
+    | `time/mfu` | fraction of the peak, 0 to 1, mean over ranks; with `flops_per_sample` and `peak_flops` only |
 
     Example:
         ```python
@@ -44,10 +44,10 @@ class PhaseTimer(Callback):
 
     Args:
         phases: name of a module attribute, a mapping from phase to seconds spent so far; None for none.
-        samples: name of a module attribute, the number of samples this rank has made so far; None for none.
-        flops_per_sample: floating-point operations spent on a sample in all phases together.
-        peak_flops: operations per second one device can do at the precision used.
-        sync: wait for the device at each phase's end; exact, but slower.
+        samples: name of a module attribute, the number of samples of this rank so far; None for none.
+        flops_per_sample: floating-point operations per sample, all phases together.
+        peak_flops: peak operations per second of one device at the precision used.
+        sync: synchronize the device at the end of each phase; exact, but slower.
 
     Raises:
         ValueError: only one of flops_per_sample and peak_flops, or without `samples`.
@@ -63,7 +63,7 @@ class PhaseTimer(Callback):
         sync: bool = False,
     ) -> None:
         if (flops_per_sample is None) != (peak_flops is None) or (flops_per_sample is not None and samples is None):
-            raise ValueError("PhaseTimer: flops_per_sample, peak_flops and samples go together; give all three")
+            raise ValueError("PhaseTimer: flops_per_sample, peak_flops and samples belong together; give all three")
         self.phases, self.samples, self.sync = phases, samples, sync
         self.flops_per_sample, self.peak_flops = flops_per_sample, peak_flops
         self._last: float | None = None  # when the last phase ended; None outside training
@@ -72,7 +72,7 @@ class PhaseTimer(Callback):
         self._samples = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the timer."""
         self._seconds = {"data": 0.0, "update": 0.0, "validation": 0.0}
         self._published, self._samples = self._read_phases(pl_module), self._read_samples(pl_module)
         self._last = perf_counter()
@@ -113,11 +113,11 @@ class PhaseTimer(Callback):
         self._seconds = dict.fromkeys(self._seconds, 0.0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops the clock."""
+        """Stops the timer."""
         self._last = None
 
     def _end(self, phase: str, pl_module: LightningModule) -> None:
-        """Counts the time since the last end to `phase`, less what the module says it spent on phases of its own."""
+        """Adds the time since the last end to `phase`, without the time of the module's own phases."""
         if self._last is None:
             return
         if self.sync and pl_module.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""How far each denoising step's importance ratio strays, and where clipping acts (Fig. 2)."""
+"""Distribution of the importance ratio per denoising step, and where it is clipped (Fig. 2)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from guardlit_callbacks.bases.round import RoundCallback, Rows
 from guardlit_callbacks.figures.plots import RatioSamples, ratio_figure
 from guardlit_callbacks.tools.lightning import LightningModule, Trainer
 from guardlit_callbacks.tools.logging import log_figure, log_histogram
 from guardlit_callbacks.tools.outputs import read_output
-from guardlit_callbacks.tools.round import RoundCallback, Rows
-from guardlit_callbacks.tools.statistics import clip_shares, moments, split, unmasked
+from guardlit_callbacks.tools.statistics import clip_fractions, moments, split, unmasked
 
-KINDS = {"log_ratio": "log ratio in the objective", "raw": "raw log ratio", "normalized": "normalised log ratio"}
+KINDS = {"log_ratio": "log ratio in the objective", "raw": "raw log ratio", "normalized": "normalized log ratio"}
 SIDES = ("above", "below")
 
 
 class RatioDistribution(RoundCallback):
-    """Watches the distribution of the log importance ratio at every denoising step, over all samples of each round.
+    """Monitors the distribution of the log importance ratio at every denoising step, over all samples of each round.
 
-    A healthy ratio has mean 0 in the log, a spread that is even over the steps, and clips as often above as below its
-    range; a mean below 0 keeps samples of positive advantage from ever being clipped (GRPO-Guard, eq. 7 and Fig. 2).
+    A healthy log ratio has mean 0 and an equal spread at all steps, and is clipped as often above as below the range. A
+    mean below 0 keeps samples of positive advantage from ever being clipped (GRPO-Guard, eq. 7 and Fig. 2).
 
     `training_step` returns its outputs per sample, (B,) each, under the keys named here. KIND is `log_ratio`, and `raw`
     and `normalized` where their keys are given; TT is the index of the denoising step, two digits; SIGN, the
@@ -34,14 +34,14 @@ class RatioDistribution(RoundCallback):
     | `ratio/KIND/skew/tTT` | none |
     | `ratio/KIND/mean_SIGN/tTT`, `ratio/KIND/std_SIGN/tTT`, `ratio/KIND/skew_SIGN/tTT` | the same, one sign only |
     | `ratio/KIND/max_shift` | largest abs(mean) / std over the steps |
-    | `ratio/clipped_SIDE/tTT` | share of the samples whose ratio is clipped on that side of the range, 0 to 1 |
-    | `ratio/clipped_SIDE_SIGN/tTT` | share of the samples of one sign, 0 to 1 |
-    | `ratio/clipped` | share of all samples of the round, 0 to 1 |
+    | `ratio/clipped_SIDE/tTT` | fraction of the samples whose ratio is clipped on that side of the range, 0 to 1 |
+    | `ratio/clipped_SIDE_SIGN/tTT` | fraction of the samples of one sign, 0 to 1 |
+    | `ratio/clipped` | fraction of all samples of the round, 0 to 1 |
 
-    A key whose samples are none in a round (no negative advantage, say) is left out. The loggers that can also get the
-    histograms `ratio/KIND/tTT` and the figure `ratio/figure`. The run's folder gets `ratio/round_RRRRR.npz` with the
+    A key without samples in a round (no negative advantage, say) is left out. Loggers that take them get the histograms
+    `ratio/KIND/tTT` and the figure `ratio/figure`. The run's folder gets `ratio/round_RRRRR.npz` with the
     arrays `step`, `advantage`, `log_ratio` and, where given, `raw`, `normalized`, `clipped` and `timestep`, (n,) each;
-    and the figure beside it.
+    and the figure next to it.
 
     Example:
         ```python
@@ -51,14 +51,14 @@ class RatioDistribution(RoundCallback):
 
     Args:
         log_ratio: key of the log ratio that the objective clips.
-        raw: key of log r (eq. 7), where it is something else.
-        normalized: key of the normalised log ratio (eq. 8).
+        raw: key of log r (eq. 7), where it differs from `log_ratio`.
+        normalized: key of the normalized log ratio (eq. 8).
         advantage: key of the advantage.
-        step: key of the denoising step: its index, or a float timestep that falls while denoising, as sigma (then
+        step: key of the denoising step: its index, or a float timestep that falls during denoising, as sigma (then
             the highest of a round is step 0).
         clipped: key of whether the ratio lies outside the clip range, bool; None where nothing is clipped.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
-        draw_every: rounds between figures, from round 0 on; 0 for none.
+        draw_every: plot every so many rounds, from round 0 on; 0 for never.
 
     Raises:
         MisconfigurationException: a key is not among the outputs, or not one value per sample.
@@ -84,11 +84,11 @@ class RatioDistribution(RoundCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps the micro-batch's values where they are."""
+        """Keeps the micro-batch's values on their device."""
         self.collect(trainer, {name: read_output(outputs, key, self, name) for name, key in self._keys.items()})
 
     def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
-        """Writes the arrays, draws, and returns the statistics."""
+        """Writes the arrays, plots, and returns the statistics."""
         rows = unmasked(rows)
         if not rows["step"].size:
             return {}
@@ -118,15 +118,15 @@ def ratio_statistics(rows: Rows) -> dict[str, float]:
         if "clipped" in rows:
             for t in np.unique(part["step"]):
                 at = part["step"] == t
-                shares = clip_shares(part["log_ratio"][at], part["clipped"][at])
-                out |= {f"ratio/clipped_{side}{suffix}/t{t:02d}": v for side, v in zip(SIDES, shares, strict=True)}
+                fractions = clip_fractions(part["log_ratio"][at], part["clipped"][at])
+                out |= {f"ratio/clipped_{side}{suffix}/t{t:02d}": v for side, v in zip(SIDES, fractions, strict=True)}
     if "clipped" in rows and rows["clipped"].size:
         out["ratio/clipped"] = float(np.mean(rows["clipped"]))
     return out
 
 
 def _panels(rows: Rows) -> dict[str, RatioSamples]:
-    """The objective's ratio with its clipping, and each other kind that is not the same numbers once more."""
+    """The objective's ratio with its clipping, and each other kind that has different values."""
     panels = {KINDS["log_ratio"]: RatioSamples(rows["step"], rows["log_ratio"], rows.get("clipped"))}
     for kind in ("raw", "normalized"):
         if kind in rows and not np.array_equal(rows[kind], rows["log_ratio"]):

@@ -1,4 +1,4 @@
-"""The same prompts and noise, seen again and again while training goes on."""
+"""Validation images of fixed prompts and noise, over the course of training (Fig. 9)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from guardlit_callbacks.distributed.gather import distinct, gather_objects
+from guardlit_callbacks.bases.validation import ValidationCallback, is_partial
+from guardlit_callbacks.distributed.gather import distinct
 from guardlit_callbacks.figures.pictures import Frame, captioned_grid, film_strip, fit, to_uint8
-from guardlit_callbacks.tools.lightning import Callback, LightningModule, MisconfigurationException, Trainer
-from guardlit_callbacks.tools.logging import is_rehearsal, log_image, run_dir, save_png
+from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer
+from guardlit_callbacks.tools.logging import log_image, run_dir, save_png
 from guardlit_callbacks.tools.outputs import read_output, read_value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Sample = tuple["NDArray[np.uint8]", str, "float | None", int]
-"""An image (H, W, 3), its prompt, its score, its number in the validation set (-1 where there is none)."""
+"""An image (H, W, 3), its prompt, its score, its index in the validation set (-1 where there is none)."""
 
 
 class _Row(NamedTuple):
-    """Of the film strip: grids drawn before, optimizer step, and what the first images were."""
+    """A row of the film strip: number of earlier grids, optimizer step, the first images and their scores."""
 
     grids: int
     step: int
@@ -30,14 +31,14 @@ class _Row(NamedTuple):
     scores: list[str]
 
 
-class SampleGrid(Callback):
-    """Shows the images of validation with their prompts and scores, and at the end how they changed (Fig. 9).
+class SampleGrid(ValidationCallback[Sample]):
+    """Shows the validation images with their prompts and scores, and at the end how they changed (Fig. 9).
 
     `validation_step` returns a dictionary with the images, (B, 3, H, W) uint8 or float in [0, 1], their prompts, B
-    texts, and their scores, (B,). Draw them from fixed noise, so that one sees what training changed and nothing else.
+    texts, and their scores, (B,). Sample them from fixed noise, so that only training changes them.
     `trainer.validate(...)` before `fit`, or `Trainer(num_sanity_val_steps=-1)`, shows step 0 as well.
-    Under several processes the images are gathered in the order in which a DistributedSampler deals them out, or in
-    that of `index`.
+    With several ranks the images are in the order of the data set, as a DistributedSampler splits it, or in that of
+    `index`.
 
     Logged, to every logger that takes pictures, and written to the run's folder as PNG:
 
@@ -59,13 +60,13 @@ class SampleGrid(Callback):
         images: key of the images.
         prompts: key of the prompts.
         scores: key of the scores; None for no scores.
-        index: key of each sample's number in the validation set, (B,): a sample that a distributed sampler handed out
-            twice is then shown once. None if there are no such repeats.
-        every_n_validations: validations from one grid to the next.
+        index: key of each sample's index in the validation set, (B,); a sample that a distributed sampler repeats is
+            then shown once. None if there are no repeats.
+        every_n_validations: number of validations per grid.
         max_images: images in the grid, the first of the validation set.
         columns: images in a row of the grid, and in each row of the film strip.
         size: longer side of an image in the grid, in pixels.
-        strip_rows: rows of the film strip at most; beyond it, every other row is dropped, evenly.
+        strip_rows: most rows of the film strip; beyond it, every other row is dropped.
 
     Raises:
         ValueError: a number below 1.
@@ -84,6 +85,7 @@ class SampleGrid(Callback):
         size: int = 192,
         strip_rows: int = 10,
     ) -> None:
+        super().__init__()
         numbers = {"every_n_validations": every_n_validations, "max_images": max_images, "columns": columns}
         for name, number in {**numbers, "size": size, "strip_rows": strip_rows}.items():
             if number < 1:
@@ -91,28 +93,14 @@ class SampleGrid(Callback):
         self.images, self.prompts, self.scores, self.index = images, prompts, scores, index
         self.every_n_validations, self.max_images, self.columns = every_n_validations, max_images, columns
         self.size, self.strip_rows = size, strip_rows
-        self._samples: list[Sample] = []
         self._validations, self._stride = 0, 1
         self._strip: list[_Row] = []
         self._captions: list[str] = []
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the last validation's images."""
-        self._samples = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collects the first `max_images` images."""
-        due = self._validations % self.every_n_validations == 0
-        if is_rehearsal(trainer) or not due or len(self._samples) >= self.max_images:
-            return
+    def collect(self, outputs: Any) -> list[Sample]:
+        """Keeps the first `max_images` images."""
+        if self._validations % self.every_n_validations or len(self._rows) >= self.max_images:
+            return []
         images = to_uint8(read_output(outputs, self.images, self, "images"), self)
         prompts: Sequence[str] = read_value(outputs, self.prompts, self, "prompts")
         scores: Sequence[float | None] = [None] * len(images)
@@ -122,27 +110,25 @@ class SampleGrid(Callback):
             raise MisconfigurationException(
                 f"SampleGrid: {len(images)} images, {len(prompts)} prompts, {len(scores)} scores in one batch"
             )
-        numbers = [-1] * len(images)
+        indices = [-1] * len(images)
         if self.index is not None:
-            numbers = read_output(outputs, self.index, self, "index").tolist()
+            indices = read_output(outputs, self.index, self, "index").tolist()
         arrays = images.permute(0, 2, 3, 1).cpu().numpy()
-        self._samples += list(zip(arrays, map(str, prompts), scores, numbers, strict=True))
+        samples = list(zip(arrays, map(str, prompts), scores, indices, strict=True))
+        return samples[: self.max_images - len(self._rows)]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gathers the images on all ranks, and draws on the first."""
-        if is_rehearsal(trainer):
-            return
-        due = self._validations % self.every_n_validations == 0
-        self._validations += 1
-        if not due:
-            return
-        samples = _interleave(gather_objects(self._samples[: self.max_images]))
+        """Plots the grid where one is due, and counts the validation."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        if not is_partial(trainer):
+            self._validations += 1
+
+    def report(self, trainer: Trainer, pl_module: LightningModule, ranks: Sequence[Sequence[Sample]]) -> None:
+        """Makes the grid and keeps the film strip's row."""
+        samples = _interleave(ranks)
         if self.index is not None:
-            samples = [samples[place] for place in distinct([number for *_, number in samples])]
+            samples = [samples[position] for position in distinct([index for *_, index in samples])]
         samples = samples[: self.max_images]
-        self._samples = []
-        if not samples:
-            return
         step = trainer.global_step
         images, prompts, scores, _ = zip(*samples, strict=True)
         texts = ["" if score is None else f"{self.scores} {score:.4g}" for score in scores]
@@ -152,15 +138,15 @@ class SampleGrid(Callback):
         self._write(trainer, "samples/grid", f"step_{step:06d}.png", grid)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the film strip."""
+        """Makes the film strip."""
         if self._strip:
             frames = [Frame(f"step {row.step}", row.images, row.scores) for row in self._strip]
             strip = film_strip(frames, self._captions, min(self.size, 128))
             self._write(trainer, "samples/film_strip", "film_strip.png", strip)
 
     def _remember(self, step: int, images: Sequence[NDArray[np.uint8]], scores: Sequence[str]) -> None:
-        """Adds a row to the strip; the first and the last always stay, the others at an even stride."""
-        count = (self._validations - 1) // self.every_n_validations
+        """Adds a row to the strip; the first and the last stay, the others at an even stride."""
+        count = self._validations // self.every_n_validations
         if self._strip and self._strip[-1].grids % self._stride:
             self._strip.pop()
         thumbnails = [np.asarray(fit(image, min(max(image.shape[:2]), 128))) for image in images]
@@ -171,13 +157,13 @@ class SampleGrid(Callback):
         self._strip = self._strip[-self.strip_rows :]
 
     def _write(self, trainer: Trainer, key: str, name: str, picture: NDArray[np.uint8]) -> None:
-        folder = run_dir(trainer)  # a collective
+        folder = run_dir(trainer)  # collective
         log_image(trainer, key, picture, trainer.global_step)
         if folder is not None and trainer.is_global_zero:
             save_png(folder / "samples" / name, picture)
 
     def state_dict(self) -> dict[str, Any]:
-        """The strip so far, as small pictures."""
+        """The film strip so far, as thumbnails."""
         strip = [
             (row.grids, row.step, [torch.from_numpy(image.copy()) for image in row.images], row.scores)
             for row in self._strip
@@ -190,7 +176,7 @@ class SampleGrid(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the strip of the run that is resumed."""
+        """Restores the film strip."""
         self._validations, self._stride = state_dict["validations"], state_dict["stride"]
         self._captions = list(state_dict["captions"])
         self._strip = [

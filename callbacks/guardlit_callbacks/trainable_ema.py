@@ -1,4 +1,4 @@
-"""An exponential moving average of what trains, and of nothing else."""
+"""Exponential moving average of the trainable parameters only."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.
 class TrainableEMA(Callback):
     """Keeps an exponential moving average of the parameters with `requires_grad`, and validates with it.
 
-    A frozen base is never copied: a LoRA on a 12 B model costs the LoRA's size. The averages are float32, sharded as
-    the parameters are (FSDP2), updated only when an optimizer step was made (so right under gradient accumulation),
-    saved in full by parameter name, and resumed exactly from any checkpoint, also on another number of processes.
+    A frozen base model is never copied: for a LoRA on a 12 B model the averages have the LoRA's size. They are float32,
+    sharded as the parameters are (FSDP2), updated only after an optimizer step (so correct under gradient
+    accumulation), saved in full by parameter name, and resumed exactly, also with another world size.
 
-    During validation, test and prediction the averages stand in for the weights and go out again afterwards, whatever
-    happens; a checkpoint written meanwhile holds the raw weights. `trainer.validate(ckpt_path=...)` uses the averages
+    During validation, test and prediction the averages replace the weights, which are restored afterwards, also after
+    an error; a checkpoint written meanwhile holds the raw weights. `trainer.validate(ckpt_path=...)` uses the averages
     in that checkpoint. Logged keys: none.
 
     Example:
@@ -44,15 +44,15 @@ class TrainableEMA(Callback):
         ```
 
     Args:
-        decay: share of the old average that an update keeps, in [0, 1).
+        decay: fraction of the old average that an update keeps, in [0, 1).
         every: optimizer steps between updates; Flow-GRPO published a decay of 0.9 every 8 steps.
-        warmup: forget faster at first: update n = 0, 1, ... keeps at most (1 + n) / (10 + n).
-        use_for_validation: put the averages in place during validation, test and prediction.
-        device: where the averages live; None for each parameter's own device, "cpu" to spare the accelerator.
+        warmup: lower decay at first: update n = 0, 1, ... keeps at most (1 + n) / (10 + n).
+        use_for_validation: use the averages during validation, test and prediction.
+        device: device of the averages; None for each parameter's device, "cpu" to save accelerator memory.
 
     Raises:
         ValueError: decay or every out of range.
-        MisconfigurationException: nothing trains, or a checkpoint's averages are of another model.
+        MisconfigurationException: nothing is trainable, or a checkpoint's averages are of another model.
     """
 
     def __init__(
@@ -71,15 +71,15 @@ class TrainableEMA(Callback):
         self.use_for_validation, self.device = use_for_validation, device
         self._parameters: dict[str, Tensor] = {}
         self._averages: dict[str, Tensor] = {}  # this rank's shard, float32
-        self._raw: dict[str, Tensor] = {}  # the weights, while the averages stand in for them
-        self._loaded: Mapping[str, Any] | None = None  # a checkpoint's state, until there are parameters to fit it to
+        self._raw: dict[str, Tensor] = {}  # the weights, while the averages replace them
+        self._loaded: Mapping[str, Any] | None = None  # a checkpoint's state, until there are parameters to match
         self._updates, self._step = 0, 0
         self._stage = ExitStack()
 
     # --- the average ---------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts from the weights, unless a checkpoint brought averages."""
+        """Starts from the weights, unless a checkpoint has averages."""
         if not self._bind(pl_module):
             self._averages = {name: self._average_of(parameter) for name, parameter in self._parameters.items()}
             self._updates = 0
@@ -90,8 +90,8 @@ class TrainableEMA(Callback):
     ) -> None:
         """Updates the averages if the optimizer has stepped past a multiple of `every`."""
         previous, self._step = self._step, trainer.global_step
-        called_off = pl_module.automatic_optimization and all(p.grad is None for p in self._parameters.values())
-        if self._step // self.every == previous // self.every or called_off:
+        skipped = pl_module.automatic_optimization and all(p.grad is None for p in self._parameters.values())
+        if self._step // self.every == previous // self.every or skipped:
             return
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates)) if self.warmup else self.decay
         averages = [self._averages[name] for name in self._parameters]
@@ -99,16 +99,16 @@ class TrainableEMA(Callback):
             local(parameter).to(average.device, torch.float32)
             for parameter, average in zip(self._parameters.values(), averages, strict=True)
         ]
-        torch._foreach_lerp_(averages, weights, 1.0 - decay)  # some kernels, not one a parameter
+        torch._foreach_lerp_(averages, weights, 1.0 - decay)  # a few kernels, not one per parameter
         self._updates += 1
 
     def _average_of(self, parameter: Tensor) -> Tensor:
         here = local(parameter)
         return here.to(self.device or here.device, torch.float32, copy=True)
 
-    @torch.inference_mode(False)  # validation may be what binds, and training must be able to update what it made
+    @torch.inference_mode(False)  # validation may bind first, and training must be able to update these tensors
     def _bind(self, pl_module: LightningModule) -> bool:
-        """Finds the parameters and fits a loaded state to them; False if there are no averages yet."""
+        """Finds the parameters and matches a loaded state to them; False if there are no averages yet."""
         reshard(pl_module)
         every = {_clean(name): parameter for name, parameter in pl_module.named_parameters()}
         names = [name for name, parameter in every.items() if parameter.requires_grad]
@@ -126,11 +126,11 @@ class TrainableEMA(Callback):
             )
         return bool(self._averages)
 
-    # --- in and out ----------------------------------------------------------------------------------------------
+    # --- swapping weights------------------------------------------------------------------------------------------
 
     @contextmanager
     def average(self, pl_module: LightningModule) -> Iterator[None]:
-        """The averages in place of the weights for as long as the context lasts; within another such context, nothing.
+        """Context in which the averages replace the weights; it has no effect within another one.
 
         Raises:
             MisconfigurationException: there are no averages: nothing was trained and no checkpoint loaded.
@@ -159,37 +159,37 @@ class TrainableEMA(Callback):
             self._stage.enter_context(self.average(pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the averages in."""
+        """Swaps the averages in."""
         self._enter(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the weights back."""
+        """Restores the weights."""
         self._stage.close()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the averages in."""
+        """Swaps the averages in."""
         self._enter(pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the weights back."""
+        """Restores the weights."""
         self._stage.close()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the averages in."""
+        """Swaps the averages in."""
         self._enter(pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the weights back."""
+        """Restores the weights."""
         self._stage.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Puts the weights back if validation raised, so that a checkpoint written on the way out is right."""
+        """Restores the weights if validation raised, so that a checkpoint written after the error is correct."""
         self._stage.close()
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages in full, by parameter name, on the CPU. A collective when sharded: Lightning calls all ranks."""
+        """The averages in full, by parameter name, on the CPU. Collective: Lightning calls every rank."""
         if self._loaded is not None:
             return dict(self._loaded)
         if not self._averages:
@@ -198,28 +198,28 @@ class TrainableEMA(Callback):
         return {"averages": on_first(averages), "updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the parameters exist: under FSDP2 they may be sharded after this."""
+        """Keeps the state until the parameters exist: FSDP2 may shard them later."""
         self._loaded, self._averages = state_dict, {}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Drops averages that do not belong to the weights being loaded."""
+        """Drops averages that do not belong to the loaded weights."""
         if self.state_key not in checkpoint.get("callbacks", {}):
             self._averages, self._loaded = {}, None
-            rank_zero_warn("TrainableEMA: the checkpoint holds no averages; they start anew from its weights")
+            rank_zero_warn("TrainableEMA: the checkpoint holds no averages; they start from its weights")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Writes the raw weights even while the averages stand in for them, as when another callback saves."""
+        """Writes the raw weights even while the averages replace them, as when another callback saves."""
         weights = checkpoint.get("state_dict", {})
         names = {_clean(name): name for name in weights}
         parts = {name: sharded(part, self._parameters[name]) for name, part in self._raw.items()}
         spread = {name: part for name, part in parts.items() if isinstance(weights.get(names.get(name)), DTensor)}
-        # ranks above 0 hold no weights under FSDP2, but must take part in the gathering
-        whole = on_first((name, part) for name, part in parts.items() if name not in spread)
-        weights.update({names[name]: tensor for name, tensor in (whole | spread).items() if name in names})
+        # ranks above 0 hold no weights under FSDP2, but must take part in the collective
+        full = on_first((name, part) for name, part in parts.items() if name not in spread)
+        weights.update({names[name]: tensor for name, tensor in (full | spread).items() if name in names})
 
 
 def _clean(name: str) -> str:
-    """The parameter's name without what torch.compile, FSDP1 and activation checkpointing put into it."""
+    """The parameter's name without the prefixes of torch.compile, FSDP1 and activation checkpointing."""
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name

@@ -5,6 +5,7 @@ import socket
 import sys
 import warnings
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ HUNG = 120
 """Seconds after which two processes are taken to wait for each other; seen to take 10 on a busy machine."""
 
 torch.set_num_threads(1)
-sys.path.insert(0, os.path.dirname(__file__))  # so that tests may import what several of them share
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # helpers that several tests import by plain names
 ROOT = Callback.__module__.removesuffix(".callbacks.callback")  # lightning.pytorch or pytorch_lightning
 Logger = import_module(f"{ROOT}.loggers.logger").Logger
 

@@ -7,7 +7,7 @@ from guardlit_callbacks.drift_sentinels import (
     SENTINELS,
     dark_share,
     edge_density,
-    grey_entropy,
+    gray_entropy,
     group_diversity,
     saturation,
     spectral_peak,
@@ -34,7 +34,7 @@ def test_shape_and_independence_of_the_batch(name):
 
 def test_an_even_image_has_nothing():
     assert edge_density(EVEN).item() == 0
-    assert grey_entropy(EVEN).item() == 0
+    assert gray_entropy(EVEN).item() == 0
     assert spectral_peak(EVEN).item() == pytest.approx(0, abs=1e-6)
     assert saturation(EVEN).item() == 0
     assert dark_share(EVEN).item() == 0
@@ -44,8 +44,8 @@ def test_an_even_image_has_nothing():
 def test_half_black_image():
     assert edge_density(half_black()).item() == pytest.approx(1 / 31)
     assert dark_share(half_black()).item() == 0.5
-    assert grey_entropy(half_black()).item() == pytest.approx(1.0)
-    assert grey_entropy(torch.arange(256).expand(1, 3, 4, 256).to(torch.uint8)).item() == pytest.approx(8.0)
+    assert gray_entropy(half_black()).item() == pytest.approx(1.0)
+    assert gray_entropy(torch.arange(256).expand(1, 3, 4, 256).to(torch.uint8)).item() == pytest.approx(8.0)
 
 
 def test_saturation_of_pure_and_mixed_colours():

@@ -192,10 +192,10 @@ def test_a_failed_gold_score_raises(make_trainer):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"average": ["hps"]}, "average 'hps' names no scorer; there are 'bright'"),
-        ({"base": {"hps": 1.0}}, "base 'hps' names no scorer"),
+        ({"average": ["hps"]}, "average 'hps' is not a scorer; there are 'bright'"),
+        ({"base": {"hps": 1.0}}, "base 'hps' is not a scorer"),
         ({"base": {}}, "average 'bright' has no value in base"),
-        ({"lower_is_better": ["x"]}, "lower_is_better 'x' names no scorer"),
+        ({"lower_is_better": ["x"]}, "lower_is_better 'x' is not a scorer"),
     ],
 )
 def test_unknown_names_are_refused(options, line):

@@ -96,13 +96,13 @@ def test_it_says_how_far_out_a_gradient_is_and_which_sample(make_trainer):
 
 
 @pytest.mark.filterwarnings("ignore:gradient spike")
-def test_a_step_that_was_called_off_before_is_no_observation(make_trainer, recorder):
-    class CallOff(Callback):
+def test_a_skipped_update_does_not_enter_the_window(make_trainer, recorder):
+    class Skip(Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             pl_module.zero_grad()
 
     callback = GradientSpikes(patience=2)
-    trainer = make_trainer(CallOff(), callback, logger=recorder, max_steps=4, max_epochs=-1)
+    trainer = make_trainer(Skip(), callback, logger=recorder, max_steps=4, max_epochs=-1)
     trainer.fit(Scripted(), batches())
     assert recorder.values("gradient/spikes") == []
     assert callback.state_dict()["norms"] == []

@@ -16,7 +16,7 @@ from guardlit.errors import GuardlitError
 from guardlit.planning.estimate import Estimate, estimate, prompts_of
 from guardlit.planning.run import PlannedRun, planned
 from guardlit.training.checks import check_precision
-from guardlit.training.linter import Finding, lint
+from guardlit.training.linter import Finding, LintFacts, lint
 
 Row = tuple[str, ...]
 PLAIN_WIDTH = 120
@@ -46,12 +46,13 @@ def main(args: list[str]) -> None:
     check_trainer(run.trainer)
     check_precision(run.precision, run.module.policy.forward_dtype)
     document: dict[str, Any] = {"run": _run(run)}
-    _refuse(lint(run.module, run.plan, run.precision, loaded=False))  # what cannot run cannot be measured
+    settings = (run.module, run.plan, run.precision, run.on_gpu)
+    _refuse(lint(LintFacts.of(*settings, loaded=False)))  # what cannot run cannot be measured
     try:
         found: Estimate | None = estimate(run)
     except GuardlitError as error:  # the model is not at hand: what does not depend on it can still be said
         found, document["missing"] = None, str(error)
-    findings = lint(run.module, run.plan, run.precision, loaded=found is not None, on_gpu=run.on_gpu)
+    findings = lint(LintFacts.of(*settings, loaded=found is not None))
     document["findings"] = [asdict(finding) for finding in findings]
     if found is not None:
         document |= _costs(run, found, options.tflops, options.mfu)

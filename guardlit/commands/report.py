@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from guardlit_callbacks.report.writer import ReportError, execute
+from guardlit_callbacks.report.writer import ConfigKeys, ReportError, execute
 
 from guardlit.errors import GuardlitError
+
+KEYS = ConfigKeys(method="model.objective.class_path", seeds=("seed_everything", "data.seed"))
+"""Where a run's configuration names its method and its seeds."""
 
 
 def main(args: list[str]) -> None:
@@ -17,6 +20,6 @@ def main(args: list[str]) -> None:
         GuardlitError: a run, an option or an output folder that cannot be used.
     """
     try:
-        execute(args[1:], "guardlit report")
+        execute(args[1:], "guardlit report", KEYS)
     except ReportError as error:
         raise GuardlitError(str(error)) from error

@@ -17,9 +17,8 @@ from guardlit.data.prompts import load_prompts
 from guardlit.data.views import Numbered, Texts, ValidationImages
 from guardlit.errors import GuardlitError, at_least
 from guardlit.processes.world import World
-from guardlit.rounds.plan import RoundPlan
+from guardlit.rounds.plan import RoundPlan, candidates
 from guardlit.rounds.round import Round
-from guardlit.training.micro_batch import candidates
 from guardlit.types import Prompt
 
 ENCODE_ALL = 4096
@@ -97,7 +96,7 @@ class PromptDataModule(pl.LightningDataModule):
                 "processes: raise data.val_images_per_prompt"
             )
         if stage == "fit":
-            self.plan = self.planned(self._runner.train_steps, self.trainer.world_size)
+            self.plan = self.planned(self._runner.rollout.train_steps, self.trainer.world_size)
             self._accumulate(self.plan.micro_batches_per_update)
             self._settled = False
 

@@ -20,10 +20,6 @@ class RoundRunner(Protocol):
     policy: FlowPolicy
     rollout: Rollout
 
-    @property
-    def train_steps(self) -> int:
-        """S, trained denoising steps of an image."""
-
     def check_prompt(self, prompt: Prompt) -> None:
         """Raise `GuardlitError` for a prompt that the reward can never score."""
 

@@ -198,7 +198,7 @@ class Evaluation:
         except ValueError as error:
             reason = str(error)
         reward = self._module.reward
-        trained = {reward.name, *(name for name, weight in reward.weights.items() if weight)}
+        trained = {reward.name, *(name for name, term in reward.terms.items() if term.trained)}
         return Table(drawn, self._gold, rows, scores, files, frozenset(trained), reason)
 
     def _provenance(self, drawn: Drawn) -> dict[str, Any]:

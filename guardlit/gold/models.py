@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from guardlit_callbacks import TrainableEMA
 
 from guardlit.checkpoints.contents import check_fingerprint
-from guardlit.checkpoints.integrity import MANIFEST, newest_intact
+from guardlit.checkpoints.discovery import newest_intact
 from guardlit.checkpoints.io import SafeCheckpointIO
+from guardlit.checkpoints.manifest import MANIFEST
 from guardlit.errors import GuardlitError
-from guardlit.rewards.files import sha256
+from guardlit.files import sha256
 
 if TYPE_CHECKING:
     from guardlit.policies.base import FlowPolicy

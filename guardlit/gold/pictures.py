@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
+from guardlit.files import atomic_write, sha256
 from guardlit.types import Prompt
 
 _NAME = re.compile(r"(\d{5,})_([0-9a-f]{16})\.png")
@@ -78,15 +78,14 @@ class PictureFolder:
         path = self.path / f"{index:05d}_{hashlib.sha256(data).hexdigest()[:16]}.png"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_bytes(data)
-            part.replace(path)
+            with atomic_write(path, sync=False) as out:  # a corrupt one is found by its name, and drawn again
+                out.write(data)
         except OSError as error:
             raise GuardlitError(f"image {path} cannot be written: {error.strerror or error}") from error
 
 
 def _sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256(path)
     except OSError:  # gone, or not readable: as good as damaged
         return ""

@@ -122,7 +122,7 @@ def estimate(run: PlannedRun) -> Estimate:
     costs = _Costs(
         plain=_forward(run, 1, 1.0, nullcontext()),
         rollout=_forward(run, rows, rollout.guidance_scale, own.merged()) if how == "always" else beside,
-        evaluation=_forward(run, rows, evaluation.guidance_scale, evaluating(module)),
+        evaluation=_forward(run, rows, evaluation.guidance_scale, evaluating(own, rollout.merge)),
         merged=0 if how == "never" else footprint.merged // run.shards,
         decoding=decoding,
         image=image,
@@ -152,8 +152,11 @@ def estimate(run: PlannedRun) -> Estimate:
 
 def _merging(run: PlannedRun) -> Decision:
     """Whether the rollout's adapter is merged into the weights."""
-    rows, half = run.rollout_rows, run.half is not None or run.module.policy.forward_dtype is not None
-    return decision(run.module, run.rows_a_call, run.plan.micro_batch, math.ceil(run.plan.local_images / rows), half)
+    module, plan, rows = run.module, run.plan, run.rows_a_call
+    half = run.half is not None or module.policy.forward_dtype is not None
+    kept, batches = module.old.keeps(rows, plan.micro_batch), math.ceil(plan.local_images / run.rollout_rows)
+    merge, mergeable = module.rollout.merge, module.policy.mergeable
+    return decision(merge, mergeable, kept, rows == plan.micro_batch, batches, half)
 
 
 def _forward(run: PlannedRun, rows: int, guidance: float, weights: AbstractContextManager[None]) -> Cost:
@@ -193,7 +196,7 @@ def _transition(run: PlannedRun) -> Transition:
 
 def _optimizer_bytes(run: PlannedRun) -> int:
     """State of the configured optimizer after a step."""
-    optimizer = run.module._optimizer([p for p in run.module.parameters() if p.requires_grad])
+    optimizer = run.module.make_optimizer([p for p in run.module.parameters() if p.requires_grad])
     optimizer.step()
     return bytes_of(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
@@ -247,7 +250,9 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
     batch_share = min(run.data.rollout_batch / plan.local_images, 1)
     # a batch before it is put in
     drawn = resting + int(trajectories * batch_share) + run.data.rollout_batch * elements * 4
-    validation = costs.evaluation.peak + (footprint.merged if merges_evaluation(run.module) else 0)
+    validation = costs.evaluation.peak + (
+        footprint.merged if merges_evaluation(run.module.policy, run.module.rollout.merge) else 0
+    )
     training = base + stepped + resting + embeddings + costs.batch
     away = footprint.frozen * (footprint.encoded_alone and gpu and run.shards == 1)
     phases = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from guardlit_callbacks import SampleGrid, TrainableEMA
 
-from guardlit.commands.lightning_cli import DEFAULTS, GuardlitCLI
+from guardlit.commands.lightning_cli import parse
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError
@@ -97,7 +96,7 @@ class PlannedRun:
     @property
     def plan(self) -> RoundPlan:
         """The batch arithmetic; raises `GuardlitError` for numbers that do not divide."""
-        return self.data.planned(self.module.train_steps, self.world)
+        return self.data.planned(self.module.rollout.train_steps, self.world)
 
     @property
     def rollout_rows(self) -> int:
@@ -139,26 +138,11 @@ class PlannedRun:
         return sum(callback.max_images for callback in found)
 
 
-class _Builder(GuardlitCLI):
-    """Builds module, data and callbacks, and no Trainer: the machine that will train may be another one."""
-
-    def _set_seed(self) -> None: ...
-
-    def before_instantiate_classes(self) -> None:
-        self.config[self.subcommand].base = None
-
-    def instantiate_classes(self) -> None:
-        self.built = self.parser.instantiate_classes(self.config)[self.subcommand]
-
-    def _run_subcommand(self, subcommand: str) -> None: ...
-
-
 def planned(arguments: list[str]) -> PlannedRun:
     """What `guardlit fit ARGUMENTS` would train; mistakes exit with 2, as there."""
-    args = ["fit", *arguments]
-    sys.argv = [sys.argv[0], *args]
-    built = _Builder(args).built
-    trainer = {**DEFAULTS, **vars(built.trainer)}
+    parser, config = parse(["fit", *arguments])
+    built = parser.instantiate_classes(config)["fit"]
+    trainer = vars(built.trainer)
     found = trainer.get("callbacks") or []
     callbacks = list(found) if isinstance(found, list | tuple) else [found]
     return PlannedRun(built.model, built.data, trainer, callbacks)

@@ -77,6 +77,8 @@ class RankWatchdog(pl.Callback):
 
     def _begin(self, trainer: pl.Trainer) -> None:
         RankWatchdog._runs += 1  # several runs of one process share a store
+        self._first = ""
+        self._over, self._left, self._done = Event(), Event(), Event()
         world = dist.group.WORLD
         assert world is not None
         self._trainer, self._rank, self._world = trainer, trainer.global_rank, trainer.world_size
@@ -218,6 +220,7 @@ class RankWatchdog(pl.Callback):
             largest(self._trainer, 0)
             self._done.set()
             self._leave_store()
+            self._store = None  # the next run of this Trainer has its own
 
     def _leave_store(self) -> None:
         """The interpreter's end aborts a process that has a thread in the store's C++ code."""

@@ -34,35 +34,13 @@ class Scorer(ABC):
     compares_images: bool = False
     """Whether an image's score depends on the other images of its prompt: they must be in one request then."""
 
+    logged: tuple[str, ...] = ()
+    """Names in `RewardResult.details` that a run logs next to the score, where this scorer is its only reward."""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if not cls.__dict__.get("name"):
             cls.name = cls.__name__.lower()
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """Weight of each term in `RewardResult.details`; empty for a scorer with one value."""
-        return {}
-
-    def terms(self, round: int | None = None) -> Mapping[str, Scorer]:
-        """The scorers that this one asks, by name: itself alone unless it is made of several.
-
-        Args:
-            round: index of a round, for terms that are asked now and then; None outside of training, where all are.
-        """
-        return {self.name: self}
-
-    def columns(self, round: int) -> tuple[str, ...]:
-        """Names of the scores that a round knows of each image: those that have a weight, or the scorer's own."""
-        return tuple(self.weights) or (self.name,)
-
-    def combine(self, results: Mapping[str, RewardResult]) -> RewardResult:
-        """One result of what the `terms` gave for the same B images."""
-        return results[self.name]
-
-    def normalize(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Raw scores by term, (N,) each, on the scale on which they are weighted and trained on."""
-        return scores
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -179,7 +157,7 @@ class Scorer(ABC):
 
 
 def two_images() -> Tensor:
-    """A colour gradient and a chessboard, (2, 3, 256, 256) uint8."""
+    """A color gradient and a chessboard, (2, 3, 256, 256) uint8."""
     ramp = torch.arange(256)
     x, y = ramp.expand(256, 256), ramp[:, None].expand(256, 256)
     board = ((x // 32 + y // 32) % 2 * 255).expand(3, 256, 256)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.files import sha256
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 
@@ -23,12 +24,6 @@ _SINGLE = ("model.safetensors", "pytorch_model.bin")
 def expanded(name: str) -> str:
     """A hub id or path with `~` filled in."""
     return str(Path(name).expanduser()) if name.startswith("~") else name
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal: what the Hugging Face hub shows beside it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_sha256(name: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from guardlit.advantage import Advantages, GroupAdvantage
 from guardlit.errors import GuardlitError
 from guardlit.processes.world import World
-from guardlit.rewards.base import Scorer
+from guardlit.rewards.reward import Reward
 from guardlit.rounds.round import Round
 from guardlit.types import RewardResult
 
@@ -32,7 +32,7 @@ class RoundRewards:
         world: the ranks.
     """
 
-    reward: Scorer
+    reward: Reward
     advantage: GroupAdvantage
     max_failed_fraction: float
     round: Round
@@ -51,25 +51,23 @@ class RoundRewards:
             GuardlitError: too many rewards failed; on every rank.
         """
         scores = self._gather(results)
-        normalized = self.reward.normalize(scores)
-        failed = self._failed_fraction(normalized, batches, results)
-        advantages = self.advantage(normalized, self.round.group_ids, self.reward.weights or None)
+        failed = self._failed_fraction(self.reward.total(scores), batches, results)
+        advantages = self.advantage(self.reward.normalize(scores), self.round.group_ids, self.reward.weights)
         metrics = {"reward/failed": failed, "reward/zero_std_share": advantages.zero_std_share}
         return advantages, metrics | reward_metrics(self.reward, scores) | self._counters()
 
     def _gather(self, results: Sequence[RewardResult]) -> dict[str, Tensor]:
         """Raw scores of all ranks by image, (N,) float32 each on the CPU; NaN where one failed."""
         columns = self.reward.columns(self.round.index)
-        named = {name: torch.cat([_column(result, name, self.reward) for result in results]) for name in columns}
+        named = {name: torch.cat([result.details[name] for result in results]) for name in columns}
         gathered = {name: self.world.gather(values.to(self.world.device)) for name, values in named.items()}
         return {name: self.round.by_image(values).float().cpu() for name, values in gathered.items()}
 
     def _failed_fraction(
-        self, scores: Mapping[str, Tensor], batches: Sequence[Sequence[int]], results: Sequence[RewardResult]
+        self, total: Tensor, batches: Sequence[Sequence[int]], results: Sequence[RewardResult]
     ) -> float:
         """Fraction of the images whose reward failed; every rank sees all rewards, so that all stop at once."""
-        weights = self.reward.weights or dict.fromkeys(scores, 1.0)
-        failed = ~torch.stack([scores[name].isfinite() for name, weight in weights.items() if weight != 0]).all(0)
+        failed = ~total.isfinite()
         fraction = float(failed.double().mean())
         if fraction > self.max_failed_fraction:
             self.world.raise_on_all(self._too_many(int(failed.sum()), batches, results))
@@ -91,8 +89,7 @@ class RoundRewards:
 
     def _counters(self) -> dict[str, float]:
         """The scorers' counters over all ranks: sums, or the largest for names that end as in `TAKE_LARGEST`."""
-        terms = self.reward.terms()
-        mine = {f"reward/{name}/{key}": value for name, term in terms.items() for key, value in term.counters().items()}
+        mine = {f"reward/{name}": value for name, value in self.reward.counters().items()}
         total: dict[str, float] = {}
         for counters in self.world.gather_objects(mine):
             for name, value in counters.items():
@@ -101,28 +98,18 @@ class RoundRewards:
         return total
 
 
-def _column(result: RewardResult, name: str, reward: Scorer) -> Tensor:
-    """One of a result's scores, (B,); NaN where it failed, or is missing because the whole request failed."""
-    if not reward.weights:
-        return torch.where(result.valid, result.values, torch.nan)
-    return result.details.get(name, torch.full_like(result.values, torch.nan))
-
-
-def reward_metrics(reward: Scorer, scores: Mapping[str, Tensor]) -> dict[str, float]:
+def reward_metrics(reward: Reward, scores: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean, standard deviation and failures of a round's rewards; NaN is left out.
 
     Args:
         reward: that the scores are of.
-        scores: raw, by term, (N,) each with NaN where one failed.
+        scores: raw, by column, (N,) each with NaN where one failed.
     """
-    normalized, weights = reward.normalize(scores), reward.weights
-    metrics = {}
+    failed = {name: ~values.isfinite() for name, values in scores.items() if name != reward.name}
+    metrics = {f"reward/{name}_failed": float(rows.double().mean()) for name, rows in failed.items()}
     columns = {f"reward/{name}": values for name, values in scores.items()}
-    columns |= {f"reward_normalized/{name}": v for name, v in normalized.items() if v is not scores[name]}
-    if weights:
-        metrics = {f"reward/{name}_failed": float((~v.isfinite()).double().mean()) for name, v in scores.items()}
-        parts = [weight * normalized[name] for name, weight in weights.items() if weight != 0]
-        columns[f"reward/{reward.name}"] = torch.stack(parts).sum(0)
+    columns |= {f"reward_normalized/{name}": v for name, v in reward.normalize(scores).items() if v is not scores[name]}
+    columns[f"reward/{reward.name}"] = reward.total(scores)
     for name, values in columns.items():
         finite = values[torch.isfinite(values)].double()
         metrics[f"{name}_mean"] = float(finite.mean())

@@ -45,7 +45,7 @@ class Rollback(Checkpoint):
     run would explode again; what differs is the learning rate, `lr_factor` times the one before at each rollback. Where
     nothing good was written since the last rollback, the next one goes to the checkpoint before, if there is one. The
     logs keep the steps that are taken twice; checkpoints from beyond that place are renamed to `NAME.ckpt.exploded`.
-    Needs `GuardlitTrainer`, as `guardlit fit` has it.
+    Needs `guardlit.Trainer`, as `guardlit fit` has it.
 
     Logged: `rollback/count`, at each validation. Lightning calls a `Checkpoint` after all other callbacks, so that a
     good checkpoint holds what they made of the validation.
@@ -252,7 +252,7 @@ class Rollback(Checkpoint):
             )
         else:
             spent = f" after {self.rollbacks} rollbacks" if self.rollbacks else ""
-            how = f"go on with --ckpt_path {target} and a lower learning rate or a narrower clip range"
+            how = f"resume with --ckpt_path {target} and a lower learning rate or a narrower clip range"
             exception.args = (f"{exception}{spent}; {how}",)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from guardlit.checkpoints.finite import finite_weights
 from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.collectives import largest
 from guardlit.processes.lightning_internals import begin_validation_anew, repeat_validation
 from guardlit.processes.phases import Phase
 from guardlit.processes.slurm import forget, requeue, requeue_signal
 from guardlit.processes.watchdog import is_on_all_ranks
-from guardlit.training.nonfinite import finite_weights
 from guardlit.training.rollback import Rollback
 
 
@@ -134,7 +134,7 @@ class SignalGuard(pl.Callback):
         # one process alone must not leave the others waiting in a collective
         if signum := largest(trainer, self._asked):
             where = f"stopped by {signal.Signals(signum).name} at update {trainer.global_step}"
-            raise Interrupted(f"{where}; go on with --ckpt_path {_path(trainer)}", signum)
+            raise Interrupted(f"{where}; resume with --ckpt_path {_path(trainer)}", signum)
 
     # the end ------------------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class SignalGuard(pl.Callback):
                 return  # which has its own checkpoints
             if self._collecting and not numbers and (is_on_all_ranks(exception) or trainer.world_size == 1):
                 trainer.save_checkpoint(_path(trainer))
-                exception.args = (f"{exception}; go on with --ckpt_path {_path(trainer)}",)
+                exception.args = (f"{exception}; resume with --ckpt_path {_path(trainer)}",)
             elif (last := _last_written(trainer, finite=numbers)) is not None:
                 exception.args = (f"{exception}; the last good checkpoint is {last}",)
 

@@ -90,7 +90,7 @@ def test_the_comparison_can_fail(lines: Lines, folder: Path):
 def test_a_full_disk_is_one_line_and_a_bug_is_not(number: int, told: str | None, monkeypatch, capsys):
     from guardlit.commands import lightning_cli as app
 
-    def fail(args: list[str]) -> None:
+    def fail() -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(app, "GuardlitCLI", fail)
@@ -101,7 +101,7 @@ def test_a_full_disk_is_one_line_and_a_bug_is_not(number: int, told: str | None,
     assert guardlit("fit") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
-    assert "go on with --ckpt_path last" in line
+    assert "resume with --ckpt_path last" in line
 
 
 @pytest.mark.slow

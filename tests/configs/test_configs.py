@@ -46,7 +46,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         args = ["fit", *configs, *prompts, *here]
         monkeypatch.setattr(sys, "argv", ["guardlit", *args])
         monkeypatch.setattr(GuardlitCLI, "_run_subcommand", lambda *_: None)
-        return GuardlitCLI(args)
+        return GuardlitCLI()
 
     return _parse
 
@@ -92,7 +92,7 @@ def test_it_is_instantiated_and_divides_on_every_gpu(path: Path, parse):
     cli = parse(path)
     assert cli.model.policy.transformer is None  # weights wait until there is a trainer
     *sizes, micro_batch = cli.datamodule.sizes
-    steps = cli.model.train_steps
+    steps = cli.model.rollout.train_steps
     plan = RoundPlan(*sizes, micro_batch, train_steps=steps)  # raises for numbers that do not divide
     if cli.model.objective.clip_range is not None:
         assert plan.off_policy_updates > 0  # with one update a round no clip could act
@@ -156,14 +156,14 @@ def test_the_published_settings_reach_the_model(parse):
     assert (objective.form, objective.weight) == ("ratio_norm", "inverse_dt")
     assert (objective.clip_range, objective.clip_unit) == ((4e-6, 4e-6), "mean")
     assert (model.advantage.std, model.advantage.eps, model.advantage.clip) == ("group", 1e-4, 5.0)
-    assert (model.rollout.num_inference_steps, model.rollout.guidance_scale, model.train_steps) == (10, 4.5, 9)
+    assert (model.rollout.num_inference_steps, model.rollout.guidance_scale, model.rollout.train_steps) == (10, 4.5, 9)
     assert (model.evaluation.num_inference_steps, model.evaluation.guidance_scale) == (40, 4.5)
     assert (model.kl, model.old_velocity) == (None, "stored")
 
 
 def test_the_published_settings_reach_the_trainer(parse):
     cli = parse(PUBLISHED)
-    optimizer = cli.model._optimizer([nn.Parameter(torch.zeros(1))])
+    optimizer = cli.model.make_optimizer([nn.Parameter(torch.zeros(1))])
     assert isinstance(optimizer, torch.optim.AdamW)
     _has_published_hyperparameters(optimizer.param_groups[0])
     ema = _find(cli.trainer.callbacks, "TrainableEMA")
@@ -181,7 +181,7 @@ def _has_published_hyperparameters(group: dict) -> None:
 @pytest.mark.parametrize(("gpus", "backward_passes"), [(1, 576), (8, 72), (16, 36)])
 def test_the_published_arithmetic(gpus: int, backward_passes: int, parse):
     cli = parse(PUBLISHED)
-    plan = RoundPlan(*cli.datamodule.sizes, train_steps=cli.model.train_steps, world=gpus)
+    plan = RoundPlan(*cli.datamodule.sizes, train_steps=cli.model.rollout.train_steps, world=gpus)
     assert (plan.images, plan.updates_per_round, plan.off_policy_updates) == (1152, 2, 1)
     # published: 16 processes x 9 images x 8 batches, each update after 4 batches x 9 steps of backward passes
     assert plan.micro_batches_per_update == backward_passes

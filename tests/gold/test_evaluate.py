@@ -365,7 +365,7 @@ def test_a_base_that_cannot_divide_leaves_the_other_columns(copied: Path, capsys
 WRONG = {
     "no such checkpoint": (["--ckpt", "nothing.ckpt"], "--ckpt nothing.ckpt does not exist"),
     "no weights": (["--ckpt", ROOT / "docs"], "docs holds no exported weights"),
-    "not a checkpoint": (["--ckpt", ROOT / "README.md"], "README.md cannot be read, truncated or damaged?"),
+    "not a checkpoint": (["--ckpt", ROOT / "README.md"], "README.md is corrupt ("),
     "a file of weights": (["--ckpt", ROOT / "guardlit/assets/digits_scorers/gold.safetensors"], "name its folder"),
     "labels": (["--ckpt", "last", "--label", "a", "b"], "2 --label for 1 --ckpt"),
     "twice": (["--ckpt", "last", "last", "--label", "a", "a"], "two rows would be called 'a'"),

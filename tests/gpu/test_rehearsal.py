@@ -174,8 +174,8 @@ PER_UPDATE = {
 """The same for each update."""
 ONCE = {
     "utilities/apply_func.py batch_to",  # Lightning, when a metric is first logged
-    "guardlit/training/checks.py sizes_by_step",
-    "guardlit/training/checks.py <dictcomp>",
+    "guardlit/rounds/noise_floor.py sizes_by_step",
+    "guardlit/rounds/noise_floor.py <dictcomp>",
 }
 PLAIN_LORA = {"model__old_velocity": "stored"}
 ASKED_AGAIN = {"trainer__precision": "16-mixed", "model__old_velocity": "recomputed", "model__kl": {"weight": 0.1}}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from guardlit.assets import resolve
 from guardlit.errors import GuardlitError
-from guardlit.rewards.digits.networks import DIGITS, to_grey, upscale
+from guardlit.rewards.digits.networks import DIGITS, to_gray, upscale
 from guardlit.rewards.digits.scorers import (
     SCORERS,
     DigitDiversity,
@@ -73,8 +73,8 @@ def test_realism_of_a_real_digit_is_zero_and_grows_with_distance(real):
     assert scorer.score(request_of(images[::60], labels[::60])).values.abs().max() == 0
     black, white = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     distances = scorer.score(request_of(torch.cat([black, white]), torch.tensor([0, 0]))).values
-    grey = to_grey(images)
-    expected = torch.stack([(level - grey).square().mean((1, 2, 3)).sqrt().min() for level in (0, 1)])
+    gray = to_gray(images)
+    expected = torch.stack([(level - gray).square().mean((1, 2, 3)).sqrt().min() for level in (0, 1)])
     torch.testing.assert_close(distances, expected)
 
 

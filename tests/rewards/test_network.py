@@ -16,7 +16,8 @@ from scorer_files import Malicious
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.files import fill, find_file, folder_sha256, read_tensors, sha256, without_weights
+from guardlit.files import sha256
+from guardlit.rewards.files import fill, find_file, folder_sha256, read_tensors, without_weights
 from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 
@@ -24,7 +25,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 class Dot(NetworkScorer):
-    """A layer over an image's mean colour, plus the length of its prompt."""
+    """A layer over an image's mean color, plus the length of its prompt."""
 
     def __init__(self, **placement: Any) -> None:
         super().__init__(Placement(**placement))
@@ -42,13 +43,13 @@ class Dot(NetworkScorer):
         if self.device == META:
             return self.result(torch.zeros(len(request)))
         texts = self.once_each(request.prompts, self.measure)
-        return self.result(texts + self.in_batches(request.images, self.colours))
+        return self.result(texts + self.in_batches(request.images, self.colors))
 
     def measure(self, texts: list[str]) -> Tensor:
         self.seen.append(texts)
         return torch.tensor([float(len(text)) for text in texts])
 
-    def colours(self, images: Tensor) -> Tensor:
+    def colors(self, images: Tensor) -> Tensor:
         self.seen.append(len(images))
         dtype = self.network.weight.dtype
         return self.network(images.float().mean(dim=(2, 3)).to(dtype))[:, 0] + self.network.offset
@@ -104,8 +105,8 @@ def test_every_prompt_is_embedded_once():
     scorer = ready(batch_size=2)
     values = scorer.score(asked()).values
     assert [entry for entry in scorer.seen if isinstance(entry, list)] == [["a", "bbb"], ["cc"]]
-    colours = scorer.in_batches(asked().images, scorer.colours)
-    torch.testing.assert_close(values - colours, torch.tensor([1.0, 3, 1, 2, 3]))
+    colors = scorer.in_batches(asked().images, scorer.colors)
+    torch.testing.assert_close(values - colors, torch.tensor([1.0, 3, 1, 2, 3]))
 
 
 def test_the_network_is_frozen_in_the_precision_asked_for():

@@ -293,8 +293,6 @@ def test_a_dance_rollout_ends_at_the_estimate_of_x_0(
     ends: list[tuple[Tensor, Tensor]] = []
 
     def draw(*args: object, **options: object) -> object:
-        if "record" not in options:  # a validation
-            return sample(*args, **options)
         trajectory = sample(*args, **{**options, "record": torch.tensor([[4]] * 4)})
         sigmas = args[1].sigmas.float()
         ends.append((trajectory.final, trajectory.latents[:, 0] - sigmas[4] * trajectory.velocity[:, 0]))

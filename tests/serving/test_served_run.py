@@ -11,8 +11,8 @@ from runs import config, differing, guardlit, newest
 from servers import process
 
 from guardlit.assets import resolve
+from guardlit.files import sha256
 from guardlit.rewards import RemoteReward
-from guardlit.rewards.files import sha256
 
 WEIGHTS = sha256(Path(resolve("guardlit://digits_scorers")) / "proxy.safetensors")
 DIGITS = {"digits": "DigitProbability"}
@@ -63,7 +63,7 @@ def test_a_server_that_dies_leaves_a_run_that_goes_on(at_home: Path, tmp_path: P
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("guardlit fit")]
     assert len(said) == 1
     found = re.fullmatch(
-        r"guardlit fit: error: round 1: 4 of 8 rewards failed, .*; go on with --ckpt_path (\S+)", said[0]
+        r"guardlit fit: error: round 1: 4 of 8 rewards failed, .*; resume with --ckpt_path (\S+)", said[0]
     )
     assert found, said
     assert torch.load(found[1], weights_only=True)["global_step"] == 4

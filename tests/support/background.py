@@ -21,7 +21,7 @@ Failure = Literal["nan", "first", "raise", "hopeless"]
 
 
 class Background(Brightness):
-    """Mean grey level, scored in a side thread.
+    """Mean gray level, scored in a side thread.
 
     Args:
         fail: a prompt with this text fails.
@@ -63,7 +63,7 @@ class Background(Brightness):
 
 
 class Contrast(Scorer):
-    """Standard deviation of the grey levels in [0, 1], scored at once."""
+    """Standard deviation of the gray levels in [0, 1], scored at once."""
 
     def setup(self, device: torch.device) -> None:
         """Nothing to load."""
@@ -96,19 +96,16 @@ class Stuck(Background):
 
 
 class Marks(Scorer):
-    """Two marks of an image, the first of which is its score; no number at all for the request `spoilt`.
+    """Two marks of an image, both logged, the first of which is its score; raises at the request `spoilt`.
 
     Args:
         spoilt: index of a request, from 0.
     """
 
+    logged = ("gray", "contrast")
+
     def __init__(self, spoilt: int = -1) -> None:
         self.spoilt, self.asked = spoilt, 0
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The grey level is trained on, the contrast is logged."""
-        return {"grey": 1.0, "contrast": 0.0}
 
     def setup(self, device: torch.device) -> None:
         """Nothing to load."""
@@ -122,8 +119,8 @@ class Marks(Scorer):
         self.asked += 1
         if self.asked == self.spoilt + 1:
             raise RuntimeError("spoilt")
-        grey = request.images.float().mean((1, 2, 3)) / 255
-        return self.result(grey, grey=grey, contrast=request.images.float().std((1, 2, 3)))
+        gray = request.images.float().mean((1, 2, 3)) / 255
+        return self.result(gray, gray=gray, contrast=request.images.float().std((1, 2, 3)))
 
 
 class Gated(Background):

@@ -31,13 +31,13 @@ def test_other_strategies_have_no_such_thing():
     keep_buffers(SingleDeviceStrategy("cpu"))
 
 
-def test_the_command_line_sees_to_it(sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_trainer_calls_it(sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from runs import config, guardlit
 
-    from guardlit.commands import lightning_cli as app
+    from guardlit.training import run_trainer
 
     strategies: list[object] = []
-    monkeypatch.setattr(app, "keep_buffers", strategies.append)
+    monkeypatch.setattr(run_trainer, "keep_buffers", strategies.append)
     path = config(tmp_path, sd3_folder, trainer__max_epochs=0)
     assert guardlit("fit", "--config", path) == 0
     assert [type(strategy) for strategy in strategies] == [SingleDeviceStrategy]

@@ -8,7 +8,7 @@ import pytest
 from runs import config, guardlit
 
 from guardlit.planning.run import PlannedRun, planned
-from guardlit.training.linter import lint
+from guardlit.training.linter import LintFacts, lint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("gold_*.yaml")))
@@ -16,7 +16,7 @@ SHIPPED = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("gold_*.yaml")))
 
 def _findings(run: PlannedRun) -> dict[str, str]:
     run.module.policy = run.module.policy.skeleton()
-    return {f.rule: f.text for f in lint(run.module, run.plan, run.precision)}
+    return {f.rule: f.text for f in lint(LintFacts.of(run.module, run.plan, run.precision, on_gpu=False))}
 
 
 OBJECTIVE = "guardlit.objective."

@@ -10,9 +10,8 @@ import torch
 from runs import config, differing, guardlit, newest
 from watching import raise_after
 
-from guardlit.rounds.plan import RoundPlan
+from guardlit.rounds.plan import RoundPlan, candidates
 from guardlit.training import micro_batch as auto
-from guardlit.training.micro_batch import candidates
 from guardlit.training.module import GRPOModule
 
 PLAN = RoundPlan(2, 4, 4, 2, 1, train_steps=4, world=1)  # 4 images x 4 steps an update
@@ -48,16 +47,16 @@ def test_with_little_room_it_is_smaller(sd3_folder, tmp_path, monkeypatch):
     peaks: list[int] = []
     original = auto._estimated
 
-    def estimated(module, sizes, conditioning):
+    def estimated(module, make_step, sizes):
         from guardlit.devices.meter import measured
 
         for rows in (4, 8):
             with measured() as cost:
-                auto._step(module, rows, conditioning)
-            peaks.append(cost.peak + auto._kept(module))
-            auto._forget(module)
-        monkeypatch.setattr(auto, "free_memory", lambda: sum(peaks) / 2 / auto.SHARE)
-        return original(module, sizes, conditioning)
+                make_step(rows)
+            peaks.append(cost.peak + auto.kept_bytes(module))
+            auto.discard(module)
+        monkeypatch.setattr(auto, "free_memory", lambda: sum(peaks) / 2 / auto.CPU_FRACTION)
+        return original(module, make_step, sizes)
 
     monkeypatch.setattr(auto, "_estimated", estimated)
     found = fit(tmp_path / "auto", sd3_folder, "auto")
@@ -84,8 +83,8 @@ def test_a_device_that_runs_out_is_asked_for_less(sd3_folder, tmp_path, monkeypa
                 raise torch.OutOfMemoryError("a device of 2 rows")
         return original(self, batch, batch_idx)
 
-    def on_device(module, sizes, conditioning):
-        return next((size for size in sizes if auto._has_room(module, size, conditioning, 100)), 0)
+    def on_device(module, make_step, sizes):
+        return next((size for size in sizes if auto._has_room(module, make_step, size, 100)), 0)
 
     monkeypatch.setattr(GRPOModule, "training_step", step)
     monkeypatch.setattr(auto, "_estimated", on_device)

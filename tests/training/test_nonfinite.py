@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import csv
-import socket
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from exploding import Falling, Snapshots
-from lightning.pytorch.strategies import DDPStrategy
+from forked import on_ranks
 from runs import PROMPTS, config, guardlit, newest
+from torch import Tensor
 
+from guardlit.checkpoints.finite import finite_weights
 from guardlit.errors import GuardlitError, NonFiniteError
-from guardlit.training.nonfinite import SCALER_PATIENCE, NonFiniteGuard, finite_weights
+from guardlit.processes.world import World
+from guardlit.rounds.plan import RoundPlan
+from guardlit.rounds.round import Round
+from guardlit.training.nonfinite import SCALER_PATIENCE, NonFiniteGuard
+from guardlit.types import Prompt
 
 POISONED = [2, 5]
 EMA = {"class_path": "guardlit_callbacks.TrainableEMA"}
@@ -106,52 +108,56 @@ def test_too_many_in_a_row_stop_the_run(sd3_folder, tmp_path, capsys):
     assert said.endswith(f"the last good checkpoint is {newest(tmp_path)}")
 
 
-# deciding on several processes, and under a loss scaler --------------------------------------------------------------
+# deciding on several ranks, and under a loss scaler ------------------------------------------------------------------
 
 
-def fake_module(strategy: object = None, scaler: object = None, loss: float = 0.0) -> SimpleNamespace:
-    outputs = {"loss": torch.tensor(loss), "log_ratio": torch.tensor([0.0, loss])}
-    outputs |= {"step": torch.tensor([3, 4]), "sample": torch.tensor([0, 1])}
-    alone = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
-    precision = SimpleNamespace(scaler=scaler)
-    trainer = SimpleNamespace(strategy=strategy or alone, precision_plugin=precision, global_step=7)
-    trainer.world_size = 2 if strategy else 1
-    round = SimpleNamespace(index=1, prompt_of=lambda sample: SimpleNamespace(text=f"prompt of {sample}"))
-    experience = SimpleNamespace(round=round)
-    drop = SimpleNamespace(calls=0)
-
-    def zero_grad(set_to_none: bool) -> None:
-        drop.calls += set_to_none
-
-    return SimpleNamespace(outputs=[outputs], trainer=trainer, experience=experience, zero_grad=zero_grad, drop=drop)
+ROUND = Round(1, [Prompt("a cat"), Prompt("a dog")], [], RoundPlan(2, 2, 1, 1, 2, 1), seed=0)
+INFINITE, WORLD = torch.tensor(torch.inf), World.single()
 
 
-def test_an_overflow_is_the_loss_scaler_s_business_for_a_while():
-    guard, module, infinite = NonFiniteGuard("stop", 3), fake_module(scaler=object()), torch.tensor(torch.inf)
+def outputs(loss: float = 0.0) -> list[dict[str, Tensor]]:
+    """A micro-batch whose second row has a log ratio of that value."""
+    rows = {"log_ratio": torch.tensor([0.0, loss]), "step": torch.tensor([3, 4]), "sample": torch.tensor([0, 2])}
+    return [{"loss": torch.tensor(loss), **rows}]
+
+
+def test_an_overflow_is_left_to_the_loss_scaler_for_a_while():
+    guard = NonFiniteGuard("stop", 3)
+
+    def allows(norm: Tensor, loss: float = 0.0) -> bool:
+        return guard.allows(outputs(loss), norm, 7, ROUND, WORLD, scaled=True)
+
     for _ in range(SCALER_PATIENCE):
-        assert not guard.allows(module, infinite)
-    assert module.drop.calls == guard.skipped == SCALER_PATIENCE
+        assert not allows(INFINITE)
+    assert guard.skipped == SCALER_PATIENCE
     with pytest.raises(NonFiniteError, match=r"inf at update 7.*43 times in a row, more than the loss scaler allows"):
-        guard.allows(module, infinite)
-    assert guard.allows(module, torch.tensor(1.0))
-    assert not guard.allows(module, infinite)  # a finite one starts the count again
-    with pytest.raises(NonFiniteError, match="the loss is nan at denoising step 4, prompt 'prompt of 1'"):
-        guard.allows(fake_module(scaler=object(), loss=torch.nan), infinite)
+        allows(INFINITE)
+    assert allows(torch.tensor(1.0))
+    assert not allows(INFINITE)  # a finite one starts the count again
+    with pytest.raises(NonFiniteError, match="round 1: the loss is nan at denoising step 4, prompt 'a dog'"):
+        allows(INFINITE, torch.nan)
 
 
-def test_it_goes_on_from_a_checkpoint():
-    guard, module, infinite = NonFiniteGuard("skip", 2), fake_module(), torch.tensor(torch.inf)
-    assert not guard.allows(module, infinite)
+def test_an_overflow_without_a_scaler_stops():
+    with pytest.raises(NonFiniteError, match="the losses are finite, the backward pass is not; the weights were not"):
+        NonFiniteGuard("stop", 3).allows(outputs(), INFINITE, 7, ROUND, WORLD)
+
+
+def test_it_resumes_from_a_checkpoint():
+    guard = NonFiniteGuard("skip", 2)
+    with pytest.warns(UserWarning, match=r"the update is skipped \(1 so far\)"):
+        assert not guard.allows(outputs(), INFINITE, 7, ROUND, WORLD)
     other = NonFiniteGuard("skip", 2)
     other.load_state_dict(guard.state_dict())
-    assert not other.allows(module, infinite)
+    with pytest.warns(UserWarning, match=r"the update is skipped \(2 so far\)"):
+        assert not other.allows(outputs(), INFINITE, 8, ROUND, WORLD)
     with pytest.raises(NonFiniteError, match="3 times in a row"):
-        other.allows(module, infinite)
+        other.allows(outputs(), INFINITE, 9, ROUND, WORLD)
     with pytest.raises(GuardlitError, match="max_skipped=0 must be at least 1"):
         NonFiniteGuard("skip", 0)
 
 
-CASES = [  # action, whether a scaler is at work, and process 1's loss and gradient norm; those of process 0 are finite
+CASES = [  # action, whether a loss scaler is in use, and rank 1's loss and gradient norm; those of rank 0 are finite
     ("stop", True, torch.nan, 1.0),
     ("stop", True, 0.0, torch.inf),
     ("skip", False, torch.nan, torch.nan),
@@ -159,31 +165,20 @@ CASES = [  # action, whether a scaler is at work, and process 1's loss and gradi
 ]
 
 
-def _decisions(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    said = []
+def _decisions(world: World) -> list[str]:
+    found = []
     for action, scaled, loss, norm in CASES:
-        strategy = DDPStrategy(parallel_devices=[torch.device("cpu")] * 2)
-        module = fake_module(strategy, object() if scaled else None, loss if rank else 0.0)
+        mine = (outputs(loss if world.rank else 0.0), torch.tensor(norm if world.rank else 1.0))
         try:
-            made = NonFiniteGuard(action, 3).allows(module, torch.tensor(norm if rank else 1.0))
-            said.append(f"made {made}")
+            found.append(f"made {NonFiniteGuard(action, 3).allows(*mine, 7, ROUND, world, scaled)}")
         except NonFiniteError as error:
-            said.append(str(error).partition(": ")[2])
-    (folder / str(rank)).write_text("\n".join(said))
-    dist.destroy_process_group()
+            found.append(str(error).partition(": ")[2])
+    return found
 
 
-def test_two_processes_decide_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(_decisions, (port, tmp_path), nprocs=2, start_method="fork")
-    stop = "the loss is nan at denoising step 4, prompt 'prompt of 1'; the weights were not touched"
-    for rank in "01":
-        assert (tmp_path / rank).read_text().splitlines() == [stop, "made False", "made False", "made True"]
+def test_two_ranks_decide_alike():
+    stop = "the loss is nan at denoising step 4, prompt 'a dog'; the weights were not touched"
+    assert on_ranks(_decisions) == [[stop, "made False", "made False", "made True"]] * 2
 
 
 # before anything is scored --------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_a_run_that_stops_names_what_exploded_and_the_checkpoint(cause, sd3_fold
     said = capsys.readouterr().err.splitlines()[-1]
     assert what in said
     checkpoint = tmp_path / f"runs/version_0/checkpoints/good_{step}.ckpt"
-    assert said.endswith(f"; go on with --ckpt_path {checkpoint} and a lower learning rate or a narrower clip range")
+    assert said.endswith(f"; resume with --ckpt_path {checkpoint} and a lower learning rate or a narrower clip range")
     assert good(tmp_path)[-1] == step
     assert torch.load(checkpoint, weights_only=True)["global_step"] == step
 
@@ -159,7 +159,7 @@ def test_a_run_that_explodes_again_and_again_stops(sd3_folder, tmp_path, capsys)
         assert guardlit("fit", "--config", path) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "gradient norm is nan at update 5" in said
-    assert " after 1 rollbacks; go on with --ckpt_path " in said
+    assert " after 1 rollbacks; resume with --ckpt_path " in said
     assert "good_0.ckpt" in said  # nothing good came of the other one
 
 

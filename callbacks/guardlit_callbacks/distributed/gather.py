@@ -1,4 +1,4 @@
-"""Collectives of the callbacks; every function must be called on all ranks."""
+"""Collectives of Python objects; each works in a single process as well."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ T = TypeVar("T")
 
 
 def is_first() -> bool:
-    """Whether this is rank 0, or the only process."""
+    """Whether this process is rank 0, or the only one."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def gather_objects(value: T) -> list[T]:
-    """`value` of every rank, in rank order, on every rank; one process gets its own back. Keep tensors on the CPU."""
+    """The `value` of every rank, in rank order, on every rank. Collective: every rank must call it.
+
+    Args:
+        value: any object that can be pickled; keep its tensors on the CPU. A single process gets it back in a list.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     gathered: list[T | None] = [None] * dist.get_world_size()
@@ -24,9 +28,12 @@ def gather_objects(value: T) -> list[T]:
     return gathered  # type: ignore[return-value]
 
 
-def distinct(numbers: Sequence[int]) -> list[int]:
-    """Where each number stands first, in their rising order: distributed samplers deal some samples out twice."""
+def distinct(indices: Sequence[int]) -> list[int]:
+    """Positions of the first occurrence of each index, by rising index.
+
+    Distributed samplers repeat some samples so that all ranks get equally many.
+    """
     first: dict[int, int] = {}
-    for place, number in enumerate(numbers):
-        first.setdefault(number, place)
-    return [first[number] for number in sorted(first)]
+    for position, index in enumerate(indices):
+        first.setdefault(index, position)
+    return [first[index] for index in sorted(first)]

@@ -1,4 +1,4 @@
-"""DDP that reduces gradients at every backward."""
+"""DDP that reduces gradients at every backward pass."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from guardlit_callbacks.tools import lightning as _lightning
+from guardlit_callbacks.tools.lightning import PACKAGE
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import DDPStrategy
 else:
-    DDPStrategy = import_module(f"{_lightning._name}.strategies").DDPStrategy
+    DDPStrategy = import_module(f"{PACKAGE}.strategies").DDPStrategy
 
 
 class SyncDDP(DDPStrategy):
-    """DDP whose gradients are the mean over ranks after every backward, also while they accumulate.
+    """DDP whose gradients are the mean over ranks after every backward pass, also while they accumulate.
 
-    Lightning's own skips all reductions of an accumulation but the last, which hides each micro-batch's gradient. The
-    sum is the same; the price is one reduction per micro-batch: small for a LoRA.
+    Lightning's DDP reduces only the last micro-batch of an update, which hides each micro-batch's gradient. The sum is
+    the same; the price is one reduction per micro-batch: small for a LoRA.
 
     Example:
         ```yaml

@@ -1,5 +1,8 @@
-"""Figures and pictures that callbacks and the report draw. Imports nothing of this package."""
+"""Figures and image grids of the callbacks and the report. Imports only `tools`."""
 
+from guardlit_callbacks.figures.drawing import MARKERS as MARKERS
+from guardlit_callbacks.figures.drawing import PALETTE as PALETTE
+from guardlit_callbacks.figures.plots import Band as Band
 from guardlit_callbacks.figures.plots import ProxyGoldCurve as ProxyGoldCurve
 from guardlit_callbacks.figures.plots import RatioSamples as RatioSamples
 from guardlit_callbacks.figures.plots import gradient_figure as gradient_figure

@@ -1,6 +1,6 @@
-"""What the figures are made of: a grid of axes laid out in inches, and the panels of Fig. 2.
+"""Building blocks of the figures: a grid of axes laid out in inches, and the panels of Fig. 2.
 
-Laid out by hand, since matplotlib's layout engine measures every label, twice, and would be a third of a figure's cost.
+The layout is fixed, since matplotlib's layout engines measure every label twice: a third of a figure's cost.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guardlit_callbacks.tools.statistics import Array, clip_shares, moments, split
+from guardlit_callbacks.tools.statistics import Array, clip_fractions, moments, split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 PALETTE = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
-GREY = "#555555"
+GRAY = "#555555"
 
 LEGEND_LINE = 0.21
 """Height of a line of a legend, in inches."""
 
 DPI = 90
-"""Of the pictures that are drawn while training; their cost is half in their pixels. A report's are finer."""
+"""Resolution of the figures made during training, where half their cost is pixels; a report's are finer."""
 
 RIDGE_BINS = 35
 RIDGE_OVERLAP = 1.25
@@ -34,7 +34,7 @@ RIDGE_OVERLAP = 1.25
 
 @dataclass(frozen=True)
 class Margins:
-    """Space around the axes of a figure, in inches; `between` columns and `below` rows it holds their labels."""
+    """Space around the axes of a figure, in inches; `between` columns and `below` rows there is room for labels."""
 
     left: float
     bottom: float
@@ -53,7 +53,7 @@ def axes_grid(
         widths: of the columns, in inches.
         heights: of the rows, in inches.
         margins: around them.
-        title: of the whole figure; takes no room where there is none.
+        title: of the whole figure; takes no space if empty.
     """
     from matplotlib.figure import Figure
 
@@ -72,59 +72,59 @@ def axes_grid(
 
 
 def legend_columns(labels: Sequence[str], width: float) -> int:
-    """How many columns of these labels, at most 3, fit into so many inches at font size 9."""
+    """Number of legend columns, at most 3, that fit into a width in inches at font size 9."""
     longest = 0.5 + 0.07 * max(map(len, labels), default=0)  # handle and spacing, and the mean width of a letter
     return max(1, min(3, len(labels), int(width / longest)))
 
 
 def tidy(axes: Axes) -> None:
-    """Only what is needed to read values."""
+    """Removes what is not needed to read values."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
 
 
-def draw_ridges(axes: Axes, step: Array, log_ratio: Array, steps: Sequence[int]) -> None:
-    """A histogram of the log ratio at every step, one above the other, with mean and mean / std."""
+def plot_ridges(axes: Axes, step: Array, log_ratio: Array, steps: Sequence[int]) -> None:
+    """Plots a histogram of the log ratio per step, one above the other, with mean and mean / std."""
     from matplotlib import colormaps
     from matplotlib.collections import PolyCollection
     from matplotlib.ticker import MaxNLocator
 
-    # The widest step sets the range; half a percent of outliers at each end must not.
+    # The widest step sets the range, without half a percent of outliers at each end.
     by_step = split(step, log_ratio)
-    reach = max((float(np.quantile(np.abs(v), 0.995)) for v in by_step.values()), default=0.0) or 1.0
+    limit = max((float(np.quantile(np.abs(v), 0.995)) for v in by_step.values()), default=0.0) or 1.0
     rows = {t: row for row, t in enumerate(steps) if t in by_step}
     stats = {t: moments(by_step[t]) for t in rows}
-    axes.axvline(0, color=GREY, lw=0.8, zorder=0)
-    colours = colormaps["cividis"](0.1 + 0.75 * np.array(list(rows.values())) / max(len(steps) - 1, 1))
+    axes.axvline(0, color=GRAY, lw=0.8, zorder=0)
+    colors = colormaps["cividis"](0.1 + 0.75 * np.array(list(rows.values())) / max(len(steps) - 1, 1))
     outlines = [_ridge(by_step[t], stats[t].mean, stats[t].std, row) for t, row in rows.items()]
-    axes.add_collection(PolyCollection(outlines, facecolors=colours * [1, 1, 1, 0.7], edgecolors=colours, lw=1.0))
-    means = np.clip([stats[t].mean for t in rows], -reach, reach)
+    axes.add_collection(PolyCollection(outlines, facecolors=colors * [1, 1, 1, 0.7], edgecolors=colors, lw=1.0))
+    means = np.clip([stats[t].mean for t in rows], -limit, limit)
     axes.plot(means, list(rows.values()), "o", color=VERMILION, mec="white", ms=5, zorder=3)
     at_right: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "fontsize": 8, "zorder": 4}
     for t, row in rows.items():
         if stats[t].std:
             axes.text(1.0, row - 0.08, f"{stats[t].mean / stats[t].std:+.2f}", va="bottom", **at_right)
     axes.text(1.0, -1.4, "mean / std", va="top", **at_right)
-    axes.set_xlim(-reach, reach * 1.25)
+    axes.set_xlim(-limit, limit * 1.25)
     axes.set_xlabel("log ratio (dimensionless)")
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 2))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     _bare(axes, len(steps))
 
 
-def draw_clip_shares(axes: Axes, step: Array, log_ratio: Array, clipped: Array, steps: Sequence[int]) -> None:
-    """Bars of the shares clipped below (left) and above (right) at every step."""
+def plot_clip_fractions(axes: Axes, step: Array, log_ratio: Array, clipped: Array, steps: Sequence[int]) -> None:
+    """Plots bars of the fractions clipped below (left) and above (right) per step."""
     from matplotlib.ticker import MaxNLocator
 
     chosen = [step == t for t in steps]
-    above, below = 100 * np.array([clip_shares(log_ratio[at], clipped[at]) for at in chosen]).T
+    above, below = 100 * np.array([clip_fractions(log_ratio[at], clipped[at]) for at in chosen]).T
     places = np.arange(len(steps)) - 0.25
     axes.barh(places, -below, height=0.5, color=BLUE)
     axes.barh(places, above, height=0.5, color=ORANGE)
-    axes.axvline(0, color=GREY, lw=0.8)
-    reach = max(1.0, np.nanmax([above, below]) * 1.1)
-    axes.set_xlim(-reach, reach)
+    axes.axvline(0, color=GRAY, lw=0.8)
+    limit = max(1.0, np.nanmax([above, below]) * 1.1)
+    axes.set_xlim(-limit, limit)
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("clipped (%)\n← below    above →")
@@ -132,15 +132,15 @@ def draw_clip_shares(axes: Axes, step: Array, log_ratio: Array, clipped: Array, 
 
 
 def _ridge(values: Array, mean: float, std: float, row: int) -> Array:
-    """The outline of a step's histogram, standing on its row; (points, 2)."""
+    """The outline of a step's histogram on the baseline of its row; (points, 2)."""
     height, edges = np.histogram(values[values != 0], RIDGE_BINS, (mean - 3.5 * std, mean + 3.5 * std))
-    centres = (edges[1:] + edges[:-1]) / 2
+    centers = (edges[1:] + edges[:-1]) / 2
     ridge = row - RIDGE_OVERLAP * height / max(height.max(), 1)
-    return np.column_stack([np.r_[centres[0], centres, centres[-1]], np.r_[row, ridge, row]])
+    return np.column_stack([np.r_[centers[0], centers, centers[-1]], np.r_[row, ridge, row]])
 
 
 def _bare(axes: Axes, steps: int) -> None:
-    """No frame, and a row a step, the first on top."""
+    """Removes the frame; one row per step, the first on top."""
     axes.set_ylim(steps - 0.4, -1.45)
     axes.set_yticks([])
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Pictures made of pictures: a captioned grid, and a film strip of grids; numpy in, numpy out."""
+"""Image grids with captions, and film strips of them; numpy in, numpy out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _GAP, _FONT_SIZE, _LINES = 8, 14, 3
-_WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (90, 90, 90)
+_WHITE, _BLACK, _GRAY = (255, 255, 255), (0, 0, 0), (90, 90, 90)
 
 
 def to_uint8(images: Tensor, callback: object) -> Tensor:
-    """Images as (B, 3, H, W) uint8 where they are; floats are taken to lie in [0, 1].
+    """Images as (B, 3, H, W) uint8 on their device; floats are in [0, 1].
 
     Raises:
         MisconfigurationException: another shape.
@@ -38,12 +38,12 @@ def to_uint8(images: Tensor, callback: object) -> Tensor:
 def captioned_grid(
     images: Sequence[NDArray[np.uint8]], captions: Sequence[str], scores: Sequence[str], columns: int, size: int
 ) -> NDArray[np.uint8]:
-    """One picture of all images, row by row, each with its caption and score under it.
+    """One image of all images, row by row, each with its score and caption under it.
 
     Args:
         images: (H, W, 3) uint8 each.
         captions: a text per image, wrapped to three lines.
-        scores: a short text per image, on a line of its own; may be empty.
+        scores: a short text per image, on its own line; may be empty.
         columns: images in a row.
         size: the longer side of an image in the grid, in pixels.
 
@@ -58,16 +58,16 @@ def captioned_grid(
     cell_width, cell_height = size + _GAP, max(t.height for t in tiles) + (_LINES + 1) * line + _GAP
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * cell_width + _GAP, rows * cell_height + _GAP), _WHITE)
-    draw = ImageDraw.Draw(sheet)
+    canvas = ImageDraw.Draw(sheet)
     for index, (tile, caption, score) in enumerate(zip(tiles, captions, scores, strict=True)):
         x, y = _GAP + index % columns * cell_width, _GAP + index // columns * cell_height
         sheet.paste(tile, (x, y))
         y += tile.height + 3
         if score:
-            draw.text((x, y), score, fill=_BLACK, font=_font())
+            canvas.text((x, y), score, fill=_BLACK, font=_font())
             y += line
         for text in wrap(caption, size):
-            draw.text((x, y), text, fill=_GREY, font=_font())
+            canvas.text((x, y), text, fill=_GRAY, font=_font())
             y += line
     return np.asarray(sheet)
 
@@ -76,7 +76,7 @@ class Frame(NamedTuple):
     """A row of a film strip.
 
     Attributes:
-        label: says when, as in "step 40".
+        label: the moment, as in "step 40".
         images: (H, W, 3) uint8 each.
         scores: a short text per image; may be empty.
     """
@@ -87,10 +87,10 @@ class Frame(NamedTuple):
 
 
 def film_strip(frames: Sequence[Frame], captions: Sequence[str], size: int) -> NDArray[np.uint8]:
-    """One row of images per moment, its label at the left and each image's score under it.
+    """One row of images per frame, its label at the left and each image's score under it.
 
     Args:
-        frames: from the first moment to the last.
+        frames: in the order of time.
         captions: a text per column, over it, wrapped to three lines.
         size: the longer side of an image in the strip, in pixels.
 
@@ -105,22 +105,22 @@ def film_strip(frames: Sequence[Frame], captions: Sequence[str], size: int) -> N
     height = size + _GAP + (line if any(any(frame.scores) for frame in frames) else 0)
     width = margin + max(len(frame.images) for frame in frames) * (size + _GAP)
     strip = Image.new("RGB", (width, head + len(frames) * height + _GAP), _WHITE)
-    draw = ImageDraw.Draw(strip)
+    canvas = ImageDraw.Draw(strip)
     for column, caption in enumerate(captions):
         for row, text in enumerate(wrap(caption, size)):
-            draw.text((margin + column * (size + _GAP), _GAP // 2 + row * line), text, fill=_GREY, font=_font())
+            canvas.text((margin + column * (size + _GAP), _GAP // 2 + row * line), text, fill=_GRAY, font=_font())
     for row, frame in enumerate(frames):
         y = head + row * height
-        draw.text((_GAP, y + size // 2 - _FONT_SIZE // 2), frame.label, fill=_BLACK, font=_font())
+        canvas.text((_GAP, y + size // 2 - _FONT_SIZE // 2), frame.label, fill=_BLACK, font=_font())
         for column, (image, score) in enumerate(zip(frame.images, frame.scores, strict=True)):
             x = margin + column * (size + _GAP)
             strip.paste(fit(image, size), (x, y))
-            draw.text((x, y + size + 1), score, fill=_BLACK, font=_font())
+            canvas.text((x, y + size + 1), score, fill=_BLACK, font=_font())
     return np.asarray(strip)
 
 
 def fit(image: NDArray[np.uint8], size: int) -> Image.Image:
-    """The image with its longer side `size` pixels; small images are enlarged without smoothing."""
+    """Resizes the longer side to `size` pixels; small images are enlarged without smoothing."""
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -130,7 +130,7 @@ def fit(image: NDArray[np.uint8], size: int) -> Image.Image:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """The text in at most three lines of `width` pixels; an ellipsis where it had to be cut."""
+    """Wraps the text to at most three lines of `width` pixels; cut text ends in an ellipsis."""
     lines: list[str] = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,7 +1,7 @@
-"""The figures that the callbacks draw while training and a report draws afterwards.
+"""The figures of the callbacks and the report: pure functions from arrays to a `matplotlib.figure.Figure`.
 
-Pure functions from arrays to a `matplotlib.figure.Figure`: no pyplot, no global state, no display. Colours are Okabe
-and Ito's (2008), which stay apart for colour-blind readers; steps are coloured by cividis, dark to light.
+No pyplot, no global state, no display. The colors are Okabe and Ito's (2008), which color-blind readers can tell apart;
+steps are colored by cividis, dark to light.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 
 from guardlit_callbacks.figures.drawing import (
     BLUE,
-    GREY,
+    GRAY,
     LEGEND_LINE,
     MARKERS,
     PALETTE,
     Margins,
     axes_grid,
-    draw_clip_shares,
-    draw_ridges,
     legend_columns,
+    plot_clip_fractions,
+    plot_ridges,
     tidy,
 )
 from guardlit_callbacks.tools.statistics import Array, max_over_min
@@ -31,11 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from guardlit_callbacks.report.curves import Band
-
 __all__ = [
     "MARKERS",
     "PALETTE",
+    "Band",
     "ProxyGoldCurve",
     "RatioSamples",
     "gradient_figure",
@@ -53,7 +52,7 @@ class RatioSamples:
     Attributes:
         step: index of the denoising step, (n,) int.
         log_ratio: log importance ratio, (n,), dimensionless.
-        clipped: whether the ratio lies outside the clip range, (n,) bool; None where the objective does not clip it.
+        clipped: whether the ratio lies outside the clip range, (n,) bool; None if the objective does not clip it.
     """
 
     step: Array
@@ -63,11 +62,11 @@ class RatioSamples:
 
 @dataclass(frozen=True)
 class ProxyGoldCurve:
-    """What one run was rewarded for, and what was only watched.
+    """Proxy reward and gold score of one run over training.
 
     Attributes:
         step: optimizer step of each evaluation, (n,) int.
-        proxy: mean proxy reward, (n,), drawn over its first value; None where there is none.
+        proxy: mean proxy reward, (n,), plotted relative to its first value; None if absent.
         gold: gold average over the base model's, (n,), 1 = as good as the base model.
         low: lower end of the interval of `gold`, (n,).
         high: its upper end, (n,).
@@ -80,11 +79,30 @@ class ProxyGoldCurve:
     high: Array
 
 
-def turning_point(curve: ProxyGoldCurve) -> int | None:
-    """Where over-optimization starts: the index of the best gold score, or None where what follows is none.
+@dataclass(frozen=True)
+class Band:
+    """A quantity over training, of one run or several.
 
-    It is some where a later gold score is lower by more than the noise (the two half-intervals, added as independent
-    errors) while the proxy is higher, as `OverOptimizationStop` judges it.
+    Attributes:
+        step: optimizer steps, (n,) int, rising.
+        mean: over the runs, (n,).
+        low: their smallest value, (n,).
+        high: their largest, (n,).
+        runs: number of runs.
+    """
+
+    step: Array
+    mean: Array
+    low: Array
+    high: Array
+    runs: int = 1
+
+
+def turning_point(curve: ProxyGoldCurve) -> int | None:
+    """Where over-optimization starts: the index of the best gold score, or None without over-optimization.
+
+    A run over-optimizes if a later gold score is lower by more than the noise (the two half-intervals, added as
+    independent errors) while the proxy is higher; `OverOptimizationStop` has the same criterion.
     """
     best = int(np.argmax(curve.gold))
     noise = curve.gold - curve.low
@@ -94,14 +112,14 @@ def turning_point(curve: ProxyGoldCurve) -> int | None:
 
 
 def ratio_figure(panels: Mapping[str, RatioSamples], *, title: str = "") -> Figure:
-    """Distribution of the log ratio at every denoising step (Fig. 2), one panel a method or kind of ratio.
+    """Distribution of the log ratio at every denoising step (Fig. 2), one panel per method or kind of ratio.
 
-    Each ridge is a histogram within 3.5 standard deviations, scaled to its own peak, of the ratios that are not exactly
-    1 (those of a round's first update are); its dot is the mean of all, the number beside it that mean in units of the
-    step's standard deviation. Bars show the share of samples clipped below (left) and above (right) the range.
+    Each ridge is a histogram within 3.5 standard deviations, scaled to its own peak, without ratios of exactly 1 (those
+    of a round's first update). The dot is the mean of all, the number at the right that mean in standard deviations.
+    Bars show the fraction of samples clipped below (left) and above (right) the range.
 
     Args:
-        panels: the samples under the panel's title.
+        panels: panel title -> samples.
         title: of the whole figure.
     """
     steps = sorted({int(t) for samples in panels.values() for t in np.unique(samples.step)})
@@ -110,13 +128,13 @@ def ratio_figure(panels: Mapping[str, RatioSamples], *, title: str = "") -> Figu
     axes = iter(grid[0])
     for index, (name, samples) in enumerate(panels.items()):
         ridges = next(axes)
-        draw_ridges(ridges, samples.step, samples.log_ratio, steps)
+        plot_ridges(ridges, samples.step, samples.log_ratio, steps)
         ridges.set_title(name, fontsize=10, y=1)
         if index == 0:
             ridges.set_ylabel("denoising step (0 = most noise)")
             ridges.set_yticks(range(len(steps)), [str(t) for t in steps])
         if samples.clipped is not None:
-            draw_clip_shares(next(axes), samples.step, samples.log_ratio, samples.clipped, steps)
+            plot_clip_fractions(next(axes), samples.step, samples.log_ratio, samples.clipped, steps)
     return figure
 
 
@@ -124,8 +142,8 @@ def gradient_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, 
     """Gradient magnitude at every denoising step on a log axis (Fig. 3).
 
     Args:
-        panels: panel title (which gradient) -> method or run -> step -> mean norm, in units of the loss. A curve with a
-            value that is not above 0 shows only its other values.
+        panels: panel title (which gradient) -> method or run -> step -> mean norm, in units of the loss. Values that
+            are not above 0 are left out.
         title: of the whole figure.
     """
     from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullLocator
@@ -134,10 +152,10 @@ def gradient_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, 
     margins = Margins(left=0.85, between=0.95, bottom=0.6 + LEGEND_LINE * lines)
     figure, grid = axes_grid([3.7] * len(panels), [2.6], margins, title)
     for axes, (name, curves) in zip(grid[0], panels.items(), strict=True):
-        for (label, per_step), colour, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
+        for (label, per_step), color, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
             positive = {t: v for t, v in per_step.items() if v > 0}
             legend = f"{label} (max/min {max_over_min(per_step):.1f})"
-            axes.plot(list(positive), list(positive.values()), color=colour, marker=marker, ms=5, label=legend)
+            axes.plot(list(positive), list(positive.values()), color=color, marker=marker, ms=5, label=legend)
         axes.set_yscale("log")
         axes.set_ylim(_decade_or_more([v for curve in curves.values() for v in curve.values() if v > 0]))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -155,10 +173,10 @@ def gradient_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, 
 def proxy_gold_figure(curves: Mapping[str, ProxyGoldCurve], *, title: str = "") -> Figure:
     """Proxy (dashed) and gold (solid, with its interval) over training, both as multiples of their start (Fig. 1).
 
-    A ring marks a run's best gold score where over-optimization follows it (`turning_point`).
+    A ring marks a run's best gold score before over-optimization (`turning_point`).
 
     Args:
-        curves: the evaluations of each run under its name; one run takes two colours, several take one each.
+        curves: run name -> its evaluations; one run has two colors, several have one each.
         title: of the whole figure.
     """
     from matplotlib.ticker import MaxNLocator
@@ -167,16 +185,16 @@ def proxy_gold_figure(curves: Mapping[str, ProxyGoldCurve], *, title: str = "") 
     lines = -(-2 * len(curves) // columns)
     figure, grid = axes_grid([5.6], [3.0], Margins(left=0.75, bottom=0.6 + LEGEND_LINE * lines), title)
     axes = grid[0][0]
-    for (name, curve), colour, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
-        gold_colour, prefix = (BLUE, "") if len(curves) == 1 else (colour, f"{name}: ")
+    for (name, curve), color, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
+        gold_color, prefix = (BLUE, "") if len(curves) == 1 else (color, f"{name}: ")
         if curve.proxy is not None:
-            style: dict[str, Any] = {"color": colour, "ls": "--", "marker": marker, "mfc": "white", "ms": 4}
+            style: dict[str, Any] = {"color": color, "ls": "--", "marker": marker, "mfc": "white", "ms": 4}
             axes.plot(curve.step, _relative(curve.proxy), label=f"{prefix}proxy", **style)
-        axes.fill_between(curve.step, curve.low, curve.high, color=gold_colour, alpha=0.2, lw=0)
-        axes.plot(curve.step, curve.gold, color=gold_colour, marker=marker, ms=4, label=f"{prefix}gold")
+        axes.fill_between(curve.step, curve.low, curve.high, color=gold_color, alpha=0.2, lw=0)
+        axes.plot(curve.step, curve.gold, color=gold_color, marker=marker, ms=4, label=f"{prefix}gold")
         if (best := turning_point(curve)) is not None:
-            _mark_best(axes, curve, best, gold_colour, "best gold" if len(curves) == 1 else "")
-    axes.axhline(1.0, color=GREY, lw=0.8)
+            _mark_best(axes, curve, best, gold_color, "best gold" if len(curves) == 1 else "")
+    axes.axhline(1.0, color=GRAY, lw=0.8)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("score / score at the start")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -196,18 +214,18 @@ def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, tit
 
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    colours = dict(zip(dict.fromkeys(name for _, curves in panels.values() for name in curves), PALETTE, strict=False))
+    colors = dict(zip(dict.fromkeys(name for _, curves in panels.values() for name in curves), PALETTE, strict=False))
     width = 2.6 if columns > 1 else 5.7
-    in_legend = legend_columns(list(colours), columns * (width + 0.75))
-    margins = Margins(left=0.7, between=0.75, below=0.85, bottom=0.6 + LEGEND_LINE * -(-len(colours) // in_legend))
+    in_legend = legend_columns(list(colors), columns * (width + 0.75))
+    margins = Margins(left=0.7, between=0.75, below=0.85, bottom=0.6 + LEGEND_LINE * -(-len(colors) // in_legend))
     figure, grid = axes_grid([width] * columns, [1.7] * rows, margins, title)
     cells = [axes for row in grid for axes in row]
     lines = {}
     for axes, (name, (unit, curves)) in zip(cells, panels.items(), strict=False):
         for label, curve in curves.items():
             if curve.runs > 1:
-                axes.fill_between(curve.step, curve.low, curve.high, color=colours[label], alpha=0.2, lw=0)
-            (lines[label],) = axes.plot(curve.step, curve.mean, color=colours[label], lw=1.3, label=label)
+                axes.fill_between(curve.step, curve.low, curve.high, color=colors[label], alpha=0.2, lw=0)
+            (lines[label],) = axes.plot(curve.step, curve.mean, color=colors[label], lw=1.3, label=label)
         axes.set_title(name, fontsize=9, y=1)
         axes.set_ylabel(unit, fontsize=9)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
@@ -223,23 +241,23 @@ def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, tit
 
 
 def _decade_or_more(values: Sequence[float]) -> tuple[float, float]:
-    """Limits of a log axis around the values; at least a decade, so that what is even looks even and has ticks."""
+    """Limits of a log axis around the values; at least a decade, so that a flat curve looks flat and has ticks."""
     low, high = np.log10([min(values, default=1.0), max(values, default=1.0)])
-    reach = max(0.55 * (high - low), 0.5)
-    return float(10 ** ((low + high) / 2 - reach)), float(10 ** ((low + high) / 2 + reach))
+    half = max(0.55 * (high - low), 0.5)
+    return float(10 ** ((low + high) / 2 - half)), float(10 ** ((low + high) / 2 + half))
 
 
-def _mark_best(axes: Axes, curve: ProxyGoldCurve, best: int, colour: str, text: str) -> None:
-    """A ring on the gold curve, and a dotted line up or down to the proxy there."""
+def _mark_best(axes: Axes, curve: ProxyGoldCurve, best: int, color: str, text: str) -> None:
+    """Plots a ring on the gold curve, and a dotted line from there to the proxy."""
     at, gold = curve.step[best], curve.gold[best]
     if curve.proxy is not None:
-        axes.plot([at, at], [gold, _relative(curve.proxy)[best]], color=colour, ls=":", lw=1.2)
-    axes.plot(at, gold, "o", color=colour, mfc="none", ms=11, mew=1.5)
+        axes.plot([at, at], [gold, _relative(curve.proxy)[best]], color=color, ls=":", lw=1.2)
+    axes.plot(at, gold, "o", color=color, mfc="none", ms=11, mew=1.5)
     axes.annotate(text, (at, gold), (0, -9), textcoords="offset points", ha="center", va="top", fontsize=8)
 
 
 def _relative(proxy: Array) -> Array:
-    """The proxy over its first value; a start at or below 0 has no ratio, so its largest change becomes 1 instead."""
+    """The proxy relative to its first value; if that is not positive, the largest change is scaled to 1 instead."""
     first = float(proxy[0])
     if first > 0:
         return np.divide(proxy, first)

@@ -1,1 +1,4 @@
-"""One page from run folders. Imports figures and the composite, neither torch nor Lightning."""
+"""One HTML page of figures and tables from run folders. Imports `figures` and `tools`, neither torch nor Lightning.
+
+Public: `report.writer.build`, `report.labels.ConfigKeys`, and `report.writer.execute` for other command lines.
+"""

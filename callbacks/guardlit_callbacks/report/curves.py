@@ -1,42 +1,38 @@
-"""Curves over training, of one run or averaged over several."""
+"""Curves over training: which keys, and their mean and range over runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 
-from guardlit_callbacks.report.data import Series
-from guardlit_callbacks.tools.statistics import Array
+from guardlit_callbacks.figures import Band
+from guardlit_callbacks.report.data import ReportError, Run, Series
+
+CURVES = (
+    ("reward", ("reward/*_mean", "train*reward")),
+    ("reward", ("val*reward", "reward")),
+    ("fraction of samples", ("ratio/clipped", "train/clip_*", "*clip*frac*")),
+    ("KL divergence", ("*kl",)),
+    ("norm, loss / parameter", ("gradient/norm_before_clipping", "*grad_norm")),
+    ("largest / smallest step", ("gradient/velocity/max_over_min",)),
+    ("largest abs(mean) / std", ("ratio/log_ratio/max_shift",)),
+    ("std of ratio", ("*ratio_std",)),
+    ("loss", ("*loss",)),
+)
+"""Default curves of Fig. 7: a unit, and patterns of logged keys, of which the first with a match is taken."""
+
+MAX_PANELS = 12
 
 MAX_POINTS = 200
-"""Of a training curve: a page of a long run stays small, and its noise readable."""
-
-
-@dataclass(frozen=True)
-class Band:
-    """A quantity over training, of one run or several.
-
-    Attributes:
-        step: optimizer steps, (n,) int, rising.
-        mean: over the runs, (n,).
-        low: their smallest value, (n,).
-        high: their largest, (n,).
-        runs: how many there are.
-    """
-
-    step: Array
-    mean: Array
-    low: Array
-    high: Array
-    runs: int = 1
+"""Most points of a training curve, so that the page of a long run stays small and its noise readable."""
 
 
 def band(runs: Sequence[Series]) -> Band | None:
-    """Mean and range over runs, at every step any of them has within the steps that all of them cover.
+    """Mean and range over runs, at every step of any of them within the steps that all of them cover.
 
-    Values in between are interpolated; with steps in common, as seeds have, none is. None where there is no such step.
+    Values in between are interpolated; seeds have their steps in common. None if the runs do not overlap.
     """
     if not runs:
         return None
@@ -50,9 +46,33 @@ def band(runs: Sequence[Series]) -> Band | None:
 
 
 def thinned(curve: Band) -> Band:
-    """The curve at `MAX_POINTS` steps at most, each the average of its neighbourhood."""
+    """The curve averaged to at most `MAX_POINTS` points."""
     parts = np.array_split(np.arange(curve.step.size), min(MAX_POINTS, curve.step.size))
     step, mean, low, high = (
         np.array([values[part].mean() for part in parts]) for values in (curve.step, curve.mean, curve.low, curve.high)
     )
     return Band(step, mean, low, high, curve.runs)
+
+
+def curve_keys(runs: Sequence[Run], patterns: Sequence[str]) -> dict[str, str]:
+    """The logged keys to plot and their units, in the order of the patterns, or the default ones of `CURVES`."""
+    logged = sorted({key for run in runs for key in run.scalars})
+    fitting = {pattern: [key for key in logged if fnmatchcase(key, pattern)] for pattern in patterns}
+    for pattern, found in fitting.items():
+        if not found:
+            raise ReportError(f"--curves {pattern!r} is no logged key; there are {', '.join(logged) or 'none'}")
+    if not patterns:
+        fitting = {choice[0]: _first_fitting(choice, logged) for _, choice in CURVES}
+    chosen = list(dict.fromkeys(key for keys in fitting.values() for key in keys))
+    if len(chosen) > MAX_PANELS:
+        raise ReportError(f"Fig. 7 would have {len(chosen)} panels, {MAX_PANELS} at most; choose keys with --curves")
+    return {key: _unit(key) for key in chosen}
+
+
+def _first_fitting(patterns: Sequence[str], logged: Sequence[str]) -> list[str]:
+    found = ([key for key in logged if fnmatchcase(key, pattern)] for pattern in patterns)
+    return next(filter(None, found), [])
+
+
+def _unit(key: str) -> str:
+    return next((unit for unit, patterns in CURVES if any(fnmatchcase(key, p) for p in patterns)), "value")

@@ -1,4 +1,4 @@
-"""What a run left in its folder, read without torch or Lightning."""
+"""Runs read from their log folders, without torch or Lightning."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ import numpy as np
 from guardlit_callbacks.tools.statistics import STEP_KEY, Array
 
 MAX_ROUNDS = 200
-"""More rounds than this are sampled evenly: thousands would take minutes and move no number that is printed."""
+"""More rounds than this are sampled evenly: reading thousands takes minutes and changes no printed number."""
 
 MIN_EPOCHS = 10
-"""With fewer epochs a curve over epochs would say too little, so each logged value is a point of its own."""
+"""With fewer epochs, logged values are not averaged over epochs but are points of their own."""
+
+LOGGED = ("metrics.csv", "gold.csv", "ratio/round_*.npz", "gradient/round_*.npz")
+DESCRIPTIONS = ("config.yaml", "run.json")
+
+Columns = dict[str, Array]
+"""Columns of a table by name, float64 (n,) each."""
 
 
 class ReportError(ValueError):
-    """A mistake the user can mend: what was found where, and what would be right, in one line."""
+    """An error the user can fix: what was found where, and what would be right, in one line."""
 
 
 class Series(NamedTuple):
-    """Values over training, never NaN: optimizer steps (n,), rising, and the value at each (n,).
+    """Values over training, without NaN: optimizer steps (n,), rising, and the value at each (n,).
 
-    Where an epoch is averaged the step is that of its middle.
+    The step of an epoch's average is that of its middle.
     """
 
     step: Array
@@ -40,8 +46,8 @@ class Rounds:
     """The arrays of a run's rounds, in order.
 
     Attributes:
-        arrays: of each round that was read, by name.
-        found: rounds there are; more than were read where there are many.
+        arrays: by name, for each round that was read.
+        found: number of rounds in the folder.
     """
 
     arrays: Sequence[Mapping[str, Array]] = ()
@@ -50,19 +56,19 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run; one that was resumed elsewhere has several folders.
+    """One training run; a run that was resumed in another folder has several.
 
     Attributes:
         folders: in the order of time.
-        scalars: what was logged, by key, but for keys of single denoising steps; averaged over epochs (rounds) where
-            there are several values an epoch.
-        gold: columns of `gold.csv`, by name, `step` among them; (n,) each, empty where there is none.
+        scalars: logged values by key, without keys of single denoising steps; averaged over epochs (rounds) with
+            several values each.
+        gold: columns of `gold.csv` by name, with `step`; (n,) each, empty without the file.
         ratio: arrays of `RatioDistribution`.
         gradient: arrays of `GradientNorm`.
-        film_strip: the picture that `SampleGrid` left at the end; None where there is none.
-        verdict: what `OverOptimizationStop` said last; empty where it never acted.
+        film_strip: the film strip of `SampleGrid`; None without one.
+        verdict: the last reason of `OverOptimizationStop`; empty if it never acted.
         config: the last folder's `config.yaml`.
-        config_text: the same as written.
+        config_text: its text.
         facts: the last folder's `run.json`.
         missing: files that no folder has.
     """
@@ -81,26 +87,20 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The last folder's name, with its parent's where Lightning chose it."""
+        """The last folder's name; with its parent's for Lightning's `version_N`."""
         last = self.folders[-1].resolve()
         return f"{last.parent.name}/{last.name}" if last.name.startswith("version_") else last.name
-
-    @property
-    def seed(self) -> int | None:
-        """`seed_everything` of the configuration."""
-        seed = self.config.get("seed_everything")
-        return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
 
 def read_run(argument: str) -> Run:
     """Reads one run.
 
     Args:
-        argument: a folder, or several joined by `+` where the run was resumed in another one: what an earlier folder
-            logged from the later one's first step on is left out, for it was done again.
+        argument: a folder, or several joined by `+` if the run was resumed in another folder; values of an earlier
+            folder from the later one's first step on are dropped.
 
     Raises:
-        ReportError: a folder does not exist, holds nothing that was logged, or a file cannot be read.
+        ReportError: a folder does not exist, holds no logged data, or has an unreadable file.
     """
     names = [argument] if Path(argument).is_dir() else argument.split("+")
     folders = tuple(Path(name) for name in names)
@@ -109,27 +109,21 @@ def read_run(argument: str) -> Run:
             raise ReportError(f"run {folder} is no folder; give the one that holds its metrics.csv")
         if not any(_logged(folder)):
             raise ReportError(f"run {folder} holds no logged data: {_hint(folder)}")
-    config_text, verdict, facts = (
-        _last(folders, name) for name in ("config.yaml", "over_optimization.json", "run.json")
-    )
-    reason = _json(verdict).get("reason", "") if verdict else ""
+    config, verdict, facts = (_last(folders, name) for name in ("config.yaml", "over_optimization.json", "run.json"))
+    scalars = _join([_read_table(f / "metrics.csv") for f in folders])
     return Run(
         folders=folders,
-        scalars=_join_scalars([_read_scalars(f / "metrics.csv") for f in folders]),
-        gold=_join_columns([_read_columns(f / "gold.csv") for f in folders]),
+        scalars={key: series for key in scalars if (series := _series(scalars, key))},
+        gold=_join([_read_table(f / "gold.csv") for f in folders]),
         ratio=_read_rounds([f / "ratio" for f in folders], ("step", "log_ratio", "clipped")),
         gradient=_read_rounds([f / "gradient" for f in folders], ("step", "velocity", "parameter_step", "parameters")),
         film_strip=_last(folders, "samples/film_strip.png"),
-        verdict=str(reason),
-        config=_yaml(config_text) if config_text else {},
-        config_text=config_text.read_text(encoding="utf-8") if config_text else "",
+        verdict=str(_json(verdict).get("reason", "")) if verdict else "",
+        config=_yaml(config) if config else {},
+        config_text=config.read_text(encoding="utf-8") if config else "",
         facts=_json(facts) if facts else {},
         missing=tuple(name for name in (*LOGGED, *DESCRIPTIONS) if not any(any(f.glob(name)) for f in folders)),
     )
-
-
-LOGGED = ("metrics.csv", "gold.csv", "ratio/round_*.npz", "gradient/round_*.npz")
-DESCRIPTIONS = ("config.yaml", "run.json")
 
 
 def _logged(folder: Path) -> Iterable[Path]:
@@ -174,62 +168,56 @@ def _yaml(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and whole rows: the last one may be half written while the run goes on."""
+def _read_table(path: Path) -> Columns:
+    """A CSV file's columns, NaN for empty cells, without a last row that is still being written."""
     if not path.is_file():
-        return [], []
-
-    def read() -> list[list[str]]:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.reader(file))
-
-    header, *rows = _checked(path, read) or [[]]
-    return header, [row for row in rows if len(row) == len(header)]
+        return {}
+    header, *rows = _checked(path, lambda: list(csv.reader(path.read_text(encoding="utf-8").splitlines()))) or [[]]
+    if header and "step" not in header:
+        raise ReportError(f"{path} has no column 'step'; it must be as Lightning's CSVLogger writes it")
+    lines = [(line, row) for line, row in enumerate(rows, start=2) if len(row) == len(header)]
+    return {
+        key: np.array([_number(path, line, key, row[i]) for line, row in lines])
+        for i, key in enumerate(header)
+        if lines and not STEP_KEY.search(key)
+    }
 
 
 def _number(path: Path, line: int, column: str, cell: str) -> float:
     try:
-        return float(cell)
+        return float(cell or "nan")
     except ValueError:
         raise ReportError(f"{path}:{line}: column {column!r} holds {cell!r}, which is no number") from None
 
 
-def _read_scalars(path: Path) -> dict[str, Series]:
-    """Every key's values over `step`; the mean where a step, or an epoch of many, has several."""
-    header, rows = _rows(path)
-    if not header:
-        return {}
-    if "step" not in header:
-        raise ReportError(f"{path} has no column 'step'; it must be as Lightning's CSVLogger writes it")
-    at, found = header.index("step"), dict[str, list[tuple[int, int, float]]]()
-    epoch_at = header.index("epoch") if "epoch" in header else None
-    wanted = [(i, key) for i, key in enumerate(header) if key not in ("step", "epoch") and not STEP_KEY.search(key)]
-    for line, row in enumerate(rows, start=2):
-        step = int(_number(path, line, "step", row[at]))
-        epoch = int(_number(path, line, "epoch", row[epoch_at])) if epoch_at is not None and row[epoch_at] else -1
-        for i, key in wanted:
-            if row[i] and np.isfinite(value := _number(path, line, key, row[i])):
-                found.setdefault(key, []).append((epoch, step, value))
-    return {key: _series(np.array(values)) for key, values in found.items()}
+def _join(tables: Sequence[Columns]) -> Columns:
+    """One table of a run's folders; a later folder replaces the rows of earlier ones from its first step on."""
+    joined: Columns = {}
+    for table in filter(None, tables):
+        if not joined:
+            joined = table
+            continue
+        keep, names = joined["step"] < table["step"].min(), {**joined, **table}
+        joined = {name: np.concatenate([_column(joined, name)[keep], _column(table, name)]) for name in names}
+    return joined
 
 
-def _series(rows: Array) -> Series:
-    """From (n, 3) rows of epoch, step and value."""
-    epochs, steps, values = rows.T
-    distinct = np.unique(epochs)
-    by_epoch = len(distinct) >= MIN_EPOCHS and len(values) >= 2 * len(distinct)
-    _, place = np.unique(epochs if by_epoch else steps, return_inverse=True)
+def _column(table: Columns, name: str) -> Array:
+    return table.get(name, np.full_like(table["step"], np.nan))
+
+
+def _series(table: Columns, key: str) -> Series | None:
+    """A column without NaN; the mean where a step, or an epoch of many, has several values."""
+    present = np.isfinite(table[key])
+    if key in ("step", "epoch") or not present.any():
+        return None
+    step, value = table["step"][present], table[key][present]
+    epoch = np.nan_to_num(_column(table, "epoch")[present], nan=-1)
+    distinct = np.unique(epoch).size
+    by_epoch = distinct >= MIN_EPOCHS and value.size >= 2 * distinct
+    _, place = np.unique(epoch if by_epoch else step, return_inverse=True)
     count = np.bincount(place)
-    return Series(np.bincount(place, steps) / count, np.bincount(place, values) / count)
-
-
-def _read_columns(path: Path) -> dict[str, Array]:
-    header, rows = _rows(path)
-    numbers = [
-        [_number(path, line, name, cell) if cell else np.nan for name, cell in zip(header, row, strict=True)]
-        for line, row in enumerate(rows, start=2)
-    ]
-    return dict(zip(header, np.array(numbers).T, strict=True)) if numbers else {}
+    return Series(np.bincount(place, step) / count, np.bincount(place, value) / count)
 
 
 def _read_rounds(folders: Sequence[Path], names: Sequence[str]) -> Rounds:
@@ -238,10 +226,8 @@ def _read_rounds(folders: Sequence[Path], names: Sequence[str]) -> Rounds:
         here = {int(path.stem.removeprefix("round_")): path for path in sorted(folder.glob("round_*.npz"))}
         paths = {index: path for index, path in paths.items() if index < min(here, default=index + 1)} | here
     every = [paths[index] for index in sorted(paths)]
-    chosen = (
-        every if len(every) <= MAX_ROUNDS else [every[i] for i in np.linspace(0, len(every) - 1, MAX_ROUNDS, dtype=int)]
-    )
-    return Rounds([_read_arrays(path, names) for path in chosen], len(every))
+    chosen = np.linspace(0, len(every) - 1, min(len(every), MAX_ROUNDS), dtype=int)
+    return Rounds([_read_arrays(every[i], names) for i in chosen], len(every))
 
 
 def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
@@ -251,35 +237,3 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
 
     arrays: dict[str, Array] = _checked(path, read)
     return arrays
-
-
-# --- runs that were resumed in another folder -------------------------------------------------------------------------
-
-
-def _join_scalars(parts: Sequence[Mapping[str, Series]]) -> dict[str, Series]:
-    joined: dict[str, Series] = {}
-    for part in parts:
-        first = min((series.step[0] for series in part.values()), default=np.inf)
-        for key, (step, value) in joined.items():
-            joined[key] = Series(step[step < first], value[step < first])
-        for key, (step, value) in part.items():
-            before = joined.get(key, Series(step[:0], value[:0]))
-            joined[key] = Series(np.concatenate([before.step, step]), np.concatenate([before.value, value]))
-    return {key: series for key, series in joined.items() if series.step.size}
-
-
-def _join_columns(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    joined: Mapping[str, Array] = {}
-    for part in (part for part in parts if part):
-        if not joined:
-            joined = part
-            continue
-        keep = joined["step"] < part["step"].min()
-        joined = {
-            name: np.concatenate([_column(joined, name)[keep], _column(part, name)]) for name in {**joined, **part}
-        }
-    return dict(joined)
-
-
-def _column(columns: Mapping[str, Array], name: str) -> Array:
-    return columns.get(name, np.full_like(columns["step"], np.nan))

@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import numpy as np
 
-from guardlit_callbacks.report.curves import Band
-from guardlit_callbacks.report.data import Run
+from guardlit_callbacks.figures import Band
+from guardlit_callbacks.report.data import Rounds, Run
 from guardlit_callbacks.report.html import DASH, Rows, details, number, percent, preformatted, table
-from guardlit_callbacks.report.methods import Method, differences, flatten, ratio_by_step
+from guardlit_callbacks.report.labels import differences, flatten
+from guardlit_callbacks.report.methods import Method, each_run, ratio_by_step
 from guardlit_callbacks.tools.statistics import max_over_min
 
 AVERAGE = ("average", "average_low", "average_high")
 MAX_COLUMNS = 4
 """More runs than this are rows, not columns, of the table of settings."""
 
-UNTOLD = ("trainer.default_root_dir", "run.json: command")
-"""Differ from run to run and say nothing."""
+IGNORED = ("trainer.default_root_dir", "run.json: command")
+"""Settings that differ between runs without meaning."""
 
 PARTS = {"velocity": "d loss / d velocity", "parameters": "d loss / d parameters"}
 
 
 def contents_table(methods: Sequence[Method]) -> str:
-    """What was found in each run."""
-    header = [
-        "method",
-        "run",
-        "folder",
-        "last step",
-        "gold evaluations",
-        "ratio rounds",
-        "gradient rounds",
-        "not there",
-    ]
+    """What each run's folders hold."""
+    header = ["method", "run", "folder", "last step", "gold evaluations", "ratio rounds", "gradient rounds", "missing"]
     rows = [
         [
             method.label,
             name.replace(" ", "\N{NO-BREAK SPACE}"),
             " + ".join(map(str, run.folders)),
-            number(last_step(run), ".0f"),
+            number(_last_step(run), ".0f"),
             str(len(run.gold.get("step", ()))),
-            _rounds(run.ratio.found, len(run.ratio.arrays)),
-            _rounds(run.gradient.found, len(run.gradient.arrays)),
+            _rounds(run.ratio),
+            _rounds(run.gradient),
             ", ".join(run.missing) or DASH,
         ]
         for method, name, run in each_run(methods)
@@ -53,19 +44,13 @@ def contents_table(methods: Sequence[Method]) -> str:
     return table(header, rows, text=3, wrap=True)
 
 
-def last_step(run: Run) -> float:
-    """The last optimizer step that anything was logged at; NaN for none."""
-    steps = [float(series.step[-1]) for series in run.scalars.values()]
-    return max([*steps, *run.gold.get("step", ())], default=np.nan)
+def _rounds(rounds: Rounds) -> str:
+    read = len(rounds.arrays)
+    return str(rounds.found) if read == rounds.found else f"{rounds.found} ({read} read)"
 
 
-def _rounds(found: int, read: int) -> str:
-    return str(found) if read == found else f"{found} ({read} read)"
-
-
-def each_run(methods: Iterable[Method]) -> list[tuple[Method, str, Run]]:
-    """Every run, with its method and the name that tells it from the method's others."""
-    return [(m, name, run) for m in methods for name, run in zip(m.run_names(), m.runs, strict=True)]
+def _last_step(run: Run) -> float:
+    return max([*(float(s.step[-1]) for s in run.scalars.values()), *run.gold.get("step", ())], default=np.nan)
 
 
 # --- gold -------------------------------------------------------------------------------------------------------------
@@ -74,18 +59,9 @@ def each_run(methods: Iterable[Method]) -> list[tuple[Method, str, Run]]:
 def gold_table(methods: Sequence[Method]) -> str:
     """Scores at the first, the best and the last evaluation of each run."""
     scorers = _scorers(methods)
-    header = [
-        "method",
-        "run",
-        "evaluation",
-        "step",
-        "proxy",
-        *map(_arrow(methods), scorers),
-        "average",
-        "95 % interval",
-    ]
-    groups = [_gold_rows(method.label, name, run, scorers) for method, name, run in each_run(methods)]
-    return table(header, *groups, text=3)
+    columns = ["proxy", *map(_arrow(methods), scorers), "average", "95 % interval"]
+    header = ["method", "run", "evaluation", "step", *columns]
+    return table(header, *(_gold_rows(m.label, name, run, scorers) for m, name, run in each_run(methods)), text=3)
 
 
 def _gold_rows(label: str, name: str, run: Run, scorers: Sequence[str]) -> Rows:
@@ -117,7 +93,8 @@ def comparison_table(methods: Sequence[Method]) -> str:
         for when, at in ((f"step {last:.0f}", at_step), (f"proxy ≥ {level:.4g}", at_proxy))
     ]
     header = ["at", "method", "step", "proxy", *map(_arrow(methods), scorers), "average"]
-    return table(header, *groups, text=2, caption="At equal steps, and where each first reached the proxy all reached")
+    caption = "At equal steps, and where each first reaches the highest proxy that all reach"
+    return table(header, *groups, text=2, caption=caption)
 
 
 def _compared(method: Method, scorers: Sequence[str], when: str, step: float) -> list[str]:
@@ -134,8 +111,8 @@ def _scorers(methods: Sequence[Method]) -> list[str]:
     return [name for name in names if name not in ("step", "proxy", *AVERAGE)]
 
 
-def _arrow(methods: Sequence[Method]) -> Any:
-    """Marks scorers of which less is better, as the configurations say."""
+def _arrow(methods: Sequence[Method]) -> Callable[[str], str]:
+    """Marks scorers of which less is better, by the `GoldScore` of each configuration."""
     falling: set[str] = set()
     for _, _, run in each_run(methods):
         callbacks = run.config.get("trainer", {}).get("callbacks") or []
@@ -149,18 +126,16 @@ def _arrow(methods: Sequence[Method]) -> Any:
 
 def ratio_table(methods: Sequence[Method]) -> str:
     """The log ratio at each denoising step."""
-    groups = []
-    for method in methods:
-        steps = ratio_by_step(method)
-        groups.append(
-            [
-                [method.label, str(t), number(s.by_round, "+.2f"), number(s.pooled, "+.2f"), number(s.std, ".2e"),
-                 percent(s.above), percent(s.below)]
-                for t, s in steps.items()
-            ]
-        )  # fmt: skip
     header = ["method", "denoising step", "mean / std, average of rounds", "mean / std, all samples", "std of ratio",
               "clipped above (%)", "clipped below (%)"]  # fmt: skip
+    groups = [
+        [
+            [method.label, str(t), number(s.by_round, "+.2f"), number(s.pooled, "+.2f"), number(s.std, ".2e"),
+             percent(s.above), percent(s.below)]
+            for t, s in ratio_by_step(method).items()
+        ]
+        for method in methods
+    ]  # fmt: skip
     return table(header, *groups)
 
 
@@ -181,28 +156,26 @@ def gradient_table(methods: Sequence[Method]) -> str:
 
 
 def settings_parts(methods: Sequence[Method]) -> list[str]:
-    """Settings in which the runs differ, what they have in common, and the configurations in full."""
-    each = each_run(methods)
-    names = [f"{method.label}, {name}" for method, name, _ in each]
-    settings = [flatten(run.config) | flatten(run.facts, "run.json: ") for _, _, run in each]
-    differing = [key for key in differences(settings) if not key.startswith(UNTOLD)]
+    """Settings in which the runs differ, their common provenance, and the configurations in full."""
+    names = [f"{method.label}, {name}" for method, name, _ in each_run(methods)]
+    runs = [run for _, _, run in each_run(methods)]
+    settings = [flatten(run.config) | flatten(run.facts, "run.json: ") for run in runs]
+    differing = [key for key in differences(settings) if not key.startswith(IGNORED)]
     grid = [["", *names], *([key, *(setting.get(key, DASH) for setting in settings)] for key in differing)]
-    if len(each) > MAX_COLUMNS:
+    if len(runs) > MAX_COLUMNS:
         grid = [list(column) for column in zip(*grid, strict=True)]
     header, *rows = grid
     caption = "Where the runs differ"
     parts = [table(header, rows, text=len(header), caption=caption, wrap=True)] if differing else []
-    facts = flatten(each[0][2].facts)
-    shared = [
+    common = [
         [key, value]
-        for key, value in facts.items()
-        if not {f"run.json: {key}"} & {*differing} and not key.startswith("command.")
+        for key, value in flatten(runs[0].facts).items()
+        if f"run.json: {key}" not in differing and not key.startswith("command.")
     ]
-    if shared:
-        parts.append(
-            table(["run.json", "every run" if len(each) > 1 else names[0]], shared, text=2, caption="Provenance")
-        )
-    for name, (_, _, run) in zip(names, each, strict=True):
+    if common:
+        header = ["run.json", "every run" if len(runs) > 1 else names[0]]
+        parts.append(table(header, common, text=2, caption="Provenance"))
+    for name, run in zip(names, runs, strict=True):
         if isinstance(command := run.facts.get("command"), list):
             parts.append(details(f"command: {name}", preformatted(" ".join(map(str, command)))))
         if run.config_text:

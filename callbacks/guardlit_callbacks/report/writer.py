@@ -1,9 +1,9 @@
 """`python -m guardlit_callbacks.report RUN [RUN ...] --out FOLDER`: figures and one page from what runs logged.
 
-Needs neither torch nor Lightning. A RUN is a Lightning log folder of any project; it is read for `metrics.csv`
+Needs neither torch nor Lightning. A RUN is a Lightning log folder of any project. The report reads `metrics.csv`
 (Lightning's CSVLogger), `gold.csv` and `over_optimization.json` (`GoldScore`, `OverOptimizationStop`), `ratio/` and
-`gradient/` (`RatioDistribution`, `GradientNorm`), `samples/film_strip.png` (`SampleGrid`), `config.yaml` and
-`run.json`. What is not there is left out, and the page says so.
+`gradient/` (`RatioDistribution`, `GradientNorm`), `samples/film_strip.png` (`SampleGrid`), `config.yaml`, and
+`run.json`, a mapping of provenance. Missing files are left out, and the page names them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from guardlit_callbacks.report.curves import curve_keys
 from guardlit_callbacks.report.data import ReportError, Run, read_run
-from guardlit_callbacks.report.html import page, paragraph, picture, section
-from guardlit_callbacks.report.methods import group
+from guardlit_callbacks.report.html import image, page, paragraph, section
+from guardlit_callbacks.report.labels import ConfigKeys, group
 from guardlit_callbacks.report.sections import (
-    curve_keys,
     gold_section,
     gradient_section,
     ratio_section,
@@ -31,23 +31,29 @@ from guardlit_callbacks.report.tables import contents_table, made_with, settings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ReportError", "build", "execute", "main"]
+__all__ = ["ConfigKeys", "ReportError", "build", "execute", "main"]
 
 USAGE_ERROR = 2
 
 
 def build(
-    runs: Sequence[str], out: Path, labels: Sequence[str] = (), title: str = "", curves: Sequence[str] = ()
+    runs: Sequence[str],
+    out: Path,
+    labels: Sequence[str] = (),
+    title: str = "",
+    curves: Sequence[str] = (),
+    keys: ConfigKeys = ConfigKeys(),  # noqa: B008 - frozen
 ) -> Path:
-    """Writes `index.html`, and each figure as PNG and SVG beside it.
+    """Writes `index.html`, and each figure as PNG and SVG next to it.
 
     Args:
-        runs: log folders; a run that was resumed in another folder is both, joined by `+`.
-        out: folder to write to, made if need be.
-        labels: the method of each run, in order; runs of one label are seeds of one method. By default the objective
-            that `config.yaml` names.
+        runs: log folders; two of a resumed run are joined by `+`.
+        out: folder to write to; created if missing.
+        labels: the method of each run, in order; runs of one label are seeds of one method. By default the name that
+            `config.yaml` has under `keys.method`.
         title: of the page.
         curves: patterns of the logged keys in Fig. 7, as in `train/*`; by default rewards, clipping, KL, gradients.
+        keys: where each `config.yaml` names the method and its seeds.
 
     Returns:
         The page's path.
@@ -56,27 +62,27 @@ def build(
         ReportError: a run, a label, a pattern or the output folder cannot be used.
     """
     read = [read_run(run) for run in runs]
-    methods = group(read, labels)
-    keys = curve_keys(read, curves)
-    _check_common(read, keys)
+    methods = group(read, labels, keys)
+    shown = curve_keys(read, curves)
+    _check_common(read, shown)
 
-    def draw(figure: Figure, name: str, alt: str, caption: str) -> str:
-        return picture(_write_figure(figure, out / name), "svg+xml", alt, f"{caption} Files: {name}.png, {name}.svg.")
+    def embed_figure(figure: Figure, name: str, alt: str, caption: str) -> str:
+        return image(_write_figure(figure, out / name), "svg+xml", alt, f"{caption} Files: {name}.png, {name}.svg.")
 
-    def show(path: Path, name: str, alt: str, caption: str) -> str:
+    def embed_image(path: Path, name: str, alt: str, caption: str) -> str:
         data = path.read_bytes()
         (out / f"{name}.png").write_bytes(data)
-        return picture(data, "png", alt, f"{caption} File: {name}.png.")
+        return image(data, "png", alt, f"{caption} File: {name}.png.")
 
     try:
         out.mkdir(parents=True, exist_ok=True)
         sections = [
             section("Runs", contents_table(methods)),
-            gold_section(methods, draw),
-            ratio_section(methods, draw),
-            gradient_section(methods, draw),
-            training_section(methods, keys, draw),
-            samples_section(methods, show),
+            gold_section(methods, embed_figure),
+            ratio_section(methods, embed_figure),
+            gradient_section(methods, embed_figure),
+            training_section(methods, shown, embed_figure),
+            samples_section(methods, embed_image),
             section("Settings and provenance", *settings_parts(methods), paragraph(made_with(), "note")),
         ]
         path = out / "index.html"
@@ -91,7 +97,7 @@ def _title(labels: Sequence[str]) -> str:
 
 
 def _write_figure(figure: Figure, path: Path) -> bytes:
-    """Writes PNG and SVG, the same bytes for the same figure; returns the SVG."""
+    """Writes PNG and SVG reproducibly; returns the SVG."""
     from matplotlib import rc_context
 
     figure.savefig(path.with_suffix(".png"), dpi=160, metadata={"Software": None})
@@ -103,17 +109,17 @@ def _write_figure(figure: Figure, path: Path) -> bytes:
 
 
 def _check_common(runs: Sequence[Run], keys: dict[str, str]) -> None:
-    """Several runs are reported together because something can be compared."""
+    """Refuses several runs that have nothing to compare."""
     kinds = [
         {kind for kind in ("gold", "ratio", "gradient") if _has(run, kind)} | (run.scalars.keys() & keys.keys())
         for run in runs
     ]
     if len(runs) > 1 and not set.intersection(*kinds):
-        told = "; ".join(
-            f"{run.name} has {', '.join(sorted(k)) or 'none of what a report shows'}"
+        found = "; ".join(
+            f"{run.name} has {', '.join(sorted(k)) or 'nothing that a report shows'}"
             for run, k in zip(runs, kinds, strict=True)
         )
-        raise ReportError(f"the runs have nothing in common to compare: {told}")
+        raise ReportError(f"the runs have nothing in common to compare: {found}")
 
 
 def _has(run: Run, kind: str) -> bool:
@@ -128,31 +134,39 @@ class _Parser(argparse.ArgumentParser):
         raise ReportError(message)
 
 
-def execute(arguments: Sequence[str], program: str) -> None:
+def execute(arguments: Sequence[str], program: str, keys: ConfigKeys = ConfigKeys()) -> None:  # noqa: B008 - frozen
     """Runs a command line.
 
     Args:
         arguments: those after the program's name.
         program: its name in the help.
+        keys: defaults of `--method-key`, `--setting-keys` and `--seed-keys`.
 
     Raises:
-        ReportError: a mistake of the user.
+        ReportError: an error the user can fix.
     """
     parser = _Parser(program, description="Figures and one HTML page from what runs logged.", allow_abbrev=False)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="log folder; a run resumed in another folder is FIRST+SECOND")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where index.html and the figures are written")
-    add("--title", default="", help="of the page (default: the methods)")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="folder for index.html and the figures")
+    add("--title", default="", help="title of the page (default: the methods)")
     add("--label", action="append", default=[], metavar="NAME", help="method of a RUN, once each, in order; runs of "
-        "one label are its seeds (default: the objective in config.yaml)")  # fmt: skip
-    add("--curves", action="extend", nargs="+", default=[], metavar="KEY", help="logged keys to draw over training, "
+        "one label are its seeds (default: the value of --method-key)")  # fmt: skip
+    add("--curves", action="extend", nargs="+", default=[], metavar="KEY", help="logged keys to plot over training, "
         "as in 'train/*' (default: rewards, clipping, KL, gradients, loss)")  # fmt: skip
+    add("--method-key", default=keys.method, metavar="KEY", help="where config.yaml names the method, dotted "
+        "(default: %(default)s)")  # fmt: skip
+    add("--setting-keys", nargs="+", default=keys.settings, metavar="KEY", help="sections of config.yaml in which "
+        f"methods of one name may differ (default: {' '.join(keys.settings)})")  # fmt: skip
+    add("--seed-keys", nargs="+", default=keys.seeds, metavar="KEY", help="where config.yaml holds seeds "
+        f"(default: {' '.join(keys.seeds)})")  # fmt: skip
     options = parser.parse_args(list(arguments))
-    print(build(options.runs, options.out, options.label, options.title, options.curves))
+    keys = ConfigKeys(options.method_key, tuple(options.setting_keys), tuple(options.seed_keys))
+    print(build(options.runs, options.out, options.label, options.title, options.curves, keys))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m guardlit_callbacks.report`: returns 0, or 2 for a mistake of the user, said in one line."""
+    """`python -m guardlit_callbacks.report`: returns 0, or 2 after an error of the user, reported in one line."""
     program = "python -m guardlit_callbacks.report"
     try:
         execute(sys.argv[1:] if arguments is None else arguments, program)

@@ -1,4 +1,4 @@
-"""Learning rates of a run in progress."""
+"""Learning rates of a running Trainer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from guardlit_callbacks.tools.lightning import Trainer
 
 
 def scale_learning_rates(trainer: Trainer, factor: float) -> None:
-    """Multiply all of them; also the schedulers' base rates, from which they would set the old rate again."""
+    """Multiplies every learning rate, and the schedulers' base rates, which would restore the old ones otherwise."""
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             group["lr"] *= factor

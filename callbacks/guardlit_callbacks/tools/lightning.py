@@ -1,7 +1,7 @@
-"""The one place that decides which Lightning the callbacks belong to.
+"""Lightning's classes, from whichever of its two packages the program uses.
 
 `lightning.pytorch` and `pytorch_lightning` ship the same code as different classes, and each one's command line refuses
-the other's callbacks. So the callbacks derive from the one that the program at hand has already imported.
+the other's callbacks. So the callbacks derive from the package that the program has already imported.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 
-def _lightning_name() -> str:
+def _package() -> str:
     if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
         return "pytorch_lightning"
     return "lightning.pytorch" if find_spec("lightning") else "pytorch_lightning"
 
 
+PACKAGE = _package()
+"""`lightning.pytorch` or `pytorch_lightning`."""
+
 if not TYPE_CHECKING:
-    _name = _lightning_name()
-    _root, _rank_zero = import_module(_name), import_module(f"{_name}.utilities.rank_zero")
+    _root, _rank_zero = import_module(PACKAGE), import_module(f"{PACKAGE}.utilities.rank_zero")
     Callback, LightningModule, Trainer = _root.Callback, _root.LightningModule, _root.Trainer
-    MisconfigurationException = import_module(f"{_name}.utilities.exceptions").MisconfigurationException
+    MisconfigurationException = import_module(f"{PACKAGE}.utilities.exceptions").MisconfigurationException
     rank_zero_info, rank_zero_only, rank_zero_warn = (
         _rank_zero.rank_zero_info,
         _rank_zero.rank_zero_only,
@@ -35,6 +37,7 @@ if not TYPE_CHECKING:
     )
 
 __all__ = [
+    "PACKAGE",
     "Callback",
     "LightningModule",
     "MisconfigurationException",

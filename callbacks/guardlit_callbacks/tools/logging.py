@@ -1,7 +1,7 @@
-"""Pictures and histograms for whatever loggers the trainer has.
+"""Scalars, images and histograms for all of a trainer's loggers.
 
-Every function may be called on all ranks and writes on rank 0 only; loggers that take no pictures (CSV) are skipped.
-TensorBoard's writer is known by its methods, not its class, since Lightning has three classes for it.
+Every function may be called on all ranks and writes on rank 0 only; loggers that take no images (CSV) are skipped.
+TensorBoard's writer is recognized by its methods, not its class, since Lightning has three classes for it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 HISTOGRAM_BINS = 40
-"""TensorBoard's own are 1549, none of them wider than a tenth of its value: ten times the work, and no better look."""
+"""TensorBoard's default is 1549 bins: ten times the work, and no clearer."""
 
 
 def run_dir(trainer: Trainer) -> Path | None:
-    """The folder of this run. A collective: call it on all ranks.
+    """The folder of this run, or None where Lightning has none. Collective: every rank must call it.
 
-    A logger that has no folder for each run, as W&B's, gives `<save_dir>/<name>/<version>`, where Lightning's
-    `ModelCheckpoint` writes as well. None where Lightning names no folder.
+    For a logger without a folder per run, such as W&B's, it is `<save_dir>/<name>/<version>`, where Lightning's
+    `ModelCheckpoint` writes as well.
     """
     logger = trainer.logger
     if logger is None or getattr(logger, "log_dir", None):
@@ -38,34 +38,29 @@ def run_dir(trainer: Trainer) -> Path | None:
     return Path(trainer.strategy.broadcast(folder))
 
 
-def is_rehearsal(trainer: Trainer) -> bool:
-    """Whether this is a sanity check on some batches only; one on all (`num_sanity_val_steps=-1`) counts."""
-    return bool(trainer.sanity_checking) and trainer.num_sanity_val_steps != float("inf")
-
-
 def _tensorboard_writers(trainer: Trainer) -> list[Any]:
     experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     return [writer for writer in experiments if hasattr(writer, "add_histogram") and hasattr(writer, "add_image")]
 
 
-def _picture_loggers(trainer: Trainer) -> list[Any]:
-    """Loggers with Lightning's own picture method, as W&B's."""
+def _image_loggers(trainer: Trainer) -> list[Any]:
+    """Loggers with Lightning's method `log_image`, as W&B's."""
     return [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
 
 
 def log_scalars(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Hands scalars to every logger at once; for hooks in which `pl_module.log` is not allowed."""
+    """Logs scalars to every logger at once; for hooks in which `pl_module.log` is not allowed."""
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.log_metrics(dict(metrics), step=step)
 
 
 def log_image(trainer: Trainer, key: str, image: NDArray[np.uint8], step: int) -> None:
-    """Hands a picture to the loggers.
+    """Logs an image to every logger that takes images.
 
     Args:
         trainer: whose loggers to use.
-        key: the name of the picture, as in `samples`.
+        key: the image's name, as in `samples`.
         image: (height, width, 3) uint8.
         step: the global step it belongs to.
     """
@@ -73,12 +68,12 @@ def log_image(trainer: Trainer, key: str, image: NDArray[np.uint8], step: int) -
         return
     for writer in _tensorboard_writers(trainer):
         writer.add_image(key, image, step, dataformats="HWC")
-    for logger in _picture_loggers(trainer):
+    for logger in _image_loggers(trainer):
         logger.log_image(key, [image], step=step)
 
 
 def log_figure(trainer: Trainer, key: str, figure: Figure, step: int, path: Path | None = None) -> None:
-    """Draws a figure once, hands it to the loggers, and writes it to `path` (PNG) as well if given."""
+    """Renders a figure once, logs it, and writes it to `path` (PNG) if given."""
     if trainer.is_global_zero:
         image = figure_to_array(figure)
         if path is not None:
@@ -87,7 +82,7 @@ def log_figure(trainer: Trainer, key: str, figure: Figure, step: int, path: Path
 
 
 def save_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Writes a picture, (height, width, 3) uint8, and makes its folder."""
+    """Writes an image, (height, width, 3) uint8, as PNG, and makes its folder."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,27 +90,27 @@ def save_png(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def figure_to_array(figure: Figure) -> NDArray[np.uint8]:
-    """The figure as drawn, (height, width, 3) uint8; needs no display."""
+    """The rendered figure, (height, width, 3) uint8; needs no display."""
     from matplotlib.backend_bases import FigureCanvasBase
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    # a figure is full of circles, and whatever was drawn in it holds the renderer: without this its pixels, megabytes
-    # each, add up until Python's collector comes round to its oldest objects, tens of rounds later
+    # a figure is full of reference cycles, and its artists hold the renderer: without this, renderers of megabytes each
+    # add up until Python's garbage collector visits its oldest generation, tens of rounds later
     vars(canvas.get_renderer()).clear()
-    FigureCanvasBase(figure)  # whoever draws it again gets a renderer of his own
+    FigureCanvasBase(figure)  # rendering the figure again takes a new renderer
     return image
 
 
 def log_histogram(trainer: Trainer, key: str, values: NDArray[Any], step: int) -> None:
-    """Hands all values of a histogram, any shape, to the loggers; nothing is written for an empty array."""
+    """Logs a histogram of all values, any shape; nothing for an empty array."""
     if not trainer.is_global_zero or values.size == 0:
         return
     for writer in _tensorboard_writers(trainer):
         writer.add_histogram(key, values, step, bins=HISTOGRAM_BINS)
-    for logger in _picture_loggers(trainer):
+    for logger in _image_loggers(trainer):
         if type(logger).__name__ == "WandbLogger":
             wandb = import_module("wandb")  # installed, or the logger would not exist
             logger.log_metrics({key: wandb.Histogram(values)}, step=step)

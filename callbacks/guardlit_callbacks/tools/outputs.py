@@ -1,4 +1,4 @@
-"""Reads what a step returned, and says clearly what is missing."""
+"""Reads values that a step returned; errors name the key, the keys there are, and the argument to change."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def read_value(outputs: Any, key: str, callback: object, argument: str) -> Any:
     """The value under `key` in a step's outputs.
 
     Args:
-        outputs: what `training_step` or `validation_step` returned, as Lightning hands it to a callback.
+        outputs: what `training_step` or `validation_step` returned, as Lightning passes it to a callback.
         key: the key to read.
         callback: the callback that reads; named in the error.
         argument: the constructor argument of that callback that sets the key; named in the error.
 
     Raises:
-        MisconfigurationException: the key is not there; one line names it, the keys that are, and the argument.
+        MisconfigurationException: the key is missing.
     """
     if isinstance(outputs, Mapping) and key in outputs:
         return outputs[key]
@@ -36,16 +36,10 @@ def read_value(outputs: Any, key: str, callback: object, argument: str) -> Any:
 
 
 def read_output(outputs: Any, key: str, callback: object, argument: str) -> Tensor:
-    """The tensor under `key` in a step's outputs, detached; any shape.
-
-    Args:
-        outputs: what `training_step` or `validation_step` returned, as Lightning hands it to a callback.
-        key: the key to read.
-        callback: the callback that reads; named in the error.
-        argument: the constructor argument of that callback that sets the key; named in the error.
+    """The tensor under `key`, detached, any shape; arguments as for `read_value`.
 
     Raises:
-        MisconfigurationException: the key is not there, or holds something else than a tensor.
+        MisconfigurationException: the key is missing, or its value is not a tensor.
     """
     value = read_value(outputs, key, callback, argument)
     if not isinstance(value, Tensor):

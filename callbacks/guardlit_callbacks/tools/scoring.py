@@ -1,4 +1,4 @@
-"""What can be a gold scorer, and how one is asked."""
+"""Gold scorers: their interface, torchmetrics metrics as scorers, and checked scores."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from guardlit_callbacks.tools.statistics import Array
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Images to be scored.
+    """Images to score.
 
     Attributes:
         images: (B, 3, height, width) uint8.
         prompts: B texts.
-        metadata: B mappings, whatever is known of each prompt.
+        metadata: B mappings, one per prompt.
     """
 
     images: Tensor
@@ -37,11 +37,11 @@ class ScoreRequest:
 class GoldScorer(Protocol):
     """Any object that scores images, one value each.
 
-    Its types say nothing, so that a command line takes any class that has these methods, however it is annotated.
+    Its annotations are `Any`, so that a command line accepts any class with these methods, however annotated.
     """
 
     def setup(self, device: Any) -> Any:
-        """Loads what it needs to a `torch.device`; called once before the first score."""
+        """Loads weights to a `torch.device`; called once before the first score."""
 
     def score(self, request: Any) -> Any:
         """Scores a `ScoreRequest`; the result has `.values` (B,) and `.valid` (B,) bool."""
@@ -53,10 +53,10 @@ Scorers = dict[str, GoldScorer | Metric] | list[GoldScorer | Metric]
 
 
 def named(scorers: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
-    """The scorers by name; in a list the name is the attribute `name`, or else the class's in lower case.
+    """The scorers by name; in a list the name is the attribute `name`, or the class name in lower case.
 
     Raises:
-        ValueError: no scorer; two of one name; a name that a column of `gold.csv` has.
+        ValueError: no scorer; two of one name; a name that is a column of `gold.csv`.
     """
     if not isinstance(scorers, Mapping):
         names = [str(getattr(scorer, "name", None) or type(scorer).__name__.lower()) for scorer in scorers]
@@ -73,7 +73,7 @@ def named(scorers: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
 
 
 def set_up(scorer: GoldScorer | Metric, device: torch.device) -> None:
-    """Makes a scorer ready on a device."""
+    """Sets up a scorer on a device."""
     if isinstance(scorer, Metric):
         scorer.to(device)
         scorer.sync_on_compute = False  # the scores are gathered, not the metric's state
@@ -82,18 +82,18 @@ def set_up(scorer: GoldScorer | Metric, device: torch.device) -> None:
 
 
 def can_close(scorer: Any) -> bool:
-    """Whether a scorer has processes or connections to give back."""
+    """Whether a scorer has resources to release."""
     return callable(getattr(scorer, "close", None))
 
 
 def score(scorer: GoldScorer | Metric, request: ScoreRequest) -> Array:
     """One value per sample, (B,) float64; NaN where the score failed.
 
-    A torchmetrics metric is asked about one sample at a time, by `update(images, prompts)` or, where it takes nothing
-    else, `update(images)`: it must be a mean over samples, as CLIPScore is.
+    A torchmetrics metric is updated with one sample at a time, by `update(images, prompts)` or, where it takes one
+    argument, `update(images)`: it must be a mean over samples, as CLIPScore is.
 
     Raises:
-        ValueError: the scorer gave something else than one value per sample.
+        ValueError: the scorer did not return one value per sample.
     """
     if isinstance(scorer, Metric):
         return np.array([_metric_of_one(scorer, request, i) for i in range(len(request))])
@@ -101,8 +101,8 @@ def score(scorer: GoldScorer | Metric, request: ScoreRequest) -> Array:
     values, valid = torch.as_tensor(result.values), torch.as_tensor(result.valid)
     if values.shape != (len(request),) or valid.shape != values.shape:
         raise ValueError(
-            f"GoldScore: {type(scorer).__name__} gave values {tuple(values.shape)} and valid {tuple(valid.shape)} for "
-            f"{len(request)} images; both must be ({len(request)},)"
+            f"GoldScore: {type(scorer).__name__} returned values {tuple(values.shape)} and valid {tuple(valid.shape)} "
+            f"for {len(request)} images; both must be ({len(request)},)"
         )
     return np.where(valid.cpu().numpy(), values.detach().double().cpu().numpy(), np.nan)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 STEP_KEY = re.compile(r"/t\d+$")
-"""Logged keys that are of one denoising step."""
+"""Matches logged keys of a single denoising step."""
 
 
 class Moments(NamedTuple):
@@ -24,7 +24,7 @@ class Moments(NamedTuple):
 
     @property
     def shift(self) -> float:
-        """|mean| in standard deviations; 0 for values that are all 0."""
+        """|mean| in standard deviations; 0 if all values are 0."""
         return abs(self.mean) / self.std if self.std else (0.0 if self.mean == 0 else float("inf"))
 
 
@@ -34,13 +34,13 @@ def moments(values: Array) -> Moments:
         return Moments(np.nan, np.nan, np.nan)
     values = values.astype(np.float64)
     mean = float(values.mean())
-    centred = values - mean
-    std = float(np.sqrt(np.mean(centred**2)))
-    return Moments(mean, std, float(np.mean((centred / std) ** 3)) if std else 0.0)
+    centered = values - mean
+    std = float(np.sqrt(np.mean(centered**2)))
+    return Moments(mean, std, float(np.mean((centered / std) ** 3)) if std else 0.0)
 
 
-def clip_shares(log_ratio: Array, clipped: Array) -> tuple[float, float]:
-    """Shares of (n,) samples whose ratio is clipped above and below the range; NaN for no samples."""
+def clip_fractions(log_ratio: Array, clipped: Array) -> tuple[float, float]:
+    """Fractions of (n,) samples whose ratio is clipped above and below the range; NaN for no samples."""
     if log_ratio.size == 0:
         return np.nan, np.nan
     clipped = clipped.astype(bool)
@@ -50,8 +50,8 @@ def clip_shares(log_ratio: Array, clipped: Array) -> tuple[float, float]:
 def step_index(step: Array) -> NDArray[np.int64]:
     """The index of each sample's denoising step, (n,).
 
-    Whole numbers are indices already. Anything else is taken for a timestep that falls while denoising, as sigma in
-    [0, 1]: the highest value is step 0.
+    Integers are indices already. Other values are timesteps that fall during denoising, as sigma in [0, 1]: the highest
+    value is step 0.
     """
     if np.all(step == np.round(step)):
         return step.astype(np.int64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -16,6 +15,7 @@ from guardlit_callbacks.distributed.gather import gather_objects
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
+from guardlit.files import atomic_write
 from guardlit.types import Conditioning
 
 Encode = Callable[[list[str]], Conditioning]
@@ -115,9 +115,8 @@ class EmbeddingCache:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            with atomic_write(path, sync=False) as file:  # a corrupt entry is computed again
                 file.write(save(entry))
-            os.replace(file.name, path)  # whole or not at all, also with several processes
         except OSError as error:
             raise GuardlitError(
                 f"prompt embeddings cannot be written to {self._folder}: {error.strerror}; set the policy's cache to "

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from guardlit_callbacks.distributed.sharded import local, reshard, whole
+from guardlit_callbacks.distributed.sharded import full_tensor, local, reshard
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -65,7 +65,7 @@ def _put_in(transformer: nn.Module, swaps: list[tuple[Any, nn.Parameter, Tensor]
         weight = layer.get_base_layer().weight
         total = local(weight).float()
         for name in adapters:
-            down, up = whole(layer.lora_A[name].weight.detach()), local(layer.lora_B[name].weight)
+            down, up = full_tensor(layer.lora_A[name].weight.detach()), local(layer.lora_B[name].weight)
             total = torch.addmm(total, up.float(), down.float(), alpha=layer.scaling[name])
         before = local(weight).clone() if isinstance(weight, DTensor) else weight.data
         swaps.append((layer, weight, before))  # first, or an interrupt between the two would leave it merged

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guardlit.files import sha256
 from guardlit.rewards.clip.scorer import ClipScorer
-from guardlit.rewards.files import expanded, fill, find_file, read_tensors, sha256, without_weights
+from guardlit.rewards.files import expanded, fill, find_file, read_tensors, without_weights
 from guardlit.rewards.network import Placement
 from guardlit.types import RewardRequest, RewardResult
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, normalise
-from guardlit.rewards.files import expanded, fill, find_file, read_tensors, sha256, without_weights
+from guardlit.files import sha256
+from guardlit.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, normalize
+from guardlit.rewards.files import expanded, fill, find_file, read_tensors, without_weights
 from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 
@@ -78,7 +79,7 @@ class HPSv2(NetworkScorer):
     def _embed_images(self, images: Tensor) -> Tensor:
         clip: Any = self.network
         pixels = fit_longest_edge(images.to(self.device).float() / 255, clip.visual.image_size[0], self.antialias)
-        seen = normalise(pixels, OPENAI_MEAN, OPENAI_STD)  # after padding, so that the margin is black, not grey
+        seen = normalize(pixels, OPENAI_MEAN, OPENAI_STD)  # after padding, so that the margin is black, not gray
         embedding: Tensor = clip.encode_image(seen.to(DTYPES[self.placement.dtype]))
         return embedding
 
@@ -86,7 +87,7 @@ class HPSv2(NetworkScorer):
 def fit_longest_edge(pixels: Tensor, size: int, antialias: bool = True) -> Tensor:
     """Bicubic resize of the longer edge, then black margins to a square: what the `hpsv2` package does.
 
-    It resizes floating-point pixels, so values may leave [0, 1] and are not rounded to grey levels.
+    It resizes floating-point pixels, so values may leave [0, 1] and are not rounded to gray levels.
 
     Args:
         pixels: (B, 3, height, width) in [0, 1].

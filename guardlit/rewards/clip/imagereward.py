@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.files import sha256
 from guardlit.rewards.clip.aesthetic import score_head
 from guardlit.rewards.clip.preprocess import ClipPreprocess
-from guardlit.rewards.files import expanded, fill, find_file, one_line, read_tensors, sha256, without_weights
+from guardlit.rewards.files import expanded, fill, find_file, one_line, read_tensors, without_weights
 from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 
@@ -57,7 +58,7 @@ _RENAMED = (
 
 
 class ImageReward(NetworkScorer):
-    """Preference for an image given its prompt, standardised by the authors: about -2 to 2, 0 on average.
+    """Preference for an image given its prompt, standardized by the authors: about -2 to 2, 0 on average.
 
     Args:
         weights: the official file, or a folder or hub id that holds `ImageReward.pt`; `.safetensors` is taken too.

@@ -21,7 +21,7 @@ _FIXED_POINT = 2**22  # PIL's weights for 8-bit images are whole multiples of 1 
 def resize_shortest_edge(images: Tensor, size: int) -> Tensor:
     """Bicubic, antialiased resize: bit for bit what PIL does with 8-bit images.
 
-    Like PIL, width first, then height, with weights in fixed point and whole grey levels after each pass. The sums of
+    Like PIL, width first, then height, with weights in fixed point and whole gray levels after each pass. The sums of
     whole numbers are exact in float64, so a GPU gives the CPU's pixels. (`F.interpolate` in float32 differs by a
     level wherever a sum falls between two levels, and without antialiasing by up to 164.)
 
@@ -43,8 +43,8 @@ def resize_shortest_edge(images: Tensor, size: int) -> Tensor:
 def _bicubic_weights(old: int, new: int) -> Tensor:
     """Row i holds the weights of the old pixels in new pixel i, in fixed point: (new, old) float64."""
     positions = torch.arange(old, dtype=torch.float64) + 0.5
-    centres = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)
-    x = (positions - centres[:, None]).abs() / max(old / new, 1.0)  # a shrinking image needs a wider kernel
+    centers = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)
+    x = (positions - centers[:, None]).abs() / max(old / new, 1.0)  # a shrinking image needs a wider kernel
     near = 1.5 * x**3 - 2.5 * x**2 + 1
     far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
@@ -55,14 +55,14 @@ def _to_levels(sums: Tensor) -> Tensor:
     return torch.floor(sums / _FIXED_POINT + 0.5).clamp(0, 255)
 
 
-def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalize(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(pixels - mean) / std per channel, for pixels (B, 3, height, width) in [0, 1]."""
     return (pixels - pixels.new_tensor(mean).view(-1, 1, 1)) / pixels.new_tensor(std).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
 class ClipPreprocess:
-    """Resize the shorter edge, crop the centre, normalise.
+    """Resize the shorter edge, crop the center, normalize.
 
     Attributes:
         size: pixels of the shorter edge after the resize.
@@ -87,7 +87,7 @@ class ClipPreprocess:
         if not all(steps) or processor.resample != _BICUBIC or not size or max(crop) > size:
             raise ValueError(
                 "its preprocessor_config.json asks for something else than CLIP's preprocessing: bicubic resize of "
-                "the shortest edge, a centre crop no larger than that, rescale, normalise"
+                "the shortest edge, a center crop no larger than that, rescale, normalize"
             )
         return cls(size, crop, tuple(processor.image_mean), tuple(processor.image_std))
 
@@ -99,4 +99,4 @@ class ClipPreprocess:
         to_whole = math.floor if self.margin == "down" else round
         top, left = (to_whole((have - want) / 2) for have, want in zip(pixels.shape[-2:], self.crop, strict=True))
         pixels = pixels[..., top : top + self.crop[0], left : left + self.crop[1]] / 255
-        return normalise(pixels, self.mean, self.std)
+        return normalize(pixels, self.mean, self.std)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from guardlit.assets import resolve
 from guardlit.errors import GuardlitError
+from guardlit.files import sha256
 from guardlit.rewards.base import Scorer
-from guardlit.rewards.digits.networks import DIGITS, GoldNet, ProxyNet, to_grey, upscale
-from guardlit.rewards.files import sha256
+from guardlit.rewards.digits.networks import DIGITS, GoldNet, ProxyNet, to_gray, upscale
 from guardlit.types import RewardRequest, RewardResult
 
 SCORERS = "guardlit://digits_scorers"
@@ -104,7 +104,7 @@ class _Classifier(_Bundled):
         """Score B images: values (B,) are probabilities; `details["success"]` is 1 where no other digit has more."""
         asked = [asked_digit(p, m) for p, m in zip(request.prompts, request.metadata, strict=True)]
         digits = torch.tensor(asked, device=self._device)
-        probabilities = self._net(to_grey(request.images.to(self._device))).softmax(dim=1)
+        probabilities = self._net(to_gray(request.images.to(self._device))).softmax(dim=1)
         values = probabilities.gather(1, digits[:, None])[:, 0]
         success = (probabilities.argmax(dim=1) == digits).float().cpu()
         return self.result(values, success=success)
@@ -130,7 +130,7 @@ class DigitGold(_Classifier):
 class DigitRealism(_Bundled):
     """Gold: distance to the nearest of 1797 real digits, whichever digit it shows; lower is better.
 
-    Unit: root mean square difference of grey values in [0, 1] at 32 x 32 pixels; 0 for a real digit, 1 at most.
+    Unit: root mean square difference of gray values in [0, 1] at 32 x 32 pixels; 0 for a real digit, 1 at most.
     """
 
     file = "real.safetensors"
@@ -143,7 +143,7 @@ class DigitRealism(_Bundled):
     @torch.no_grad()
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images: values (B,) are distances."""
-        images, real = to_grey(request.images.to(self._real.device)).flatten(1), self._real.flatten(1)
+        images, real = to_gray(request.images.to(self._real.device)).flatten(1), self._real.flatten(1)
         # the matrix product behind cdist finds the nearest quickly; its own distance is rounded, a real digit's not 0
         nearest = real[torch.cdist(images, real).argmin(dim=1)]
         return self.result((images - nearest).square().mean(dim=1).sqrt())
@@ -164,12 +164,12 @@ class DigitDiversity(Scorer):
     @torch.no_grad()
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images: values (B,) are mean distances, NaN where a prompt has one image."""
-        grey = to_grey(request.images.to(self._device))
+        gray = to_gray(request.images.to(self._device))
         values = torch.full((len(request),), torch.nan, device=self._device)
         for prompt in dict.fromkeys(request.prompts):
             rows = torch.tensor([i for i, other in enumerate(request.prompts) if other == prompt], device=self._device)
             if len(rows) > 1:
-                values[rows] = rms_distances(grey[rows], grey[rows]).sum(dim=1) / (len(rows) - 1)
+                values[rows] = rms_distances(gray[rows], gray[rows]).sum(dim=1) / (len(rows) - 1)
         return self.result(values)
 
 

@@ -15,7 +15,7 @@ from guardlit.rewards.geneval.prompt import CLASSES
 from guardlit.rewards.geneval.resize import resize_bilinear
 
 _SHORT, _LONG, _MULTIPLE = 800, 1333, 32  # pixels of the edges after the resize, and what both are padded to
-_MEAN, _STD, _GREY = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 128  # RGB levels; grey is the padding
+_MEAN, _STD, _GRAY = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 128  # RGB levels; gray is the padding
 _MOST = 100  # instances an image
 
 
@@ -101,7 +101,7 @@ def _is_idle(key: str) -> bool:
 def prepare(images: Tensor, view: View) -> Tensor:
     """What the network sees, (B, 3, *view.padded) float32.
 
-    Resized as OpenCV does it, padded with grey, then normalised.
+    Resized as OpenCV does it, padded with gray, then normalized.
 
     Args:
         images: (B, 3, *view.original) uint8, RGB.
@@ -109,7 +109,7 @@ def prepare(images: Tensor, view: View) -> Tensor:
     """
     pixels = resize_bilinear(images, view.resized).float()
     bottom, right = (padded - size for padded, size in zip(view.padded, view.resized, strict=True))
-    pixels = F.pad(pixels, (0, right, 0, bottom), value=_GREY)
+    pixels = F.pad(pixels, (0, right, 0, bottom), value=_GRAY)
     mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (_MEAN, _STD))
     return (pixels - mean) / std
 

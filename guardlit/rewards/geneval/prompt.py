@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 MOST_OBJECTS = 16
 """Of each class this many are kept, so that no prompt can ask for more."""
@@ -32,14 +32,14 @@ class Clause:
     Attributes:
         name: one of `CLASSES`.
         count: how many.
-        colour: one of `COLOURS` that all of them must have, if any.
+        color: one of `COLORS` that all of them must have, if any.
         relation: one of `RELATIONS` in which each of them must stand to each of the target's objects, if any.
         target: index of the earlier clause that `relation` is about.
     """
 
     name: str
     count: int
-    colour: str | None = None
+    color: str | None = None
     relation: str | None = None
     target: int = 0
 
@@ -91,11 +91,11 @@ def _include(entry: object, index: int) -> Clause:
             f"GenEval's {place}.count is {clause.count}; at most {MOST_OBJECTS} objects of a class are ever found"
         )
     assert isinstance(entry, Mapping)
-    colour, position = entry.get("color"), entry.get("position")
-    if colour is not None:
-        colour = _one_of(colour, COLOURS, f"{place}.color")
+    color, position = entry.get("color"), entry.get("position")
+    if color is not None:
+        color = _one_of(color, COLORS, f"{place}.color")
     if position is None:
-        return Clause(clause.name, clause.count, colour)
+        return Clause(clause.name, clause.count, color)
     if not isinstance(position, list | tuple) or len(position) != 2:
         raise ValueError(f"GenEval's {place}.position is {position!r}; it must be [relation, index of a clause]")
     relation = _one_of(position[0], RELATIONS, f"{place}.position[0]")
@@ -103,7 +103,7 @@ def _include(entry: object, index: int) -> Clause:
     if not _is_count(target) or not 0 <= target < index:
         earlier = f"0 to {index - 1}" if index else "none, as this clause is the first"
         raise ValueError(f"GenEval's {place}.position[1] is {target!r}; it must index an earlier clause ({earlier})")
-    return Clause(clause.name, clause.count, colour, relation, target)
+    return Clause(clause.name, clause.count, color, relation, target)
 
 
 def _clause(entry: object, place: str, known: Collection[str]) -> Clause:

@@ -22,11 +22,11 @@ class Found:
 
     Attributes:
         box: left, top, right, bottom in pixels.
-        colour: what its pixels look like; None if no clause asks.
+        color: what its pixels look like; None if no clause asks.
     """
 
     box: Sequence[float]
-    colour: str | None = None
+    color: str | None = None
 
 
 Objects = Mapping[str, Sequence[Found]]
@@ -39,7 +39,7 @@ class Verdict:
 
     Attributes:
         official: whether the benchmark counts it as correct: at least as many objects as asked for, the most confident
-            of them in the right colour and place, and fewer than `exclude` says.
+            of them in the right color and place, and fewer than `exclude` says.
         strict: the same with exactly as many, and `exclude` ignored.
         flow_grpo: mean over the checks of how nearly each is met; at most 1, unbounded below.
     """
@@ -60,7 +60,7 @@ def _official(objects: Objects, wanted: Wanted) -> bool:
     groups: list[Sequence[Found] | None] = []
     for clause in wanted.include:
         found = objects.get(clause.name, ())[: clause.count]
-        enough = len(found) == clause.count and _of_colour(clause, found) == clause.count
+        enough = len(found) == clause.count and _of_color(clause, found) == clause.count
         groups.append(found if enough and _in_place(clause, found, groups) else None)
     too_many = any(len(objects.get(clause.name, ())) >= clause.count for clause in wanted.exclude)
     return not too_many and None not in groups
@@ -70,8 +70,8 @@ def _strict(objects: Objects, wanted: Wanted) -> tuple[bool, list[float]]:
     """Whether every clause holds for exactly `count` objects, and the terms of Flow-GRPO's mean.
 
     Terms of a clause: 1 - |count - found| / count for the number, which is negative from 2 x count + 1 objects on;
-    then, if the number is right, the same for the objects of the right colour, and for the place, if the colour is
-    right too, 1 term of 1, or of 0 without a target. With a wrong number all that is left of colour and place is one 0.
+    then, if the number is right, the same for the objects of the right color, and for the place, if the color is
+    right too, 1 term of 1, or of 0 without a target. With a wrong number all that is left of color and place is one 0.
     A wrong place gives a 0 *and* the 1: surely not meant, but it is the signal that was trained on.
     """
     groups: list[Sequence[Found] | None] = []
@@ -80,12 +80,12 @@ def _strict(objects: Objects, wanted: Wanted) -> tuple[bool, list[float]]:
         found = objects.get(clause.name, ())
         terms.append(_nearness(clause.count, len(found)))
         met = len(found) == clause.count
-        if not met and (clause.colour or clause.relation):
+        if not met and (clause.color or clause.relation):
             terms.append(0.0)
-        if met and clause.colour:
-            coloured = _of_colour(clause, found)
-            terms.append(_nearness(clause.count, coloured))
-            met = coloured == clause.count
+        if met and clause.color:
+            colored = _of_color(clause, found)
+            terms.append(_nearness(clause.count, colored))
+            met = colored == clause.count
         if met and clause.relation:
             met = _in_place(clause, found, groups)
             terms += [] if met else [0.0]
@@ -98,9 +98,9 @@ def _nearness(wanted: int, found: int) -> float:
     return 1 - abs(wanted - found) / wanted
 
 
-def _of_colour(clause: Clause, found: Sequence[Found]) -> int:
-    """How many have the colour that the clause asks for; all, if it asks for none."""
-    return sum(clause.colour is None or thing.colour == clause.colour for thing in found)
+def _of_color(clause: Clause, found: Sequence[Found]) -> int:
+    """How many have the color that the clause asks for; all, if it asks for none."""
+    return sum(clause.color is None or thing.color == clause.color for thing in found)
 
 
 def _in_place(clause: Clause, found: Sequence[Found], groups: Sequence[Sequence[Found] | None]) -> bool:
@@ -114,12 +114,12 @@ def _in_place(clause: Clause, found: Sequence[Found], groups: Sequence[Sequence[
 def relations(box: Sequence[float], target: Sequence[float]) -> set[str]:
     """Where a box lies, seen from another: up to two of `RELATIONS`, none if the two are too close to tell.
 
-    The offset of the centres, less a tenth of the summed extents on each axis, is compared with half the distance of
-    the centres; in float32, as the benchmark computes it.
+    The offset of the centers, less a tenth of the summed extents on each axis, is compared with half the distance of
+    the centers; in float32, as the benchmark computes it.
     """
     corners = np.array([box, target], dtype=np.float32).reshape(2, 2, 2)  # box, corner, axis
-    centres, extents = corners.mean(axis=1), np.abs(corners[:, 1] - corners[:, 0])
-    offset = centres[0] - centres[1]
+    centers, extents = corners.mean(axis=1), np.abs(corners[:, 1] - corners[:, 0])
+    offset = centers[0] - centers[1]
     clear = np.maximum(np.abs(offset) - _MARGIN * extents.sum(axis=0), 0) * np.sign(offset)
     if np.all(np.abs(clear) < 1e-3):
         return set()

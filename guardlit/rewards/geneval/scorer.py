@@ -1,4 +1,4 @@
-"""GenEval (arXiv:2310.11513): are the objects that the prompt names in the image, so many, so coloured, so placed."""
+"""GenEval (arXiv:2310.11513): are the objects that the prompt names in the image, so many, so colored, so placed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip.scorer import ClipScorer
 from guardlit.rewards.files import expanded, folder_sha256, one_line
-from guardlit.rewards.geneval.colors import colour_vectors, crops, nearest, sentences
+from guardlit.rewards.geneval.colors import color_vectors, crops, nearest, sentences
 from guardlit.rewards.geneval.detector import Instances, View, find, load_detector, prepare
 from guardlit.rewards.geneval.prompt import CLASSES, MOST_OBJECTS, Clause, Wanted, read_metadata
 from guardlit.rewards.geneval.rules import Found, Verdict, judge
@@ -37,7 +37,7 @@ class GenEval(ClipScorer):
             same architecture, but other weights: its scores are not the benchmark's.)
         mode: `official`, the benchmark's 0 or 1; `strict`, 0 or 1 with exactly as many objects as asked for;
             `flow_grpo`, the reward that Flow-GRPO trains on, at most 1 and unbounded below.
-        clip: folder or Hugging Face id of CLIP ViT-L/14, which names the colours.
+        clip: folder or Hugging Face id of CLIP ViT-L/14, which names the colors.
         swap_channels: show the detector blue for red, as the public reward server of Flow-GRPO does; for reproducing
             its rewards only.
         placement: where both networks live and how they are fed; in float32, for the detector samples its features at
@@ -47,6 +47,7 @@ class GenEval(ClipScorer):
         ValueError: an unknown mode, or another precision.
     """
 
+    logged = _MODES
     distinguishes = False  # two images that show nothing that was asked for score alike
 
     def __init__(
@@ -66,11 +67,6 @@ class GenEval(ClipScorer):
             )
         self.detector, self.mode, self.swap_channels = expanded(detector), mode, swap_channels
         self._vectors: dict[str, Tensor] = {}
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """1 for the mode; 0 for the other two, which are logged only."""
-        return {mode: float(mode == self.mode) for mode in _MODES}
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -144,19 +140,19 @@ class GenEval(ClipScorer):
             return None
 
     def _objects(self, image: Tensor, instances: Instances, name: str, clauses: tuple[Clause, ...]) -> list[Found]:
-        """The objects of one class, the most confident first; with colours as far as a clause looks at them."""
+        """The objects of one class, the most confident first; with colors as far as a clause looks at them."""
         chosen = (instances.labels == CLASSES.index(name)).nonzero()[:MOST_OBJECTS, 0]
         boxes = instances.boxes[chosen]
         found = [Found(box) for box in boxes.tolist()]
-        counts = (c.count for c in clauses if c.name == name and c.colour is not None and c.count <= len(found))
+        counts = (c.count for c in clauses if c.name == name and c.color is not None and c.count <= len(found))
         if most := max(counts, default=0):
-            colours = self._colours(image, boxes[:most], instances.masks[chosen[:most]], name)
-            found[:most] = [dataclasses.replace(f, colour=c) for f, c in zip(found[:most], colours, strict=True)]
+            colors = self._colors(image, boxes[:most], instances.masks[chosen[:most]], name)
+            found[:most] = [dataclasses.replace(f, color=c) for f, c in zip(found[:most], colors, strict=True)]
         return found
 
-    def _colours(self, image: Tensor, boxes: Tensor, masks: Tensor, name: str) -> list[str]:
+    def _colors(self, image: Tensor, boxes: Tensor, masks: Tensor, name: str) -> list[str]:
         if name not in self._vectors:
-            self._vectors[name] = colour_vectors(self.in_batches(sentences(name), self._embed_texts))
+            self._vectors[name] = color_vectors(self.in_batches(sentences(name), self._embed_texts))
         seen = crops(image, boxes, masks, self._preprocess)
         return nearest(self.in_batches(seen, self._embed_pixels), self._vectors[name])
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.files import sha256
+from guardlit.files import sha256
 from guardlit.rewards.outcome import Outcome
 
 MODELS = {

@@ -16,7 +16,7 @@ from scorer_files import CPU, MAKERS, Malicious, ready, request
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.files import sha256
+from guardlit.files import sha256
 from guardlit.rewards.network import DTYPES, Placement
 
 NAMES = list(MAKERS)

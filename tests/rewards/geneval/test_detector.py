@@ -298,7 +298,7 @@ def test_a_detector_shown_blue_for_red_is_the_reward_servers(network: Any):
 
 
 def black_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geneval_detector, "_GREY", 0)
+    monkeypatch.setattr(geneval_detector, "_GRAY", 0)
 
 
 def no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +309,7 @@ def padding_counts_as_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(View, "of", classmethod(lambda cls, h, w: cls((h, w), (800, 1088), (800, 1088))))
 
 
-def no_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geneval_detector, "_MEAN", (0, 0, 0))
     monkeypatch.setattr(geneval_detector, "_STD", (255, 255, 255))
 
@@ -326,7 +326,7 @@ def ordinary_resize(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [black_padding, no_padding, padding_counts_as_image, no_normalisation, smaller, ordinary_resize]
+    "spoil", [black_padding, no_padding, padding_counts_as_image, no_normalization, smaller, ordinary_resize]
 )
 def test_wrong_ways_to_look_are_seen(
     network: Any, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None]

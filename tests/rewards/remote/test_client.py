@@ -106,14 +106,14 @@ def test_every_third_reply_a_503_costs_retries_and_nothing_else():
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 599])
-def test_what_may_pass_is_tried_again(status):
+def test_what_may_pass_is_retried(status):
     made, requests, _ = outcomes(lambda n, seen: Response("", status) if seen == 1 else None, Limits())
     assert made[0].value == 0
     assert requests == 2
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 413, 422])
-def test_what_will_not_pass_is_not_tried_again(status):
+def test_what_will_not_pass_is_not_retried(status):
     made, requests, counters = outcomes(lambda n, seen: Response("no\n such  thing", status), Limits())
     assert made[0].error == f"POST /echo: HTTP {status}: no such thing"
     assert (made[0].value, requests, counters["failures"]) == (None, 1, 1)
@@ -217,11 +217,11 @@ def test_retry_after_is_waited_for_unless_it_is_too_long():
     [("3", 3), ("0", 0), ("-3", 0), ("", 0), ("soon", 0), ("nan", 0), ("inf", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
 )
 def test_a_retry_after_that_cannot_be_read_asks_for_nothing(header, seconds):
-    assert refused(header).wait == seconds
+    assert refused(header).retry_after == seconds
 
 
 def test_retry_after_may_be_a_date():
-    assert 50 < refused(format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)).wait <= 60
+    assert 50 < refused(format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)).retry_after <= 60
 
 
 def refused(header: str) -> RefusedError:

@@ -19,12 +19,12 @@ from guardlit.rewards.remote import client as http
 from guardlit.rewards.remote.client import Limits
 from guardlit.rewards.remote.wire import pack, unpack
 
-PROVENANCE = {"scorer": "grey"}
-INFO = {"protocol": 1, "scorers": {"grey": {"provenance": PROVENANCE}}}
+PROVENANCE = {"scorer": "gray"}
+INFO = {"protocol": 1, "scorers": {"gray": {"provenance": PROVENANCE}}}
 
 
 class Hostile:
-    """Gives each image its grey level over 256, but treats each request as a seeded generator says.
+    """Gives each image its gray level over 256, but treats each request as a seeded generator says.
 
     Which fault a request gets follows from its first image, so that it does not depend on timing; whether a request is
     meant to succeed is `good`.
@@ -85,7 +85,7 @@ class Hostile:
 
     async def _answer(self, fault: str, values: list[float], send) -> None:
         items: list = [{"value": value, "details": {"twice": 2 * value}} for value in values]
-        good = {"protocol": 1, "scorer": "grey", "provenance": PROVENANCE, "items": items}
+        good = {"protocol": 1, "scorer": "gray", "provenance": PROVENANCE, "items": items}
         value = {"nan": math.nan, "inf": -math.inf, "huge": 1e300, "none": None, "text": "0.5", "bool": True,
                  "nested": [0.5]}.get(fault, 0)  # fmt: skip
         bad_items = [{"value": value}] * len(values)

@@ -54,7 +54,7 @@ def said(text: object, reason: object = "stop") -> dict[str, object]:
 
 
 def shades(*values: int) -> RewardRequest:
-    """One grey image for each value, 24 x 40 pixels."""
+    """One gray image for each value, 24 x 40 pixels."""
     images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 24, 40)
     return RewardRequest(images, [f"shade {value}" for value in values], [{}] * len(values))
 

@@ -184,7 +184,7 @@ def judged(file: str) -> dict[str, Any]:
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in wanted]
     scope: dict[str, Any] = {"np": np, "POSITION_THRESHOLD": 0.1, "COLORS": ["red", "blue"]}
-    scope["color_classification"] = lambda image, objects, name: [colour for _, colour in objects]
+    scope["color_classification"] = lambda image, objects, name: [color for _, color in objects]
     exec(compile(ast.Module(functions, []), file, "exec"), scope)
     results = []
     for metadata, found in tiny.cases(300, SEED):

@@ -12,7 +12,7 @@ from guardlit_callbacks.figures.plots import (
 )
 from guardlit_callbacks.report.curves import Band
 from guardlit_callbacks.tools.logging import figure_to_array
-from guardlit_callbacks.tools.statistics import clip_shares, max_over_min, moments, step_index
+from guardlit_callbacks.tools.statistics import clip_fractions, max_over_min, moments, step_index
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -42,7 +42,7 @@ def samples(seed=0, n=500):
     return RatioSamples(step, ratio, np.abs(ratio) > 4e-6)
 
 
-def test_ratio_figure_shows_each_steps_mean_over_std_and_clip_shares():
+def test_ratio_figure_shows_each_steps_mean_over_std_and_clip_fractions():
     given = samples()
     figure = ratio_figure(
         {"Flow-GRPO": given, "GRPO-Guard": RatioSamples(given.step, -given.log_ratio)}, title="round 3"
@@ -151,7 +151,7 @@ def test_statistics():
     assert m.shift == pytest.approx(2**0.5)
     assert (moments(np.zeros(3)).shift, moments(np.ones(3)).shift) == (0.0, np.inf)
     assert np.isnan(moments(np.zeros(0))).all()
-    assert clip_shares(np.array([-2.0, 2.0, 3.0, 0.1]), np.array([1, 1, 1, 0])) == (0.5, 0.25)
+    assert clip_fractions(np.array([-2.0, 2.0, 3.0, 0.1]), np.array([1, 1, 1, 0])) == (0.5, 0.25)
     assert step_index(np.array([3.0, 0.0])).tolist() == [3, 0]
     assert step_index(np.array([0.25, 1.0, 0.5, 0.25])).tolist() == [2, 0, 1, 2]
     assert max_over_min({0: 2.0, 1: 8.0}) == 4.0

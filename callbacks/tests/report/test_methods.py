@@ -1,11 +1,16 @@
 import numpy as np
 import pytest
+import yaml
+from guardlit_callbacks.figures import Band
 from guardlit_callbacks.figures.plots import ProxyGoldCurve, turning_point
-from guardlit_callbacks.report.curves import MAX_POINTS, Band, band, thinned
+from guardlit_callbacks.report.curves import MAX_POINTS, band, thinned
 from guardlit_callbacks.report.data import ReportError, Series, read_run
-from guardlit_callbacks.report.methods import flatten, group, ratio_by_step
+from guardlit_callbacks.report.labels import ConfigKeys, flatten, group
+from guardlit_callbacks.report.methods import ratio_by_step
 from guardlit_callbacks.report.tables import comparison_table, gold_table, gradient_table
 from run_folders import write_config, write_gold, write_gradient, write_metrics, write_ratio, write_run
+
+KEYS = ConfigKeys("model.objective.class_path")
 
 
 def series(step, value):
@@ -60,12 +65,35 @@ def runs(tmp_path, *configs):
 
 def test_seeds_of_one_objective_are_one_method_and_other_settings_another(tmp_path):
     flow = [{"objective": "FlowGRPO", "seed": s, "clip_range": c} for s, c in ((1, 1e-3), (2, 1e-3), (1, 1e-2))]
-    methods = group(runs(tmp_path, *flow, {"objective": "GRPOGuard"}), [])
-    assert {m.label: m.run_names() for m in methods} == {
-        "FlowGRPO (clip_range 0.001)": ["seed 1", "seed 2"],
-        "FlowGRPO (clip_range 0.01)": ["seed 1"],
-        "GRPOGuard": ["seed 1"],
+    methods = group(runs(tmp_path, *flow, {"objective": "GRPOGuard"}), keys=KEYS)
+    assert {m.label: m.run_names for m in methods} == {
+        "FlowGRPO (clip_range 0.001)": ("seed 1", "seed 2"),
+        "FlowGRPO (clip_range 0.01)": ("seed 1",),
+        "GRPOGuard": ("seed 1",),
     }
+
+
+def test_methods_and_seeds_are_named_by_any_keys(tmp_path):
+    for name, steps, seed in (("a", 10, 1), ("b", 10, 2), ("c", 20, 1)):
+        write_metrics(tmp_path / name)
+        config = {"net": {"kind": "my.Net"}, "train": {"steps": steps, "rng": seed}, "out": name}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+    read = [read_run(str(tmp_path / name)) for name in "abc"]
+    keys = ConfigKeys("net.kind", ("train",), ("train.rng",))
+    assert {m.label: m.run_names for m in group(read, keys=keys)} == {
+        "Net (steps 10)": ("seed 1", "seed 2"),
+        "Net (steps 20)": ("seed 1",),
+    }
+    assert [m.label for m in group(read)] == ["a", "b", "c"]
+
+
+def test_a_lightning_cli_that_selects_the_model_by_class_needs_no_keys(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        write_metrics(tmp_path / name)
+        config = {"seed_everything": seed, "model": {"class_path": "my.Model", "init_args": {"lr": 1}}}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+    (method,) = group([read_run(str(tmp_path / name)) for name in "ab"])
+    assert (method.label, method.run_names) == ("Model", ("seed 1", "seed 2"))
 
 
 def test_without_a_configuration_a_run_is_named_by_its_folder(tmp_path):
@@ -76,7 +104,7 @@ def test_without_a_configuration_a_run_is_named_by_its_folder(tmp_path):
 
 def test_labels_group_runs_whatever_their_settings(tmp_path):
     methods = group(runs(tmp_path, {"seed": 3}, {"seed": 3, "clip_range": 7}, None), ["a", "a", "b"])
-    assert [(m.label, m.run_names()) for m in methods] == [("a", ["r0", "r1"]), ("b", ["r2"])]
+    assert [(m.label, m.run_names) for m in methods] == [("a", ("r0", "r1")), ("b", ("r2",))]
 
 
 def test_labels_that_do_not_fit_are_refused(tmp_path):
@@ -129,7 +157,7 @@ def cells(html):
 
 
 def test_the_gold_table_has_the_first_the_best_and_the_last_evaluation(tmp_path):
-    method = group([read_run(str(write_run(tmp_path / "run")))], [])
+    method = group([read_run(str(write_run(tmp_path / "run")))], ["FlowGRPO"])
     assert cells(gold_table(method)) == [
         ["FlowGRPO", "seed 1", "first", "0", "0.5000", "2.000", "1.000", "0.950 to 1.050"],
         ["FlowGRPO", "seed 1", "best average", "10", "0.6000", "2.400", "1.200", "1.150 to 1.250"],

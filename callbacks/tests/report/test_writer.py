@@ -13,12 +13,14 @@ from guardlit_callbacks import GoldScore, GradientNorm, RatioDistribution
 from guardlit_callbacks.figures.plots import gradient_figure, proxy_gold_figure, training_figure
 from guardlit_callbacks.report import writer as report
 from guardlit_callbacks.report.data import read_run
-from guardlit_callbacks.report.methods import group, ratio_by_step
+from guardlit_callbacks.report.labels import ConfigKeys, group
+from guardlit_callbacks.report.methods import ratio_by_step
 from guardlit_callbacks.tools.lightning import Callback
 from run_folders import write_csv, write_gold, write_metrics, write_ratio, write_run, write_strip
 from toy_flow import Rounds, ToyFlow, transitions
 
 ROOT = Callback.__module__.removesuffix(".callbacks.callback")
+KEYS = ConfigKeys("model.objective.class_path")
 FIGURES = {"fig1_proxy_gold", "fig2_ratio", "fig3_gradient", "fig7_training"}
 
 
@@ -33,7 +35,7 @@ def four_runs(folder):
 
 
 def test_a_report_is_one_page_and_each_figure_twice(tmp_path):
-    page = report.build(four_runs(tmp_path), tmp_path / "deep" / "out").read_text()
+    page = report.build(four_runs(tmp_path), tmp_path / "deep" / "out", keys=KEYS).read_text()
     written = {path.name for path in (tmp_path / "deep" / "out").iterdir()}
     assert written == {"index.html"} | {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
     for name in FIGURES:
@@ -55,7 +57,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path):
 def test_each_runs_film_strip_is_on_the_page_and_the_first_of_a_method_is_open(tmp_path):
     runs = four_runs(tmp_path)
     strips = {run: write_strip(Path(run), 50 * i) for i, run in enumerate(runs) if i != 1}
-    page = report.build(runs, tmp_path / "out").read_text()
+    page = report.build(runs, tmp_path / "out", keys=KEYS).read_text()
     shown = re.findall(r'<summary>([^<]*)</summary><figure>.*?src="data:image/png;base64,([^"]*)"', page)
     names = ["FlowGRPO, seed 1", "GRPOGuard, seed 1", "GRPOGuard, seed 2"]
     assert shown == [(n, base64.b64encode(s).decode()) for n, s in zip(names, strips.values(), strict=True)]
@@ -65,7 +67,7 @@ def test_each_runs_film_strip_is_on_the_page_and_the_first_of_a_method_is_open(t
 
 
 def test_the_page_says_where_over_optimization_starts_and_what_differs(tmp_path):
-    page = report.build(four_runs(tmp_path), tmp_path / "out").read_text().replace("<wbr>", "")
+    page = report.build(four_runs(tmp_path), tmp_path / "out", keys=KEYS).read_text().replace("<wbr>", "")
     assert "<p>FlowGRPO: gold is highest at step 10 and falls from there while the proxy rises" in page
     assert "<p>GRPOGuard: gold never falls from its highest beyond its noise while the proxy rises.</p>" in page
     assert '<td class="text">model.objective.class_path</td><td class="text">project.objective.FlowGRPO</td>' in page
@@ -77,7 +79,7 @@ def test_the_page_says_where_over_optimization_starts_and_what_differs(tmp_path)
 
 def test_settings_of_many_runs_are_rows(tmp_path):
     runs = [write_run(tmp_path / f"r{i}", seed=i) for i in range(5)]
-    page = report.build([str(run) for run in runs], tmp_path / "out").read_text().replace("<wbr>", "")
+    page = report.build([str(run) for run in runs], tmp_path / "out", keys=KEYS).read_text().replace("<wbr>", "")
     assert '<th class="text"></th><th class="text">seed_everything</th></tr>' in page
     assert '<tr><td class="text">FlowGRPO, seed 4</td><td class="text">4</td></tr>' in page
 
@@ -119,7 +121,7 @@ def test_curves_are_chosen_by_pattern(tmp_path, monkeypatch):
     assert drawn == [
         {
             "val/reward": "reward",
-            "ratio/clipped": "share of samples",
+            "ratio/clipped": "fraction of samples",
             "train/kl": "KL divergence",
             "gradient/norm_before_clipping": "norm, loss / parameter",
         },
@@ -133,6 +135,17 @@ def test_six_methods_take_ratio_figures_of_two(tmp_path):
     report.build([str(tmp_path / f"r{i}") for i in range(5)], tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert names == {"fig2_ratio_1.png", "fig2_ratio_2.png", "fig2_ratio_3.png"}
+
+
+def test_the_command_takes_the_keys_of_a_configuration(tmp_path, capsys):
+    options = ["--method-key", "model.objective.class_path", "--seed-keys", "model.objective.init_args.clip_range"]
+    assert report.main([*four_runs(tmp_path), "--out", str(tmp_path / "out"), *options]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<h1>FlowGRPO against GRPOGuard</h1>" in page
+    assert "FlowGRPO, FlowGRPO1" in page  # a seed of 0.001 names no run
+    capsys.readouterr()
+    report.execute([*four_runs(tmp_path), "--out", str(tmp_path / "again")], "mine", KEYS)
+    assert "<h1>FlowGRPO against GRPOGuard</h1>" in (tmp_path / "again" / "index.html").read_text()
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -240,12 +253,12 @@ def test_what_the_callbacks_write_is_what_the_report_shows(tmp_path, make_traine
 def test_the_verdict_of_the_stop_is_on_the_page(tmp_path):
     folder = write_run(tmp_path / "run")
     (folder / "over_optimization.json").write_text(json.dumps({"reason": "over-optimization: gold fell"}))
-    page = report.build([str(folder)], tmp_path / "out").read_text()
+    page = report.build([str(folder)], tmp_path / "out", keys=KEYS).read_text()
     assert "<p>FlowGRPO, seed 1, while training: over-optimization: gold fell.</p>" in page
 
 
 def test_figures_label_their_axes_with_units(tmp_path):
-    methods = group([read_run(run) for run in four_runs(tmp_path)], [])
+    methods = group([read_run(run) for run in four_runs(tmp_path)], keys=KEYS)
     gold = proxy_gold_figure({m.label: m.proxy_gold() for m in methods}).axes[0]
     assert (gold.get_xlabel(), gold.get_ylabel()) == ("optimizer step", "score / score at the start")
     assert [line.get_xdata()[0] for line in gold.lines if line.get_linestyle() == ":"] == [10]

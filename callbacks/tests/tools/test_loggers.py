@@ -8,9 +8,9 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from full_run import all_callbacks, fit
 from guardlit_callbacks.tools.lightning import Callback
 from PIL import Image
-from whole_run import all_callbacks, fit
 
 LOGGERS = import_module(Callback.__module__.removesuffix(".callbacks.callback") + ".loggers")
 ROUNDS, UPDATES = 5, 15  # until the over-optimization stops it

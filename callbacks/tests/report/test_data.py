@@ -52,7 +52,7 @@ def test_of_a_resumed_run_what_was_done_again_counts_once(tmp_path):
     assert run.gold["average"].tolist() == [1.0, 7.0, 8.0]
     assert run.ratio.found == 4
     np.testing.assert_array_equal(run.ratio.arrays[2]["log_ratio"], later[0].ravel())
-    assert run.seed == 2
+    assert run.config["seed_everything"] == 2
 
 
 def test_a_plus_in_a_folders_name_is_no_join(tmp_path):

@@ -1,16 +1,12 @@
-"""What stops a run or warns before it wastes time."""
+"""The noise floor of the log ratio, on one rank and on two."""
 
 from __future__ import annotations
 
-import socket
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from forked import on_ranks
 
-from guardlit.training.checks import noise_floor, report_noise_floor
+from guardlit.rounds.noise_floor import noise_floor, report_noise_floor
 
 BOUNDS = (-1e-4, 2e-4)
 LOG_RATIO = torch.tensor([[1e-6, 3e-6, 0.0, 4e-6], [5e-6, 0.0, 2e-6, 8e-5]])  # of two processes
@@ -45,24 +41,6 @@ def test_it_warns_where_rounding_decides_what_is_clipped(narrower: float, too_hi
             report_noise_floor(outputs([0, 1]), bounds, 3, alone)
 
 
-def _floor_of_a_rank(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-
-    def gather(rows: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(rows) for _ in range(2)]
-        dist.all_gather(parts, rows)
-        return torch.stack(parts)
-
-    line, too_high = noise_floor(outputs([rank]), BOUNDS, 3, gather)
-    (folder / str(rank)).write_text(f"{line}\n{too_high}")
-    dist.destroy_process_group()
-
-
-def test_two_processes_have_the_noise_floor_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(_floor_of_a_rank, (port, tmp_path), nprocs=2, start_method="fork")
-    assert [(tmp_path / rank).read_text() for rank in "01"] == [f"{expected()}\nFalse"] * 2
+def test_two_ranks_have_the_noise_floor_of_one():
+    found = on_ranks(lambda world: noise_floor(outputs([world.rank]), BOUNDS, 3, world.gather))
+    assert found == [(expected(), False)] * 2

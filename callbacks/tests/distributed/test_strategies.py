@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from full_run import all_callbacks, fit
 from guardlit_callbacks import SyncDDP
 from guardlit_callbacks.tools.lightning import Callback
 from PIL import Image
-from whole_run import all_callbacks, fit
 
 CHECKPOINTS = import_module(Callback.__module__.rsplit(".", 1)[0])
 STRATEGIES = import_module(CHECKPOINTS.__name__.replace("callbacks", "strategies"))

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from guardlit_callbacks.bases.validation import is_partial
 from guardlit_callbacks.tools.logging import (
     figure_to_array,
-    is_rehearsal,
     log_figure,
     log_histogram,
     log_image,
@@ -72,10 +72,10 @@ def test_figure_is_logged_and_saved(make_trainer, wandb_logger, tmp_path):
     assert saved.min() < 100 < saved.max()
 
 
-def test_rehearsal_is_a_partial_sanity_check():
-    assert is_rehearsal(SimpleNamespace(sanity_checking=True, num_sanity_val_steps=2))
-    assert not is_rehearsal(SimpleNamespace(sanity_checking=True, num_sanity_val_steps=float("inf")))
-    assert not is_rehearsal(SimpleNamespace(sanity_checking=False, num_sanity_val_steps=2))
+def test_a_sanity_check_on_some_batches_is_partial():
+    assert is_partial(SimpleNamespace(sanity_checking=True, num_sanity_val_steps=2))
+    assert not is_partial(SimpleNamespace(sanity_checking=True, num_sanity_val_steps=float("inf")))
+    assert not is_partial(SimpleNamespace(sanity_checking=False, num_sanity_val_steps=2))
 
 
 @pytest.mark.parametrize(

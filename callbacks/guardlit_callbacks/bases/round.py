@@ -1,4 +1,4 @@
-"""What the per-round callbacks share: rows of per-sample values, exact over ranks, micro-batches and resumes."""
+"""Base class of callbacks that report per round on per-sample values, exact over ranks, micro-batches and resumes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from guardlit_callbacks.distributed.gather import gather_objects
+from guardlit_callbacks.distributed.gather import gather_objects, is_first
 from guardlit_callbacks.tools.lightning import (
     Callback,
     LightningModule,
@@ -31,9 +30,9 @@ class RoundCallback(Callback):
     """Collects per-sample values over a round (an epoch) and reports on all of them at its end.
 
     Values stay on their device until the round ends: a micro-batch costs no synchronization. Then every rank gathers
-    the rows of all ranks, in an order that does not depend on how they were dealt out. A checkpoint holds the rows so
-    far, so that a round resumed in its middle is reported whole; one taken right after a round's last micro-batch is
-    reported when the next round starts, since Lightning does not end such an epoch a second time.
+    the rows of all ranks, in an order that does not depend on how they were distributed. A checkpoint holds the rows so
+    far, so a round that is resumed in its middle is reported in full. A round whose last micro-batch precedes the
+    checkpoint is reported when the next round starts, since Lightning does not end such an epoch a second time.
     """
 
     def __init__(self) -> None:
@@ -43,15 +42,15 @@ class RoundCallback(Callback):
 
     @abstractmethod
     def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
-        """Writes and draws what the round's rows say; runs on all ranks.
+        """Writes and plots the round; runs on all ranks.
 
         Args:
             trainer: the trainer.
-            round_index: the epoch the rows are of.
+            round_index: the epoch of the rows.
             rows: the columns given to `collect`.
 
         Returns:
-            The scalars to log, the same on every rank.
+            The scalars to log, equal on every rank.
         """
 
     def collect(self, trainer: Trainer, columns: Mapping[str, Tensor]) -> None:
@@ -62,7 +61,7 @@ class RoundCallback(Callback):
             columns: detached tensors (B,), any device and dtype.
 
         Raises:
-            MisconfigurationException: a column is no vector, or as long as the others.
+            MisconfigurationException: a column is not a vector, or not as long as the others.
         """
         first = next(iter(columns))
         for name, values in columns.items():
@@ -78,7 +77,7 @@ class RoundCallback(Callback):
         """Writes `<run dir>/<folder>/round_RRRRR.npz` on rank 0.
 
         Returns:
-            Where, on every rank; None where the run has no folder.
+            The path, on every rank; None if the run has no folder.
         """
         root = run_dir(trainer)
         path = root / folder / f"round_{round_index:05d}.npz" if root else None
@@ -89,12 +88,12 @@ class RoundCallback(Callback):
         return path
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets an earlier run; a checkpoint's rows are loaded after this hook."""
+        """Starts afresh; a checkpoint's rows are loaded after this hook."""
         if stage == "fit":
             self._forget()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Reports a round that a checkpoint brought back complete: Lightning is in the next one already."""
+        """Reports a complete round from a checkpoint: Lightning is in the next one already."""
         if self._round != trainer.current_epoch:
             self._finish(trainer)
 
@@ -103,10 +102,10 @@ class RoundCallback(Callback):
         self._finish(trainer)
 
     def _finish(self, trainer: Trainer) -> None:
-        """Reports and forgets.
+        """Reports the round and clears its rows.
 
-        The scalars go straight to the loggers: `pl_module.log` costs time in the square of the number of keys, and here
-        are hundreds. Those of the whole round can be monitored like any other.
+        The scalars go straight to the loggers: the time of `pl_module.log` is quadratic in the number of keys, of which
+        there are hundreds. Scalars of all steps together can be monitored like any other.
         """
         if self._round is None:
             return
@@ -118,7 +117,7 @@ class RoundCallback(Callback):
         self._forget()
 
     def _finite(self, rows: Rows, round_index: int) -> Rows:
-        """The rows without samples that hold NaN or infinity, which no statistic and no histogram can take in."""
+        """The rows without samples that hold NaN or infinity."""
         if not rows:
             return rows
         good = np.isfinite(np.stack(list(rows.values()))).all(axis=0)
@@ -131,7 +130,7 @@ class RoundCallback(Callback):
         self._batches, self._restored, self._round = [], {}, None
 
     def _gather(self) -> Rows:
-        """The rows of all ranks, sorted by their values; a collective."""
+        """The rows of all ranks, sorted by their values. Collective."""
         names = self._batches[0].keys() if self._batches else ()
         mine = {name: torch.cat([b[name] for b in self._batches]).cpu().double().numpy() for name in names}
         parts = [part for rank in gather_objects([self._restored, mine]) for part in rank if part]
@@ -140,13 +139,12 @@ class RoundCallback(Callback):
         return {name: values[order] for name, values in rows.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The round's rows so far, of all ranks. A collective: Lightning calls all ranks."""
+        """The round's rows so far, of all ranks. Collective: Lightning calls every rank."""
         if self._round is None:
             return {}
         return {"round": self._round, "rows": {name: torch.from_numpy(v) for name, v in self._gather().items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Rank 0 takes all rows back, the others none, so that each is counted once on any number of ranks."""
+        """Restores all rows on rank 0 and none on the others, so that each counts once on any number of ranks."""
         self._round = state_dict["round"]
-        first = not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
-        self._restored = {name: values.numpy() for name, values in state_dict["rows"].items()} if first else {}
+        self._restored = {name: values.numpy() for name, values in state_dict["rows"].items()} if is_first() else {}
