@@ -1,7 +1,7 @@
 """What a large prompt set costs: `python -m benchmarks.prompts [--prompts 1000000] [--out runs/prompts]`.
 
 Writes a parquet file of that many distinct prompts (8 to 32 words and a metadata column, in one row group), and trains
-two rounds of the tiny digits on it with `guardlit fit`, in a process of its own; the same on ten prompts for
+two rounds of the tiny digits on it with `guardlit fit`, in a separate process; the same on ten prompts for
 comparison. Then it resumes the large run from a checkpoint in the middle of the second round.
 
 Printed for each run: resident memory once the prompts are read (and the peak until then), once the model is loaded and
@@ -159,7 +159,7 @@ def table(runs: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def reading(prompts: Path) -> str:
-    """Seconds of the pass that reads and checks the file, in a process of its own."""
+    """Seconds of the pass that reads and checks the file, in a separate process."""
     code = (
         "import sys, time; from guardlit.data.prompts import load_prompts; "
         "wall, cpu = time.time(), time.process_time(); prompts = load_prompts(sys.argv[1]); "
