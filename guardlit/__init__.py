@@ -71,7 +71,8 @@ _HOMES = {
     "guardlit.rewards": "Aesthetic CLIPScore Composite DigitDiversity DigitGold DigitProbability DigitRealism GenEval "
     "HPSv2 ImageReward JPEGCompressibility OCR PickScore PickleReward RemoteReward Scorer Term TorchmetricsClip "
     "UnifiedReward",
-    "guardlit.rounds.settings": "KL Rollout Sampling",
+    "guardlit.kl": "KL",
+    "guardlit.rounds.settings": "Rollout Sampling",
     "guardlit.rounds.windows": "RandomSubset RandomWindow SlidingWindow Window",
     "guardlit.sde": "CPS ODE DanceSDE FlowSDE",
     "guardlit.training.module": "GRPOModule",

@@ -12,11 +12,10 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
 from guardlit.rewards.base import Scorer
 from guardlit.types import RewardRequest, RewardResult
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Rows = TypeVar("Rows", Tensor, list[str])
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from guardlit.advantage import GroupAdvantage
+from guardlit.config.lazy import unlazy
 from guardlit.kl import KL
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.policies.base import FlowPolicy
@@ -93,7 +94,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         super().__init__()
         self.policy = policy
         self.reward = Reward.of(reward)
-        self.sde, self.objective, self.advantage = sde, objective, advantage
+        self.sde, self.objective, self.advantage = unlazy(sde), unlazy(objective), advantage
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
         self.make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         self.old_velocity = "recomputed" if old_velocity == "auto" and rollout.merge is True else old_velocity

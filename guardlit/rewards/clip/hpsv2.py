@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
 from guardlit.files import sha256
 from guardlit.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, normalize
 from guardlit.rewards.files import expanded, fill, find_file, read_tensors, without_weights
-from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
+from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 
 _FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}

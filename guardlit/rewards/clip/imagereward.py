@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
 from guardlit.files import sha256
 from guardlit.rewards.clip.aesthetic import score_head
 from guardlit.rewards.clip.preprocess import ClipPreprocess
 from guardlit.rewards.files import expanded, fill, find_file, one_line, read_tensors, without_weights
-from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
+from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the head's output on the authors' validation set

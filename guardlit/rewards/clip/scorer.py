@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip.preprocess import ClipPreprocess
 from guardlit.rewards.files import check_report, expanded, folder_sha256, one_line
-from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
+from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest
 
 _BUFFERS = frozenset({"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"})  # in old files
