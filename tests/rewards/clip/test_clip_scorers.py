@@ -64,7 +64,7 @@ def test_the_prompt_counts_but_for_the_aesthetic_score(name: str, scorers: dict[
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_drawn_and_nothing_is_trained(name: str, arguments: dict[str, dict[str, Any]]):
+def test_no_random_number_is_drawn_and_nothing_is_trained(name: str, arguments: dict[str, dict[str, Any]]):
     before = torch.random.get_rng_state()
     scorer = ready(MAKERS[name][0](**arguments[name]))
     values = scorer.score(PAIRS).values
@@ -181,7 +181,7 @@ def test_a_file_converted_to_safetensors_holds_the_same_weights(name: str, tmp_p
         ("absent/model", "run `hf download absent/model {file}`"),
     ],
 )
-def test_a_file_that_is_not_here(name: str, weights: str, expected: str, arguments: dict[str, dict[str, Any]]):
+def test_a_file_that_is_missing(name: str, weights: str, expected: str, arguments: dict[str, dict[str, Any]]):
     assert expected.format(file=FILES[name]) in message_of(name, arguments[name] | {"weights": weights})
 
 
