@@ -1,10 +1,9 @@
-"""What the callbacks of a run cost: `python benchmarks/callbacks.py [--config configs/tiny_digits.yaml] [--rounds 25]`.
+"""Overhead of a run's callbacks: `python benchmarks/callbacks.py [--config configs/tiny_digits.yaml] [--rounds 25]`.
 
-Runs `guardlit fit` with the configuration's callbacks and a `PhaseTimer`, each of their hooks timed, and prints each
-callback's share of the time between the start and the end of training: a ratio within one run, of seconds and of this
-process's CPU seconds, which other programs on the machine move less. `TrainableEMA`, `GoldScore` and others do work in
-validation too; the drawing of the validation images is not theirs. What the gold scorers take to score them is told
-apart from what `GoldScore` does with the scores.
+Runs `guardlit fit` with the configuration's callbacks and a `PhaseTimer`, times each of their hooks, and prints each
+callback's fraction of the training time: a ratio within one run, of wall time and of this process's CPU time, which
+depends less on other programs. Hooks of validation count; sampling the validation images does not. The gold scorers'
+time is reported apart from that of `GoldScore`.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ SCORERS = "gold scorers"
 SCORED_IN = {"setup": "GoldScore.on_validation_epoch_start", "score": "GoldScore.on_validation_batch_end"}
 
 spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-"""Of each callback and hook, and of the training: seconds, and CPU seconds of all threads."""
+"""Wall and CPU seconds (all threads) by callback and hook, and of the training."""
 
 
 def now() -> tuple[float, float]:
-    """Seconds, and CPU seconds."""
+    """Wall and CPU seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def count(name: str, begun: tuple[float, float]) -> None:
-    """Adds what has passed."""
+    """Add the time since `begun` to a name."""
     for clock, (before, after) in enumerate(zip(begun, now(), strict=True)):
         spent[name][clock] += after - before
 
 
 def timed(name: str, hook: Any) -> Any:
-    """A hook that counts its own time."""
+    """The hook, timed."""
 
     @functools.wraps(hook)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -57,7 +56,7 @@ def timed(name: str, hook: Any) -> Any:
 
 
 class Stopwatch(pl.Callback):
-    """Wraps the other callbacks' hooks, and times the whole training."""
+    """Times the other callbacks' hooks and the training."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Wrap."""
@@ -85,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/tiny_digits.yaml")
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--hooks", action="store_true", help="a row a hook, not a row a callback")
+    parser.add_argument("--hooks", action="store_true", help="one row per hook instead of per callback")
     args = parser.parse_args()
     lightning_cli.DEFAULTS = {
         **lightning_cli.DEFAULTS,
@@ -96,7 +95,7 @@ def main() -> None:
         code = guardlit_main(["fit", "--config", args.config, *options])
     if code:
         raise SystemExit(code)
-    whole = spent.pop("training")
+    total = spent.pop("training")
     for name, hook in SCORED_IN.items():
         spent[hook] = [a - b for a, b in zip(spent[hook], spent[f"{SCORERS}.{name}"], strict=True)]
     rows: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -104,11 +103,11 @@ def main() -> None:
         callback = hook.partition(".")[0]
         for name in (hook if args.hooks else callback, "all", *(["all callbacks"] if callback != SCORERS else [])):
             rows[name] = [a + b for a, b in zip(rows[name], clocks, strict=True)]
-    table = Table(title=f"{args.rounds} rounds, {whole[0]:.1f} s of training, {whole[1]:.1f} s of CPU")
-    for column in ("callback", "seconds", "share", "CPU seconds", "share of CPU"):
+    table = Table(title=f"{args.rounds} rounds, {total[0]:.1f} s of training, {total[1]:.1f} s of CPU")
+    for column in ("callback", "seconds", "fraction", "CPU seconds", "fraction of CPU"):
         table.add_column(column, justify="left" if column == "callback" else "right")
     for name, clocks in sorted(rows.items(), key=lambda row: row[1]):
-        cells = [cell for a, b in zip(clocks, whole, strict=True) for cell in (f"{a:.3f}", f"{a / b:.2%}")]
+        cells = [cell for a, b in zip(clocks, total, strict=True) for cell in (f"{a:.3f}", f"{a / b:.2%}")]
         table.add_row(name, *cells)
     Console(width=100).print(table)
 

@@ -71,8 +71,8 @@ def child(config: Path) -> None:
 
 def measure(processes: int, layers: int, width: int, one_file: bool) -> tuple[list[dict[str, int]], int]:
     """Peaks of every process, and what `guardlit plan` says."""
+    from guardlit.commands.plan import planned
     from guardlit.planning.estimate import estimate
-    from guardlit.planning.run import planned
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -91,7 +91,7 @@ def _lying(lie: Lie) -> Prepare:
             items, provenance = lie([dict(item) for item in items], dict(provenance))
         return original(scorer, items, provenance, media)
 
-    return replace("guardlit.serving.app:write_answer", wrap)
+    return replace("guardlit.serving.app:write_response", wrap)
 
 
 def _each(value: object) -> Lie:
@@ -118,7 +118,7 @@ READ = {
         ]
     },
 }
-ANSWER = "guardlit.serving.app:write_answer"
+ANSWER = "guardlit.serving.app:write_response"
 FAILED = (ERROR, "rewards failed", "on prompt '", "resume with --ckpt_path")
 
 FAULTS = [

@@ -58,8 +58,8 @@ def _planned(bench: Bench, name: str, arguments: list[str]) -> dict[str, int]:
     out = bench.folder / f"{name}.json"
 
     def work() -> None:
+        from guardlit.commands.plan import planned
         from guardlit.planning.estimate import estimate
-        from guardlit.planning.run import planned
 
         out.write_text(json.dumps(estimate(planned(arguments)).memory.phases))
 

@@ -124,7 +124,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def build(loader: Any, folder: Path, component: str, device: torch.device, dtype: torch.dtype, **_: Any) -> Any:
     """A component of a folder with random weights on a device; no file is read."""
-    from guardlit.policies.loading.skeleton import skeleton_component
+    from guardlit.policies.parts.skeleton import skeleton_component
 
     model = skeleton_component(loader, folder, component, dtype).to_empty(device=device)
     return randomize(model).eval()
@@ -160,7 +160,7 @@ def random_weights(folder: Path, kind: str, tokens: int) -> Iterator[None]:
         kind: of device, `cuda` or `cpu`.
         tokens: of a prompt's embedding, the sum over encoders.
     """
-    from guardlit.policies.text.embeddings import EmbeddingCache
+    from guardlit.policies.folders.embeddings import EmbeddingCache
 
     config = json.loads((folder / "transformer/config.json").read_text())
     shapes = {"prompt_embeds": (tokens, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
@@ -170,9 +170,7 @@ def random_weights(folder: Path, kind: str, tokens: int) -> Iterator[None]:
 
     modules = {n: m for n, m in sys.modules.items() if n.startswith("guardlit.policies.")}
     users = [
-        m
-        for n, m in modules.items()
-        if n != "guardlit.policies.loading.pipeline_folder" and hasattr(m, "load_component")
+        m for n, m in modules.items() if n != "guardlit.policies.folders.components" and hasattr(m, "load_component")
     ]
     if not users:
         raise RuntimeError("no policy reads its weights by load_component")

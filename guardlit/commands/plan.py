@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from guardlit.commands.lightning_cli import parse
 from guardlit.config.limits import check_trainer
 from guardlit.errors import GuardlitError
 from guardlit.planning.estimate import Estimate, estimate, prompts_of
-from guardlit.planning.run import PlannedRun, planned
+from guardlit.planning.run import PlannedRun
 from guardlit.training.checks import check_precision
 from guardlit.training.linter import Finding, LintFacts, lint
 
@@ -61,6 +62,16 @@ def main(args: list[str]) -> None:
         with _writing(options.json):
             options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     _refuse(findings)
+
+
+def planned(arguments: list[str]) -> PlannedRun:
+    """The run of `guardlit fit ARGUMENTS`, not started; mistakes exit with 2, as there."""
+    parser, config = parse(["fit", *arguments])
+    built = parser.instantiate_classes(config)["fit"]
+    trainer = vars(built.trainer)
+    found = trainer.get("callbacks") or []
+    callbacks = list(found) if isinstance(found, list | tuple) else [found]
+    return PlannedRun(built.model, built.data, trainer, callbacks)
 
 
 @contextmanager

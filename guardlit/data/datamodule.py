@@ -86,10 +86,10 @@ class PromptDataModule(pl.LightningDataModule):
         check = self._runner.check_prompt
         if stage == "validate" and not self.val_source:
             raise GuardlitError("validate needs data.val, the prompts whose images are scored; it is null")
-        if self.val_source and not self.val:
-            self.val = load_prompts(self.val_source, limit=self.val_limit, check=check)
         if stage == "fit" and not self.train:
             self.train = load_prompts(self.train_source, limit=self.train_limit, check=check)
+        if self.val_source and not self.val:
+            self.val = load_prompts(self.val_source, limit=self.val_limit, check=check)
         if 0 < len(self.val) * self.val_images < self.trainer.world_size:
             raise GuardlitError(
                 f"{len(self.val) * self.val_images} validation images are fewer than {self.trainer.world_size} "

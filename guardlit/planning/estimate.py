@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from guardlit.devices.meter import Cost, backward, measured
+from guardlit.devices.storage import bytes_of, pinned_bytes
 from guardlit.planning.calls import calls_per_image
 from guardlit.planning.run import PlannedRun
 from guardlit.policies.base import Footprint
-from guardlit.policies.loading.skeleton import pinned_bytes
-from guardlit.policies.weights.storage import bytes_of
 from guardlit.rounds.merging import Decision, decision, evaluating, merges_evaluation
 from guardlit.types import Transition
 
@@ -24,14 +23,14 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Compute:
-    """Floating-point operations an image, 2 a multiply-add.
+    """Floating-point operations per image, 2 a multiply-add.
 
     Attributes:
-        forward: one call of the network for one image, without guidance.
-        rollout: drawing a training image.
+        forward: one forward pass of the network, without guidance.
+        rollout: sampling a training image.
         training: all its forward and backward passes, those of inner epochs and of gradient checkpointing included.
-        evaluation: drawing a validation image.
-        decoding: its way through the VAE, once for each of either kind.
+        evaluation: sampling a validation image.
+        decoding: decoding a training or validation image by the VAE.
     """
 
     forward: float
@@ -43,14 +42,14 @@ class Compute:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process.
+    """Bytes on one rank.
 
     Attributes:
-        parts: by what is kept, and by what each phase needs for a moment.
-        phases: the most that is alive in each phase of a round, on the device.
-        host: beside a GPU, in the host's memory; 0 on a CPU, where it is part of the phases.
-        other_checkpointing: the training phase with gradient checkpointing switched the other way.
-        scorers_known: whether the scorers' weights are part of it.
+        parts: what is stored, and what each phase allocates temporarily.
+        phases: the peak of each phase of a round, on the device.
+        host: host memory if the run trains on a GPU; 0 on a CPU, where the phases include it.
+        other_checkpointing: the training phase with the other setting of gradient checkpointing.
+        scorers_known: whether the scorers' weights are included.
     """
 
     parts: dict[str, int]
@@ -61,21 +60,21 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Of all phases."""
+        """The largest of all phases."""
         return max(self.phases.values())
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run.
+    """What one run takes.
 
     Attributes:
-        compute: by image.
-        memory: of a process.
+        compute: per image.
+        memory: per rank.
         footprint: of the policy.
         image_bytes: of one image without compression.
         optimizer: bytes of the optimizer's state.
-        trajectories: bytes of a round's, on one process.
+        trajectories: bytes of a round's trajectories on one rank.
     """
 
     compute: Compute
@@ -88,7 +87,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What was measured on the skeleton, at the batch sizes of the run."""
+    """Measurements on the skeleton, at the batch sizes of the run."""
 
     plain: Cost
     rollout: Cost
@@ -103,15 +102,15 @@ class _Costs:
 
 
 def estimate(run: PlannedRun) -> Estimate:
-    """Measure a run; its module has a skeleton for a policy afterwards.
+    """Measure a run, on a skeleton that replaces the module's policy.
 
     Raises:
-        GuardlitError: model files that are not at hand, or settings that no run can have.
+        GuardlitError: missing model files, or settings that no run can have.
     """
     module, plan = run.module, run.plan
     own, other = (module.policy.skeleton(on) for on in (None, not module.policy.gradient_checkpointing))
     module.policy = other
-    elsewise = _training(run)[0]
+    other_training = _training(run)[0]
     module.policy = own
     footprint, elements = own.footprint(), math.prod(own.latent_shape)
     training, batch = _training(run)
@@ -127,11 +126,11 @@ def estimate(run: PlannedRun) -> Estimate:
         decoding=decoding,
         image=image,
         training=training,
-        other=elsewise,
+        other=other_training,
         batch=batch,
         optimizer=_optimizer_bytes(run) // run.shards,
     )
-    # the module's step was one of a later update; in a round's first one the old policy is not asked again
+    # measured in a later update; in a round's first one the old policy makes no forward pass
     again = 0.0 if module.old_velocity == "stored" else beside.flops / rows
     trained = costs.training.flops / plan.micro_batch - again / plan.updates_per_round
     compute = Compute(
@@ -141,9 +140,9 @@ def estimate(run: PlannedRun) -> Estimate:
         evaluation=costs.evaluation.flops / rows * evaluation.num_inference_steps,
         decoding=costs.decoding.flops / rows,
     )
-    tables = 1 + module.old.keeps(run.rows_a_call, plan.micro_batch)  # states, and velocities where they are kept
+    tables = 1 + module.old.keeps(run.rows_a_call, plan.micro_batch)  # states, and velocities if they are stored
     trajectories = tables * plan.local_images * plan.train_steps * elements * 4
-    memory = _memory(run, _share(footprint, run.shards), costs, trajectories, elements)
+    memory = _memory(run, _shard(footprint, run.shards), costs, trajectories, elements)
     return Estimate(compute, memory, footprint, costs.image, costs.optimizer, trajectories)
 
 
@@ -169,7 +168,7 @@ def _forward(run: PlannedRun, rows: int, guidance: float, weights: AbstractConte
 
 
 def _decoding(run: PlannedRun, rows: int) -> tuple[Cost, int]:
-    """Of so many images, and the bytes of one."""
+    """The cost of decoding `rows` images, and the bytes of one."""
     latents = torch.empty(rows, *run.module.policy.latent_shape, device=META)
     with measured() as cost:
         images = run.module.policy.decode(latents)
@@ -177,11 +176,11 @@ def _decoding(run: PlannedRun, rows: int) -> tuple[Cost, int]:
 
 
 def _training(run: PlannedRun) -> tuple[Cost, int]:
-    """A micro-batch's forward and backward pass by the module's own step, and the micro-batch's bytes."""
+    """The cost of a micro-batch's forward and backward pass in the module's own step, and the micro-batch's bytes."""
     module, batch = run.module, _transition(run)
     for parameter in module.parameters():
         if parameter.requires_grad:
-            parameter.grad = torch.empty_like(parameter)  # is kept, and counted apart
+            parameter.grad = torch.empty_like(parameter)  # stored, and counted separately
     with measured(run.half, run.on_gpu) as cost:
         backward(module.training_step(batch, 0)["loss"])
     module.outputs = []
@@ -201,13 +200,13 @@ def _optimizer_bytes(run: PlannedRun) -> int:
     return bytes_of(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
 
-# what is alive at once ------------------------------------------------------------------------------------------------
+# peaks of the phases --------------------------------------------------------------------------------------------------
 
 
-def _share(footprint: Footprint, shards: int) -> Footprint:
-    """One process's, where weights are spread."""
-    whole = ("frozen", "trained", "copies", "copies_pinned", "cast", "merged")
-    return replace(footprint, **{name: getattr(footprint, name) // shards for name in whole})
+def _shard(footprint: Footprint, shards: int) -> Footprint:
+    """The footprint on one rank of a sharded run."""
+    sharded = ("frozen", "trained", "copies", "copies_pinned", "cast", "merged")
+    return replace(footprint, **{name: getattr(footprint, name) // shards for name in sharded})
 
 
 def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: int, elements: int) -> Memory:
@@ -217,7 +216,7 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
     cached = min(prompts_of(run), footprint.remembered or sys.maxsize) * footprint.embedding
     batch = run.module.policy.conditioning([""])
     network = (footprint.frozen + footprint.trained) * run.shards
-    gathered = 0 if run.shards == 1 else network if run.gathered_for_good else footprint.gathered
+    gathered = 0 if run.shards == 1 else network if run.stays_gathered else footprint.gathered
     embeddings = plan.prompts_per_round * sum(t.numel() * t.element_size() for t in batch.values())
     parts = {
         "frozen weights": footprint.frozen + footprint.buffers,
@@ -240,19 +239,18 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
         "training forward and backward": costs.training.peak + costs.batch,
     }
     kept = ("frozen weights", "trained weights", "average (EMA)", "gathered for a forward pass", "scorers")
-    called = footprint.decoder_on_host and gpu  # the decoder, for as long as it works
+    called = footprint.decoder_on_host and gpu  # the VAE is on the GPU only while it decodes
     decoding = costs.decoding.peak + called * footprint.decoder
     base = sum(parts[name] for name in kept) + footprint.cast + copies_here + (not called) * footprint.decoder
-    base += (not gpu) * (cached + footprint.waiting)
+    base += (not gpu) * (cached + footprint.host_resident)
     stepped = footprint.trained + costs.optimizer
-    again = stepped if run.rounds > 1 else 0  # from the second round on, gradients and optimizer are there as well
+    again = stepped if run.rounds > 1 else 0  # from the second round on, with gradients and optimizer state
     resting = 0 if gpu and run.module.rollout.trajectories == "host" else trajectories
-    batch_share = min(run.data.rollout_batch / plan.local_images, 1)
-    # a batch before it is put in
-    drawn = resting + int(trajectories * batch_share) + run.data.rollout_batch * elements * 4
-    validation = costs.evaluation.peak + (
-        footprint.merged if merges_evaluation(run.module.policy, run.module.rollout.merge) else 0
-    )
+    batch_fraction = min(run.data.rollout_batch / plan.local_images, 1)
+    # and a batch before it is copied to the trajectories
+    drawn = resting + int(trajectories * batch_fraction) + run.data.rollout_batch * elements * 4
+    merged = merges_evaluation(run.module.policy, run.module.rollout.merge)
+    validation = costs.evaluation.peak + (footprint.merged if merged else 0)
     training = base + stepped + resting + embeddings + costs.batch
     away = footprint.frozen * (footprint.encoded_alone and gpu and run.shards == 1)
     phases = {
@@ -264,7 +262,7 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
     }
     if not run.data.val_source:
         del phases["validation"]
-    waiting = footprint.waiting + called * footprint.decoder + away
+    waiting = footprint.host_resident + called * footprint.decoder + away
     table = plan.local_images * plan.train_steps * elements * 4
     pinned = footprint.copies_pinned + (trajectories - resting) // table * pinned_bytes(table)
     host = (cached + waiting + pinned) if gpu else 0
@@ -272,6 +270,6 @@ def _memory(run: PlannedRun, footprint: Footprint, costs: _Costs, trajectories: 
 
 
 def prompts_of(run: PlannedRun) -> int:
-    """Prompts that a run encodes; of a data set that is elsewhere, those of one round."""
+    """Number of prompts that a run encodes; those of one round for a data set on the hub."""
     train, val = run.prompts()
     return (run.plan.prompts_per_round if train is None else train) + (val or 0) + 1

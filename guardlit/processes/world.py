@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
+from guardlit.processes.lightning_internals import collective_timeout
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -44,7 +45,7 @@ class World:
     def of(cls, trainer: pl.Trainer) -> World:
         """The world of a Trainer's strategy."""
         strategy = trainer.strategy
-        return cls(trainer.global_rank, trainer.world_size, strategy.root_device, getattr(strategy, "_timeout", None))
+        return cls(trainer.global_rank, trainer.world_size, strategy.root_device, collective_timeout(strategy))
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> World:

@@ -1,4 +1,4 @@
-"""The size of an image as a JPEG file: a reward without a model, that trains visibly within a few rounds."""
+"""The size of an image as a JPEG file: a reward without a model that improves visibly within a few rounds."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class JPEGCompressibility(Scorer):
         return {"scorer": self.name, "quality": str(_QUALITY)}
 
     def weight_bytes(self) -> int:
-        """None at all."""
+        """There are no weights."""
         return 0
 
     def setup(self, device: torch.device) -> None:
         """Nothing to load."""
 
     def score(self, request: RewardRequest) -> RewardResult:
-        """Score B images of any size; prompts play no part."""
+        """Score B images of any size; prompts are not used."""
         pixels = request.images.permute(0, 2, 3, 1).cpu().numpy()
         kilobytes = torch.tensor([_jpeg_bytes(image) / 1000 for image in pixels])
         return self.result(self.sign * kilobytes / 500)

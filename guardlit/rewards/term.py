@@ -72,7 +72,7 @@ class Term:
 
     def attempt(self, request: RewardRequest) -> RewardResult:
         """Score B images; an exception becomes failed values, except a `GuardlitError` of a trained term."""
-        return self.scorer.attempt(request, str(self.name), vital=self.trained)
+        return self.scorer.attempt(request, str(self.name), strict=self.trained)
 
     def normalize(self, scores: Tensor) -> Tensor:
         """Raw scores, any shape, on the scale of the sum."""

@@ -64,7 +64,7 @@ class RewardRunner:
         """Set up the reward; test each of its terms, and gold scorers, once. Collective: every rank must call it.
 
         Args:
-            prompts: of this rank; every rank tests with those of rank 0.
+            prompts: of this rank; every rank tests a scorer with the first one that it accepts on rank 0.
             gold: scorers that are set up already, by name.
 
         Raises:
@@ -80,9 +80,10 @@ class RewardRunner:
 
     def _test_each(self, scorers: Mapping[str, Scorer], prompts: Sequence[Prompt]) -> None:
         new = {name: scorer for name, scorer in scorers.items() if name not in self.tested}
-        prompts = self._world.gather_objects(prompts)[0] if new else []  # ranks validate different prompts
         for name, scorer in new.items():
-            self._on_all_ranks(partial(self._test_one, name, scorer, prompts))
+            mine = next((prompt for prompt in prompts if scorer.accepts(prompt)), None)
+            first = self._world.gather_objects(mine)[0]  # ranks validate different prompts
+            self._on_all_ranks(partial(self._test_one, name, scorer, prompts if first is None else [first]))
             compare(name, self._world.gather_objects(self.tested[name]))
 
     def _test_one(self, name: str, scorer: Scorer, prompts: Sequence[Prompt]) -> None:

@@ -24,7 +24,7 @@ IN_FLIGHT = 8
 POLL = 0.2
 """Polling interval while waiting, in seconds: for signals, and for the other ranks."""
 
-AllReady = Callable[[bool, GuardlitError | None], bool]
+RanksReady = Callable[[bool, GuardlitError | None], bool]
 
 
 class Scoring:
@@ -42,7 +42,7 @@ class Scoring:
             is ready and with the error that should end the run; returns whether every rank is ready. May raise.
     """
 
-    def __init__(self, reward: Reward, round: int, all_ready: AllReady) -> None:
+    def __init__(self, reward: Reward, round: int, all_ready: RanksReady) -> None:
         self._reward, self._all_ready = reward, all_ready
         self._terms = reward.due(round)
         self._workers = {name: _Worker(name) for name, term in self._terms.items() if term.scorer.background}

@@ -8,7 +8,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from guardlit.policies.weights.storage import is_wrapper
+from guardlit.devices.storage import is_wrapper
+from guardlit.processes.lightning_internals import ddp_options
 
 
 def keep_buffers(strategy: Any) -> None:
@@ -18,7 +19,7 @@ def keep_buffers(strategy: Any) -> None:
         strategy: of a Trainer that has not started; an explicit `broadcast_buffers` stays.
     """
     if isinstance(strategy, DDPStrategy):
-        strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
+        ddp_options(strategy).setdefault("broadcast_buffers", False)
 
 
 def keep_quantized(module: nn.Module) -> None:

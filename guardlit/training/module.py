@@ -193,7 +193,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self.plan.micro_batches_per_update)
         merging.check(self.policy, self.rollout.merge)
-        self.reward_runner.test(self.trainer.datamodule.train[:1])  # type: ignore[attr-defined]
+        self.reward_runner.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Raise `GuardlitError` for a prompt that the reward can never score."""

@@ -19,14 +19,13 @@ from torch.distributed.tensor import DTensor
 
 from guardlit.checkpoints.io import agree_on_intact, remove_leftovers, write_error
 from guardlit.checkpoints.shards import read_shards, write_shards
+from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from guardlit.policies.base import Shard
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ShardedStrategy(ModelParallelStrategy):

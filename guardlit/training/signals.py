@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from guardlit.checkpoints.finite import finite_weights
 from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.collectives import largest
-from guardlit.processes.lightning_internals import begin_validation_anew, repeat_validation
+from guardlit.processes.lightning_internals import repeat_validation, reset_validation_progress
 from guardlit.processes.phases import Phase
 from guardlit.processes.slurm import forget, requeue, requeue_signal
 from guardlit.processes.watchdog import is_on_all_ranks
@@ -156,7 +156,7 @@ class SignalGuard(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._validation_due:
-            begin_validation_anew(trainer)
+            reset_validation_progress(trainer)
             if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
                 # the round is over but for its validation, and will not be logged by the run that goes on
                 here = dict.fromkeys(("round", "epoch"), float(trainer.current_epoch))

@@ -51,7 +51,7 @@ def _every_update_and_round() -> list[dict]:
 
 # in a round, at the end of an inner epoch, at the last update of a round, and after a round
 @pytest.mark.parametrize("stop", ["update_1", "update_2", "update_4", "round_0", "update_7", "round_1"])
-def test_a_resumed_run_equals_the_undisturbed_one(undisturbed, stop: str, tmp_path: Path):
+def test_a_resumed_run_equals_the_uninterrupted_one(undisturbed, stop: str, tmp_path: Path):
     path, checkpoints = undisturbed
     runs = tmp_path / "runs"
     assert guardlit("fit", "--config", path, "--ckpt_path", checkpoints[stop], "--trainer.default_root_dir", runs) == 0

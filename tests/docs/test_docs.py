@@ -1,4 +1,4 @@
-"""Code that stands in a page is the code that runs."""
+"""Code in a page is the code that runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def code(text: str) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
-def test_the_walkthrough_is_the_shortest_policy_in_whole():
+def test_the_walkthrough_is_the_complete_shortest_policy():
     page = (ROOT / "docs/policies.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     modules = {family.policy.__module__.rpartition(".")[2] for family in FAMILIES.values()}

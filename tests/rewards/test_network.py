@@ -38,7 +38,7 @@ class Dot(NetworkScorer):
         nn.init.constant_(layer.bias, 0.1)
         return layer, {"weights": "none"}
 
-    def judge(self, request: RewardRequest) -> RewardResult:
+    def compute(self, request: RewardRequest) -> RewardResult:
         self.seen.append({tensor.device.type for tensor in (*self.network.parameters(), *self.network.buffers())})
         if self.device == META:
             return self.result(torch.zeros(len(request)))
@@ -135,7 +135,7 @@ def test_offloaded_weights_are_lent_for_a_request_and_come_home():
 def test_offloaded_weights_come_home_after_an_error():
     scorer = ready(offload=True)
     scorer.device = META
-    scorer.judge = lambda _: 1 / 0
+    scorer.compute = lambda _: 1 / 0
     with pytest.raises(ZeroDivisionError):
         scorer.score(asked())
     assert {parameter.device.type for parameter in scorer.network.parameters()} == {"cpu"}
@@ -204,7 +204,7 @@ def malicious(path: Path) -> None:
     ("write", "expected"),
     [
         (malicious, "its pickle asks for posix.mkdir, and code in a file of weights is not run here; if you trust"),
-        (lambda path: path.write_bytes(b"<!DOCTYPE html>"), "not a readable file of weights (damaged, or of another"),
+        (lambda path: path.write_bytes(b"<!DOCTYPE html>"), "not a readable file of weights (corrupt, or of another"),
         (lambda path: path.write_bytes(b""), "not a readable file of weights"),
         (lambda path: torch.save(torch.ones(3), path), "it holds a Tensor, not named tensors"),
         (lambda path: path.rename(path.with_suffix(".gone")), "not a readable file of weights"),
@@ -238,7 +238,7 @@ def test_where_a_file_is_found(tmp_path: Path):
     for name, expected in [
         (str(tmp_path), f"{tmp_path}: not a readable file"),
         ("/nowhere/w.pt", "there is no /nowhere/w.pt; a file is needed here"),
-        ("nobody/nothing", "run `hf download nobody/nothing absent.pt` on a machine that is online"),
+        ("absent/model", "run `hf download absent/model absent.pt` on a machine that is online"),
     ]:
         with pytest.raises(GuardlitError) as caught:
             find_file(name, "absent.pt", "file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nan
 from guardlit.errors import GuardlitError
 from guardlit.processes.world import World
 from guardlit.rewards import (
+    Composite,
     DigitDiversity,
     DigitGold,
     DigitProbability,
@@ -24,6 +26,7 @@ from guardlit.rewards import (
     JPEGCompressibility,
     Reward,
     Scorer,
+    Term,
 )
 from guardlit.rewards.base import two_images
 from guardlit.rounds.reward_runner import RewardRunner, compare, gold_scorers
@@ -166,16 +169,31 @@ def test_a_reward_that_fails_its_test_is_closed():
 
 
 def test_every_rank_tests_with_the_prompts_of_rank_0():
-    world = second([Prompt("theirs")], [0.5, 0.5])
+    world = second(Prompt("theirs"), [0.5, 0.5])
     runner = RewardRunner(Reward.of(Brightness(fail="theirs")), world)
     with pytest.raises(GuardlitError, match="fails its start-up test on 'theirs'"):
         runner.test(TWO)
     assert [error is None for error in world.raised] == [True, False]  # of the setup, of the test
 
 
+def test_a_scorer_is_tested_with_a_prompt_that_it_accepts_and_reads_no_further():
+    def prompts() -> Iterator[Prompt]:
+        yield Prompt("nothing to count")
+        yield Prompt("a handwritten seven")
+        pytest.fail("a prompt too many was read")
+
+    class Lazy(list[Prompt]):
+        def __iter__(self) -> Iterator[Prompt]:
+            return prompts()
+
+    runner = RewardRunner(Composite([Term(Brightness()), Term(DigitGold(), weight=0)]), World.single())
+    runner.test(Lazy())
+    assert runner.tested.keys() == {"brightness", "digitgold"}
+
+
 def test_a_rank_with_other_weights_is_found():
     scores = [0.1, 0.2]
-    runner = RewardRunner(Reward.of(Brightness()), second(TWO, scores))
+    runner = RewardRunner(Reward.of(Brightness()), second(TWO[0], scores))
     with pytest.raises(GuardlitError, match="reward 'brightness' is not the same on all ranks: rank 1 scores"):
         runner.test(TWO)
 

@@ -1,4 +1,4 @@
-"""Scoring beside the drawing: order, failures, waiting, ways out."""
+"""Scoring while images are drawn: order, failures, waiting, exits."""
 
 from __future__ import annotations
 
@@ -215,8 +215,8 @@ def test_results_come_in_the_order_of_the_requests():
     assert [float(r.details["brightness"]) for r in results] == expected
 
 
-def test_all_processes_wait_until_all_are_ready():
-    """As long as another process is not ready, this one goes on asking."""
+def test_every_rank_waits_until_all_are_ready():
+    """As long as another rank is not ready, this one polls."""
     others = iter([False, False, True, True])
 
     def all_ready(ready: bool, error: GuardlitError | None) -> bool:
@@ -301,14 +301,14 @@ def test_a_resumed_run_is_the_undisturbed_one(undisturbed, sd3_folder, tmp_path,
 
 def test_ctrl_c_does_not_wait_for_a_scorer_that_never_answers(undisturbed, sd3_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"), prepend=":")
-    told = tmp_path / "stuck"
+    reported = tmp_path / "stuck"
     settings = {"data__rollout_batch": 2, "data__val": None}
-    path = config(tmp_path, sd3_folder, model__reward=reward("Stuck", told=str(told), after=6), **settings)
+    path = config(tmp_path, sd3_folder, model__reward=reward("Stuck", reported=str(reported), after=6), **settings)
     process = start("fit", "--config", path)
     deadline = time.monotonic() + 120
-    while not told.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not reported.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert told.exists(), process.communicate()
+    assert reported.exists(), process.communicate()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, said
@@ -322,12 +322,12 @@ def test_ctrl_c_does_not_wait_for_a_scorer_that_never_answers(undisturbed, sd3_f
 def test_terms_at_an_interval_keep_it_across_a_resume(sd3_folder, tmp_path):
     terms = [{"scorer": reward("Contrast")}, {"scorer": reward("Background"), "weight": 0, "every": 2}]
     composite = {"class_path": "Composite", "init_args": {"terms": terms}}
-    whole = _finished(tmp_path / "whole", sd3_folder, composite)
-    logged = [bool(row["reward/background_mean"]) for row in rows(tmp_path / "whole")]
+    complete = _finished(tmp_path / "complete", sd3_folder, composite)
+    logged = [bool(row["reward/background_mean"]) for row in rows(tmp_path / "complete")]
     assert logged == [True, False, True]
-    resumed = _finished(tmp_path / "resumed", sd3_folder, composite, "--ckpt_path", whole["round_0"])
+    resumed = _finished(tmp_path / "resumed", sd3_folder, composite, "--ckpt_path", complete["round_0"])
     assert [bool(row["reward/background_mean"]) for row in rows(tmp_path / "resumed")] == [False, True]
-    assert differing(whole["update_12"], resumed["update_12"]) == []
+    assert differing(complete["update_12"], resumed["update_12"]) == []
 
 
 @pytest.mark.parametrize("spoilt", [-1, 0])

@@ -26,8 +26,8 @@ class Background(Brightness):
     Args:
         fail: a prompt with this text fails.
         how: `nan`; `first`, NaN for the first image that is asked for; `raise` what a library might; or `hopeless`,
-            what no repetition mends.
-        jitter: longest pause before a score, in seconds; drawn anew for every request and run.
+            `GuardlitError`, which a retry cannot fix.
+        jitter: longest pause before a score, in seconds; random for every request and run.
         rank: of the process that fails; all by default.
     """
 
@@ -74,22 +74,22 @@ class Contrast(Scorer):
 
 
 class Stuck(Background):
-    """Never comes back from the `after`-th request on; creates the file `told` then.
+    """Never returns from the request after `after` of them; creates the file `reported` then.
 
     Args:
-        told: where to say so.
+        reported: path of that file.
         after: requests that are answered.
     """
 
-    def __init__(self, told: str, after: int) -> None:
+    def __init__(self, reported: str, after: int) -> None:
         super().__init__()
-        self.told, self.after, self.asked = Path(told), after, 0
+        self.reported, self.after, self.asked = Path(reported), after, 0
 
     def score(self, request: RewardRequest) -> RewardResult:
         """One value an image, or nothing at all."""
         self.asked += 1
         if self.asked > self.after:
-            self.told.touch()
+            self.reported.touch()
             while True:
                 time.sleep(3600)
         return super().score(request)
@@ -124,7 +124,7 @@ class Marks(Scorer):
 
 
 class Gated(Background):
-    """Asks `gate` before every score."""
+    """Calls `gate` before every score."""
 
     def __init__(self, gate: Callable[[], object]) -> None:
         super().__init__()

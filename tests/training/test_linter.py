@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from runs import config, guardlit
 
-from guardlit.planning.run import PlannedRun, planned
+from guardlit.commands.plan import planned
+from guardlit.planning.run import PlannedRun
 from guardlit.training.linter import LintFacts, lint
 
 CONFIGS = Path(__file__).parents[2] / "configs"

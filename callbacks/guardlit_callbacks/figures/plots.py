@@ -216,8 +216,8 @@ def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, tit
     rows = -(-len(panels) // columns)
     colors = dict(zip(dict.fromkeys(name for _, curves in panels.values() for name in curves), PALETTE, strict=False))
     width = 2.6 if columns > 1 else 5.7
-    in_legend = legend_columns(list(colors), columns * (width + 0.75))
-    margins = Margins(left=0.7, between=0.75, below=0.85, bottom=0.6 + LEGEND_LINE * -(-len(colors) // in_legend))
+    in_legend = legend_columns(list(colors), columns * (width + 0.85))
+    margins = Margins(left=0.85, between=0.85, below=0.85, bottom=0.6 + LEGEND_LINE * -(-len(colors) // in_legend))
     figure, grid = axes_grid([width] * columns, [1.7] * rows, margins, title)
     cells = [axes for row in grid for axes in row]
     lines = {}
@@ -225,7 +225,9 @@ def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, tit
         for label, curve in curves.items():
             if curve.runs > 1:
                 axes.fill_between(curve.step, curve.low, curve.high, color=colors[label], alpha=0.2, lw=0)
-            (lines[label],) = axes.plot(curve.step, curve.mean, color=colors[label], lw=1.3, label=label)
+            marker = "o" if curve.step.size == 1 else None
+            style: dict[str, Any] = {"color": colors[label], "lw": 1.3, "marker": marker, "ms": 4, "label": label}
+            (lines[label],) = axes.plot(curve.step, curve.mean, **style)
         axes.set_title(name, fontsize=9, y=1)
         axes.set_ylabel(unit, fontsize=9)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))

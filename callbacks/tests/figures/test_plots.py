@@ -2,6 +2,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from guardlit_callbacks.figures import Band
 from guardlit_callbacks.figures.plots import (
     ProxyGoldCurve,
     RatioSamples,
@@ -10,7 +11,6 @@ from guardlit_callbacks.figures.plots import (
     ratio_figure,
     training_figure,
 )
-from guardlit_callbacks.report.curves import Band
 from guardlit_callbacks.tools.logging import figure_to_array
 from guardlit_callbacks.tools.statistics import clip_fractions, max_over_min, moments, step_index
 from matplotlib.text import Text
@@ -94,6 +94,14 @@ def figures_of(n):
         for panels in (1, 2, 5):
             keys = ["gradient/velocity/max_over_min", "reward/x_mean", "c", "d", "e"][:panels]
             yield training_figure(dict.fromkeys(keys, ("largest abs(mean) / std", bands)), title=title)
+
+
+def test_a_curve_of_one_point_is_visible():
+    def curve(*values):
+        return Band(np.arange(len(values)), *[np.array(values)] * 3)
+
+    figure = training_figure({"a": ("reward", {"m": curve(0.5)}), "b": ("reward", {"m": curve(0.5, 0.6)})})
+    assert [axes.lines[0].get_marker() for axes in figure.axes[:2]] == ["o", "None"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 6])

@@ -1,4 +1,4 @@
-"""CLIP's image preprocessing on tensors: the pixels that PIL gives, on CPU or GPU."""
+"""CLIP's image preprocessing on tensors: the same pixels as PIL, on CPU or GPU."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 """Per channel, of the same images."""
 
 _BICUBIC = 3  # PIL's number
-_FIXED_POINT = 2**22  # PIL's weights for 8-bit images are whole multiples of 1 / 2^22
+_FIXED_POINT = 2**22  # PIL's weights for 8-bit images are integer multiples of 1 / 2^22
 
 
 def resize_shortest_edge(images: Tensor, size: int) -> Tensor:
     """Bicubic, antialiased resize: bit for bit what PIL does with 8-bit images.
 
-    Like PIL, width first, then height, with weights in fixed point and whole gray levels after each pass. The sums of
-    whole numbers are exact in float64, so a GPU gives the CPU's pixels. (`F.interpolate` in float32 differs by a
+    Like PIL: width first, then height, weights in fixed point, gray levels rounded to integers after each pass. Sums of
+    integers are exact in float64, so a GPU gives the CPU's pixels. (`F.interpolate` in float32 differs by a
     level wherever a sum falls between two levels, and without antialiasing by up to 164.)
 
     Args:
-        images: (B, 3, height, width) uint8, on a device that knows float64.
+        images: (B, 3, height, width) uint8, on a device with float64.
         size: pixels of the shorter edge; the longer one keeps the aspect ratio, rounded down.
 
     Returns:
-        (B, 3, new height, new width) float32 with whole numbers in [0, 255].
+        (B, 3, new height, new width) float32, integers in [0, 255].
     """
     height, width = images.shape[-2:]
     shorter = min(height, width)
@@ -69,7 +69,7 @@ class ClipPreprocess:
         crop: (height, width) of the crop; at most `size` each.
         mean: per channel, for pixels in [0, 1].
         std: per channel, for pixels in [0, 1].
-        margin: how half a pixel of margin, where what is cut off is odd, rounds: down, as transformers does with PIL
+        margin: how half a pixel of margin rounds, where an odd number is cut off: down, as transformers does with PIL
             images, or to the even number, as torchvision does.
     """
 
@@ -92,7 +92,7 @@ class ClipPreprocess:
         return cls(size, crop, tuple(processor.image_mean), tuple(processor.image_std))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, 3, height, width) uint8 -> what the vision tower sees, (B, 3, *crop) float32."""
+        """Images (B, 3, height, width) uint8 -> input of the vision tower, (B, 3, *crop) float32."""
         if images.dtype != torch.uint8:
             raise TypeError(f"images are {images.dtype}; scores are defined on uint8, as a PNG file would hold them")
         pixels = resize_shortest_edge(images, self.size)

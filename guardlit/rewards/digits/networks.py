@@ -1,4 +1,4 @@
-"""The two small digit classifiers and the picture format that they and the real digits share."""
+"""The two small digit classifiers, and the image format of their input and of the real digits."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 class ProxyNet(nn.Sequential):
-    """A perceptron on 16 x 16 pixels: quick, accurate on real digits and easy to fool.
+    """A perceptron on 16 x 16 pixels: fast, accurate on real digits and easy to fool.
 
-    Maps gray pictures (B, 1, 32, 32) in [0, 1] to logits (B, 10).
+    Maps gray images (B, 1, 32, 32) in [0, 1] to logits (B, 10).
     """
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class ProxyNet(nn.Sequential):
 
 
 class GoldNet(nn.Sequential):
-    """A convolutional network, to be trained on distorted and noisy digits: slower, and harder to fool.
+    """A convolutional network, trained on distorted and noisy digits: slower, and harder to fool.
 
-    Maps gray pictures (B, 1, 32, 32) in [0, 1] to logits (B, 10).
+    Maps gray images (B, 1, 32, 32) in [0, 1] to logits (B, 10).
     """
 
     def __init__(self) -> None:
@@ -54,5 +54,5 @@ class GoldNet(nn.Sequential):
 
 
 def _stage(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
-    """Halve the picture: (B, channels_in, H, W) -> (B, channels_out, H/2, W/2)."""
+    """Halve the resolution: (B, channels_in, H, W) -> (B, channels_out, H/2, W/2)."""
     return nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1), nn.GroupNorm(4, channels_out), nn.SiLU()

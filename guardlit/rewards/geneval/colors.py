@@ -1,4 +1,4 @@
-"""GenEval's colors: what CLIP calls an object whose surroundings are painted over."""
+"""GenEval's colors: CLIP classifies an object whose surroundings are painted over."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SURROUNDINGS = "#999"
 
 
 def sentences(name: str) -> list[str]:
-    """What CLIP reads for a class: three sentences a color, color by color."""
+    """CLIP's prompts for a class: three sentences a color, color by color."""
     return [template.format(color=color, name=name) for color in COLORS for template in _TEMPLATES]
 
 
@@ -25,10 +25,10 @@ def color_vectors(embedded: Tensor) -> Tensor:
 
 
 def crops(image: Tensor, boxes: Tensor, masks: Tensor, preprocess: ClipPreprocess) -> Tensor:
-    """What CLIP sees of the objects, (K, 3, *preprocess.crop) float32 on the CPU.
+    """CLIP's input for each object, (K, 3, *preprocess.crop) float32 on the CPU.
 
-    Made with PIL and torchvision, as the benchmark makes it: a crop is seldom square, and the odd pixel of its margin
-    falls on the other side than with transformers' own preprocessing.
+    PIL and torchvision make it, as in the benchmark: a crop is seldom square, and the odd pixel of its margin falls on
+    the other side than with the preprocessing of transformers.
 
     Args:
         image: (3, height, width) uint8.

@@ -1,4 +1,4 @@
-"""What a GenEval prompt asks for: its metadata, read and checked."""
+"""The metadata of a GenEval prompt, read and checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TASKS = ("single_object", "two_object", "counting", "colors", "position", "color
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 MOST_OBJECTS = 16
-"""Of each class this many are kept, so that no prompt can ask for more."""
+"""Objects kept per class; no prompt can ask for more."""
 
 # COCO's 80 classes in COCO's order, three of them under GenEval's own names: detections are named by their index
 CLASSES = tuple(
@@ -46,7 +46,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one prompt asks for: all of `include`, none of `exclude`."""
+    """Requirements of one prompt: all of `include`, none of `exclude`."""
 
     tag: str
     include: tuple[Clause, ...]
@@ -54,14 +54,14 @@ class Wanted:
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> Wanted:
-    """What the metadata of a prompt ask for.
+    """Requirements in the metadata of a prompt.
 
     Args:
-        metadata: a line of GenEval's file. Keys other than `tag`, `include` and `exclude` are not looked at; a key
-            that is null counts as absent, as tables of optional columns have it.
+        metadata: a line of GenEval's file. Keys other than `tag`, `include` and `exclude` are ignored; null counts as
+            absent, as in tables with optional columns.
 
     Raises:
-        ValueError: anything that could not be scored, in one line that names it.
+        ValueError: an entry cannot be scored; one line names it.
     """
     if metadata.get("tag") is None or not metadata.get("include"):
         raise ValueError(
@@ -114,7 +114,7 @@ def _clause(entry: object, place: str, known: Collection[str]) -> Clause:
         _one_of(key, sorted(known), f"{place} key")
     count = entry.get("count")
     if not _is_count(count) or count < 1:
-        raise ValueError(f"GenEval's {place}.count is {count!r}; it must be a whole number of at least 1")
+        raise ValueError(f"GenEval's {place}.count is {count!r}; it must be an integer of at least 1")
     return Clause(_one_of(entry.get("class"), CLASSES, f"{place}.class"), count)
 
 

@@ -1,7 +1,7 @@
-"""GenEval's rules: from what was found in an image to its scores.
+"""GenEval's rules: from the objects in an image to its scores.
 
 Three sets of rules over the same detections: `official` is the benchmark's (arXiv:2310.11513), `strict` and
-`flow_grpo` are those of the public reward server that Flow-GRPO trains with, the latter warts and all.
+`flow_grpo` are those of the public reward server that Flow-GRPO trains with, the latter with its flaws.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from guardlit.rewards.geneval.prompt import TASKS, Clause, Wanted
 
-_MARGIN = 0.1  # of the summed widths (heights) of two boxes: this much of their offset does not count
+_MARGIN = 0.1  # fraction of the summed widths (heights) of two boxes that their offset must exceed
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Found:
 
     Attributes:
         box: left, top, right, bottom in pixels.
-        color: what its pixels look like; None if no clause asks.
+        color: by CLIP; None if no clause needs it.
     """
 
     box: Sequence[float]
@@ -30,7 +30,7 @@ class Found:
 
 
 Objects = Mapping[str, Sequence[Found]]
-"""What was found, by class, the most confident first."""
+"""Detected objects by class, the most confident first."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Verdict:
     flow_grpo: float
 
 
-def judge(objects: Objects, wanted: Wanted) -> Verdict:
+def apply_rules(objects: Objects, wanted: Wanted) -> Verdict:
     """Scores of an image with these objects."""
     strict, checks = _strict(objects, wanted)
     return Verdict(_official(objects, wanted), strict, sum(checks) / len(checks))
 
 
 def _official(objects: Objects, wanted: Wanted) -> bool:
-    """Every clause on the `count` most confident objects of its class; a clause that fails cannot be a target."""
+    """Each clause on the `count` most confident objects of its class; a failed clause cannot be a target."""
     groups: list[Sequence[Found] | None] = []
     for clause in wanted.include:
         found = objects.get(clause.name, ())[: clause.count]
@@ -72,7 +72,7 @@ def _strict(objects: Objects, wanted: Wanted) -> tuple[bool, list[float]]:
     Terms of a clause: 1 - |count - found| / count for the number, which is negative from 2 x count + 1 objects on;
     then, if the number is right, the same for the objects of the right color, and for the place, if the color is
     right too, 1 term of 1, or of 0 without a target. With a wrong number all that is left of color and place is one 0.
-    A wrong place gives a 0 *and* the 1: surely not meant, but it is the signal that was trained on.
+    A wrong place gives a 0 *and* the 1: surely a mistake, but it is the signal that was trained on.
     """
     groups: list[Sequence[Found] | None] = []
     terms: list[float] = []
@@ -99,12 +99,12 @@ def _nearness(wanted: int, found: int) -> float:
 
 
 def _of_color(clause: Clause, found: Sequence[Found]) -> int:
-    """How many have the color that the clause asks for; all, if it asks for none."""
+    """Number of objects with the color of the clause; all, if it has none."""
     return sum(clause.color is None or thing.color == clause.color for thing in found)
 
 
 def _in_place(clause: Clause, found: Sequence[Found], groups: Sequence[Sequence[Found] | None]) -> bool:
-    """Whether every object stands to every object of the target as the clause asks."""
+    """Whether every object has the clause's relation to every object of the target."""
     if clause.relation is None:
         return True
     targets = groups[clause.target]
@@ -112,7 +112,7 @@ def _in_place(clause: Clause, found: Sequence[Found], groups: Sequence[Sequence[
 
 
 def relations(box: Sequence[float], target: Sequence[float]) -> set[str]:
-    """Where a box lies, seen from another: up to two of `RELATIONS`, none if the two are too close to tell.
+    """Relations of a box to another: up to two of `RELATIONS`, none if the two are too close.
 
     The offset of the centers, less a tenth of the summed extents on each axis, is compared with half the distance of
     the centers; in float32, as the benchmark computes it.
@@ -129,11 +129,11 @@ def relations(box: Sequence[float], target: Sequence[float]) -> set[str]:
 
 
 def task_means(tags: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """GenEval's table: the mean of every task, and `overall`, the mean of these means (not that over images).
+    """GenEval's table: the mean of every task, and `overall`, the mean of these means (not the mean over images).
 
     Args:
         tags: the task of each image.
-        values: its score; a NaN spoils its task and `overall`.
+        values: its score; NaN makes its task and `overall` NaN.
 
     Returns:
         The means of the tasks that occur, in the benchmark's order, then `overall`.

@@ -1,6 +1,6 @@
 """HTTP client of a reward server: concurrent calls, retries, time-outs, a circuit breaker.
 
-The client runs an event loop in its own thread and is called from synchronous code:
+The client runs an event loop in a private thread and is called from synchronous code:
 
     with Client("http://127.0.0.1:8000", Limits(concurrency=8), token_env="REWARD_TOKEN") as client:
         about = client.ask(Call("GET", "/info", json.loads))                  # one call: its value, or GuardlitError

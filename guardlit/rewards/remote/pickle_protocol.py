@@ -23,18 +23,18 @@ _SCORES = ("scores", "rewards", "strict_rewards", "outputs")
 class PickleReward(ServedScorer):
     """Scores over the protocol `reward-server-pickle`: for reproduction only.
 
-    That protocol sends images as JPEG files of quality 75, so a score is not the drawn image's; it pickles both ways,
-    without a token. What is sent is plain data. What comes back is read by an unpickler that resolves no name at all:
-    lists, mappings, texts and numbers pass, everything else is a failed score. That server is to be trusted with
-    nothing, and says nothing of what it runs.
+    That protocol sends images as JPEG files of quality 75, so a score is not that of the exact image. Both directions
+    are pickled, without a token. This client sends plain data, and reads replies with an unpickler that resolves no
+    name: lists, mappings, texts and numbers pass, everything else is a failed score. The server does not identify its
+    model.
 
     Args:
         url: address of the server, e.g. http://127.0.0.1:18085 for its GenEval.
         value: which list of the answer is the reward: `scores`, `rewards` (official) or `strict_rewards` of GenEval,
-            `outputs` of DeQA. Those that come along are details.
-        only_strict: spare GenEval's server the official judgement; `rewards` are 0 then.
-        chunk: images of one call; that project's clients send 64.
-        limits: times, attempts and calls in flight.
+            `outputs` of DeQA. The other lists are details.
+        only_strict: skip the official score on GenEval's server; `rewards` are 0 then.
+        chunk: images per call, at most; that project's clients send 64.
+        limits: time-outs, attempts and concurrency.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PickleReward(ServedScorer):
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """Protocol, address and options; whose model answers, the protocol does not say."""
+        """Protocol, address and options; the protocol does not identify the model."""
         return {
             "scorer": self.name,
             "protocol": "reward-server-pickle",
@@ -88,7 +88,7 @@ def _jpeg(pixels: Any) -> bytes:
 
 
 class DataUnpickler(pickle.Unpickler):
-    """Reads plain data; every class, function and persistent object is refused before it is looked up."""
+    """Reads plain data; every class, function and persistent object is refused before its import."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         """Refuse."""

@@ -178,7 +178,7 @@ def test_a_file_converted_to_safetensors_holds_the_same_weights(name: str, tmp_p
     ("weights", "expected"),
     [
         ("/nowhere/at/all", "there is no /nowhere/at/all"),
-        ("nobody/nothing", "run `hf download nobody/nothing {file}`"),
+        ("absent/model", "run `hf download absent/model {file}`"),
     ],
 )
 def test_a_file_that_is_not_here(name: str, weights: str, expected: str, arguments: dict[str, dict[str, Any]]):

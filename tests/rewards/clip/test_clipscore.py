@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from guardlit.errors import GuardlitError
 from guardlit.rewards import Aesthetic, CLIPScore, TorchmetricsClip
 
-# OpenAI's program mends curly quotes and entities before it reads (1, 2), and rounds an odd margin of the crop
-# otherwise (4) than transformers and all who use that.
+# OpenAI's program fixes curly quotes and entities first (1, 2), and rounds an odd margin of the crop differently (4)
+# from transformers and its users.
 OTHER_TEXT, OTHER_CROP = {1, 2}, {4}
 
 

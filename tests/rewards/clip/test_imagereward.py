@@ -181,8 +181,8 @@ def test_a_tokenizer_of_another_vocabulary_gives_one_line(folders: dict[str, dic
 
 
 def test_a_tokenizer_that_is_not_here(folders: dict[str, dict[str, Any]]):
-    with pytest.raises(GuardlitError, match=r"run `hf download nobody/nothing tokenizer_config\.json` on a machine"):
-        ImageReward(**folders["tiny"] | {"tokenizer": "nobody/nothing"}).setup(CPU)
+    with pytest.raises(GuardlitError, match=r"run `hf download absent/model tokenizer_config\.json` on a machine"):
+        ImageReward(**folders["tiny"] | {"tokenizer": "absent/model"}).setup(CPU)
 
 
 def test_the_published_architecture_is_the_default():

@@ -240,7 +240,7 @@ def test_old_bin_files_load_and_code_in_them_does_not_run(clip_folder: Path, tmp
     ("model", "expected"),
     [
         ("/nowhere/clip", "there is no /nowhere/clip; a CLIP folder"),
-        ("nobody/nothing", "run `hf download nobody/nothing`"),
+        ("absent/model", "run `hf download absent/model`"),
     ],
 )
 def test_models_that_are_not_here(model: str, expected: str):

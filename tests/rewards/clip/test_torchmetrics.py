@@ -102,5 +102,5 @@ def test_a_clip_folder_that_is_none_gives_one_line(tmp_path: Path):
     with pytest.raises(GuardlitError) as caught:
         TorchmetricsClip(str(tmp_path))()
     assert "\n" not in str(caught.value)
-    with pytest.raises(GuardlitError, match="run `hf download nobody/nothing`"):
-        TorchmetricsClip("nobody/nothing")()
+    with pytest.raises(GuardlitError, match="run `hf download absent/model`"):
+        TorchmetricsClip("absent/model")()

@@ -129,14 +129,14 @@ def without_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask2former, "_reordered", lambda weight: weight)
 
 
-def neighbours_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """(neighbour, channel), but in mmdet's order of neighbours."""
+def neighbors_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(neighbor, channel), but in mmdet's order of neighbors."""
     monkeypatch.setattr(
         mask2former, "_reordered", lambda w: w.reshape(*w.shape[:-1], -1, 4).mT.flatten(-2).contiguous()
     )
 
 
-@pytest.mark.parametrize("spoil", [without_permutation, neighbours_by_row])
+@pytest.mark.parametrize("spoil", [without_permutation, neighbors_by_row])
 def test_a_wrong_order_of_weights_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None]
 ):

@@ -1,11 +1,11 @@
-"""Prompt embeddings, encoded once: kept in memory, and on disk under the content of prompt and encoders."""
+"""Prompt embeddings, encoded once and cached in memory and on disk, by the content of prompt and encoders."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -18,22 +18,19 @@ from guardlit.errors import GuardlitError
 from guardlit.files import atomic_write
 from guardlit.types import Conditioning
 
-Encode = Callable[[list[str]], Conditioning]
-
-
 CAPACITY = 1024
-"""Prompts whose embeddings stay in memory beside those on disk."""
+"""Prompts whose embeddings stay in memory when all are on disk."""
 AT_ONCE = 16
-"""Prompts of each process whose embeddings go over the network at once, some megabytes each."""
+"""Prompts of each rank whose embeddings, some megabytes each, go over the network at once."""
 
 
 class EmbeddingCache:
-    """Serves embeddings; asks the encoders only for prompts that neither memory nor disk has.
+    """Returns cached embeddings; only prompts in neither memory nor disk must be encoded.
 
     Args:
-        key: names encoders and settings; another key never shares an entry.
-        folder: where entries are kept between runs, one file a prompt; null keeps them in memory only.
-        capacity: entries held in memory; older ones are read from disk again. Without a folder nothing is dropped.
+        key: names encoders and settings; entries of different keys are separate.
+        folder: where entries are stored between runs, one file a prompt; None keeps them in memory only.
+        capacity: entries held in memory; older ones are read from disk again. Without a folder all stay in memory.
     """
 
     def __init__(self, key: str, folder: Path | None, capacity: int = CAPACITY) -> None:
@@ -43,41 +40,45 @@ class EmbeddingCache:
         self._memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
-        """The distinct prompts that would have to be encoded."""
+        """The distinct prompts that are not cached."""
         return [p for p in dict.fromkeys(prompts) if p not in self._memory and self._read(p) is None]
 
     def add(self, prompts: Sequence[str], embeddings: Conditioning) -> None:
-        """Keep the embeddings of P prompts, leading dimension P."""
+        """Cache the embeddings of P prompts, leading dimension P."""
         for i, prompt in enumerate(prompts):
             entry = {name: tensor[i].detach().cpu().clone() for name, tensor in embeddings.items()}
             self._write(prompt, entry)
             self._remember(prompt, entry)
 
     def get(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Embeddings of P prompts on the CPU, leading dimension P; raises `KeyError` for a prompt never added."""
+        """Embeddings of P prompts on the CPU, leading dimension P; raises `KeyError` for an uncached prompt."""
         entries = []
         for prompt in prompts:
-            entries.append(entry := self._kept(prompt))
+            entries.append(entry := self._cached(prompt))
             self._remember(prompt, entry)
         return {name: torch.stack([e[name] for e in entries]) for name in entries[0]}
 
-    def shares(self, prompts: Sequence[str]) -> list[list[str]]:
-        """The prompts dealt to the processes of a run, in the order of their ranks."""
+    def split_by_rank(self, prompts: Sequence[str]) -> list[list[str]]:
+        """The prompts dealt to the ranks in turn, one list a rank."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         return [list(prompts[i::world]) for i in range(world)]
 
-    def exchange(self, shares: Sequence[Sequence[str]]) -> None:
-        """Give every process what it cannot read of the others' shares; to be called by all once they have theirs."""
-        asked = set(chain.from_iterable(gather_objects(self.missing(list(chain.from_iterable(shares))))))
-        for start in range(0, max(map(len, shares)), AT_ONCE):
-            part = [prompt for prompt in shares[rank()][start : start + AT_ONCE] if prompt in asked]
-            for entries in gather_objects({prompt: self._kept(prompt) for prompt in part}) if asked else []:
+    def exchange(self, parts: Sequence[Sequence[str]]) -> None:
+        """Send every rank the embeddings that it cannot read from its cache. Collective: every rank must call it.
+
+        Args:
+            parts: as `split_by_rank` gave them; each rank has encoded its own part.
+        """
+        asked = set(chain.from_iterable(gather_objects(self.missing(list(chain.from_iterable(parts))))))
+        for start in range(0, max(map(len, parts)), AT_ONCE):
+            mine = [prompt for prompt in parts[rank()][start : start + AT_ONCE] if prompt in asked]
+            for entries in gather_objects({prompt: self._cached(prompt) for prompt in mine}) if asked else []:
                 for prompt, entry in entries.items():
                     if self.missing([prompt]):
                         self._write(prompt, entry)
                         self._remember(prompt, entry)
 
-    def _kept(self, prompt: str) -> dict[str, Tensor]:
+    def _cached(self, prompt: str) -> dict[str, Tensor]:
         entry = self._memory.get(prompt) or self._read(prompt)
         if entry is None:
             raise KeyError(f"prompt was never encoded: {prompt!r}")
@@ -105,7 +106,7 @@ class EmbeddingCache:
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError):
-            return None  # a damaged entry is made again
+            return None  # a corrupt entry is encoded again
 
     def _write(self, prompt: str, entry: dict[str, Tensor]) -> None:
         from safetensors.torch import save
@@ -115,7 +116,7 @@ class EmbeddingCache:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path, sync=False) as file:  # a corrupt entry is computed again
+            with atomic_write(path, sync=False) as file:  # a corrupt entry is encoded again
                 file.write(save(entry))
         except OSError as error:
             raise GuardlitError(
@@ -125,7 +126,7 @@ class EmbeddingCache:
 
 
 def rank() -> int:
-    """Of this process among those of the run."""
+    """This process's rank, 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -136,22 +137,7 @@ def cache_folder() -> Path:
 
 
 def embeddings_folder(cache: str | None) -> Path | None:
-    """Where entries are kept: below a folder, below `cache_folder` for `auto`, or nowhere for None."""
+    """The folder of entries: under `cache`, under `cache_folder` for `auto`, none for None."""
     if cache is None:
         return None
     return (cache_folder() if cache == "auto" else Path(cache)) / "embeddings"
-
-
-def sample_digest(files: Sequence[Path]) -> str:
-    """A digest of file names, sizes and 64 evenly spaced 64 kB blocks of each: quick for encoders of 10 GB."""
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            for i in range(64):
-                file.seek(i * max(size - 65536, 0) // 63)
-                digest.update(file.read(65536))
-                if size <= 65536:
-                    break
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Which weights a diffusers policy computes with, and in which precision."""
+"""The weight sets of a diffusers policy, and the precision of its forward pass."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guardlit.devices.dtypes import HALVES
 from guardlit.policies.base import FlowPolicy, WeightSet
-from guardlit.policies.network.precision import HALVES
+from guardlit.policies.weights.lora import LoRA
 from guardlit.policies.weights.merging import mergeable, merged
-from guardlit.policies.weights.sets import LoRA, WeightSets
+from guardlit.policies.weights.sets import WeightSets
 
 
 class SwitchingPolicy(FlowPolicy):
-    """A policy with the weight sets of one transformer; see `DiffusersPolicy` for the attributes."""
+    """Switches between the weight sets of one transformer; see `DiffusersPolicy` for the attributes."""
 
     lora: LoRA | None
     weights_dtype: torch.dtype

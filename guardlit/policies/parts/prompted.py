@@ -1,4 +1,4 @@
-"""Prompts of a diffusers policy: its own text encoders, loaded for new prompts, and what they gave, kept."""
+"""Prompt embeddings of a diffusers policy: its text encoders load for new prompts, and embeddings are cached."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ from guardlit_callbacks.distributed.gather import gather_objects
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from guardlit.policies.loading.pipeline_folder import load_pipeline
-from guardlit.policies.loading.skeleton import Skeletal
-from guardlit.policies.text.embeddings import rank, sample_digest
-from guardlit.policies.weights.exported import FolderPolicy
+from guardlit.policies.folders.components import load_pipeline
+from guardlit.policies.folders.embeddings import rank
+from guardlit.policies.folders.pipeline_folder import sample_digest
+from guardlit.policies.parts.export import ExportingPolicy
+from guardlit.policies.parts.skeleton import SkeletonPolicy
 from guardlit.types import Conditioning
 
 ENCODING = ("text_encoder", "tokenizer")
-"""What names of a pipeline's components that encode prompts begin with."""
+"""Prefixes of the names of components that encode prompts."""
 
 
-class PromptedPolicy(FolderPolicy, Skeletal):
-    """Encodes prompts once; see `DiffusersPolicy` for the attributes."""
+class PromptedPolicy(ExportingPolicy, SkeletonPolicy):
+    """Encodes each prompt once; see `DiffusersPolicy` for the attributes."""
 
     empty_prompt: ClassVar[str | None] = ""
-    """The prompt that classifier-free guidance leads away from; None for a family that has no such guidance."""
+    """The unconditional prompt of classifier-free guidance; None for a family without such guidance."""
     text_encoders: str
     encode_alone: bool
     _empty: Conditioning | None
     _encoders: dict[str, Any] | None = None
-    """Text encoders and tokenizers that wait in the host's memory."""
+    """Text encoders and tokenizers kept in host memory."""
     _dtype: torch.dtype
 
     @abstractmethod
     def _encode_prompts(self, pipeline: Any, prompts: list[str]) -> Conditioning:
-        """Embeddings of P prompts by the pipeline's text encoders, (P, ...), of the same shape for every prompt."""
+        """Embeddings of P prompts from the pipeline's text encoders, (P, ...), of the same shape for every prompt."""
 
     def _encoder_settings(self) -> tuple[object, ...]:
-        """What besides the encoders' files decides about the embeddings."""
+        """Settings that change the embeddings of a prompt."""
         return (self.max_sequence_length, self.text_encoder_dtype)
 
     def _left_out(self) -> tuple[str, ...]:
-        """Components that are not to be loaded."""
+        """Components that are not loaded."""
         return ()
 
     def _encoder_key(self) -> str:
@@ -53,29 +54,29 @@ class PromptedPolicy(FolderPolicy, Skeletal):
         return f"{self.pipeline_class}:{sample_digest(files)}:{self._encoder_settings()}"
 
     def _missing(self, prompts: Sequence[str], ahead: Sequence[str]) -> list[str]:
-        """What is to be encoded: nothing, unless one of the prompts is new."""
+        """Prompts to encode: none unless one of `prompts` is new, then those of `ahead` too."""
         needed = [*prompts, *([] if self.empty_prompt is None else [self.empty_prompt])]
         return self._embeddings.missing([*needed, *ahead]) if self._embeddings.missing(needed) else []
 
     def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
-        """Encode new prompts with the pipeline's own encoders; see `text_encoders` for what becomes of those."""
+        """Encode new prompts with the pipeline's text encoders, which are freed or kept as `text_encoders` says."""
         self._encode(self._missing(prompts, ahead))
 
     def encode_across_ranks(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
-        """See `FlowPolicy.encode_across_ranks`: each process encodes its part, and reads the others' from the cache.
+        """Encode new prompts, each rank a part of them. Collective: every rank must call it.
 
-        Without a cache folder, and where the processes have different ones, what is missing comes over the network.
+        A rank reads the other parts from the cache folder; without a shared one they are sent over the network.
         """
         missing = list(dict.fromkeys(chain.from_iterable(gather_objects(self._missing(prompts, ahead)))))
         if missing:
-            shares = self._embeddings.shares(missing)
-            self._encode(shares[rank()])
-            self._embeddings.exchange(shares)
+            parts = self._embeddings.split_by_rank(missing)
+            self._encode(parts[rank()])
+            self._embeddings.exchange(parts)
 
     def _encode(self, prompts: list[str]) -> None:
         if not prompts:
             return
-        with set_aside(self.transformer if self.encode_alone else None):
+        with moved_to_host(self.transformer if self.encode_alone else None):
             self._run_encoders(prompts)
             gc.collect()
             if torch.cuda.is_available():
@@ -87,8 +88,8 @@ class PromptedPolicy(FolderPolicy, Skeletal):
         for encoder in encoders:
             encoder.to(self.device)
         for prompt in prompts:
-            # one at a time: kernels may round otherwise for another batch, and a resumed run, which encodes prompts in
-            # another order, would not be the same
+            # one at a time: kernels may round differently in another batch, and a resumed run must equal the original
+            # although it encodes prompts in another order
             with torch.no_grad(), self._full_precision():
                 self._embeddings.add([prompt], self._encode_prompts(pipeline, [prompt]))
         if self.text_encoders == "host":
@@ -109,8 +110,8 @@ class PromptedPolicy(FolderPolicy, Skeletal):
         )
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """What `_encode_prompts` gave, on the transformer's device and, but for masks, in its dtype."""
-        with torch.autocast("cpu", enabled=False):  # it cannot stack float16
+        """The prompts' embeddings on the transformer's device, in its dtype except for masks."""
+        with torch.autocast("cpu", enabled=False):  # autocast cannot stack float16
             table = self._embeddings.get(prompts)
         dtypes = {k: self._dtype if v.is_floating_point() else v.dtype for k, v in table.items()}
         return {k: v.to(self.device, dtypes[k]) for k, v in table.items()}
@@ -122,19 +123,19 @@ class PromptedPolicy(FolderPolicy, Skeletal):
 
 
 @contextmanager
-def set_aside(transformer: nn.Module | None) -> Iterator[None]:
-    """The frozen weights of a network in the host's memory for as long as the context lasts.
+def moved_to_host(transformer: nn.Module | None) -> Iterator[None]:
+    """Keep the frozen weights of a network in host memory, within the context.
 
-    The first parameter stays, by which a policy knows where its network is.
+    The first parameter stays on the device, since a policy takes its device from it, and so do sharded ones.
 
     Args:
-        transformer: whole or sharded; None does nothing.
+        transformer: the network; None does nothing.
     """
     parameters = [] if transformer is None else list(transformer.parameters())[1:]
     moved: list[tuple[nn.Parameter, torch.device]] = []
     try:
         for parameter in parameters:
-            # sharded parts are small, and FSDP2 knows where they lie
+            # shards are small, and FSDP2 holds references to them
             if not parameter.requires_grad and not isinstance(parameter, DTensor):
                 moved.append((parameter, parameter.device))
                 _move(parameter, torch.device("cpu"))
@@ -144,6 +145,6 @@ def set_aside(transformer: nn.Module | None) -> Iterator[None]:
             _move(parameter, device)
 
 
-@torch.inference_mode(False)  # validation may be what encodes: weights must not become tensors of its mode
+@torch.inference_mode(False)  # validation encodes too: weights must not become inference tensors
 def _move(parameter: nn.Parameter, device: torch.device) -> None:
     parameter.data = parameter.data.to(device)
