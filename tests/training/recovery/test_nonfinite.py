@@ -90,7 +90,7 @@ def test_a_skipped_update_is_logged_and_told(skipped):
 
 
 def test_the_sample_that_is_blamed_is_the_one(skipped):
-    """Two callbacks find it by ways of their own."""
+    """Two callbacks find it independently."""
     _, _, warned = skipped
     (spike,) = (line for line in warned if "gradient spike at step 5" in line)
     (skip,) = (line for line in warned if "at update 5" in line)
