@@ -1,4 +1,4 @@
-"""An error is told apart from the report that another rank is gone."""
+"""Errors are distinguished from reports that another rank is gone."""
 
 from __future__ import annotations
 

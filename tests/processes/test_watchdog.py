@@ -31,7 +31,7 @@ def fail(world: World, watchdog: RankWatchdog) -> None:
     raise RuntimeError("the wires are cut\nand more lines")
 
 
-def fail_together(world: World, watchdog: RankWatchdog) -> None:
+def fail_everywhere(world: World, watchdog: RankWatchdog) -> None:
     """An error that every rank has."""
     world.raise_on_all(GuardlitError("the prompt file is gone") if world.rank else None)
 
@@ -94,7 +94,7 @@ def test_an_error_of_one_rank_is_named_by_the_other(failing: int):
 
 
 def test_an_error_of_all_ranks_is_each_one_s_own():
-    assert of_two(fail_together, fail_together) == ["GuardlitError: the prompt file is gone"] * 2
+    assert of_two(fail_everywhere, fail_everywhere) == ["GuardlitError: the prompt file is gone"] * 2
 
 
 def test_a_rank_that_is_killed_is_named_by_the_other():

@@ -1,4 +1,4 @@
-"""What a run of a test is watched for, and when it gets a signal."""
+"""The outputs of a run, and a signal to it at one place."""
 
 from __future__ import annotations
 

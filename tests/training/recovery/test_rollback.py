@@ -149,7 +149,7 @@ def test_gold_that_falls_once_costs_one_rollback(sd3_folder, tmp_path, capsys):
     last = newest(tmp_path, "good_12.ckpt")
     assert learning_rate(last) == pytest.approx(2.5e-4)
     kept = torch.load(last, weights_only=True)["callbacks"]["OverOptimizationStop"]["history"]
-    assert [step for step, *_ in kept] == [0, 4, 8, 12]  # whoever comes after it in the list has seen the validation
+    assert [step for step, *_ in kept] == [0, 4, 8, 12]  # callbacks after it in the list have seen the validation
 
 
 def test_a_run_that_explodes_again_and_again_stops(sd3_folder, tmp_path, capsys):

@@ -17,7 +17,7 @@ def trouble(folder: Path, model: Path, what: str | None, place: str = "", at: in
     """The YAML of two rounds on two processes, with a validation after each."""
     callbacks = [{"class_path": "guardlit_callbacks.TrainableEMA"}]
     if what:
-        init = {"what": what, "place": place, "at": at, "rank": rank, "told": str(folder / "told")}
+        init = {"what": what, "place": place, "at": at, "rank": rank, "marker": str(folder / "marker")}
         callbacks.append({"class_path": "troubles.Trouble", "init_args": init})
     settings = {"trainer__max_epochs": 2, "trainer__check_val_every_n_epoch": 1, "data__rollout_batch": 1}
     return config(folder, model, data__micro_batch=2, trainer__callbacks=callbacks, **settings, **more)
@@ -32,7 +32,7 @@ GONE = "rank 0: the prompt file is gone"
     [
         ("raise", "rollout", 3, 1, "and more lines", CUT),
         ("memory", "batch", 2, 1, "CUDA out of memory", "rank 1: OutOfMemoryError: CUDA out of memory"),
-        ("hopeless", "setup", 0, 0, "guardlit fit: error: the prompt file is gone", GONE),
+        ("user error", "setup", 0, 0, "guardlit fit: error: the prompt file is gone", GONE),
     ],
 )
 def test_an_error_of_one_process_is_the_last_line_of_both(
@@ -40,7 +40,7 @@ def test_an_error_of_one_process_is_the_last_line_of_both(
 ):
     run = forked(tmp_path, "fit", "--config", trouble(tmp_path, sd3_folder, what, place, at, rank), *TWO)
     codes = run.wait()
-    assert (codes[rank], codes[1 - rank]) == (2 if what == "hopeless" else 1, 2), both(run)
+    assert (codes[rank], codes[1 - rank]) == (2 if what == "user error" else 1, 2), both(run)
     assert own in run.last(rank)
     assert run.last(1 - rank).startswith(f"guardlit fit: error: stopped because another rank failed: {heard}")
 
@@ -68,7 +68,7 @@ def test_a_process_that_stands_still_is_named_with_the_collective_and_its_limit(
 def test_the_second_ctrl_c_ends_both_at_once(sd3_folder: Path, tmp_path: Path):
     """Of a process that sleeps where it would score, and of one that waits for it in a collective."""
     run = forked(tmp_path, "fit", "--config", trouble(tmp_path, sd3_folder, "sleep", "reward", 1), *TWO)
-    run.until(tmp_path / "told")
+    run.until(tmp_path / "marker")
     for _ in range(40):  # signals that come before a process has answered the one before count as one
         run.kill(signal.SIGINT, *(rank for rank, process in enumerate(run.processes) if process.is_alive()))
         run.processes[1].join(0.5)
