@@ -20,8 +20,8 @@ class Round:
 
     Attributes:
         index: of the round, from 0.
-        prompts: P prompts; image i of the round belongs to prompt i // K.
-        ahead: texts of later rounds, for encoding many at once.
+        prompts: P prompts; sample i of the round belongs to prompt i // K.
+        ahead: texts of later rounds, to encode many at once.
         plan: the arithmetic.
         seed: of the run.
         rank: this one.
