@@ -1,9 +1,8 @@
-"""`clip_range: auto` beside fixed ranges: `python benchmarks/clip_auto.py --out runs/clip_auto [--rounds 40]`.
+"""Compares `clip_range: auto` with fixed ranges: `python benchmarks/clip_auto.py --out runs/clip_auto [--rounds 40]`.
 
 Trains `configs/tiny_digits.yaml` once for each of five fixed clip ranges and once with `auto`, for three seeds, and
-prints Markdown tables: the share of clipped transitions in the off-policy updates of rounds 1 to 3 and of the last
-three, and proxy and gold Average as training goes on. A run that is there already is not repeated; one that is shorter
-goes on from its last checkpoint.
+prints Markdown tables: the clip fraction in the off-policy updates of rounds 1 to 3 and of the last three, and proxy
+and gold Average over training. A finished run is not repeated; a shorter one resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ EVERY = 4  # rounds between validations
 
 
 def train(folder: Path, clip: str, seed: int, rounds: int) -> Path:
-    """One run; its folder."""
+    """Train or resume one run, and return its folder."""
     from guardlit.cli import main as guardlit
 
     run = folder / f"clip_{clip}_seed_{seed}"
@@ -50,8 +49,8 @@ def rows(run: Path, name: str) -> Iterator[dict[str, str]]:
             yield from csv.DictReader(file)
 
 
-def shares(run: Path) -> list[float]:
-    """The share of clipped transitions in each round's off-policy updates."""
+def clip_fractions(run: Path) -> list[float]:
+    """The clip fraction in each round's off-policy updates."""
     clipped = [
         float(row["train/clip_above"]) + float(row["train/clip_below"])
         for row in rows(run, "metrics.csv")
@@ -62,7 +61,7 @@ def shares(run: Path) -> list[float]:
 
 
 def table(lines: list[list[str]]) -> None:
-    """Print Markdown, the first line as its head."""
+    """Print a Markdown table; the first line is its header."""
     for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]]:
         print("| " + " | ".join(line) + " |")
     print()
@@ -84,7 +83,7 @@ def main() -> None:
     runs = {clip: [train(args.out, clip, seed, args.rounds) for seed in args.seeds] for clip in RANGES}
     lines = [["clip range", *(f"clipped in round {k}" for k in (1, 2, 3)), "last three rounds"]]
     for clip, several in runs.items():
-        clipped = [shares(run) for run in several]
+        clipped = [clip_fractions(run) for run in several]
         early = [", ".join(f"{run[k]:.2f}" for run in clipped) for k in range(3)]
         lines.append([clip, *early, ", ".join(f"{np.mean(run[-3:]):.2f}" for run in clipped)])
     table(lines)

@@ -1,8 +1,8 @@
-"""Half-precision weights without autocast beside float32 weights: `python benchmarks/half_precision.py [--pairs 8]`.
+"""Half-precision weights without autocast against float32 weights: `python benchmarks/half_precision.py [--pairs 8]`.
 
-The model of `benchmarks/merging.py`, its adapter moved. Relative errors of the velocity and of the adapter's gradient
-against float32, then CPU time of a forward and backward pass, and of a rollout's forward pass, each pair of calls in
-turn in one process. The loss is a mean over the latents, so that float16 without a loss scale shows what it loses.
+The model of `benchmarks/merging.py`, its adapter moved. It prints relative errors of the velocity and of the
+adapter's gradient, then the CPU time of a forward and backward pass, and of a rollout's forward pass, in alternating
+pairs of calls. The loss is a mean over the latents, so that float16 shows its errors without a loss scale.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def forward(policy: SD3Policy, autocast: bool) -> tuple[Tensor, float]:
 
 
 def train(policy: SD3Policy, autocast: bool) -> tuple[Tensor, Tensor, float]:
-    """Velocity, the adapter's gradient in one vector, and the CPU time of both passes."""
+    """Velocity, the adapter's gradient as one vector, and the CPU time of both passes."""
     policy.zero_grad()
     velocity, seconds = forward(policy, autocast)
     begun = time.process_time()

@@ -1,10 +1,9 @@
 """The memory estimate of `guardlit plan` against measured peaks: `python benchmarks/memory.py [CASE ...]`.
 
-Each case is a real `guardlit fit` of two rounds on the CPU, in a process of its own. Before it, that process trains a
-tiny model, so that every library is loaded; then the peak of its resident memory is reset, and read
-again at the end: what the run itself took. The estimate is of the same configuration. glibc is told to give large
-blocks back at once (MALLOC_MMAP_THRESHOLD_: 1 MB, tiny models 128 kB), for otherwise the holes of its heap count as
-used; `--holes` leaves it alone.
+Each case is a real `guardlit fit` of two rounds on the CPU, in a separate process. The process first trains a tiny
+model, which loads every library; then the peak of its resident memory is reset, and read at the end: what the run
+itself took. The estimate is of the same configuration. MALLOC_MMAP_THRESHOLD_ (1 MB, tiny models 128 kB) makes glibc
+return large blocks at once, since otherwise holes of its heap count as used; `--holes` leaves it unset.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ def child(config: Path) -> None:
 
     main(["fit", "--config", str(config.parent / "warm/run.yaml")])
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     if main(["fit", "--config", str(config)]):
         raise SystemExit(1)
@@ -93,7 +92,7 @@ def _status(name: str) -> int:
 
 
 def measure(config: Path, threshold: int | None) -> int:
-    """Bytes that a run takes in a process of its own."""
+    """Bytes that a run takes in a separate process."""
     (config.parent / "warm").mkdir()
     configure(config.parent / "warm", {**TINY, "micro_batch": 4})
     own = {} if threshold is None else {"MALLOC_MMAP_THRESHOLD_": str(threshold)}
@@ -105,9 +104,9 @@ def measure(config: Path, threshold: int | None) -> int:
 
 
 def compare(name: str, holes: bool = False) -> tuple[int, int, str]:
-    """Measured and estimated bytes of a case, and the phase that the estimate's peak is in."""
+    """Measured and estimated bytes of a case, and the phase of the estimated peak."""
+    from guardlit.commands.plan import planned
     from guardlit.planning.estimate import estimate
-    from guardlit.planning.run import planned
 
     with tempfile.TemporaryDirectory() as folder:
         config = configure(Path(folder), CASES[name])
@@ -120,7 +119,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (default: all)")
-    parser.add_argument("--holes", action="store_true", help="leave glibc's heap as it is")
+    parser.add_argument("--holes", action="store_true", help="keep glibc's default heap settings")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -1,11 +1,11 @@
-"""What adding a LoRA to half-precision weights does to the velocity: `python benchmarks/merging.py [--speed 20]`.
+"""Error of the velocity when a LoRA is merged into half-precision weights: `python benchmarks/merging.py [--speed 20]`.
 
 A random Stable Diffusion 3 model of 6 layers and width 384 (as `python -m benchmarks.loop --size mid`), LoRA of rank 32
 on its attention, its B matrices of random numbers of several sizes: a step of AdamW moves every number by about the
-learning rate, here 1e-4. The velocity with the adapter beside the weights is compared with that of merged weights, at
-noisy states of four steps, as the objective's log ratio; a clip range should be at least twice that. `update` is the
-log ratio between the adapter and no adapter, for comparison, and `lost` the share of the weights' update that rounding
-them takes away.
+learning rate, here 1e-4. The velocity with a separate adapter is compared with that of merged weights, at noisy states
+of four steps, as the objective's log ratio; a clip range should be at least twice that. `update` is the log ratio
+between the adapter and no adapter, for comparison, and `lost` the fraction of the weights' update that is lost to
+rounding.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def make(folder: Path) -> Path:
 
 
 def load(folder: Path, dtype: str) -> SD3Policy:
-    """The policy with its weights stored so."""
+    """The policy with its weights in this dtype."""
     torch.manual_seed(1)
     policy = SD3Policy(str(folder), 8 * SIDE, LoRA(), dtype, max_sequence_length=32, cache=None)
     policy.load()
@@ -60,7 +60,7 @@ def load(folder: Path, dtype: str) -> SD3Policy:
 
 @torch.no_grad()
 def moved(policy: SD3Policy, size: float) -> None:
-    """Give the B matrices random numbers of that size."""
+    """Set the B matrices to random numbers of this size."""
     generator = torch.Generator().manual_seed(2)
     for name, parameter in policy.named_parameters():
         if "lora_B.default" in name:
@@ -70,7 +70,7 @@ def moved(policy: SD3Policy, size: float) -> None:
 
 @torch.no_grad()
 def row(policy: SD3Policy, autocast: bool) -> tuple[float, float, float]:
-    """Log ratios (root mean square over steps) of merging and of the update, and what merging loses."""
+    """Log ratios (root mean square over steps) of merging and of the update, and the fraction that merging loses."""
     steps, coefficients = torch.tensor(TRAINED), FlowSDE(0.7).coefficients(policy.sigmas(STEPS))
     noise, conditioning = NoiseSource(0, 0, policy.latent_shape), policy.conditioning(PROMPTS)
     t = coefficients.sigmas[steps].float()
@@ -83,27 +83,27 @@ def row(policy: SD3Policy, autocast: bool) -> tuple[float, float, float]:
             base = policy.velocity(x, t, conditioning, SCALE)
     rows = {name: getattr(coefficients, name)[steps] for name in ("std", "dt")}
     rows |= {"gain": coefficients.velocity[steps], "advantage": torch.ones(ROWS)}
-    drawn = noise.draw(range(ROWS), 99)
-    sizes = [float(GRPOGuard()(v, old, drawn, **rows).log_ratio.square().mean().sqrt()) for v in (merged, base)]
+    epsilon = noise.draw(range(ROWS), 99)
+    sizes = [float(GRPOGuard()(v, old, epsilon, **rows).log_ratio.square().mean().sqrt()) for v in (merged, base)]
     return sizes[0], sizes[1], _lost(policy)
 
 
 def _lost(policy: SD3Policy) -> float:
-    """Share of the adapter's update of the weights that is not in the merged ones, by norm."""
+    """Fraction of the adapter's update that the merged weights lack, by norm."""
     layers = [m for m in policy.transformer.modules() if hasattr(m, "lora_A")]
     before = [layer.get_base_layer().weight.detach().clone() for layer in layers]
-    lost, whole = 0.0, 0.0
+    lost, total = 0.0, 0.0
     with policy.merged():
         for layer, old in zip(layers, before, strict=True):
             delta = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * layer.scaling["default"]
             got = layer.get_base_layer().weight.float() - old.float()
-            lost, whole = lost + float((got - delta).square().sum()), whole + float(delta.square().sum())
-    return (lost / whole) ** 0.5
+            lost, total = lost + float((got - delta).square().sum()), total + float(delta.square().sum())
+    return (lost / total) ** 0.5
 
 
 @torch.no_grad()
 def speed(policy: SD3Policy, autocast: bool, pairs: int) -> float:
-    """Seconds of a call with the adapter over seconds of a merged one, calls in turn: the median of the pairs."""
+    """CPU time of a call with the adapter over that of a merged one, in alternation: the median of the pairs."""
     x, t = torch.randn(ROWS, *policy.latent_shape), torch.full((ROWS,), 0.5)
     conditioning, ratios = policy.conditioning(PROMPTS), []
     with torch.autocast("cpu", enabled=autocast):
@@ -121,9 +121,9 @@ def speed(policy: SD3Policy, autocast: bool, pairs: int) -> float:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--speed", type=int, default=0, metavar="PAIRS", help="also time so many pairs of calls")
+    parser.add_argument("--speed", type=int, default=0, metavar="PAIRS", help="also time this many pairs of calls")
     options = parser.parse_args()
-    table = Table(title="log ratio of merging (RatioNorm), beside clip ranges 2e-6, 4e-6, 1e-4")
+    table = Table(title="log ratio of merging (RatioNorm), against clip ranges 2e-6, 4e-6, 1e-4")
     for column in ("weights", "B, steps of 1e-4", "merging", "update", "lost"):
         table.add_column(column, justify="right")
     lines = []

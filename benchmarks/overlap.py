@@ -1,10 +1,9 @@
-"""How much of the scoring is hidden behind the rollout: `python benchmarks/overlap.py [--pixels 128] [--rounds 5]`.
+"""Measures how scoring overlaps with the rollout: `python benchmarks/overlap.py [--pixels 128] [--rounds 5]`.
 
-Draws rounds of a random Stable Diffusion 3 model and has them scored by a server in another process, over HTTP on
-loopback, that takes 50 ms an image: it encodes the image as a JPEG file and sleeps for the rest, as a network on
-another machine's GPU would leave this one alone. With `--busy` it computes for 50 ms instead and contends for this
-machine's cores. Drawing alone, scoring alone and both together are timed in turn, in one process; the fastest round of
-each is what the machine can do when others leave it alone.
+Samples rounds of a random Stable Diffusion 3 model. A server in another process scores them over HTTP on loopback in
+50 ms an image: it encodes the image as a JPEG file and sleeps for the rest, like a network on another GPU. With
+`--busy` it computes for 50 ms instead and contends for this machine's cores. One process times sampling alone, scoring
+alone, both in sequence and both overlapped, one after another. The fastest round of each is the least disturbed one.
 """
 
 from __future__ import annotations
@@ -38,8 +37,9 @@ from rich.table import Table
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.objective import GRPOGuard
 from guardlit.policies import LoRA, SD3Policy
-from guardlit.rewards.base import Scorer
-from guardlit.rewards.jpeg import JPEGCompressibility
+from guardlit.processes.world import World
+from guardlit.rewards import JPEGCompressibility, Reward, Scorer
+from guardlit.rounds.reward_runner import RewardRunner
 from guardlit.rounds.settings import Rollout
 from guardlit.training.module import GRPOModule
 from guardlit.types import RewardRequest, RewardResult
@@ -48,16 +48,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SECONDS = 0.05
-"""What the server takes for an image."""
+"""The server's time for an image."""
 PROMPTS, IMAGES, BATCH = 4, 16, 4
-"""Of a round: prompts, images of each, and images drawn at once."""
+"""Of a round: prompts, images of each, and images sampled at once."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """Scores (B, height, width, 3) uint8 images, one after another."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else a reply waits 40 ms for an acknowledgement
+    disable_nagle_algorithm = True  # otherwise a reply waits 40 ms for an ACK
     busy = False
     turn = threading.Lock()  # one network
 
@@ -119,27 +119,29 @@ class AtOnce(Remote):
 
 
 class Finished(Exception):  # noqa: N818 - not an error
-    """All that was to be timed is timed."""
+    """Every timing is done."""
 
 
 class Clock(pl.Callback):
-    """Collects rounds in turn with different rewards, and trains on none."""
+    """Collects rounds with different rewards, one after another, and does not train."""
 
     def __init__(self, port: int, rounds: int) -> None:
-        self._rewards = {"drawing": JPEGCompressibility(), "together": Remote(port), "in turn": AtOnce(port)}
+        self._rewards = {"sampling": JPEGCompressibility(), "overlapped": Remote(port), "in sequence": AtOnce(port)}
         self._rounds = rounds
-        self.seconds: dict[str, list[float]] = {name: [] for name in ("drawing", "scoring", "together", "in turn")}
+        self.seconds: dict[str, list[float]] = {
+            name: [] for name in ("sampling", "scoring", "overlapped", "in sequence")
+        }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GRPOModule) -> None:
-        """Time everything; the first time of each is thrown away."""
+        """Time everything; the first time of each is discarded."""
         data: PromptDataModule = trainer.datamodule
         for index in range(self._rounds + 1):
             for name, reward in self._rewards.items():
                 pl_module.reward_runner.close()
-                pl_module.reward = reward
+                pl_module.reward_runner = RewardRunner(Reward.of(reward), World.of(trainer))
                 metrics = pl_module.collect(data.round(index), BATCH).metrics
                 total = metrics["time/rollout_s"] + metrics["time/reward_s"]
-                self._note(index, name, metrics["time/rollout_s"] if name == "drawing" else total)
+                self._note(index, name, metrics["time/rollout_s"] if name == "sampling" else total)
             self._note(index, "scoring", self._alone(data.round(index).prompts[0].text, pl_module))
         raise Finished
 
@@ -150,7 +152,7 @@ class Clock(pl.Callback):
         request = RewardRequest(images, [prompt] * BATCH, [{}] * BATCH)
         begun = time.perf_counter()
         for _ in range(PROMPTS * IMAGES // BATCH):
-            self._rewards["together"].score(request)
+            self._rewards["overlapped"].score(request)
         return time.perf_counter() - begun
 
     def _note(self, index: int, name: str, seconds: float) -> None:
@@ -160,7 +162,7 @@ class Clock(pl.Callback):
 
 @contextmanager
 def server(busy: bool) -> Iterator[int]:
-    """Run the server in a process of its own; gives its port."""
+    """Run the server in a separate process, and yield its port."""
     command = [sys.executable, __file__, "--serve", *(["--busy"] if busy else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -178,7 +180,7 @@ def serve(busy: bool) -> None:
 
 
 def measure(pixels: int, rounds: int, port: int) -> dict[str, list[float]]:
-    """Seconds a round by what was done."""
+    """Seconds a round, by kind of round."""
     from tiny_folders import make_sd3
 
     with tempfile.TemporaryDirectory() as name:
@@ -215,12 +217,12 @@ def main() -> None:
     table = Table(
         title=f"{images} images of {args.pixels} pixels, {BATCH} at once, 50 ms each to score; seconds a round"
     )
-    for column in ("", *seconds, "together / longer of the two alone"):
+    for column in ("", *seconds, "overlapped / longer of the two alone"):
         table.add_column(column, justify="right")
     for name, choose in (("fastest", min), ("median", statistics.median)):
         chosen = {key: choose(values) for key, values in seconds.items()}
-        share = chosen["together"] / max(chosen["drawing"], chosen["scoring"])
-        table.add_row(name, *(f"{value:.2f}" for value in chosen.values()), f"{share:.3f}")
+        ratio = chosen["overlapped"] / max(chosen["sampling"], chosen["scoring"])
+        table.add_row(name, *(f"{value:.2f}" for value in chosen.values()), f"{ratio:.3f}")
     Console(width=120).print(table)
 
 

@@ -1,7 +1,7 @@
-"""What the shipped runs cost: `python benchmarks/recipes.py [--tflops 326]` prints the table of docs/recipes.md.
+"""Counts the cost of shipped runs: `python benchmarks/recipes.py [--tflops 326]` prints the table of docs/recipes.md.
 
-Counted, not measured: two FLOP a multiply-add, matrix products and attention of the transformer alone. The VAE, the
-text encoders (each prompt once), the proxy and validation come on top.
+Counted, not measured: two FLOP a multiply-add, only matrix products and attention of the transformer. The VAE,
+the text encoders (each prompt once), the proxy and validation are not included.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RATE = 326.0
-"""TFLOP/s of one GPU, modelled: 33 % of the 989 that an H100 or H200 does in 16 bits."""
+"""TFLOP/s of one GPU, modeled: 33 % of the 989 that an H100 or H200 does in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a run.
+    """The cost of a run.
 
     Attributes:
         images: in a round.
@@ -67,22 +67,22 @@ class Cost:
     training: float
 
     def hours(self, tflops: float, rounds: int | None = None) -> float:
-        """Of one GPU that does so many TFLOP/s."""
+        """GPU hours at a rate in TFLOP/s; of all rounds by default."""
         rounds = self.rounds if rounds is None else rounds
         return self.images * rounds * (self.rollout + self.training) / tflops / 3600
 
 
 def cost(settings: dict[str, Any], trained: int) -> Cost:
-    """Of a run's resolved settings, with `trained` steps of each image."""
+    """The cost of a run's resolved settings, with `trained` steps of each image."""
     model, data = settings["model"], settings["data"]
     policy, rollout = model["policy"], model["rollout"]
     family, options = policy["class_path"].rpartition(".")[2], policy["init_args"]
     products, attention = NETWORKS[family].forward(options["resolution"])
     guided = 2 if family == "SD3Policy" and rollout["guidance_scale"] > 1 else 1
     forward = guided * (products + attention)
-    # a frozen product costs its gradient towards its input, attention two such products for each of its own
+    # backward, a frozen product costs one product for its input's gradient, and attention two for each of its products
     step = forward + guided * (products + 2 * attention) + forward * bool(options["gradient_checkpointing"])
-    # the old policy is asked again after a round's first update alone; `auto` may do without
+    # old velocities are recomputed after a round's first update only; `auto` may use stored ones
     again = 0 if model["old_velocity"] == "stored" else 1 - 1 / data["updates_per_round"]
     step += forward * (again + (model["kl"] is not None))
     images, rounds = data["prompts_per_round"] * data["images_per_prompt"], settings["trainer"]["max_epochs"]
@@ -96,7 +96,7 @@ def cost(settings: dict[str, Any], trained: int) -> Cost:
 
 
 def trained_steps(rollout: dict[str, Any]) -> int:
-    """Steps that are trained of each image, of resolved `model.rollout` settings."""
+    """Number of trained steps of each image, from resolved `model.rollout` settings."""
     from guardlit.rounds import windows
     from guardlit.rounds.settings import Rollout
 
@@ -108,7 +108,7 @@ def trained_steps(rollout: dict[str, Any]) -> int:
 
 @cache
 def costs() -> dict[str, Cost]:
-    """Of every shipped run on a real model, by name."""
+    """The cost of every shipped run on a real model, by name."""
     from guardlit.commands.lightning_cli import settings_of
 
     found = {}
@@ -120,7 +120,7 @@ def costs() -> dict[str, Cost]:
 
 
 def table(tflops: float) -> str:
-    """Markdown, a row a run."""
+    """A Markdown table, one row a run."""
     lines = [
         "| run | images a round | updates | TFLOP an image, rollout + training | GPU hours a round | in all |",
         "|---|--:|--:|--:|--:|--:|",

@@ -1,8 +1,8 @@
-"""What a served reward costs beside its scoring: `python benchmarks/serving.py [--images 16] [--side 512]`.
+"""The overhead of a served reward: `python benchmarks/serving.py [--images 16] [--side 512]`.
 
 Starts `guardlit serve-reward` in another process on the loopback with a scorer that computes nothing, and takes the
-quickest of several calls of `RemoteReward.score`: encoding, transport, checks, decoding, and back. A link's own time
-comes on top: the size of a request over its bandwidth.
+fastest of several calls of `RemoteReward.score`: encoding, transport, checks, decoding, and the response. A network
+adds the size of a request over its bandwidth.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from guardlit.types import RewardRequest, RewardResult
 
 
 class Nothing(Scorer):
-    """Gives every image a 0."""
+    """A score of 0 for every image."""
 
     def setup(self, device: torch.device) -> None:
         """Nothing to load."""
@@ -38,8 +38,8 @@ class Nothing(Scorer):
         return self.result(torch.zeros(len(request)))
 
 
-def pictures(count: int, side: int, noise: float) -> torch.Tensor:
-    """Waves of colour, different in each image, with noise of so many grey levels, (count, 3, side, side) uint8."""
+def smooth_or_grainy(count: int, side: int, noise: float) -> torch.Tensor:
+    """Waves of color, different in each image, with noise of `noise` gray levels, (count, 3, side, side) uint8."""
     generator = torch.Generator().manual_seed(0)
     x = torch.arange(side) / side
     phases = torch.rand(count, 3, 1, 1, generator=generator)
@@ -49,7 +49,7 @@ def pictures(count: int, side: int, noise: float) -> torch.Tensor:
 
 
 def best_ms(act: Callable[[], object], repeat: int) -> float:
-    """The quickest of several runs: whatever else the machine does only adds to it."""
+    """The fastest of several calls: other work on the machine only adds time."""
     seconds = []
     for _ in range(repeat):
         begun = time.perf_counter()
@@ -68,7 +68,7 @@ def main() -> None:
     here = os.pathsep.join([str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "guardlit", "serve-reward", "--scorers.nothing", "serving.Nothing", "--port", "0"]
     table = Table(title=f"{args.images} images of {args.side} x {args.side} pixels, one request, loopback")
-    for column in ("pictures", "sent as", "MB", "encode ms", "decode ms", "round trip ms", "ms/image"):
+    for column in ("images", "sent as", "MB", "encode ms", "decode ms", "round trip ms", "ms/image"):
         table.add_column(column, justify="right")
     environment = {**os.environ, "PYTHONPATH": here}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
@@ -77,7 +77,7 @@ def main() -> None:
             ready = re.search(r"ready on (\S+)", server.stdout.readline())
             assert ready, "the server did not start"
             for kind, noise in (("smooth", 0.0), ("grainy", 8.0)):
-                for row in rows(ready[1], pictures(args.images, args.side, noise), args.repeat):
+                for row in rows(ready[1], smooth_or_grainy(args.images, args.side, noise), args.repeat):
                     table.add_row(kind, *row)
         finally:
             server.terminate()
@@ -85,8 +85,8 @@ def main() -> None:
 
 
 def rows(url: str, images: torch.Tensor, repeat: int) -> list[list[str]]:
-    """One row an image format."""
-    request = RewardRequest(images, ["a picture"] * len(images), [{}] * len(images))
+    """One row per image format."""
+    request = RewardRequest(images, ["an image"] * len(images), [{}] * len(images))
     table = []
     for format in ("raw", "png"):
         remote = RemoteReward(url, images=format)
@@ -94,9 +94,9 @@ def rows(url: str, images: torch.Tensor, repeat: int) -> list[list[str]]:
         body = pack(score_message(request, None, format))
         encode = best_ms(lambda format=format: pack(score_message(request, None, format)), repeat)
         decode = best_ms(lambda body=body: reward_request(read_request(body, "application/msgpack"), 10**9), repeat)
-        whole = best_ms(lambda remote=remote: remote.score(request), repeat)
+        total = best_ms(lambda remote=remote: remote.score(request), repeat)
         remote.close()
-        cells = [len(body) / 1e6, encode, decode, whole, whole / len(images)]
+        cells = [len(body) / 1e6, encode, decode, total, total / len(images)]
         table.append([format, *(f"{cell:.1f}" for cell in cells)])
     return table
 

@@ -1,9 +1,9 @@
-"""What a user waits for: `python -m benchmarks.startup [--config configs/tiny_digits.yaml] [--runs 3] [--whole]`.
+"""Times start-up: `python -m benchmarks.startup [--config configs/tiny_digits.yaml] [--runs 3] [--whole]`.
 
-Starts `guardlit --help` and `guardlit fit` as processes of their own and prints when each stage is reached, in seconds
-after the command and in CPU seconds of the process: what is imported, what the configuration comes to, the first round
-drawn, the first update made. Stops there, or with `--whole` trains to the end and sets the time left that was shown
-after each round beside what it took. Medians over the runs; on a machine with other work the CPU seconds say more.
+Starts `guardlit --help` and `guardlit fit` as separate processes and prints when each stage is done, in seconds after
+the command and in CPU seconds of the process: imports, configuration, first round sampled, first update. It stops
+there, or with `--whole` trains to the end and compares the shown time left with the actual one after each round.
+Medians over the runs; on a busy machine the CPU seconds are more reliable.
 """
 
 from __future__ import annotations
@@ -25,51 +25,51 @@ STAGES = ("imported", "trainer ready", "training starts", "first round drawn", "
 CAPTURED: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
 Times = dict[str, tuple[float, float]]
 LEFT = "seconds left after round "
-"""With it come the seconds that the run showed then, in place of CPU seconds."""
+"""Such an entry has the shown seconds in place of CPU seconds."""
 
 
 def child(began: float, report: Path, whole: bool, arguments: Sequence[str]) -> None:
-    """Run `guardlit` in this process, and write down when each stage was reached."""
+    """Run `guardlit` in this process, and record when each stage is done."""
     times: Times = {}
 
-    def reach(stage: str, number: float | None = None) -> None:
+    def note(stage: str, number: float | None = None) -> None:
         times.setdefault(stage, (time.time() - began, time.process_time() if number is None else number))
 
     from guardlit import cli
 
     if "fit" in arguments:
-        listen(reach, whole)
+        listen(note, whole)
     code = cli.main(list(arguments))
-    reach("end" if whole or "fit" not in arguments else "stopped")
+    note("end" if whole or "fit" not in arguments else "stopped")
     report.write_text(json.dumps(times))
     sys.exit(code)
 
 
-def listen(reach: Any, whole: bool) -> None:
-    """Have a callback of the run tell `reach` what happens."""
+def listen(note: Any, whole: bool) -> None:
+    """Add a callback that calls `note` at each stage of the run."""
     import guardlit.commands.lightning_cli
 
-    reach("imported")
+    note("imported")
     from lightning.pytorch import Callback
 
     class Stages(Callback):
         def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-            reach("trainer ready")
+            note("trainer ready")
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            reach("training starts")
+            note("training starts")
 
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
             said = trainer.progress_bar_callback.seconds_left(trainer, trainer.current_epoch)
             if said is not None:
-                reach(f"{LEFT}{trainer.current_epoch}", said)
+                note(f"{LEFT}{trainer.current_epoch}", said)
 
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            reach("first round drawn")
+            note("first round drawn")
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if trainer.global_step > 0:
-                reach("first update")
+                note("first update")
                 trainer.should_stop = trainer.should_stop or not whole
                 if not whole:
                     trainer.fit_loop.epoch_loop.max_steps = 1
@@ -78,7 +78,7 @@ def listen(reach: Any, whole: bool) -> None:
 
 
 def measure(arguments: Sequence[str], whole: bool = False) -> Times:
-    """Times of one process: by stage, seconds after its start and CPU seconds."""
+    """Times of one process by stage: seconds after its start and CPU seconds."""
     with tempfile.TemporaryDirectory() as name:
         report = Path(name, "times.json")
         extra = ["--trainer.default_root_dir", f"{name}/runs"] if "fit" in arguments else []
@@ -92,7 +92,7 @@ def measure(arguments: Sequence[str], whole: bool = False) -> Times:
 
 
 def show(title: str, runs: Sequence[Times]) -> None:
-    """Print the medians, a row a stage."""
+    """Print the medians, one row a stage."""
     from rich.console import Console
     from rich.table import Table
 
@@ -108,7 +108,7 @@ def show(title: str, runs: Sequence[Times]) -> None:
 
 
 def show_left(run: Times) -> None:
-    """Print how far the time left, said after each round from the second on, was off."""
+    """Print the error of the time left that was shown after each round, from the second on."""
     end = run["end"][0] if "end" in run else 0.0
     rounds = [int(stage.removeprefix(LEFT)) for stage in run if stage.startswith(LEFT)]
     off = {k: run[f"{LEFT}{k}"][1] / (end - run[f"{LEFT}{k}"][0]) - 1 for k in rounds if k >= 2}

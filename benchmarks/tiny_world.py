@@ -1,6 +1,6 @@
-"""The phenomenon in numbers: `python benchmarks/tiny_world.py runs/tiny_world`.
+"""Summarizes the runs of the tiny world: `python benchmarks/tiny_world.py runs/tiny_world`.
 
-Reads the runs of `guardlit ablate ... --out runs/tiny_world` and prints Markdown tables, a row a run: ratios and
+Reads the runs of `guardlit ablate ... --out runs/tiny_world` and prints Markdown tables, one row a run: ratios and
 gradients by denoising step over all rounds, and proxy, gold and diversity at equal steps and at an equal proxy.
 """
 
@@ -18,7 +18,7 @@ Columns = dict[str, np.ndarray[Any, Any]]
 
 
 def runs(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Objective, seed and log folder of each run, the newest version of it."""
+    """Objective, seed and newest log folder of each run."""
     for run in sorted(folder.glob("*/seed_*")):
         versions = sorted(run.glob("version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
         if versions:
@@ -38,7 +38,7 @@ def by_step(values: Any, steps: Any) -> list[Any]:
 
 
 def ratio_row(folder: Path) -> list[str]:
-    """Shift of the log ratio in its std, and clip shares at the last trained step."""
+    """Shift of the log ratio in its std, and clip fractions at the last trained step."""
     log_ratio, steps = stacked(folder, "ratio", "log_ratio")
     clipped, _ = stacked(folder, "ratio", "clipped")
     shifts = [float(x.mean() / x.std()) for x in by_step(log_ratio, steps)]
@@ -65,9 +65,9 @@ def at(columns: Columns, index: str, value: float) -> list[str]:
     if not len(reached):
         return ["-"] * 4
     i = int(reached[0])
-    share = 0.0 if i == 0 else float((value - axis[i - 1]) / (axis[i] - axis[i - 1]))
+    weight = 0.0 if i == 0 else float((value - axis[i - 1]) / (axis[i] - axis[i - 1]))
     names = ("step", "proxy", "average", "digitdiversity")
-    points = [float(c[i] if i == 0 else c[i - 1] + share * (c[i] - c[i - 1])) for c in (columns[n] for n in names)]
+    points = [float(c[i] if i == 0 else c[i - 1] + weight * (c[i] - c[i - 1])) for c in (columns[n] for n in names)]
     return [f"{points[0]:.0f}", *(f"{p:.3f}" for p in points[1:])]
 
 

@@ -21,7 +21,7 @@ class Advantages:
     Attributes:
         values: (N,) float32; 0 where masked.
         mask: samples that count, (N,) bool: valid reward, and a group whose rewards differ.
-        zero_std_share: share of the groups whose rewards are all equal, or that have fewer than two valid ones.
+        zero_std_share: fraction of the groups whose rewards are all equal, or that have fewer than two valid ones.
     """
 
     values: Tensor
@@ -39,6 +39,22 @@ def _group_sums(values: Tensor, groups: Tensor, count: int) -> Tensor:
     return values.new_zeros(count).index_add(0, groups, values)
 
 
+def weighted_sum(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of weight x score over names; scores of weight 0 are left out, since 0 x NaN is NaN.
+
+    Args:
+        scores: by name, (N,) each.
+        weights: of each score, at least one of them not 0.
+
+    Raises:
+        ValueError: no weight other than 0.
+    """
+    parts = [weight * scores[name] for name, weight in weights.items() if weight != 0]
+    if not parts:
+        raise ValueError(f"found the weights {dict(weights)}; at least one must not be 0")
+    return sum(parts[1:], start=parts[0])
+
+
 def group_relative(
     rewards: Tensor,
     group_ids: Tensor,
@@ -46,20 +62,20 @@ def group_relative(
     eps: float = 1e-4,
     clip: float | None = None,
 ) -> Tensor:
-    """Rewards less their group's mean, over a standard deviation (population, float64 inside).
+    """Rewards minus their group's mean, over a standard deviation (population, computed in float64).
 
     Args:
-        rewards: (N,); NaN marks a failed reward, which takes no part in any mean or deviation.
-        group_ids: (N,) integers; samples of one prompt share one.
-        std: divide by the deviation of the group (GRPO), of all valid rewards (Flow-GRPO's `global_std`), or not.
+        rewards: (N,); NaN marks a failed reward, which is left out of every mean and deviation.
+        group_ids: (N,) integers; the samples of a prompt have the same one.
+        std: divide by the deviation of the group (GRPO), of all valid rewards (Flow-GRPO's `global_std`), or by none.
         eps: added to the deviation; 1e-4 in Flow-GRPO.
-        clip: bound of the result's size; 5 in Flow-GRPO.
+        clip: bound of the absolute value; 5 in Flow-GRPO.
 
     Returns:
         (N,) in the rewards' dtype; 0 for failed rewards and for groups without a spread.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: the shapes differ.
     """
     if rewards.ndim != 1 or rewards.shape != group_ids.shape:
         raise ValueError(
@@ -69,18 +85,18 @@ def group_relative(
     values = torch.where(valid, rewards, 0).double()
     groups, count = _dense(group_ids)
     members = _group_sums(valid.double(), groups, count).clamp(min=1)
-    centred = torch.where(valid, values - (_group_sums(values, groups, count) / members)[groups], 0)
-    group_std = (_group_sums(centred.square(), groups, count) / members).sqrt()
+    centered = torch.where(valid, values - (_group_sums(values, groups, count) / members)[groups], 0)
+    group_std = (_group_sums(centered.square(), groups, count) / members).sqrt()
     if std == "group":
-        centred = centred / (group_std[groups] + eps)
+        centered = centered / (group_std[groups] + eps)
     elif std == "global":
-        centred = centred / (values[valid].std(correction=0) + eps)
-    centred = torch.where(_spread(rewards, groups, count)[groups], centred, 0)
-    return (centred if clip is None else centred.clamp(-clip, clip)).to(rewards.dtype)
+        centered = centered / (values[valid].std(correction=0) + eps)
+    centered = torch.where(_spread(rewards, groups, count)[groups], centered, 0)
+    return (centered if clip is None else centered.clamp(-clip, clip)).to(rewards.dtype)
 
 
 def _spread(rewards: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Whether a group has two different valid rewards, (count,) bool; exact, where a deviation may round to > 0."""
+    """Whether a group has two different valid rewards, (count,) bool; exact, unlike a rounded deviation > 0."""
     valid = torch.isfinite(rewards)
     low = torch.full((count,), torch.inf, dtype=rewards.dtype).scatter_reduce(
         0, groups, torch.where(valid, rewards, torch.inf), "amin"
@@ -98,7 +114,7 @@ class GroupAdvantage:
     Attributes:
         std: deviation that divides: of the `group`, `global` over the round, or `none`.
         eps: added to the deviation.
-        clip: bound of an advantage's size; null leaves it free.
+        clip: bound of the absolute value; null for none.
         aggregation: of several rewards: `weighted_sum` of the scores; `normalized`, each made an advantage first, then
             summed by weight; `gdpo`, that sum brought to zero mean and unit deviation over the round (GDPO).
     """
@@ -120,14 +136,13 @@ class GroupAdvantage:
         Args:
             rewards: named rewards, each (N,) with NaN where one failed.
             group_ids: (N,).
-            weights: of each reward, 1 by default; rewards with weight 0 take no part.
+            weights: of each reward, 1 by default; rewards of weight 0 are left out.
         """
         weights = {name: 1.0 for name in rewards} if weights is None else {k: w for k, w in weights.items() if w != 0}
-        total = sum(w * rewards[k] for k, w in weights.items())
-        assert isinstance(total, Tensor)
+        total = weighted_sum(rewards, weights)
         groups, count = _dense(group_ids)
         valid = torch.isfinite(total)
-        # a sample counts only if all of its rewards are there: a failed one voids it in every term
+        # a sample counts only if all its rewards are valid: a failed one masks it in every term
         terms = {k: torch.where(valid, rewards[k], torch.nan) for k in weights}
         spreads = [_spread(r, groups, count) for r in ([total] if self._sums else terms.values())]
         alive = torch.stack(spreads).any(0)

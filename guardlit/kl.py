@@ -1,14 +1,34 @@
-"""How far a step is from the reference policy's."""
+"""The penalty on the distance to the reference policy."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from guardlit.objective import at_least_float32, mean_of_elements, velocity_difference
+from guardlit.errors import GuardlitError
+from guardlit.surrogate import at_least_float32, mean_of_elements, velocity_difference
 
 KLKind = Literal["exact", "velocity", "flow_grpo"]
+
+
+@dataclass(frozen=True)
+class KL:
+    """A penalty on the distance to the base model.
+
+    Attributes:
+        weight: factor of the mean divergence per transition (Flow-GRPO's beta).
+        kind: `exact`, `velocity` or `flow_grpo`; see `kl_divergence`.
+    """
+
+    weight: float
+    kind: KLKind = "exact"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise GuardlitError(f"kl.weight={self.weight} must be positive and finite; leave kl out for no penalty")
 
 
 def kl_divergence(

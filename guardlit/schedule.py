@@ -20,8 +20,7 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError, positive
 from guardlit.objective import PRESETS
-from guardlit.rounds.settings import MOST_STEPS
-from guardlit.sde import CPS, ODE, SDE, Coefficients, DanceSDE, FlowSDE, flow_match_sigmas
+from guardlit.sde import CPS, MOST_STEPS, ODE, SDE, Coefficients, DanceSDE, FlowSDE, flow_match_sigmas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST_STEPS = 1000
+"""Sampling steps that are allowed: the timesteps that models are trained on."""
+
 
 @dataclass(frozen=True)
 class Coefficients:

@@ -1,9 +1,9 @@
-"""What the parts of guardlit hand to each other.
+"""Values that rooms exchange.
 
 Shape legend, used in every docstring:
-    B: transitions in a micro-batch        N: images of a round (prompts_per_round x images_per_prompt)
-    T: sampling steps                      C, H, W: latent channels, height, width
-    S: steps that are trained (S <= T)     D: latent elements of a sample, C x H x W
+    B: rows of a micro-batch or batch      N: images of a round (prompts_per_round x images_per_prompt)
+    T: denoising steps                     C, H, W: latent channels, height, width
+    S: slots, the trained steps (S <= T)   D: latent elements of an image, C x H x W
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 Conditioning = Mapping[str, Tensor]
-"""What a policy needs to know of the prompts: named tensors that all lead with the sample dimension."""
+"""Embeddings of prompts: named tensors with leading dimension B."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt and whatever its file said beside it (GenEval's `include`, a digit, ...)."""
+    """One prompt, and the metadata of its file (GenEval's `include`, a digit, ...)."""
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -29,11 +29,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A sampled batch.
+    """A batch of a rollout.
 
     Attributes:
         latents: the state *before* each recorded step, (B, S, C, H, W) float32.
-        velocity: the policy's velocity at those states, (B, S, C, H, W) float32; None where it was not asked for.
+        velocity: the policy's velocity at those states, (B, S, C, H, W) float32; None if it was not recorded.
         final: the clean latents, (B, C, H, W) float32.
     """
 
@@ -44,15 +44,15 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Transition:
-    """A micro-batch of denoising steps; a batch may mix timesteps.
+    """A micro-batch of transitions, which may mix timesteps.
 
     Attributes:
         latents: x_t, (B, C, H, W) float32.
-        noise: the Gaussian noise drawn in the step, (B, C, H, W) float32.
-        old_velocity: the velocity of the policy that sampled, (B, C, H, W) float32; None where it was not kept.
+        noise: the Gaussian noise of the step, (B, C, H, W) float32.
+        old_velocity: the old policy's velocity, (B, C, H, W) float32; None if it was not stored.
         advantage: (B,) float32.
         sample_weight: 1 on average over an update; 0 for masked samples, (B,) float32.
-        sigma: t in [0, 1], (B,) float32.
+        sigma: the timestep, in [0, 1], (B,) float32.
         gain: g of x_next = a x + g v + s noise, (B,) float64.
         std: s of the same step, (B,) float64.
         dt: sigma - sigma_next > 0, (B,) float64.
@@ -81,7 +81,7 @@ class Transition:
     def blank(
         cls, rows: int, shape: Sequence[int], conditioning: Conditioning, device: torch.device | str
     ) -> Transition:
-        """A micro-batch that costs what any costs and says nothing, of latents (C, H, W)."""
+        """A micro-batch without content, to measure cost, of `rows` latents of this shape (C, H, W)."""
         images = {k: torch.zeros(rows, *shape, device=device) for k in ("latents", "noise", "old_velocity")}
         floats = {k: torch.ones(rows, device=device) for k in ("advantage", "sample_weight", "sigma")}
         doubles = {k: torch.ones(rows, dtype=torch.float64, device=device) for k in ("gain", "std", "dt")}
@@ -89,7 +89,7 @@ class Transition:
         return cls(**images, **floats, **doubles, **indices, conditioning=conditioning)
 
     def to(self, device: torch.device | str) -> Transition:
-        """The same micro-batch on another device; Lightning calls this when it moves a batch."""
+        """The micro-batch on a device; Lightning calls this when it moves a batch."""
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
         moved["conditioning"] = {name: tensor.to(device) for name, tensor in self.conditioning.items()}
@@ -98,12 +98,12 @@ class Transition:
 
 @dataclass(frozen=True)
 class RewardRequest:
-    """Images to be scored.
+    """Images to score.
 
     Attributes:
         images: (B, 3, height, width) uint8 on any device.
         prompts: B texts.
-        metadata: B mappings, as the prompt file gave them.
+        metadata: B mappings, from the prompt file.
     """
 
     images: Tensor
@@ -114,7 +114,7 @@ class RewardRequest:
         return len(self.prompts)
 
     def take(self, rows: Sequence[int]) -> RewardRequest:
-        """Some of the images, in the order of `rows`."""
+        """The images at `rows`, in that order."""
         prompts, metadata = [self.prompts[row] for row in rows], [self.metadata[row] for row in rows]
         return RewardRequest(self.images[list(rows)], prompts, metadata)
 
@@ -124,11 +124,11 @@ class RewardResult:
     """Scores of one request.
 
     Attributes:
-        values: (B,) float32; NaN where the score failed.
-        valid: (B,) bool; a failure is never a number.
-        details: further named scores, (B,) float32 each; a composite puts its terms here.
-        provenance: scorer, version, weights and options that gave these values.
-        reason: why the first failed value failed, in one line; empty where none did, or nothing more is known.
+        values: (B,) float32; NaN for a failed score.
+        valid: (B,) bool; False for a failed score.
+        details: further named scores, (B,) float32 each; a composite's terms.
+        provenance: scorer, version, weights and options that determine the values.
+        reason: of the first failure, in one line; empty without a failure or a known reason.
     """
 
     values: Tensor

@@ -6,8 +6,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,37 +25,47 @@ def _read(folder: str) -> dict[str, Path]:
 GUARDLIT, CALLBACKS = _read("guardlit"), _read("callbacks/guardlit_callbacks")
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in {**GUARDLIT, **CALLBACKS}.items()}
 
-BASICS = {"guardlit", "guardlit.types", "guardlit.errors"}
-MATHS = {"guardlit.sde", "guardlit.objective", "guardlit.kl", "guardlit.advantage"}
-INTERFACES = {"guardlit.policies.base", "guardlit.rewards.base"}
-"""Abstract classes that know types and torch: what stands below policies and rewards may name these."""
-LAYERS = (
-    {"guardlit.types"},
+MATHS = ("sde", "surrogate", "objective", "kl", "advantage", "schedule")
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors", "types"),
     MATHS,
-    {"guardlit.rounds.rollout"},
-    {"guardlit.training.module"},
-    {"guardlit.commands.lightning_cli", "guardlit.cli"},
+    ("files", "assets", "config", "processes", "devices"),
+    ("policies", "rewards"),
+    ("rounds", "checkpoints"),
+    ("data",),
+    ("training",),
+    ("gold", "planning", "ablation", "serving", "tiny_world"),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
 )
+"""The rooms, and the modules at the top, lowest first: each may import what stands in a lower row."""
+NEIGHBORS = {("kl", "surrogate"), ("objective", "surrogate"), ("schedule", "sde"), ("schedule", "objective")}
+"""(importer, imported) of one row; the maths are one room in all but name."""
+
+CALLBACK_LAYERS: tuple[tuple[str, ...], ...] = (
+    ("composite", "tools"),
+    ("distributed", "figures"),
+    ("report",),
+    ("callbacks",),
+)
+"""The same for guardlit_callbacks; `callbacks` are the files at its top."""
+
 TOP_LEVEL = {"torchmetrics", "torch", "lightning", "jsonargparse", "numpy", "yaml", "guardlit", "guardlit_callbacks"}
 MODEL_NAMES = re.compile(r"sd_?3|sdxl|stable_?diffusion|flux|qwen|wan_?2|pixart|sana", re.IGNORECASE)
-KNOW_MODELS = (
-    "guardlit.policies",
-    "guardlit.tiny_world.build",
-)  # the second makes the bundled folder, and trains nothing
+NAMES_MODELS = ("guardlit.policies", "guardlit.tiny_world")  # the second builds the bundled pipeline folder
+PUBLIC_API = "guardlit"  # its `__init__` names classes of every room, and imports one when it is asked for
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_FILE, MAX_FUNCTION, MAX_REPEATED = 300, 60, 9  # lines
+MAX_FOLDER = 18  # modules
 
 
-# who may import whom ------------------------------------------------------------------------------------------------
-
-
-def only_for_types(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+# imports ------------------------------------------------------------------------------------------------------------
 
 
 def imports(module: str, *, inside_functions: bool = True) -> set[str]:
-    """Dotted names that a module imports at run time: `from a import b` gives a and a.b."""
+    """Dotted names that a module imports, those for type checkers too: `from a import b` gives a and a.b."""
     found: set[str] = set()
     todo: list[ast.AST] = [TREES[module]]
     while todo:
@@ -65,9 +75,13 @@ def imports(module: str, *, inside_functions: bool = True) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.module, f"{module}:{node.lineno}: imports are absolute here"
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif not only_for_types(node) and (inside_functions or not isinstance(node, FUNCTIONS)):
+        elif inside_functions or not (isinstance(node, FUNCTIONS) or _only_for_types(node)):
             todo += ast.iter_child_nodes(node)
     return found
+
+
+def _only_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def packages(names: set[str]) -> set[str]:
@@ -75,80 +89,121 @@ def packages(names: set[str]) -> set[str]:
 
 
 def own(names: set[str]) -> set[str]:
-    return names & GUARDLIT.keys()
+    """The modules of guardlit and of its callbacks among some dotted names."""
+    return names & TREES.keys()
 
 
-def reachable(module: str) -> set[str]:
-    """The modules of guardlit that importing this one executes, packages' `__init__` aside."""
+def excess(modules: Iterable[str], found: Callable[[str], set[str]], allowed: set[str]) -> dict[str, set[str]]:
+    """For each module, what `found` says of it beyond what is allowed."""
+    return {module: extra for module in modules if (extra := found(module) - allowed)}
+
+
+# rooms --------------------------------------------------------------------------------------------------------------
+
+
+def room_of(module: str) -> str:
+    """Where a module stands: its folder below the package or, at the top, its own name."""
+    package, _, rest = module.partition(".")
+    room = rest.partition(".")[0]
+    at_the_top = package == "guardlit_callbacks" and not any(room in row for row in CALLBACK_LAYERS)
+    return "callbacks" if at_the_top else room
+
+
+def level(room: str, layers: tuple[tuple[str, ...], ...]) -> int:
+    return next(i for i, row in enumerate(layers) if room in row)
+
+
+def upward(modules: Iterable[str], layers: tuple[tuple[str, ...], ...]) -> list[str]:
+    """Every import that leads to a higher row, or to another room of the same row."""
+    found = []
+    for module in modules:
+        for other in sorted(own(imports(module)) - {PUBLIC_API, "guardlit_callbacks"}):
+            if other.partition(".")[0] != module.partition(".")[0]:
+                continue
+            here, there = room_of(module), room_of(other)
+            if here == there or (here, there) in NEIGHBORS:
+                continue
+            if level(there, layers) >= level(here, layers):
+                found.append(f"{module} -> {other}")
+    return found
+
+
+def test_every_module_stands_in_a_room_that_is_known():
+    known = {room for row in LAYERS for room in row}
+    assert {room_of(module) for module in GUARDLIT if module != PUBLIC_API} - known == set()
+
+
+def test_imports_lead_downward():
+    assert upward(GUARDLIT.keys() - {PUBLIC_API}, LAYERS) == []
+
+
+def test_imports_of_the_callbacks_lead_downward():
+    assert upward(CALLBACKS.keys() - {"guardlit_callbacks"}, CALLBACK_LAYERS) == []
+
+
+def test_no_import_comes_back_in_a_circle():
+    graph = {module: own(imports(module)) - {PUBLIC_API, "guardlit_callbacks", module} for module in TREES}
+    assert [module for module in graph if module in _reachable(graph, module)] == []
+
+
+def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
     seen: set[str] = set()
-    todo = [module]
+    todo = [start]
     while todo:
-        new = own(imports(todo.pop(), inside_functions=False)) - seen
+        new = graph[todo.pop()] - seen
         seen |= new
         todo += new
     return seen
 
 
-def excess(modules: Iterator[str] | set[str], found, allowed: set[str]) -> dict[str, set[str]]:
-    """For each module, what `found` says of it beyond what is allowed."""
-    return {module: extra for module in modules if (extra := found(module) - allowed)}
+def test_every_room_says_what_it_is_for_and_whom_it_imports():
+    rooms = [m for m, path in {**GUARDLIT, **CALLBACKS}.items() if path.name == "__init__.py" and "." in m]
+    assert len(rooms) > 20
+    assert [room for room in rooms if "mports " not in (ast.get_docstring(TREES[room]) or "")] == []
+
+
+def test_no_folder_is_crowded():
+    folders = Counter(path.parent.relative_to(ROOT).as_posix() for path in (GUARDLIT | CALLBACKS).values())
+    assert {folder: count for folder, count in folders.items() if count > MAX_FOLDER} == {}
+
+
+# libraries ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_maths_know_torch_and_nothing_else():
-    assert excess(MATHS, lambda m: packages(imports(m)), {"torch", "numpy", "guardlit"}) == {}
-    assert excess(MATHS, lambda m: own(imports(m)), BASICS | MATHS) == {}
-
-
-def test_types_and_errors_know_nothing_of_guardlit():
-    assert excess({"guardlit.types", "guardlit.errors"}, lambda m: own(imports(m)), set()) == {}
-
-
-def test_a_layer_never_reaches_one_above_it():
-    for level, layer in enumerate(LAYERS):
-        above = set().union(*LAYERS[level + 1 :])
-        assert excess(layer, lambda m, above=above: reachable(m) & above, set()) == {}
-
-
-def test_no_module_imports_itself_in_a_circle():
-    assert [module for module in GUARDLIT if module in reachable(module)] == []
-
-
-@pytest.mark.parametrize("package", ["guardlit.policies", "guardlit.rewards"])
-def test_policies_and_rewards_know_types_and_their_siblings(package: str):
-    siblings = {module for module in GUARDLIT if module.startswith(package)}
-    assert excess(siblings, lambda m: own(imports(m)), BASICS | siblings | {"guardlit.assets"}) == {}
-
-
-def test_the_rollout_and_the_module_meet_policies_and_rewards_by_their_interfaces():
-    concrete = {m for m in GUARDLIT if m.startswith(("guardlit.policies.", "guardlit.rewards."))} - INTERFACES
-    assert excess({"guardlit.rounds.rollout", "guardlit.training.module"}, lambda m: imports(m) & concrete, set()) == {}
+    modules = {f"guardlit.{name}" for name in MATHS} & GUARDLIT.keys()
+    assert len(modules) >= 5
+    assert excess(modules, lambda m: packages(imports(m)), {"torch", "numpy", "guardlit"}) == {}
 
 
 def test_callbacks_never_import_guardlit():
     forbidden = {"guardlit", "diffusers", "transformers", "peft"}
-    everywhere = {
-        module: {name for node in ast.walk(TREES[module]) for name in _named(node)} for module in CALLBACKS
-    }  # in blocks for type checkers too
-    assert excess(CALLBACKS.keys(), lambda m: packages(everywhere[m]) & forbidden, set()) == {}
+    assert excess(CALLBACKS, lambda m: packages(imports(m)) & forbidden, set()) == {}
 
 
-def _named(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+def test_guardlit_uses_what_the_callbacks_make_public():
+    """Of another distribution: no name, and no module, that begins with an underscore."""
+    private = re.compile(r"guardlit_callbacks(\.\w+)*\._\w+")
+    assert excess(GUARDLIT, lambda m: {name for name in imports(m) if private.fullmatch(name)}, set()) == {}
+
+
+def test_private_names_of_lightning_stand_in_one_file():
+    private = re.compile(r"\b(trainer|strategy|launcher|\w*_?loop|\w*connector)\._[a-z]\w*")
+    elsewhere = GUARDLIT.keys() - {"guardlit.processes.lightning_internals"}
+    assert excess(elsewhere, lambda m: {hit[0] for hit in private.finditer(ast.unparse(TREES[m]))}, set()) == {}
 
 
 def test_heavy_packages_wait_until_they_are_needed():
-    assert excess(GUARDLIT.keys(), lambda m: packages(imports(m, inside_functions=False)), TOP_LEVEL) == {}
+    assert excess(GUARDLIT, lambda m: packages(imports(m, inside_functions=False)), TOP_LEVEL) == {}
 
 
 def test_only_policies_know_diffusers_and_peft():
-    others = {module for module in GUARDLIT if not module.startswith(KNOW_MODELS)}
+    others = {module for module in GUARDLIT if not module.startswith(NAMES_MODELS)}
     assert excess(others, lambda m: packages(imports(m)) & {"diffusers", "peft"}, set()) == {}
 
 
 def test_only_policies_name_a_model():
-    others = {module for module in GUARDLIT if not module.startswith(KNOW_MODELS)}
+    others = {module for module in GUARDLIT if not module.startswith(NAMES_MODELS)} - {PUBLIC_API}
     assert excess(others, lambda m: {w for w in words(TREES[m]) if MODEL_NAMES.search(w)}, set()) == {}
 
 
@@ -180,7 +235,8 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_importing_guardlit_costs_nothing():
-    assert packages(modules_after("import guardlit")) & {"torch", "lightning", "diffusers", "transformers"} == set()
+    heavy = {"torch", "lightning", "diffusers", "transformers", "numpy"}
+    assert packages(modules_after("import guardlit")) & heavy == set()
 
 
 def test_the_command_line_loads_no_model_library():
@@ -189,6 +245,11 @@ def test_the_command_line_loads_no_model_library():
     assert packages(loaded) & {"diffusers", "peft", "accelerate", "datasets", "sklearn"} == set()
     # torchmetrics looks at transformers' list of models, which loads none
     assert [n for n in loaded if re.match(r"transformers\.models\.(?!auto)\w+\.modeling", n)] == []
+
+
+@pytest.mark.parametrize("package", ["guardlit.policies", "guardlit.rewards"])
+def test_what_yaml_names_by_short_name_loads_no_model_library(package: str):
+    assert packages(modules_after(f"import {package}")) & {"diffusers", "peft", "open_clip", "onnxruntime"} == set()
 
 
 # how large things may grow ------------------------------------------------------------------------------------------

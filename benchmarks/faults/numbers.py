@@ -23,7 +23,7 @@ FAULTS = [
     Fault(
         "one reward of a round is NaN, none may fail",
         prepare=spoil(SCORE, range(5, 99), one_no_number),
-        says=(ERROR, "rewards failed", "on prompt '", "go on with --ckpt_path"),
+        says=(ERROR, "rewards failed", "on prompt '", "resume with --ckpt_path"),
     ),
     Fault(
         "one reward is NaN, some may fail",
@@ -35,7 +35,7 @@ FAULTS = [
     Fault(
         "every reward is NaN",
         prepare=spoil(SCORE, range(5, 99), no_numbers),
-        says=(ERROR, "8 of 8 rewards failed", "go on with --ckpt_path"),
+        says=(ERROR, "8 of 8 rewards failed", "resume with --ckpt_path"),
     ),
     Fault(
         "gradient is NaN: stop",

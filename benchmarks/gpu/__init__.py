@@ -1,1 +1,1 @@
-"""What one GPU says of guardlit in eight minutes: `python -m benchmarks.gpu`; see README.md beside this file."""
+"""Measures guardlit on one GPU in eight minutes: `python -m benchmarks.gpu`; README.md explains it."""

@@ -1,8 +1,8 @@
-"""Everything that only a GPU can tell, in eight minutes: `python -m benchmarks.gpu`; `--rehearse` runs it on the CPU.
+"""Measures what only a GPU can show, in eight minutes: `python -m benchmarks.gpu`; `--rehearse` runs it on the CPU.
 
-Each stage is a process of its own with a budget of seconds: a crash, or memory that runs out, loses nothing of the
-others. Every number is on disk as soon as it is known; results.json and results.md are written after each stage, at the
-end and when the program is interrupted.
+Each stage is a separate process with a budget of seconds. A crash or lack of memory costs no rows of other stages.
+Every number is on disk as soon as it is known. results.json and results.md are written after each stage, at the end
+and when the program is interrupted.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from benchmarks.gpu import processes
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stages; 0 if all of them came to their end."""
+    """Run the stages; 0 if all of them completed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=8, help="for everything (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help="these alone")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="only these")
     parser.add_argument("--skip", nargs="+", metavar="STAGE", default=[], help="all but these")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/gpu"), help="folder for the results (default: %(default)s)"
     )
-    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU; the numbers say nothing")
-    parser.add_argument("--jobs", type=int, default=4, help="stages at once, of those that take no times")
-    parser.add_argument("--list", action="store_true", help="name the stages and end")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU; the numbers mean nothing")
+    parser.add_argument("--jobs", type=int, default=4, help="stages at once, of those without timings")
+    parser.add_argument("--list", action="store_true", help="list the stages and exit")
     args = parser.parse_args(arguments)
     processes.preload()
     from benchmarks.gpu.campaign import STAGES, Campaign, chosen

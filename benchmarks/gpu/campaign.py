@@ -1,4 +1,4 @@
-"""Runs the stages one after another, or beside each other where they take no times, within the minutes there are."""
+"""Runs the stages within a time limit: one after another, or at once where they take no timings."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _ALL = {
 RIGHT = ("ceilings", "scale", "exact", "floor", "resume", "export", "pair", "digits")
 COST = ("round", "options", "usual", "memory", "profile", "flux")
 ORDER = (*RIGHT, *COST, "suite", "sweep", "parts")
-"""By importance: what comes last is not measured where time runs out."""
+"""By importance: the last stages are not measured when time runs out."""
 STAGES = tuple(_ALL[name] for name in ORDER)
 LEAST = 8.0
 """Seconds that a stage must have before it begins."""
 POLL = 0.05
 SLOW = 5
-"""How much longer a stage may take in a rehearsal."""
+"""Factor on a stage's budget in a rehearsal."""
 
 
 def chosen(only: Sequence[str] | None, skip: Sequence[str]) -> list[Stage]:
-    """The stages that were asked for, in their order; raises `ValueError` for a name that there is none of."""
+    """The requested stages, in their order; raises `ValueError` for an unknown name."""
     for name in (*(only or ()), *skip):
         if name not in _ALL:
             raise ValueError(f"there is no stage {name}; there are {', '.join(ORDER)}")
@@ -52,17 +52,17 @@ class _Running:
 
 
 class Campaign:
-    """The stages, their processes and what they have found.
+    """The stages, their processes and their results.
 
     Args:
         stages: in order.
         out: for the results.
         seconds: for everything.
         rehearse: tiny sizes on the CPU.
-        jobs: stages at once, of those that may have company.
+        jobs: stages at once, of those that may run in parallel.
 
     Raises:
-        ValueError: there is no GPU, and it is no rehearsal.
+        ValueError: there is no GPU, and this is not a rehearsal.
     """
 
     def __init__(self, stages: Sequence[Stage], out: Path, seconds: float, rehearse: bool, jobs: int) -> None:
@@ -77,7 +77,7 @@ class Campaign:
         self._running: list[_Running] = []
 
     def _device(self) -> str:
-        """The GPU's name, asked for in a process of its own."""
+        """The GPU's name, from a separate process."""
         import torch
 
         if cuda_is_spoiled():
@@ -85,19 +85,17 @@ class Campaign:
         found = self.folder / "device"
         child = fork(lambda: found.write_text(torch.cuda.get_device_name()) and None, self.folder / "device.log")
         if child.wait(60) != 0:
-            raise ValueError(
-                f"no GPU answers here, and --rehearse was not said: {last_line(self.folder / 'device.log')}"
-            )
+            raise ValueError(f"no GPU answers here, and --rehearse is not set: {last_line(self.folder / 'device.log')}")
         return found.read_text()
 
     def run(self) -> int:
-        """All stages; 0 if each came to its end by itself."""
+        """Run all stages; 0 if each completed."""
         waiting = list(self.stages)
         while waiting or self._running:
             while waiting and self._room(waiting[0]):
                 self._start(waiting.pop(0))
             for running in list(self._running):
-                self._look_at(running)
+                self._poll(running)
             time.sleep(POLL)
         return int(any(how != "done" for how in self.ended.values()))
 
@@ -113,7 +111,7 @@ class Campaign:
             return
         folder = self.folder / stage.name
         folder.mkdir()
-        # a rehearsal shares its cores with whatever else a test suite runs
+        # a rehearsal shares its cores with the rest of a test suite
         budget, rows = min(stage.budget * (SLOW if self.rehearse else 1), left), folder / "rows.jsonl"
         known = {r["name"]: r["value"] for found in self.rows.values() for r in found if r["value"] is not None}
         ends = time.monotonic() + budget
@@ -122,7 +120,7 @@ class Campaign:
         self._running.append(_Running(stage, child, rows, budget))
         print(f"{time.monotonic() - self.began:6.1f} s  {stage.name} begins, at most {budget:.0f} s", flush=True)
 
-    def _look_at(self, running: _Running) -> None:
+    def _poll(self, running: _Running) -> None:
         child, stage = running.child, running.stage
         code = child.poll()
         took = time.monotonic() - child.began
@@ -145,7 +143,7 @@ class Campaign:
         self.write()
 
     def write(self) -> None:
-        """The results as they are now, in the stages' order."""
+        """Write the results so far, in the stages' order."""
         import torch
 
         rows = []
@@ -159,7 +157,7 @@ class Campaign:
         report.write(self.out, rows, {**head, "command": sys.argv, "stages": self.ended, "versions": _versions()})
 
     def close(self) -> None:
-        """Kill what still runs, write everything, keep the logs of what failed."""
+        """Kill running stages, write the results, keep the logs of failed stages."""
         for running in self._running:
             running.child.kill()
             self.ended[running.stage.name] = "cut off by the end of the program"

@@ -1,4 +1,4 @@
-"""What the device can do at best: matrix products and memory."""
+"""The device's peak rates: matrix products and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a round of the real loop takes, beside bare calls of the same network in the same process."""
+"""Times a round of the real loop against bare calls of the same network in the same process."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 Key = tuple[str, bool]
-"""A phase of the round, and whether gradients were wanted."""
+"""A phase of the round, and whether gradients were computed."""
 
 
 class Clock(pl.Callback):
     """Writes a list of rounds to the file that `$GUARDLIT_BENCHMARK_CLOCK` names.
 
     Of each round: seconds of `rollout` (from the first encoding to the first micro-batch) and `update` (from there to
-    the end of the round, logs included); `model_rollout` and `model_update`, what of them the device spent in the
-    transformer and in backward passes; `peak_rollout` and `peak_update` in bytes; `calls`, of the transformer; and
-    `bare_rollout` and `bare_update`, what as many bare calls would have taken, asked right after the round.
+    the end of the round, logs included); `model_rollout` and `model_update`, the device's seconds in the transformer
+    and in backward passes; `peak_rollout` and `peak_update` in bytes; `calls` of the transformer; and `bare_rollout`
+    and `bare_update`, the seconds of as many bare calls, timed right after the round.
 
     Args:
         bare: repetitions of each bare call; 0 for none.
@@ -95,7 +95,7 @@ class Clock(pl.Callback):
         self._begun = self._now()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """It ends."""
+        """A backward pass ends."""
         self._spans.append((("update", True), self._begun, self._now()))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

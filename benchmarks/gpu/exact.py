@@ -1,4 +1,4 @@
-"""The same numbers as on the CPU: log ratios, gradients, a whole tiny round."""
+"""Compares the device with the CPU: log ratios, gradients, a complete tiny round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS = 4
 
 
 def run(bench: Bench) -> None:
-    """Whole rounds first, in processes of their own: what comes after them touches the device."""
+    """Rounds in separate processes come first: the comparisons after them initialize the device."""
     bench.trying("a tiny round against the CPU's", lambda: _round(bench))
     for family in ("sd35", "flux"):
         _compare(bench, family)
@@ -29,7 +29,7 @@ def _compare(bench: Bench, family: str) -> None:
         stir(policy)
         other = copy.deepcopy(policy).cpu()
         other.transformer.double()
-        other._dtype = torch.float64  # what the policy remembers of it
+        other._dtype = torch.float64  # the policy caches it
         with measure.precision(bench.kind, "fp32"):
             ours = _step(policy, bench.kind)
         theirs = _step(other, "cpu")
@@ -70,7 +70,7 @@ def _round(bench: Bench) -> None:
     from tiny_folders import make_sd3
 
     model = make_sd3(bench.folder / "model")
-    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 10.0}}  # Adam blows rounding up where a gradient is 0
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 10.0}}  # Adam amplifies rounding where a gradient is 0
     settings = {"trainer__max_epochs": 1, "model__optimizer": sgd, "data__val": None, "trainer__callbacks": []}
     states = {}
     for place in ("device", "cpu"):
@@ -78,11 +78,11 @@ def _round(bench: Bench) -> None:
         path = tiny_run(bench, place, model, **settings, **accelerator)
         done(bench, f"round on the {place}", lambda path=path: command(["fit", "--config", path]))
         states[place] = torch.load(newest(path.parent), weights_only=True, map_location="cpu")["state_dict"]
-    bench.row("a tiny round against the CPU's", _apart(states), "relative", "distance over the distance travelled")
+    bench.row("a tiny round against the CPU's", _apart(states), "relative", "distance over the distance moved")
 
 
 def _apart(states: dict[str, dict[str, Tensor]]) -> float:
-    """How far two runs' weights are apart, over how far lora_B, which starts at 0, has moved."""
+    """Distance between two runs' weights, over the distance that lora_B, which starts at 0, has moved."""
     ours, theirs = states["device"], states["cpu"]
     moved = sum(float(v.double().square().sum()) for k, v in theirs.items() if "lora_B" in k)
     if not moved:

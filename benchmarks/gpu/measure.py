@@ -1,4 +1,4 @@
-"""Seconds, bytes and rounding of what runs on a device that works ahead of the program."""
+"""Seconds, bytes and precision of calls on an asynchronous device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
-"""Dense bf16 TFLOP/s of the data sheets, by what the device's name holds."""
+"""Dense bf16 TFLOP/s of the data sheets, by a part of the device's name."""
 
 
 def peak_rate(device: str) -> float | None:
@@ -19,18 +19,18 @@ def peak_rate(device: str) -> float | None:
 
 
 def wait(kind: str) -> None:
-    """Until the device has done what it was told."""
+    """Wait until the device has finished its queue."""
     if kind == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(kind: str, call: Callable[[], object], repeats: int = 5, warm: int = 1) -> float:
-    """Median seconds of a call, the device waited for."""
+    """Median seconds of a call, synchronized with the device."""
     return median(_times(kind, [call], repeats, warm)[0])
 
 
 def paired(kind: str, calls: list[Callable[[], object]], pairs: int, warm: int = 1) -> list[float]:
-    """Median seconds of several calls that take turns, so that what slows the machine slows all of them."""
+    """Median seconds of several interleaved calls, so that a slow moment of the machine affects all of them."""
     return [median(times) for times in _times(kind, calls, pairs, warm)]
 
 
@@ -48,7 +48,7 @@ def _times(kind: str, calls: list[Callable[[], object]], repeats: int, warm: int
 
 
 def peak(kind: str, call: Callable[[], object]) -> int:
-    """Most bytes that PyTorch had allocated at once during a call; 0 on the CPU, where it is not counted."""
+    """Peak bytes that PyTorch allocated during a call; 0 on the CPU, where it is not counted."""
     if kind != "cuda":
         call()
         return 0

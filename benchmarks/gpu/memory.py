@@ -1,4 +1,4 @@
-"""Peak memory of each preset in configs/gpu by phase, against `guardlit plan`; and what micro-batches cost."""
+"""Peak memory of each preset in configs/gpu by phase, against `guardlit plan`; and the cost of micro-batches."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PRESETS = (("sd35", "24gb"), ("sd35", "48gb"), ("sd35", "80gb"), ("flux", "48gb"
 PHASES = ("rollout", "training")
 MICRO_BATCHES = (1, 4, 9, 18, 36)
 MODES = ("training", "rollout", "training with checkpointing")
-"""The last one is switched on for good."""
+"""The last one stays switched on."""
 
 
 def presets(bench: Bench) -> None:
-    """A short round of each preset at its own batch sizes; trajectories are of the short round in both numbers."""
+    """A short round of each preset at its batch sizes; both numbers hold the short round's trajectories."""
     chosen = PRESETS[:1] if bench.rehearse else PRESETS
     for family, preset in chosen:
         try:
@@ -54,12 +54,12 @@ def _cut(preset: str) -> list[str]:
 
 
 def _planned(bench: Bench, name: str, arguments: list[str]) -> dict[str, int]:
-    """Bytes of each phase as `guardlit plan` has them, from a process that needs no device."""
+    """Bytes of each phase by `guardlit plan`, from a process without a device."""
     out = bench.folder / f"{name}.json"
 
     def work() -> None:
+        from guardlit.commands.plan import planned
         from guardlit.planning.estimate import estimate
-        from guardlit.planning.run import planned
 
         out.write_text(json.dumps(estimate(planned(arguments)).memory.phases))
 

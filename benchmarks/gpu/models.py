@@ -1,6 +1,6 @@
-"""The published architectures with random weights, built on the device from their configurations: no file of weights.
+"""The published architectures with random weights, built on the device from their configurations, without weight files.
 
-Random weights are weak evidence for rounding and underflow: whoever reads such a row is told so.
+Random weights are weak evidence for rounding and underflow: each such row says so.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 
 
 def write_folder(folder: Path, family: str, tiny: bool) -> Path:
-    """A pipeline folder of configuration files alone.
+    """A pipeline folder with configuration files only.
 
     Args:
         folder: made here.
@@ -123,8 +123,8 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def build(loader: Any, folder: Path, component: str, device: torch.device, dtype: torch.dtype, **_: Any) -> Any:
-    """A component of a folder with random weights on a device, in place of reading a file."""
-    from guardlit.policies.loading.skeleton import skeleton_component
+    """A component of a folder with random weights on a device; no file is read."""
+    from guardlit.policies.parts.skeleton import skeleton_component
 
     model = skeleton_component(loader, folder, component, dtype).to_empty(device=device)
     return randomize(model).eval()
@@ -132,7 +132,7 @@ def build(loader: Any, folder: Path, component: str, device: torch.device, dtype
 
 @torch.no_grad()
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights that keep the size of what passes through: 1 / sqrt(inputs), 1 for norms; positions between -1 and 1."""
+    """Weights that keep activations at one scale: 1 / sqrt(inputs), 1 for norms; positions between -1 and 1."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     for parameter in model.parameters():
@@ -146,21 +146,21 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.uniform_(0, 2 * math.pi, generator=generator).sin_()
-        else:  # the numbers of positions
+        else:  # position indices
             buffer.copy_(torch.arange(buffer.shape[-1]))
     return model
 
 
 @contextmanager
 def random_weights(folder: Path, kind: str, tokens: int) -> Iterator[None]:
-    """Within it, policies get random weights for a folder of `write_folder`, and every prompt random embeddings.
+    """Give policies random weights for a folder of `write_folder`, and every prompt random embeddings, in this context.
 
     Args:
         folder: of configurations.
         kind: of device, `cuda` or `cpu`.
-        tokens: of a prompt's embedding, both encoders' where there are two.
+        tokens: of a prompt's embedding, the sum over encoders.
     """
-    from guardlit.policies.text.embeddings import EmbeddingCache
+    from guardlit.policies.folders.embeddings import EmbeddingCache
 
     config = json.loads((folder / "transformer/config.json").read_text())
     shapes = {"prompt_embeds": (tokens, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
@@ -170,9 +170,7 @@ def random_weights(folder: Path, kind: str, tokens: int) -> Iterator[None]:
 
     modules = {n: m for n, m in sys.modules.items() if n.startswith("guardlit.policies.")}
     users = [
-        m
-        for n, m in modules.items()
-        if n != "guardlit.policies.loading.pipeline_folder" and hasattr(m, "load_component")
+        m for n, m in modules.items() if n != "guardlit.policies.folders.components" and hasattr(m, "load_component")
     ]
     if not users:
         raise RuntimeError("no policy reads its weights by load_component")
@@ -191,7 +189,7 @@ def random_weights(folder: Path, kind: str, tokens: int) -> Iterator[None]:
 
 
 def random_embeddings(prompts: Sequence[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Normal numbers that depend on the prompt's text alone, leading dimension P."""
+    """Normal numbers that depend only on the prompt's text, leading dimension P."""
     tables: dict[str, list[Tensor]] = {name: [] for name in shapes}
     for prompt in prompts:
         generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
@@ -224,7 +222,7 @@ def policy_of(
 
 @torch.no_grad()
 def stir(policy: nn.Module, size: float = 1e-2, seed: int = 1) -> None:
-    """Give an adapter, which starts as no change at all, one."""
+    """Perturb an adapter, which starts as the identity."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in policy.named_parameters():
         if ".lora_B.default" in name:

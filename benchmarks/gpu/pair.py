@@ -1,4 +1,4 @@
-"""Two processes on one device, by NCCL where it allows that, else by gloo; and the tests marked `gpu`."""
+"""Two ranks on one device, with NCCL where it allows that and with gloo; and the tests marked `gpu`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BACKENDS = ("nccl", "gloo")
 
 
 def pair(bench: Bench) -> None:
-    """A tiny run of two processes that share the device, against the run of one."""
+    """A tiny run of two ranks on one device, against the run of one."""
     use_the_tests_helpers()
     from tiny_folders import make_sd3
 
     model = make_sd3(bench.folder / "model")
-    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 10.0}}  # Adam blows rounding up where a gradient is 0
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 10.0}}  # Adam amplifies rounding where a gradient is 0
     changes = {"data__micro_batch": 2, "data__rollout_batch": 2, "trainer__max_epochs": 1, "model__optimizer": sgd}
     changes |= {"data__val": None, "trainer__callbacks": []}
     one = tiny_run(bench, "one", model, **changes)
@@ -38,7 +38,7 @@ def pair(bench: Bench) -> None:
 
 
 def _pair(bench: Bench, model: Path, one: Path, backend: str, name: str, changes: dict[str, object]) -> None:
-    """Two "nodes" of one device each: Lightning would count devices otherwise, and there is only one."""
+    """Run two "nodes" of one device each: with one node Lightning would require two devices."""
     from runs import newest
 
     strategy = {
@@ -81,9 +81,14 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def gpu_tests() -> list[Path]:
+    """The test files with a test marked `gpu`."""
+    return sorted(p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text(encoding="utf-8"))
+
+
 def suite(bench: Bench) -> None:
     """`pytest -m gpu`."""
-    files = sorted(p for p in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in p.read_text(encoding="utf-8"))
+    files = gpu_tests()
     if bench.rehearse:
         raise NotMeasuredError(f"a rehearsal leaves the tests of {len(files)} files to the test suite")
     report = bench.folder / "junit.xml"

@@ -1,4 +1,4 @@
-"""What a round does beside its network: scoring, decoding, noise, embeddings; and which kernels it runs."""
+"""Times the rest of a round: scoring, decoding, noise, embeddings; and lists the kernels of the network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REST = ("noise of 16 samples, 512 px", "noise of 16 samples, 512 px, copied", "e
 
 
 def run(bench: Bench) -> None:
-    """Each part by itself, at the published sizes."""
+    """Time each part alone, at the published sizes."""
     for name in PARTS:
         bench.trying(name, lambda name=name: _scorer(bench, name))
     with policy_of(bench.folder / "sd35", "sd35", bench.kind, bench.rehearse) as policy:
@@ -39,7 +39,7 @@ def run(bench: Bench) -> None:
 
 
 def _scorer(bench: Bench, name: str) -> None:
-    """CLIP ViT-H/14 with random weights on images that are prepared already."""
+    """CLIP ViT-H/14 with random weights, on preprocessed images."""
     from transformers import CLIPConfig, CLIPModel
 
     tiny = {"text_config": TINY_TOWER, "vision_config": {**TINY_TOWER, "patch_size": 14}, "projection_dim": 16}
@@ -60,7 +60,7 @@ def _scorer(bench: Bench, name: str) -> None:
 
 
 def _decoding(bench: Bench, policy: Any) -> None:
-    """The policy's own decoding, and the same network in bf16 with its error in grey levels."""
+    """The policy's decoding, and the same network in bf16 with its error in gray levels."""
     rows = bench.size(8, 2)
     latents = torch.randn(rows, *policy.latent_shape, device=bench.kind)
     took = measure.seconds(bench.kind, lambda: policy.decode(latents), bench.size(3, 1))
@@ -78,8 +78,8 @@ def _decoding(bench: Bench, policy: Any) -> None:
     took = measure.seconds(bench.kind, call, bench.size(3, 1))
     bench.row(DECODING[1], 1000 * took / rows, "ms an image", "all of the VAE's decoder in bf16")
     error = (((call() / 2 + 0.5).clamp(0, 1) * 255).round() - full).abs()
-    bench.row(DECODING[2], error.max(), "grey levels", "random weights: weak evidence")
-    bench.row(DECODING[3], error.mean(), "grey levels", "random weights: weak evidence")
+    bench.row(DECODING[2], error.max(), "gray levels", "random weights: weak evidence")
+    bench.row(DECODING[3], error.mean(), "gray levels", "random weights: weak evidence")
     vae.to(torch.float32)
 
 
@@ -91,7 +91,7 @@ def _noise(bench: Bench, policy: Any) -> None:
     took = measure.seconds("cpu", lambda: noise.draw(range(16), 3), 5)
     bench.row(REST[0], 1000 * took, "ms", "drawn on the CPU, one thread")
     took = measure.seconds(bench.kind, lambda: noise.draw(range(16), 3).to(bench.kind), 5)
-    bench.row(REST[1], 1000 * took, "ms", "drawn, copied from pageable memory, waited for")
+    bench.row(REST[1], 1000 * took, "ms", "drawn, copied from pageable memory, synchronized")
     prompts = [f"prompt {i}" for i in range(16)]
     policy.conditioning(prompts)
     took = measure.seconds(bench.kind, lambda: policy.conditioning(prompts), bench.size(3, 1))
@@ -136,7 +136,7 @@ def _work(bench: Bench, policy: Any, phase: str) -> Any:
 
 
 def _summarize(bench: Bench, phase: str, found: Any) -> None:
-    """The ten kernels that take longest, and the share of the time between first and last in which none ran."""
+    """The ten longest kernels, and the fraction of the time between first and last in which none ran."""
     on_gpu = torch.autograd.DeviceType.CUDA
     wanted = on_gpu if bench.kind == "cuda" else torch.autograd.DeviceType.CPU
     events = [e for e in found.events() if e.device_type == wanted and (bench.kind == "cuda" or not e.cpu_children)]
@@ -148,9 +148,9 @@ def _summarize(bench: Bench, phase: str, found: Any) -> None:
     busy = sum(map(sum, totals.values()))
     for name, times in sorted(totals.items(), key=lambda item: -sum(item[1]))[:10]:
         note = f"{len(times)} kernels, {sum(times) / 1000:.2f} ms"
-        bench.row(f"{phase}: kernel {name[:90]}", sum(times) / busy, "share of kernel time", note)
+        bench.row(f"{phase}: kernel {name[:90]}", sum(times) / busy, "fraction of kernel time", note)
     span, covered = _covered([(e.time_range.start, e.time_range.end) for e in events])
-    bench.row(f"{phase}: idle", 1 - covered / span, "share", f"of {span / 1000:.1f} ms, {len(events)} kernels")
+    bench.row(f"{phase}: idle", 1 - covered / span, "fraction", f"of {span / 1000:.1f} ms, {len(events)} kernels")
 
 
 def _covered(spans: list[tuple[float, float]]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Stages in processes of their own, forked from one that has imported everything and never touched CUDA."""
+"""Separate processes for stages, forked from one that has imported everything and never initialized CUDA."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ KILLED = 137
 
 
 def preload() -> None:
-    """Import once what every stage would import for itself.
+    """Import once what every stage needs.
 
-    With NVML's count of devices, asking whether CUDA is there does not initialize it, which no fork would survive.
+    With NVML's device count, the check for CUDA does not initialize it. After an initialization no fork could use it.
     """
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,7 +30,7 @@ def preload() -> None:
     import guardlit.planning.estimate
     import guardlit.rewards.jpeg  # noqa: F401
 
-    torch.set_num_threads(1)  # a team of OpenMP threads that has worked hangs in whatever is forked from it
+    torch.set_num_threads(1)  # an OpenMP team that has run deadlocks in forked processes
     _ = diffusers.SD3Transformer2DModel, diffusers.FluxTransformer2DModel, diffusers.AutoencoderKL
     _ = diffusers.StableDiffusion3Pipeline, diffusers.FlowMatchEulerDiscreteScheduler
     _ = peft.LoraConfig, transformers.T5EncoderModel, transformers.CLIPModel, transformers.CLIPTextModelWithProjection
@@ -45,13 +45,13 @@ def cuda_is_spoiled() -> bool:
 
 @dataclass
 class Child:
-    """A forked process and how to be rid of it.
+    """A forked process.
 
     Attributes:
-        pid: which leads a process group of its own.
-        log: what it says.
+        pid: the leader of its process group.
+        log: its output.
         began: by `time.monotonic()`.
-        code: how it ended; None while it runs.
+        code: its exit code; None while it runs.
     """
 
     pid: int
@@ -68,7 +68,7 @@ class Child:
         return self.code
 
     def kill(self) -> None:
-        """End it and all that it started."""
+        """Kill it and all processes that it started."""
         for target in (lambda: os.killpg(self.pid, signal.SIGKILL), lambda: os.kill(self.pid, signal.SIGKILL)):
             try:
                 target()
@@ -89,7 +89,7 @@ class Child:
 
 
 def fork(work: Callable[[], object], log: Path) -> Child:
-    """Run `work` in a forked process; it ends with 0, with the whole number that it returned, or with 1 on an error."""
+    """Run `work` in a forked process; its exit code is 0, the integer that `work` returned, or 1 on an error."""
     sys.stdout.flush()
     sys.stderr.flush()
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def _die_with(parent: int) -> None:
 
 
 def last_line(log: Path) -> str:
-    """What a process said last that tells something."""
+    """The last line of a process's output that is not blank or indented."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    told = [line.strip() for line in lines if line.strip() and not line.startswith(" ")]
-    return told[-1][:300] if told else "it said nothing"
+    said = [line.strip() for line in lines if line.strip() and not line.startswith(" ")]
+    return said[-1][:300] if said else "it said nothing"

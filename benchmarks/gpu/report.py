@@ -13,7 +13,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a stage so far; a line that was cut off by the end of the process is left out."""
+    """The rows of a stage so far, without a line that the end of the process cut off."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -24,12 +24,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def filled(stage: Stage, rows: Rows, why: str, device: str, version: str) -> list[dict[str, Any]]:
-    """A stage's rows, and one for each that it owes, with the reason why it is missing.
+    """A stage's rows, and one for each missing row, with the reason.
 
     Args:
-        stage: with the names that it owes; a row whose name begins so pays the debt.
+        stage: with its expected names; a row counts if its name begins with one.
         rows: that it wrote.
-        why: the stage did not write others: how it ended.
+        why: the other rows are missing: how the stage ended.
         device: for rows of a stage that never began.
         version: of torch, likewise.
     """
@@ -42,8 +42,8 @@ def filled(stage: Stage, rows: Rows, why: str, device: str, version: str) -> lis
 
 
 def markdown(rows: Rows, head: Mapping[str, Any]) -> str:
-    """A heading with what is common, and a line a row."""
-    title = "Rehearsal: tiny sizes on the CPU; the numbers say nothing" if head["rehearsal"] else "Results"
+    """A heading with the common facts, and one line a row."""
+    title = "Rehearsal: tiny sizes on the CPU; the numbers mean nothing" if head["rehearsal"] else "Results"
     lines = [f"## {title}", "", f"{head['machine']}; {head['date']}; {head['seconds']:.0f} s", ""]
     lines += ["| stage | what | value | unit | device | torch | note |", "|---|---|--:|---|---|---|---|"]
     for row in rows:
@@ -55,7 +55,7 @@ def markdown(rows: Rows, head: Mapping[str, Any]) -> str:
 
 
 def write(folder: Path, rows: Rows, head: Mapping[str, Any]) -> None:
-    """`results.json` and `results.md` in a folder, each whole or not at all."""
+    """`results.json` and `results.md` in a folder, each written atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"results.json": json.dumps({**head, "rows": list(rows)}, indent=1), "results.md": markdown(rows, head)}
     for name, text in texts.items():

@@ -1,4 +1,4 @@
-"""What rounding does to ratios: the noise floor per step of the published architectures, and float16's loss scale."""
+"""Effects of rounding: the noise floor per step of the published architectures, and float16's loss scale."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES = ("stored, same batch", "stored, a third of the batch", "recomputed, a th
 def floor(bench: Bench, family: str) -> None:
     """Two forward passes of one network: root mean square of the log ratio by step, largest step.
 
-    Old velocities are those of the rollout's batch, or asked again at the micro-batch's own.
+    Old velocities are stored from the rollout's batch, or recomputed at the micro-batch's size.
     """
     for storage in dict.fromkeys(storage for storage, _ in VARIANTS[family].values()):
         names = [name for name, (stored, _) in VARIANTS[family].items() if stored == storage]
@@ -69,8 +69,8 @@ def _floor(bench: Bench, policy: Any, family: str, name: str) -> None:
         for step in range(trained):
             x, sigma = drawn.latents[:, step], coefficients.sigmas[step].float().expand(rows).to(bench.kind)
 
-            def ask(size: int, grad: bool, x: Tensor = x, sigma: Tensor = sigma, rows: int = rows) -> Tensor:
-                """Velocities (rows, ...) in micro-batches of that size, with a graph as in training or without."""
+            def velocities(size: int, grad: bool, x: Tensor = x, sigma: Tensor = sigma, rows: int = rows) -> Tensor:
+                """Velocities (rows, ...) in micro-batches of that size, with a graph as in training or without it."""
                 parts = []
                 for i in range(0, rows, size):
                     some = {k: v[i : i + size] for k, v in conditioning.items()}
@@ -80,11 +80,11 @@ def _floor(bench: Bench, policy: Any, family: str, name: str) -> None:
                 return torch.cat(parts)
 
             gain, eps = float(coefficients.velocity[step]), noise.draw(range(rows), step).to(bench.kind)
-            ours = ask(part, True)
+            ours = velocities(part, True)
             pairs = (
-                (ask(rows, True), drawn.velocity[:, step]),
+                (velocities(rows, True), drawn.velocity[:, step]),
                 (ours, drawn.velocity[:, step]),
-                (ours, ask(part, False)),
+                (ours, velocities(part, False)),
             )
             for case, (new, old) in zip(CASES, pairs, strict=True):
                 ratio = gain * ((new.double() - old.double()) * eps.double()).flatten(1).mean(1)
@@ -98,7 +98,7 @@ def _floor(bench: Bench, policy: Any, family: str, name: str) -> None:
 
 
 def scale(bench: Bench) -> None:
-    """Gradients of one micro-batch in float16 against float32, with Lightning's loss scale and times accumulation."""
+    """Gradients of one micro-batch in float16 against float32, with and without accumulation in the loss scale."""
     accumulation = 576
     with policy_of(bench.folder / "sd35", "sd35", bench.kind, bench.rehearse) as policy:
         stir(policy, 1e-3)
@@ -112,7 +112,7 @@ def scale(bench: Bench) -> None:
             bench.row(f"float16 gradient, scale {label}: error", error, "relative", note)
             zeros = float(((scaled == 0) & (exact != 0)).double().mean())
             bench.row(
-                f"float16 gradient, scale {label}: zeros", zeros, "share", "entries that float32 does not have at 0"
+                f"float16 gradient, scale {label}: zeros", zeros, "fraction", "entries that float32 does not have at 0"
             )
 
 

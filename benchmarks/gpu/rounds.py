@@ -1,4 +1,4 @@
-"""Rounds of the real loop: beside bare calls of its network, with each option, and with other micro-batches."""
+"""Rounds of the real loop: against bare calls of its network, with each option, and with other micro-batches."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ POLICY = "--model.policy.init_args"
 
 @dataclass(frozen=True)
 class Option:
-    """A setting whose effect is measured; a guardlit without it says so, and the table goes on.
+    """A setting whose effect is measured. A guardlit without it gives a row without a number.
 
     Attributes:
         name: in the table.
         arguments: of `fit`, on top of `sd35_pickscore` with `80gb.yaml`.
-        rounds: how many; the last one counts, so that what is done once is not in it.
+        rounds: how many; the last one counts, so that warm-up does not.
     """
 
     name: str
@@ -52,7 +52,7 @@ OPTIONS = (
     Option("vae_device: cpu", (f"{POLICY}.vae_device=cpu",)),
     Option("as shipped, again", (), rounds=2),
 )
-"""By importance: what comes last is not measured where time runs out."""
+"""By importance: the last options are not measured when time runs out."""
 
 
 def round_(bench: Bench) -> None:
@@ -66,20 +66,20 @@ def round_(bench: Bench) -> None:
     for phase, bare_seconds in bare.items():
         took = last[phase]
         bench.row(f"{phase}: bare calls / real", bare_seconds / took, "", f"{took:.2f} s; round {len(rounds)}; {note}")
-        bench.row(f"{phase}: share inside the model", last[f"model_{phase}"] / took, "", note)
+        bench.row(f"{phase}: fraction inside the model", last[f"model_{phase}"] / took, "", note)
     whole = last["rollout"] + last["update"]
     bench.row("round: bare calls / real", sum(bare.values()) / whole, "", f"{whole:.2f} s")
-    bench.row("first round: bare calls / real", _whole_ratio(rounds[0]), "", "warm-up included")
+    bench.row("first round: bare calls / real", _total_ratio(rounds[0]), "", "warm-up included")
     bench.row("images per second", last["images"] / whole, "1/s", note)
-    _utilisation(bench, arguments, last, whole)
+    _utilization(bench, arguments, last, whole)
 
 
-def _whole_ratio(one: dict[str, Any]) -> float:
+def _total_ratio(one: dict[str, Any]) -> float:
     return float((one["bare_rollout"] + one["bare_update"]) / (one["rollout"] + one["update"]))
 
 
-def _utilisation(bench: Bench, arguments: Sequence[str], last: dict[str, Any], whole: float) -> None:
-    """TFLOP/s by the closed form of docs/recipes.md, beside what the device can do."""
+def _utilization(bench: Bench, arguments: Sequence[str], last: dict[str, Any], whole: float) -> None:
+    """TFLOP/s by the closed form of docs/recipes.md, against the device's peak rates."""
     from benchmarks.recipes import cost, trained_steps
     from guardlit.commands.lightning_cli import settings_of
 
@@ -92,10 +92,10 @@ def _utilisation(bench: Bench, arguments: Sequence[str], last: dict[str, Any], w
     bench.row("TFLOP/s by the closed form", rate, "TFLOP/s", f"{counted.rollout + counted.training:.0f} TFLOP an image")
     ceiling = bench.known.get("matrix product, bf16")
     if ceiling:
-        bench.row("share of the measured bf16 ceiling", rate / ceiling, "", f"of {ceiling:.0f} TFLOP/s")
+        bench.row("fraction of the measured bf16 ceiling", rate / ceiling, "", f"of {ceiling:.0f} TFLOP/s")
     peak = peak_rate(bench.device)
     if peak:
-        bench.row("share of the data sheet's bf16 peak", rate / peak, "", f"of {peak:.0f} TFLOP/s")
+        bench.row("fraction of the data sheet's bf16 peak", rate / peak, "", f"of {peak:.0f} TFLOP/s")
 
 
 def options(bench: Bench) -> None:
@@ -122,7 +122,7 @@ def options(bench: Bench) -> None:
 
 
 def _why(text: str) -> str:
-    """What jsonargparse says of an option that is not there, in our words."""
+    """The reason, in guardlit's words where jsonargparse reports an unknown option."""
     unknown = ("not accepted", "Unrecognized", "unrecognized", "does not accept", "no option", "unknown key", "Unknown")
     return f"not available here: {text}" if any(word in text for word in unknown) else text
 
@@ -130,16 +130,16 @@ def _why(text: str) -> str:
 STAGES = (
     Stage(
         "round",
-        "the real loop beside bare calls",
+        "the real loop against bare calls",
         round_,
         75,
         (
             *(f"{p}: bare calls / real" for p in ("rollout", "update", "round", "first round")),
-            *(f"{p}: share inside the model" for p in ("rollout", "update")),
+            *(f"{p}: fraction inside the model" for p in ("rollout", "update")),
             "images per second",
             "TFLOP/s by the closed form",
-            "share of the measured bf16 ceiling",
-            "share of the data sheet's bf16 peak",
+            "fraction of the measured bf16 ceiling",
+            "fraction of the data sheet's bf16 peak",
         ),
     ),
     Stage("options", "each option on and off", options, 170, tuple(f"option: {o.name}" for o in OPTIONS)),

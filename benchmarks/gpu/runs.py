@@ -1,4 +1,4 @@
-"""Whole runs of `guardlit fit` in forked processes: of the tests' tiny model, and of the published ones at random."""
+"""Complete runs of `guardlit fit` in forked processes: of the tests' tiny model and of random published ones."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CLOCK = "benchmarks.gpu.clock.Clock"
 
 
 def use_the_tests_helpers() -> None:
-    """So that `from tiny_folders import make_sd3` is understood, as in the tests."""
-    for path in (str(ROOT / "tests"), str(ROOT)):
+    """Make `from tiny_folders import make_sd3` work, as in the tests."""
+    for path in (str(ROOT / "tests/support"), str(ROOT)):
         if path not in sys.path:
             sys.path.insert(0, path)
 
 
 def accelerator(bench: Bench) -> str:
-    """As the Trainer names the device."""
+    """The Trainer's name of the device."""
     return "gpu" if bench.kind == "cuda" else "cpu"
 
 
@@ -39,10 +39,10 @@ def command(arguments: Sequence[object]) -> int:
 
 
 def done(bench: Bench, name: str, work: Callable[[], object], limit: float | None = None) -> None:
-    """Run `work` in a forked process to its end.
+    """Run `work` in a forked process and wait for its end.
 
     Raises:
-        NotMeasuredError: it failed, or had to be killed; with the last thing that it said.
+        NotMeasuredError: it failed or was killed; with the last line of its output.
     """
     log = bench.folder / f"{name}.log"
     limit = bench.left - 1 if limit is None else min(limit, bench.left - 1)
@@ -54,7 +54,7 @@ def done(bench: Bench, name: str, work: Callable[[], object], limit: float | Non
 
 
 def tiny_run(bench: Bench, name: str, model: Path, **changes: object) -> Path:
-    """The YAML of a tiny run in a folder of its own, on the device; changes as in `tests/runs.py`."""
+    """The YAML of a tiny run in a new folder, on the device; changes as in `tests/support/runs.py`."""
     use_the_tests_helpers()
     from runs import config
 
@@ -69,7 +69,7 @@ def real_arguments(bench: Bench, family: str, more: Sequence[object], preset: st
     Args:
         bench: of the stage.
         family: `sd35` or `flux`.
-        more: arguments that come last, and so count.
+        more: arguments that come last and override the others.
         preset: of configs/gpu.
     """
     model = bench.folder / family
@@ -106,10 +106,10 @@ def sizes(images: int, group: int, micro_batch: int, rollout_batch: int, rounds:
 
 
 def fit(bench: Bench, name: str, family: str, arguments: Sequence[str], limit: float | None = None) -> dict[str, Any]:
-    """A run of `fit` on random weights in a forked process; what its clock found, see `clock.Clock`.
+    """Run `fit` on random weights in a forked process, and return the results of its clock (`clock.Clock`).
 
     Raises:
-        NotMeasuredError: it failed; an option that is not there among other reasons.
+        NotMeasuredError: it failed, for example at an unknown option.
     """
     out = bench.folder / f"{name}.json"
 

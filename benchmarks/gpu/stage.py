@@ -1,4 +1,4 @@
-"""What a stage is, what it is given, and the rows that it leaves."""
+"""A stage, its inputs and its rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class NotMeasuredError(Exception):
-    """Why a row, or a whole stage, has no number here: not an error of the program."""
+    """Why a row, or a stage, has no number; not an error of the program."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Row:
         value: None where it was not measured.
         unit: of the value.
         note: how it was measured, or why it was not.
-        device: that it is of.
+        device: that it was measured on.
         torch: version.
     """
 
@@ -43,14 +43,14 @@ class Row:
 
 @dataclass
 class Bench:
-    """What a stage works with, in a process of its own.
+    """The inputs of a stage, which runs in a separate process.
 
     Attributes:
         stage: its name.
         kind: `cuda` or `cpu`.
-        device: its name; asking torch for it would initialize CUDA, after which nothing could be forked.
-        rehearse: tiny sizes: the numbers say nothing.
-        folder: for whatever it writes; its own.
+        device: its name; torch would initialize CUDA to find it, after which no process could fork.
+        rehearse: tiny sizes; the numbers mean nothing.
+        folder: private to the stage, for its files.
         rows: the file that rows are appended to, one JSON object a line.
         ends: `time.monotonic()` at which it will be killed.
         known: values of stages before it, by name of the row.
@@ -75,7 +75,7 @@ class Bench:
         return tiny if self.rehearse else real
 
     def row(self, name: str, value: float, unit: str = "", note: str = "") -> None:
-        """Keep a number at once: whatever happens next, it is there."""
+        """Write a number to disk at once, so that a later failure cannot lose it."""
         value = float(value)
         if not math.isfinite(value):
             self.missing(name, f"the result was {value}; {note}")
@@ -83,11 +83,11 @@ class Bench:
         self._write(name, value, unit, note)
 
     def missing(self, name: str, why: str) -> None:
-        """Keep a reason why there is no number."""
+        """Write the reason why there is no number."""
         self._write(name, None, "", f"not measured: {why}")
 
     def trying(self, name: str, measure: Callable[[], None]) -> None:
-        """Measure one of several things; that it cannot be had is a row, and the stage goes on."""
+        """Measure one of several things; a failure becomes a row, and the stage continues."""
         try:
             measure()
         except Exception as error:
@@ -111,10 +111,10 @@ class Stage:
     Attributes:
         name: for the command line.
         about: one line.
-        run: called in a process of its own.
-        budget: seconds after which that is killed.
-        rows: names that it should leave; what is missing of them is reported as not measured.
-        alone: whether nothing else may run beside it, because it takes times.
+        run: called in a separate process.
+        budget: seconds after which that process is killed.
+        rows: names of its expected rows; missing ones are reported as not measured.
+        alone: whether no other stage may run at the same time, because it takes timings.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Whole tiny runs on the device: on-policy ratios, kill and resume, LoRA export, the digits' curve."""
+"""Complete tiny runs on the device: on-policy ratios, kill and resume, LoRA export, the digits' curve."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CURVE = Path(__file__).with_name("digits_cpu.json")
 
 
 def resume(bench: Bench) -> None:
-    """SIGKILL after the fifth update, resume, compare with an undisturbed run; with and without determinism."""
+    """SIGKILL after the fifth update, resume, compare with an uninterrupted run; with and without determinism."""
     use_the_tests_helpers()
     from tiny_folders import make_sd3
 
@@ -46,14 +46,14 @@ def _resume(bench: Bench, model: Path, kind: str) -> None:
     def path(name: str) -> Path:
         return tiny_run(bench, f"{kind}_{name}", model, **changes)
 
-    whole = path("whole")
-    done(bench, f"{kind} whole run", lambda: command(["fit", "--config", whole]))
-    expected = newest(whole.parent, LAST)
+    complete = path("complete")
+    done(bench, f"{kind} complete run", lambda: command(["fit", "--config", complete]))
+    expected = newest(complete.parent, LAST)
     if kind == "default" and not bench.rehearse:
         twin = path("twin")
         done(bench, f"{kind} twin", lambda: command(["fit", "--config", twin]))
         found = differing(expected, newest(twin.parent, LAST))
-        bench.row("two undisturbed runs, default: tensors that differ", len(found), "", _first(found))
+        bench.row("two uninterrupted runs, default: tensors that differ", len(found), "", _first(found))
     cut = path("cut")
     child = fork(lambda: command(["fit", "--config", cut]), bench.folder / f"{kind} cut.log")
     until = time.monotonic() + min(60, bench.left)
@@ -72,7 +72,7 @@ def _first(names: list[str]) -> str:
 
 
 def export(bench: Bench) -> None:
-    """A tiny run in half precision: its first update is on-policy; its LoRA loads in diffusers and draws there."""
+    """A tiny run in half precision: its first update is on-policy; diffusers loads its LoRA and samples an image."""
     use_the_tests_helpers()
     from runs import newest
     from tiny_folders import make_sd3
@@ -91,11 +91,11 @@ def export(bench: Bench) -> None:
     done(bench, "export", lambda: command(arguments))
     saved = torch.load(newest(path.parent), weights_only=True, map_location="cpu")["state_dict"]
     differing = _loaded(bench, model, out / "raw", saved)
-    bench.row("exported LoRA in diffusers: tensors that differ", differing, "", f"of {len(saved)}; it drew an image")
+    bench.row("exported LoRA in diffusers: tensors that differ", differing, "", f"of {len(saved)}; it sampled an image")
 
 
 def _loaded(bench: Bench, model: Path, folder: Path, saved: dict[str, torch.Tensor]) -> int:
-    """Tensors that diffusers has otherwise than the checkpoint; raises unless its pipeline draws with them."""
+    """Count tensors that differ between diffusers and the checkpoint; raises unless its pipeline samples with them."""
     import diffusers
 
     pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(model, local_files_only=True).to(bench.kind)
@@ -111,7 +111,7 @@ def _loaded(bench: Bench, model: Path, folder: Path, saved: dict[str, torch.Tens
 
 
 def digits(bench: Bench) -> None:
-    """The bundled digits, trained on the device; the reward's curve beside those of CPU runs with other seeds."""
+    """The bundled digits, trained on the device; the reward's curve against those of CPU runs with other seeds."""
     curves = json.loads(CURVE.read_text())
     rounds = bench.size(12, 1)
     arguments = ["fit", f"--config={ROOT / 'configs/tiny_digits.yaml'}", f"--trainer.max_epochs={rounds}"]
@@ -139,7 +139,7 @@ STAGES = (
         (
             "killed and resumed, deterministic: tensors that differ",
             "killed and resumed, default: tensors that differ",
-            "two undisturbed runs, default: tensors that differ",
+            "two uninterrupted runs, default: tensors that differ",
         ),
         alone=False,
     ),

@@ -1,8 +1,8 @@
-"""The usual loop, written from its description, and guardlit's, on the same work in the same run.
+"""Times the usual loop, written from its description, and guardlit's loop on the same work.
 
-Of each batch of images the usual loop encodes the prompts anew, draws, and keeps latents and log-probabilities; when
-all images are drawn they are scored; then each timestep of each batch is a forward and a backward pass of its own,
-whose ratio is the exponential of the difference of two log-probabilities.
+The usual loop encodes the prompts again for each batch of images, samples, and stores latents and log-probabilities.
+All images are scored after sampling. Then each timestep of each batch is one forward and backward pass, whose ratio is
+the exponential of the difference of two log-probabilities.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMAGES, GROUP, BATCH, STEPS = (18, 4), (9, 2), (9, 2), (10, 3)
 
 
 def run(bench: Bench) -> None:
-    """The shipped settings and the usual loop, each in a process of its own; the second of two rounds counts."""
+    """Run the shipped settings and the usual loop in separate processes; the second of two rounds counts."""
     images, group, batch, steps = (bench.size(*pair) for pair in (IMAGES, GROUP, BATCH, STEPS))
     arguments = real_arguments(bench, "sd35", sizes(images, group, batch, batch, 2, steps), preset=None)
     ours = fit(bench, "guardlit", "sd35", arguments)["rounds"][-1]
@@ -34,8 +34,8 @@ def run(bench: Bench) -> None:
     done(bench, "usual loop", lambda: _Usual(bench, images, batch, steps).write(out))
     theirs = json.loads(out.read_text())
     note = f"{images} images, {steps} steps, guidance 4.5, batch {batch}, stored old policy; random weights"
-    whole = {name: r["rollout"] + r["update"] for name, r in (("ours", ours), ("theirs", theirs))}
-    bench.row(ROWS[0], whole["theirs"] / whole["ours"], "x", f"{whole['theirs']:.2f} s / {whole['ours']:.2f} s; {note}")
+    total = {name: r["rollout"] + r["update"] for name, r in (("ours", ours), ("theirs", theirs))}
+    bench.row(ROWS[0], total["theirs"] / total["ours"], "x", f"{total['theirs']:.2f} s / {total['ours']:.2f} s; {note}")
     for name, phase in zip(ROWS[1:], ("rollout", "update"), strict=True):
         bench.row(name, theirs[phase] / ours[phase], "x", f"{theirs[phase]:.2f} s / {ours[phase]:.2f} s")
 
@@ -62,7 +62,7 @@ class _Encoders:
 
     @torch.no_grad()
     def __call__(self, count: int) -> dict[str, Tensor]:
-        """What the transformer takes, of so many prompts: the encoders work, and noise stands for their result."""
+        """The transformer's inputs for `count` prompts: the encoders run, and noise replaces their output."""
         for model, length in zip(self._models, self._lengths, strict=True):
             model(torch.randint(3, 1000, (count, length), device=self._kind))
         embeds = torch.randn(count, self._tokens, self._width, device=self._kind)
@@ -170,4 +170,4 @@ def _log_probability(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (-square - torch.log(std) - math.log(math.sqrt(2 * math.pi))).flatten(1).mean(1)
 
 
-STAGES = (Stage("usual", "beside the usual loop", run, 75, ROWS),)
+STAGES = (Stage("usual", "against the usual loop", run, 75, ROWS),)

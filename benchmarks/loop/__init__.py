@@ -1,1 +1,1 @@
-"""What a round costs beside a bare loop over the same model: `python -m benchmarks.loop`."""
+"""Measures a round against a bare loop over the same model: `python -m benchmarks.loop`."""

@@ -1,16 +1,16 @@
-"""A round beside a bare loop over the same model, paired in one process: `python -m benchmarks.loop`.
+"""Measures a round against a bare loop over the same model, paired in one process: `python -m benchmarks.loop`.
 
-Trains a random Stable Diffusion 3 model by `guardlit fit`, with every callback of `configs/tiny_digits.yaml`. Every
-denoising step and every micro-batch of the run is followed by a call of a bare loop: the same LoRA-wrapped transformer
-in eager mode and float32, on inputs of the same shape. So a machine that is slow for a moment is slow for both. Printed
-are the bare loop's CPU seconds over the run's, by phase and round, the share of each phase inside the model, and what
-lies between the model's calls. Validation is not part of a round.
+Trains a random Stable Diffusion 3 model by `guardlit fit`, with every callback of `configs/tiny_digits.yaml`. A call
+of a bare loop follows every denoising step and every micro-batch: the same LoRA-wrapped transformer in eager mode and
+float32, on inputs of the same shape. A machine that is slow for a moment is therefore slow for both. The tables show
+the bare loop's CPU seconds over the run's, by phase and round, the fraction of each phase inside the model, and the
+work between the model's calls. Validation is not part of a round.
 
-With `--set KEY=VALUE` the run has another setting and the bare loop stays what it is:
+`--set KEY=VALUE` changes a setting of the run, not of the bare loop:
 
     python -m benchmarks.loop --set model.policy.weights_dtype=bf16 --set trainer.precision=bf16-true
 
-A guard against regressions, not part of the tests:
+A check for regressions, not part of the tests:
 
     python -m benchmarks.loop --repeat 3 --json benchmarks/loop_baseline.json
     python -m benchmarks.loop --compare benchmarks/loop_baseline.json
@@ -34,14 +34,14 @@ import torch
 from benchmarks.loop.ledger import Ledger
 from benchmarks.loop.pairing import Bare, Pairing, Round
 from benchmarks.loop.ratios import differing, measures, worse
-from benchmarks.loop.report import shares, show_between, show_ratios, show_rounds, total
+from benchmarks.loop.report import model_fractions, show_between, show_ratios, show_rounds, total
 from benchmarks.loop.world import ROOT, SIZES, make_config, make_folder, policy_settings
 
 Measured = dict[str, Any]
 
 
 def arguments() -> argparse.Namespace:
-    """Of the command line."""
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.loop", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> list[Round]:
-    """Train in this process, and return what the rounds took."""
+    """Train in this process, and return the rounds' times."""
     from guardlit.cli import main as fit
     from guardlit.commands import lightning_cli as app
     from guardlit.policies import LoRA, SD3Policy
@@ -79,16 +79,16 @@ def run(args: argparse.Namespace) -> list[Round]:
 
 
 def measured(rounds: list[Round]) -> Measured:
-    """Ratios and shares of one process, for the file."""
+    """Ratios and fractions of one process, for the file."""
     by_phase = [
         {phase: ([(r.cpu, b.cpu) for r, b in pairs], total(round, phase).cpu) for phase, pairs in round.pairs.items()}
         for round in rounds
     ]
-    return {"bare_over_run": measures(by_phase), "share_in_model": shares(rounds)}
+    return {"bare_over_run": measures(by_phase), "fraction_in_model": model_fractions(rounds)}
 
 
 def repeat(args: argparse.Namespace) -> list[Measured]:
-    """The same in several processes of their own."""
+    """Measure in several processes, one after another."""
     found: list[Measured] = []
     for _ in range(args.repeat):
         with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""Who spent the time: every moment of a run belongs to one name, the innermost that is open."""
+"""Accounts for time: every moment of a run belongs to one name, the innermost open one."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ ZERO = Clocks(0.0, 0.0)
 class Ledger:
     """Charges seconds to names, by phase.
 
-    With one torch thread a name is charged the CPU seconds of the main thread, and what other threads computed
-    meanwhile, noise drawn ahead or a logger's writing, stands under `OTHER_THREADS`: it is the run's, even where it
-    falls into a bare call. With several torch threads the two cannot be told apart and a name is charged all.
+    With one torch thread a name is charged the CPU seconds of the main thread. The work of other threads, such as noise
+    drawn ahead or a logger's writing, is charged to `OTHER_THREADS`: it belongs to the run, even during a bare call.
+    With several torch threads the two cannot be separated, and a name is charged both.
 
     Args:
-        one_thread: whether torch computes in the main thread alone.
+        one_thread: whether torch computes only in the main thread.
     """
 
     def __init__(self, one_thread: bool) -> None:
@@ -54,7 +54,7 @@ class Ledger:
         return time.thread_time(), time.process_time(), time.perf_counter()
 
     def charge(self) -> None:
-        """Charge what has passed to the innermost name."""
+        """Charge the elapsed time to the innermost name."""
         now = self._now()
         mine, process, wall = (after - before for before, after in zip(self._since, now, strict=True))
         self._since = now
@@ -64,7 +64,7 @@ class Ledger:
 
     @contextmanager
     def spend(self, name: str) -> Iterator[None]:
-        """Charge what happens here, but for what opens another name in it, to `name`."""
+        """Charge this context to `name`, without the inner contexts of other names."""
         self.charge()
         self._open.append(name)
         try:
@@ -74,7 +74,7 @@ class Ledger:
             self._open.pop()
 
     def enter(self, phase: str) -> str:
-        """From here on it is `phase`; returns the one before."""
+        """Switch to `phase`; returns the previous one."""
         self.charge()
         before, self.phase = self.phase, phase
         return before

@@ -23,10 +23,10 @@ MODEL = "model"
 
 @dataclass
 class Round:
-    """What one round took.
+    """The times of one round.
 
     Attributes:
-        pairs: by phase, of each step or micro-batch what the run took since the one before and the bare call took.
+        pairs: by phase, for each step or micro-batch the run's time since the previous one and the bare call's time.
         spent: by phase and name, CPU seconds and seconds; without the bare calls.
     """
 
@@ -35,10 +35,10 @@ class Round:
 
 
 class Bare:
-    """A loop that has nothing but the model: a LoRA-wrapped transformer in eager mode, float32.
+    """A loop of the model alone: a LoRA-wrapped transformer in eager mode, float32.
 
     Args:
-        transformer: with its adapter, of the same size as the run's, whatever the run does with its own.
+        transformer: with its adapter, of the same size as the run's, but a separate one.
     """
 
     def __init__(self, transformer: torch.nn.Module) -> None:
@@ -46,14 +46,14 @@ class Bare:
         self._inputs: Any = None
 
     def like(self, args: Any, kwargs: Any) -> None:
-        """Have inputs of these shapes."""
+        """Copy the inputs of the run's last call."""
 
-        def own(value: Any) -> Any:
+        def copied(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             return value.detach().float().clone() if value.is_floating_point() else value.clone()
 
-        self._inputs = tree_map(own, (args, kwargs))
+        self._inputs = tree_map(copied, (args, kwargs))
 
     def _velocity(self) -> Tensor:
         args, kwargs = self._inputs
@@ -86,7 +86,7 @@ class Pairing(pl.Callback):
         self._round: Round | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Come first, so that what the other callbacks take is seen."""
+        """Move to the front, so that the time of other callbacks is measured."""
         trainer.callbacks.sort(key=lambda callback: callback is not self)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,19 +136,19 @@ class Pairing(pl.Callback):
     def _in_phase(self, owner: Any, method: str, phase: str) -> None:
         call: Callable[..., Any] = getattr(owner, method)
 
-        def told(*args: Any, **kwargs: Any) -> Any:
+        def followed(*args: Any, **kwargs: Any) -> Any:
             before = self._ledger.enter(phase)
             try:
                 return call(*args, **kwargs)
             finally:
                 self._ledger.enter(before)
 
-        setattr(owner, method, told)
+        setattr(owner, method, followed)
 
     def _follow_rounds(self, module: Any) -> None:
         collect: Callable[..., Any] = module.collect
 
-        def told(*args: Any, **kwargs: Any) -> Any:
+        def followed(*args: Any, **kwargs: Any) -> Any:
             self._close()
             self._round = Round()
             self._ledger.enter("rollout")
@@ -157,10 +157,10 @@ class Pairing(pl.Callback):
             finally:
                 self._ledger.enter("update")
 
-        module.collect = told
+        module.collect = followed
 
     def on_phase(self, trainer: pl.Trainer, phase: str, done: int, total: int) -> None:
-        """A denoising step or a micro-batch is done: the bare one follows."""
+        """After a denoising step or a micro-batch, make the bare call."""
         if phase not in PHASES or self._round is None or self._ledger.phase != PHASES[phase]:
             return
         now = self._ledger.of_run(phase)
@@ -173,7 +173,7 @@ class Pairing(pl.Callback):
             self._round.pairs[phase].append((real, self._ledger.spent[phase, BARE] - before))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last round has its checkpoint, and is closed."""
+        """Close the last round, after its checkpoint."""
         self._close()
         self._ledger.enter("end")
 

@@ -1,4 +1,4 @@
-"""From pairs to ratios with an interval, and whether they are worse than those of a baseline."""
+"""Ratios of pairs with an interval, and the comparison with a baseline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bare_over_run(pairs: Sequence[Pair], tail: float = 0.0) -> float:
     """Seconds of the bare loop over those of the run.
 
     Args:
-        pairs: of each step, what the run took since the step before, and the bare call.
+        pairs: for each step, the run's seconds since the previous step, and the bare call's.
         tail: seconds of the run after its last pair.
     """
     run, bare = np.sum(np.array(pairs, dtype=np.float64).reshape(-1, 2), axis=0)
@@ -28,10 +28,10 @@ def bare_over_run(pairs: Sequence[Pair], tail: float = 0.0) -> float:
 
 
 def standard_error(groups: Sequence[Sequence[Pair]], tail: float = 0.0, seed: int = 0) -> float:
-    """Of `bare_over_run` over all groups together: a bootstrap that draws each group's pairs anew, with their partners.
+    """Standard error of `bare_over_run` over all groups: a bootstrap that resamples the pairs of each group.
 
     Args:
-        groups: pairs that are alike, such as those of one phase.
+        groups: pairs of one kind, such as one phase.
         tail: seconds of the run that are in no pair.
         seed: of the resampling.
     """
@@ -44,10 +44,10 @@ def standard_error(groups: Sequence[Sequence[Pair]], tail: float = 0.0, seed: in
 
 
 def measures(rounds: Sequence[Mapping[str, tuple[Sequence[Pair], float]]]) -> dict[str, tuple[float, float]]:
-    """Ratio and standard error of the first round and of the later ones together, by phase and in all.
+    """Ratio and standard error of the first round and of all later ones, by phase and in total.
 
     Args:
-        rounds: of each phase its pairs, and all that the run took in it.
+        rounds: for each phase its pairs, and the run's total time in it.
     """
     out = {}
     for name, part in {"first": rounds[:1], "later": rounds[1:]}.items():
@@ -66,13 +66,13 @@ def measures(rounds: Sequence[Mapping[str, tuple[Sequence[Pair], float]]]) -> di
 
 
 def worse(new: Sequence[Mapping[str, Sequence[float]]], base: Sequence[Mapping[str, Sequence[float]]]) -> list[str]:
-    """What is worse than the baseline beyond the noise, a line each.
+    """One line for each ratio that is worse than the baseline beyond the noise.
 
-    A run's error is the larger one of what its pairs say and of how far the baseline's runs lie apart, since two
-    processes on one machine may differ by more than the pairs of each.
+    A run's error is the larger of its pairs' error and the spread of the baseline's runs: two processes on one machine
+    may differ by more than the pairs of each.
 
     Args:
-        new: of each run, ratio and standard error by measure.
+        new: for each run, ratio and standard error by measure.
         base: the same of the baseline's runs.
     """
     lines = []
@@ -93,6 +93,6 @@ def _of_mean(errors: Sequence[float]) -> float:
 
 
 def differing(new: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    """Settings in which a measurement is none of what the baseline measured."""
+    """Settings in which a measurement differs from the baseline."""
     names = sorted(new.keys() | base.keys())
     return [f"{n} is {new.get(n)!r} here and {base.get(n)!r} there" for n in names if new.get(n) != base.get(n)]

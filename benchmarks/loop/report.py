@@ -16,12 +16,12 @@ CLOCKS = ("CPU", "wall")
 
 
 def total(round: Round, phase: str) -> Clocks:
-    """All that the run took in a phase, without the bare calls."""
+    """The run's time in a phase, without the bare calls."""
     return sum((clocks for (p, _), clocks in round.spent.items() if p == phase), ZERO)
 
 
-def shares(rounds: Sequence[Round]) -> dict[str, float]:
-    """CPU seconds inside the model over all of a phase's."""
+def model_fractions(rounds: Sequence[Round]) -> dict[str, float]:
+    """CPU seconds inside the model over those of the phase."""
     out = {}
     for phase in ("rollout", "update"):
         inside = sum(round.spent[phase, MODEL].cpu for round in rounds)
@@ -30,7 +30,7 @@ def shares(rounds: Sequence[Round]) -> dict[str, float]:
 
 
 def show_rounds(title: str, rounds: Sequence[Round]) -> None:
-    """A row a round and phase: what it took, beside the bare loop, and the share inside the model."""
+    """One row for each round and phase: its time, against the bare loop, and the fraction inside the model."""
     table = Table(title=title)
     for column in (
         "round",
@@ -39,7 +39,7 @@ def show_rounds(title: str, rounds: Sequence[Round]) -> None:
         "CPU s",
         "bare / run",
         "of pairs",
-        "share in model",
+        "in the model",
         "wall s",
         "bare / run",
     ):
@@ -48,8 +48,8 @@ def show_rounds(title: str, rounds: Sequence[Round]) -> None:
         for phase, pairs in round.pairs.items():
             run, bare = total(round, phase), sum((b for _, b in pairs), ZERO)
             middle = sorted(b.cpu / r.cpu for r, b in pairs)[len(pairs) // 2]
-            share = round.spent[phase, MODEL].cpu / run.cpu
-            numbers = f"{run.cpu:.2f}", f"{bare.cpu / run.cpu:.4f}", f"{middle:.3f}", f"{share:.4f}", f"{run.wall:.2f}"
+            inside = round.spent[phase, MODEL].cpu / run.cpu
+            numbers = f"{run.cpu:.2f}", f"{bare.cpu / run.cpu:.4f}", f"{middle:.3f}", f"{inside:.4f}", f"{run.wall:.2f}"
             table.add_row(str(i), phase, str(len(pairs)), *numbers, f"{bare.wall / run.wall:.3f}")
     Console(width=120).print(table)
 
@@ -61,11 +61,11 @@ def show_ratios(ratios: Mapping[str, Sequence[float]]) -> None:
 
 
 def show_between(rounds: Sequence[Round], least: float = 0.5) -> None:
-    """What is not the model, in milliseconds of CPU a round, the first round apart.
+    """Time outside the model, in milliseconds of CPU a round; the first round has separate columns.
 
     Args:
         rounds: all of them.
-        least: milliseconds; what takes less in every column stands in one row.
+        least: milliseconds; names with less in every column share one row.
     """
     columns = {
         f"{part} {phase}": (rs, phase)

@@ -1,4 +1,4 @@
-"""The job: a random Stable Diffusion 3 folder and the configuration of a `guardlit fit` on it."""
+"""The workload: a random Stable Diffusion 3 folder and the configuration of a `guardlit fit` on it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def make_config(folder: Path, model: Path, size: str, rounds: int, callbacks: st
 
 
 def every_callback() -> list[Any]:
-    """Those of `configs/tiny_digits.yaml`; its gold scorers judge digits, so another one takes their place."""
+    """Those of `configs/tiny_digits.yaml`; its gold scorers need digits, so another scorer replaces them."""
     chosen: list[Any] = yaml.safe_load((ROOT / "configs/tiny_digits.yaml").read_text())["trainer"]["callbacks"]
     for callback in chosen:
         if isinstance(callback, dict) and callback["class_path"].endswith("GoldScore"):

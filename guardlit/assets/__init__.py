@@ -1,4 +1,4 @@
-"""What ships inside the package: the tiny digits world and prompt files, reached as `guardlit://name`."""
+"""Bundled files, the tiny digits world and prompts, with paths `guardlit://name`. Imports errors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NAMES = ("digits", "digits_scorers", "prompts/digits.jsonl", "prompts/everyday.t
 
 
 def resolve(path: str) -> Path | str:
-    """Turn `guardlit://name` into the bundled file or folder; any other path or hub id comes back unchanged.
+    """The bundled file or folder of `guardlit://name`; any other path or hub id is returned unchanged.
 
     Raises:
-        GuardlitError: when nothing of that name is bundled; the message lists what is.
+        GuardlitError: nothing of that name is bundled; the message lists all names.
     """
     if not path.startswith(SCHEME):
         return path

@@ -1,1 +1,1 @@
-"""What checkpoints hold, and whether they are intact. Imports processes."""
+"""What checkpoints hold, and how they are written, verified and found. Imports errors, types, files and processes."""

@@ -1,11 +1,9 @@
-"""Checkpoints are written whole or not at all, and only whole ones are loaded."""
+"""Lightning's checkpoint IO: writes atomically, and loads intact checkpoints only."""
 
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,19 +16,20 @@ from guardlit_callbacks.distributed.gather import gather_objects
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.serialization import config as serialization
 
-from guardlit.checkpoints.integrity import find_corruption, fsync, raise_corrupt, require_intact, siblings
+from guardlit.checkpoints.discovery import raise_corrupt, require_intact, siblings
+from guardlit.checkpoints.integrity import find_corruption
 from guardlit.checkpoints.shards import read_shards
 from guardlit.errors import GuardlitError
+from guardlit.files import HOST, atomic_write
 
-_HOST = socket.gethostname()
 _DAY = 24 * 3600.0  # seconds
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all, load without executing anything, and whose errors name the file.
+    """Writes checkpoints atomically, loads intact ones only and runs no code from them; errors name the file.
 
-    Lightning's own writer goes through the system's temporary folder, whose move to another disk is not atomic, and
-    lets a denied permission pass in silence; its reader takes damaged numbers for numbers.
+    Lightning's own writer uses the system's temporary folder, whose move to another disk is not atomic, and ignores a
+    denied permission; its reader accepts corrupt numbers.
 
     Args:
         collective: all ranks load at once, as the Trainer's do: rank 0 decides which file, and one that is corrupt on
@@ -41,13 +40,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self._collective = collective
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write beside `path`, then move into place; a full disk or a read-only folder is one line."""
+        """Write to a temporary file and rename it; raises one line for a full disk or a read-only folder."""
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent)
-            # without the checksums, which somebody may have switched off, nothing tells later whether it is whole
-            with atomic_write(path) as file, serialization.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
+            # the checksums, which a user may have turned off, tell later whether it is intact
+            with locked_write(path) as file, serialization.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
             raise write_error(path, error) from error
@@ -66,24 +65,24 @@ class SafeCheckpointIO(TorchCheckpointIO):
         else:
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise GuardlitError(f"{path} is no Lightning checkpoint")
+            raise GuardlitError(f"{path} is not a Lightning checkpoint")
         return checkpoint
 
 
 def write_error(path: Path, error: BaseException) -> GuardlitError:
-    """What to raise where a checkpoint could not be written."""
+    """The error to raise where a checkpoint could not be written."""
     kept = next((other for other in siblings(path) if find_corruption(other) is None), None)
     rest = f"the last one kept is {kept}" if kept else "no earlier one exists"
     return GuardlitError(f"checkpoint {path} could not be written ({_reason(error)}); {rest}")
 
 
 def agree_on_intact(path: Path) -> Path:
-    """The first process's checkpoint, which is whole; to be called by all processes.
+    """Rank 0's checkpoint, which is intact. Collective: every rank must call it.
 
-    Processes look for the newest one each for itself, and may see a shared file system at different moments.
+    Each rank looks for the newest one by itself, and may see a shared file system at another moment.
 
     Raises:
-        GuardlitError: on all processes, where one of them finds damage.
+        GuardlitError: on every rank, where one of them finds it corrupt.
     """
     paths = gather_objects(path)
     path, rank = paths[0], dist.get_rank() if len(paths) > 1 else 0
@@ -94,8 +93,8 @@ def agree_on_intact(path: Path) -> Path:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, where torch's zip writer came to grief over it."""
-    failures = getattr(error, "failures", {})  # of each process, where several wrote shards
+    """The system's error, also where torch's zip writer failed because of it."""
+    failures = getattr(error, "failures", {})  # by rank, where several wrote shards
     cause: BaseException | None = next((failure for failure, _ in failures.values()), error)
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
@@ -103,38 +102,33 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name, in place of what has it now, once it is on disk; an error leaves nothing of it."""
-    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells `sweep` that it is being written
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def locked_write(path: Path) -> Iterator[IO[bytes]]:
+    """`atomic_write`, with a lock on the temporary file that tells `remove_leftovers` that it is being written."""
+    with atomic_write(path) as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield file
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that are gone left half-written, here and in the other runs beside this one."""
+    """Remove temporary files of processes that were killed, in this folder and in those of the other runs."""
     run = folder.absolute().parent
-    beside = run.name.startswith("version_") and folder.name == "checkpoints"
-    for temporary in run.parent.glob("version_*/checkpoints/.*.tmp") if beside else folder.glob(".*.tmp"):
+    of_a_run = run.name.startswith("version_") and folder.name == "checkpoints"
+    for temporary in run.parent.glob("version_*/checkpoints/.*.tmp") if of_a_run else folder.glob(".*.tmp"):
         with suppress(OSError):
             if _is_left_over(temporary):
                 shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 
 def _is_left_over(temporary: Path) -> bool:
-    """Nobody writes it any more: its lock is free or, where another host's lock may not be seen, it rests for a day."""
-    resting = time.time() - max(p.stat().st_mtime for p in (temporary, *temporary.rglob("*"))) > _DAY
-    if not temporary.is_file() or f".{_HOST}." not in temporary.name:
-        return resting
+    """Whether its writer is gone: the lock is free or, for another host's file, a day has passed since the last write.
+
+    Another host's lock may not be visible.
+    """
+    unchanged = time.time() - max(p.stat().st_mtime for p in (temporary, *temporary.rglob("*"))) > _DAY
+    if not temporary.is_file() or f".{HOST}." not in temporary.name:
+        return unchanged
     with temporary.open("rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     # its writer locks it before the first byte
-    return resting or temporary.stat().st_size > 0
+    return unchanged or temporary.stat().st_size > 0

@@ -1,4 +1,4 @@
-"""Checkpoints as folders, to which every process writes its part of the weights and of the optimizer's state."""
+"""Checkpoints as folders, to which every rank writes its part of the weights and of the optimizer's state."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch.distributed as dist
 from guardlit_callbacks.distributed.gather import gather_objects
 from torch import Tensor
 
-from guardlit.checkpoints.integrity import META, digests, move_into_place, write_manifest
+from guardlit.checkpoints.manifest import META, digests, move_into_place, write_manifest
 
 Key = tuple[str, ...]
 
 
 def write_shards(checkpoint: dict[str, Any], path: Path, barrier: Callable[[], None]) -> None:
-    """Write a folder that appears whole or not at all; to be called by all processes.
+    """Write a folder atomically. Collective: every rank must call it.
 
     Args:
         checkpoint: as Lightning makes it, with sharded tensors under `state_dict` and `optimizer_states`.
         path: of the folder.
-        barrier: waits for all processes.
+        barrier: waits for all ranks.
     """
     from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -33,10 +33,10 @@ def write_shards(checkpoint: dict[str, Any], path: Path, barrier: Callable[[], N
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     barrier()
-    spread, rest = _split(checkpoint)
-    save(spread, checkpoint_id=temporary)
-    own = [file.name for file in temporary.glob(f"__{dist.get_rank()}_*")]
-    known = gather_objects(digests(temporary, own))
+    sharded, rest = _split(checkpoint)
+    save(sharded, checkpoint_id=temporary)
+    own_files = [file.name for file in temporary.glob(f"__{dist.get_rank()}_*")]
+    known = gather_objects(digests(temporary, own_files))
     if first:
         torch.save(rest, temporary / META)
         write_manifest(temporary, {name: digest for each in known for name, digest in each.items()})
@@ -49,8 +49,8 @@ def read_shards(path: Path, parameters: Mapping[str, Tensor] | None = None, devi
 
     Args:
         path: of the folder.
-        parameters: by name, to be spread like them, on all processes together; None reads whole tensors.
-        device: of whole tensors; `meta` reads none.
+        parameters: by name; tensors are sharded as they are, and the call is collective. None reads full tensors.
+        device: of full tensors; `meta` reads none.
     """
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -58,33 +58,33 @@ def read_shards(path: Path, parameters: Mapping[str, Tensor] | None = None, devi
 
     rest: dict[str, Any] = torch.load(path / META, map_location=device, weights_only=True)
     reader = FileSystemReader(path)
-    spread: dict[str, Tensor] = {}
+    sharded: dict[str, Tensor] = {}
     for name, stored in reader.read_metadata().state_dict_metadata.items():
         assert isinstance(stored, TensorStorageMetadata)  # nothing else is written
         parameter = (parameters or {}).get(name.split("|")[1])
         if parameter is not None and parameter.shape == stored.size:
-            spread[name] = torch.empty_like(parameter, dtype=stored.properties.dtype, requires_grad=False)
+            sharded[name] = torch.empty_like(parameter, dtype=stored.properties.dtype, requires_grad=False)
         else:
-            spread[name] = torch.empty(stored.size, dtype=stored.properties.dtype, device=device)
+            sharded[name] = torch.empty(stored.size, dtype=stored.properties.dtype, device=device)
     if device != "meta":
-        load(spread, storage_reader=reader, no_dist=parameters is None)
-    return _join(spread, rest)
+        load(sharded, storage_reader=reader, no_dist=parameters is None)
+    return _join(sharded, rest)
 
 
 def _split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors of weights and optimizers under flat names, and everything else."""
-    spread = {f"model|{name}": tensor for name, tensor in checkpoint["state_dict"].items()}
+    sharded = {f"model|{name}": tensor for name, tensor in checkpoint["state_dict"].items()}
     states = []
     for number, optimizer in enumerate(checkpoint.get("optimizer_states", ())):
         plain: dict[str, dict[str, Any]] = {name: {} for name in optimizer["state"]}
         for name, key, value in _values(optimizer):
             if isinstance(value, Tensor):
-                spread[f"{number}|{name}|{key}"] = value
+                sharded[f"{number}|{name}|{key}"] = value
             else:
                 plain[name][key] = value
         states.append({**optimizer, "state": plain})
     rest = {**checkpoint, "state_dict": {}}
-    return spread, rest | ({"optimizer_states": states} if "optimizer_states" in checkpoint else {})
+    return sharded, rest | ({"optimizer_states": states} if "optimizer_states" in checkpoint else {})
 
 
 def _values(optimizer: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -93,8 +93,8 @@ def _values(optimizer: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             yield name, key, value
 
 
-def _join(spread: Mapping[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
-    for flat, tensor in spread.items():
+def _join(sharded: Mapping[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    for flat, tensor in sharded.items():
         where, name, *key = flat.split("|")
         if where == "model":
             rest["state_dict"][name] = tensor

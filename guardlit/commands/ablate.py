@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from guardlit.config.limits import LARGEST_SEED
 from guardlit.errors import GuardlitError
+from guardlit.files import atomic_write
 from guardlit.objective import PRESETS
-from guardlit.rounds.settings import LARGEST_SEED
 
 NAMES = [preset.__name__ for preset in PRESETS]
 RECORD = "ablate.json"
@@ -39,7 +40,7 @@ class Run:
 
     def checkpoint(self) -> Path | None:
         """The newest that is whole, if there is one; raises `GuardlitError` where all are damaged."""
-        from guardlit.checkpoints.integrity import newest_first, newest_intact
+        from guardlit.checkpoints.discovery import newest_first, newest_intact
 
         return newest_intact(self.folder) if any(newest_first(self.folder)) else None
 
@@ -68,9 +69,8 @@ class Run:
         """Note the settings and how far the run is."""
         self.folder.mkdir(parents=True, exist_ok=True)
         document = {"finished": finished, "command": ["guardlit", *self.arguments], "settings": self.settings}
-        part = self.folder / f"{RECORD}.part"
-        part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.folder / RECORD)
+        with atomic_write(self.folder / RECORD) as file:
+            file.write(f"{json.dumps(document, indent=1)}\n".encode())
 
 
 def main(args: list[str]) -> None:
@@ -217,7 +217,7 @@ def _describe(run: Run, finished: bool) -> str:
     if finished:
         return f"clip {clip}, finished, is skipped"
     checkpoint = run.checkpoint()
-    return f"clip {clip}, " + (f"goes on from {checkpoint}" if checkpoint else "starts")
+    return f"clip {clip}, " + (f"resumes from {checkpoint}" if checkpoint else "starts")
 
 
 def _fit(run: Run) -> None:

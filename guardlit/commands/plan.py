@@ -11,12 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from guardlit.commands.lightning_cli import parse
 from guardlit.config.limits import check_trainer
 from guardlit.errors import GuardlitError
-from guardlit.planning.estimate import Estimate, estimate, prompts_of
-from guardlit.planning.run import PlannedRun, planned
+from guardlit.planning.estimate import Estimate, estimate
+from guardlit.planning.run import PlannedRun
 from guardlit.training.checks import check_precision
-from guardlit.training.linter import Finding, lint
+from guardlit.training.linter import Finding, LintFacts, lint
 
 Row = tuple[str, ...]
 PLAIN_WIDTH = 120
@@ -46,12 +47,13 @@ def main(args: list[str]) -> None:
     check_trainer(run.trainer)
     check_precision(run.precision, run.module.policy.forward_dtype)
     document: dict[str, Any] = {"run": _run(run)}
-    _refuse(lint(run.module, run.plan, run.precision, loaded=False))  # what cannot run cannot be measured
+    settings = (run.module, run.plan, run.precision, run.on_gpu)
+    _refuse(lint(LintFacts.of(*settings, loaded=False)))  # what cannot run cannot be measured
     try:
         found: Estimate | None = estimate(run)
     except GuardlitError as error:  # the model is not at hand: what does not depend on it can still be said
         found, document["missing"] = None, str(error)
-    findings = lint(run.module, run.plan, run.precision, loaded=found is not None, on_gpu=run.on_gpu)
+    findings = lint(LintFacts.of(*settings, loaded=found is not None))
     document["findings"] = [asdict(finding) for finding in findings]
     if found is not None:
         document |= _costs(run, found, options.tflops, options.mfu)
@@ -60,6 +62,16 @@ def main(args: list[str]) -> None:
         with _writing(options.json):
             options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     _refuse(findings)
+
+
+def planned(arguments: list[str]) -> PlannedRun:
+    """The run of `guardlit fit ARGUMENTS`, not started; mistakes exit with 2, as there."""
+    parser, config = parse(["fit", *arguments])
+    built = parser.instantiate_classes(config)["fit"]
+    trainer = vars(built.trainer)
+    found = trainer.get("callbacks") or []
+    callbacks = list(found) if isinstance(found, list | tuple) else [found]
+    return PlannedRun(built.model, built.data, trainer, callbacks)
 
 
 @contextmanager
@@ -139,7 +151,7 @@ def _disk(run: PlannedRun, found: Estimate) -> dict[str, int]:
     trained = found.footprint.trained
     checkpoint = trained * (2 if run.average else 1) + found.optimizer
     return {
-        "embedding cache": prompts_of(run) * found.footprint.embedding if found.footprint.remembered else 0,
+        "embedding cache": run.encoded * found.footprint.embedding if found.footprint.remembered else 0,
         "checkpoint of a round": checkpoint,
         "checkpoint within a round": checkpoint + 2 * trained + found.trajectories * run.world,
         "images": run.validations * run.grids * found.image_bytes,

@@ -26,7 +26,7 @@ from guardlit.serving.worker import Worker
 log = logging.getLogger("guardlit.serving")
 
 GRACE_S = 30
-"""How long requests under way have when the server is asked to stop."""
+"""Seconds that requests in progress have after a stop signal."""
 
 
 @dataclass
@@ -41,8 +41,8 @@ class ServerSettings:
         token_env: name of the environment variable with the token that clients must send; null asks for none.
         device: where scorers live whose placement does not say otherwise.
         limits: how much is taken at once.
-        merge: most images of waiting requests put together, by scorer; one that is not named gets every request by
-            itself, which gives the same values as in the trainer's own process.
+        merge: largest batch of waiting requests in images, by scorer; for a scorer that is not named, every request is
+            its own batch, which gives the same values as in the trainer's own process.
     """
 
     scorers: dict[str, Scorer]
@@ -99,7 +99,7 @@ def main(args: list[str]) -> None:
 
 
 def serve(settings: ServerSettings) -> None:
-    """Load the scorers and answer requests until SIGINT or SIGTERM, then finish what is under way.
+    """Load the scorers and answer requests until SIGINT or SIGTERM, then finish requests in progress.
 
     Raises:
         GuardlitError: an address or a token that cannot be used, or a scorer that cannot be loaded.
@@ -119,11 +119,11 @@ def token_of(settings: ServerSettings) -> str | None:
     if not settings.loopback and not settings.allow_remote:
         raise GuardlitError(
             f"host {settings.host} can be reached by other machines: add --allow_remote true to mean it, "
-            "and --token_env NAME so that not everybody is served"
+            "and --token_env NAME so that only clients with the token are served"
         )
     if settings.token_env is None:
         if not settings.loopback:
-            log.warning("%s serves everybody who reaches it; --token_env NAME asks for a token", settings.host)
+            log.warning("%s serves every client that can reach it; --token_env NAME requires a token", settings.host)
         return None
     return bearer_token(settings.token_env)
 
@@ -173,7 +173,7 @@ def _run(app: Any, listener: socket.socket, settings: ServerSettings) -> None:
             print(f"guardlit serve-reward: ready on {address} with {', '.join(settings.scorers)}", flush=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            log.warning("stopping; what is under way is finished first")  # stdout may be closed by now
+            log.warning("stopping after the requests in progress")  # stdout may be closed by now
             await super().shutdown(sockets)
 
     config = uvicorn.Config(

@@ -1,8 +1,7 @@
-"""Lightning's Trainer with guardlit's further commands: each method is a subcommand of the command line."""
+"""The Trainer of every run, from a script or the command line: each of its public methods is a command."""
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -18,16 +17,16 @@ from guardlit.ablation.output import print_analysis, write_analysis
 from guardlit.checkpoints.contents import check_fingerprint
 from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.data.prompts import checked_texts, load_prompts
-from guardlit.devices.float32 import allow_tf32
-from guardlit.errors import GuardlitError, NonFiniteError, at_least
+from guardlit.errors import GuardlitError, at_least
 from guardlit.gold import Gold
 from guardlit.gold.drawing import Drawn
 from guardlit.gold.evaluation import Evaluation
+from guardlit.processes.lightning_internals import remove_limits
 from guardlit.training.encoding import EncodeFirst
 from guardlit.training.export import export_weights, find_ema, write_images
 from guardlit.training.progress_bar import RoundProgress
-from guardlit.training.restart import restart_checkpoint
-from guardlit.training.run_folder import versions
+from guardlit.training.run_folder import command_line, versions
+from guardlit.training.run_trainer import RunTrainer, command
 from guardlit.types import Prompt
 
 if TYPE_CHECKING:
@@ -35,48 +34,18 @@ if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule
 
 
-class GuardlitTrainer(pl.Trainer):
-    """A Trainer that can also draw images, export weights and compare objectives, and whose `fit` can go back.
+class Trainer(RunTrainer):
+    """The Trainer of scripts and of the command line: Lightning's with a run's defaults, and guardlit's commands.
 
-    Args:
-        tf32: whether products and convolutions of float32 may round their factors to TF32's 11 bits, on GPUs since
-            Ampere; for the whole process. false by default, since torch's own is true for convolutions: a policy's
-            VAE and patch embedding are float32 by promise, and log ratios lie between 1e-6 and 1e-4. In half precision
-            little but the VAE is float32: its `decode_dtype` is the faster way there. null leaves torch's switches
-            as they are.
-        kwargs: of Lightning's Trainer.
+    A script that calls `fit` and `guardlit fit` with the same settings are the same run. Unless an argument says
+    otherwise a run has the defaults of `guardlit.training.defaults`: arguments such as `gradient_clip_val=1.0`,
+    TensorBoard and CSV logs in `default_root_dir/version_K` (for `fit`), verified checkpoints of the two newest
+    rounds, `interrupted.ckpt` on a signal, one line of progress, and a run folder that describes the run.
+
+    Its arguments are those of Lightning's Trainer and `tf32` (see `RunTrainer`).
     """
 
-    def __init__(self, *, tf32: bool | None = False, **kwargs: Any) -> None:
-        if tf32 is not None:
-            allow_tf32(tf32)
-        super().__init__(**kwargs)
-
-    def fit(
-        self,
-        model: pl.LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
-        datamodule: pl.LightningDataModule | None = None,
-        ckpt_path: str | Path | None = None,
-        weights_only: bool | None = None,
-    ) -> None:
-        """Train, and begin again from a good checkpoint for as long as a `Rollback` among the callbacks says so.
-
-        Args:
-            model: of the configuration.
-            train_dataloaders: not used by guardlit, whose data module has the rounds.
-            val_dataloaders: not used either.
-            datamodule: the prompts.
-            ckpt_path: a checkpoint to go on from; `last` for the newest one of the run's folder.
-            weights_only: not used: a checkpoint never executes anything.
-        """
-        while True:
-            try:
-                return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
-            except NonFiniteError as error:
-                ckpt_path = restart_checkpoint(self, error)
-
+    @command
     def sample(
         self,
         model: GRPOModule,
@@ -112,6 +81,7 @@ class GuardlitTrainer(pl.Trainer):
             for path in write_images(images, texts, n, Path(out)):
                 print(path)
 
+    @command
     def export(
         self,
         model: GRPOModule,
@@ -140,6 +110,7 @@ class GuardlitTrainer(pl.Trainer):
         for folder in export_weights(model, ema if averages else None, Path(out)):
             print(folder)
 
+    @command
     def evaluate(
         self,
         model: GRPOModule,
@@ -175,6 +146,7 @@ class GuardlitTrainer(pl.Trainer):
             drawn = evaluation.draw(datamodule, ckpt or [], label or [], weights, prompts, images_per_prompt)
         evaluation.score(drawn)
 
+    @command
     def ablate(
         self,
         model: GRPOModule,
@@ -202,9 +174,9 @@ class GuardlitTrainer(pl.Trainer):
         analysis = RolloutAnalysis(chosen, updates)
         mine: list[pl.Callback] = self.callbacks  # type: ignore[has-type]
         self.callbacks = [*(c for c in mine if isinstance(c, RoundProgress)), analysis]
+        self._logs_by_default = False
         self.limit_val_batches = 0
-        self.fit_loop.max_epochs, self.fit_loop.min_epochs = -1, 0
-        self.fit_loop.epoch_loop.max_steps, self.fit_loop.epoch_loop.min_steps = -1, None
+        remove_limits(self)
         with warnings.catch_warnings():
             # an average of the weights, or what else the checkpoint's callbacks keep, is not asked for
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
@@ -212,7 +184,7 @@ class GuardlitTrainer(pl.Trainer):
         assert analysis.result is not None
         print_analysis(analysis.result)
         provenance = {
-            "command": ["guardlit", *sys.argv[1:]],
+            "command": command_line(),
             "checkpoint": ckpt_path,
             "round": model.experience.round.index,
             "seed": model.experience.round.seed,
@@ -229,4 +201,4 @@ class GuardlitTrainer(pl.Trainer):
 def _validation_prompts(datamodule: PromptDataModule | None) -> list[Prompt]:
     if datamodule is None or not datamodule.val_source:
         raise GuardlitError("sample needs --prompts, or a configuration with data.val")
-    return load_prompts(datamodule.val_source)
+    return list(load_prompts(datamodule.val_source))

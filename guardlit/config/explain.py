@@ -45,6 +45,7 @@ NOISE = re.compile(
     "Does not validate|Subtypes:|Given value type|Errors:|Expected a path|Subclass types expect|a class path|a dict "
 )
 EXPECTED = re.compile(r"Expected an? (<class .+>|typing\.Literal.*|tuple .*)$")
+RESTRICTED = re.compile(r"Not of type \w+: does not conform to restriction v>=(\S+) and v<=(\S+)")
 NOT_A_SUBCLASS = re.compile(r"Not a valid subclass of (\w+)")
 NOT_A_CLASS = re.compile(
     r"Expected a dot import path string: (?P<short>.+)|Import path (?P<other>\S+) does not|"
@@ -174,6 +175,7 @@ def outline(message: str) -> Iterator[Finding]:
         elif header := re.match(r"Problem with given class_path '(.+?)':", text):
             stack.append((indent, ("class", header[1])))
             continue
+        text = re.sub(r"^Not of type \w+: invalid literal for int.*", "Expected a <class 'int'>", text)
         frames = tuple(frame for _, frame in stack)
         if text.startswith("Given value: "):
             values[frames] = text.removeprefix("Given value: ")
@@ -194,6 +196,8 @@ def _indent(text: str) -> str:
 
 def _rank(finding: Finding) -> int:
     """Order among entries of equal depth: the one that says most comes first."""
+    if RESTRICTED.match(finding.text):
+        return -1
     if finding.text.startswith("Not a valid subclass"):
         return 3
     expected = EXPECTED.match(finding.text)
@@ -226,6 +230,8 @@ def _verdict(parser: ArgumentParser, finding: Finding, siblings: Sequence[Findin
         return Verdict(f"{where}{name!r} {reason}{hint(close, known)}", value=name)
     if found := re.match(r"the following arguments are required: (.+)", finding.text):
         return Verdict(f"{_short(classes[-1])} needs {found[1]}", value=classes[-1])
+    if found := RESTRICTED.match(finding.text):
+        return Verdict(f"{where}must lie in {found[1]} to {found[2]}, found {finding.value}", value=finding.value)
     if EXPECTED.match(finding.text):
         here = [sibling.text for sibling in siblings if sibling.frames == finding.frames]
         expected = [m[1] for text in here if (m := EXPECTED.match(text) or NOT_A_SUBCLASS.match(text))]

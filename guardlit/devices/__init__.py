@@ -1,1 +1,1 @@
-"""What guardlit knows of devices: clocks, memory, float32 and copies that do not wait. Imports errors and types."""
+"""Devices: dtypes, bytes of tensors, cost of code, timing, float32 precision, copies. Imports errors and types."""

@@ -1,4 +1,4 @@
-"""What float32 means on a GPU: 24 bits of a number, or the 11 that TF32 leaves of it in products and convolutions."""
+"""TF32: whether matrix products and convolutions of float32 on a GPU round their factors to 11 bits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from torch import backends
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Let products and convolutions of float32 round their factors to TF32, or see that none does; for the process.
+    """Enable or disable TF32 in products and convolutions of float32, for the process.
 
-    torch's own defaults differ: products do not, cuDNN's convolutions do. What was set by torch's newer
-    `fp32_precision` is taken back first: torch refuses to read its older switches, as Lightning does, where both
-    disagree.
+    torch's defaults differ: products do not use TF32, cuDNN's convolutions do. torch's newer `fp32_precision` is reset
+    first: Lightning reads the older switches, which raise an error where both disagree.
 
     Args:
-        allowed: whether they may, on GPUs since Ampere.
+        allowed: whether TF32 is used, on GPUs since Ampere.
     """
     for place in (backends, backends.cudnn):
         place.fp32_precision = "none"  # type: ignore[attr-defined]
@@ -23,7 +22,7 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def float32_products() -> dict[str, bool]:
-    """Whether `matmul` and `convolution` of float32 may use TF32 by now, whichever switch said so."""
+    """Whether `matmul` and `convolution` of float32 currently use TF32, by either switch."""
     convolution = backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     now = {"matmul": backends.cuda.matmul.fp32_precision, "convolution": convolution}
     return {name: precision == "tf32" for name, precision in now.items()}

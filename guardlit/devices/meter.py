@@ -1,4 +1,4 @@
-"""What code costs that runs on the meta device: floating-point operations, and bytes alive at once."""
+"""The cost of code on the meta device: floating-point operations and peak memory."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from guardlit.devices.dtypes import FLOATS
+
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -25,16 +27,16 @@ _HALF = frozenset(
     | {torch.bmm, torch.addmm, torch.baddbmm, functional.scaled_dot_product_attention}
 )
 _FULL = frozenset({torch.layer_norm, torch.group_norm, torch.softmax, torch.pow, torch.Tensor.pow, torch.rsqrt})
-"""What autocast runs in half precision and, on CUDA, in float32, of what transformers and VAEs call."""
+"""Functions that autocast runs in half precision, and on CUDA in float32, among those of transformers and VAEs."""
 
 
 @dataclass
 class Cost:
-    """Of a stretch of code.
+    """Cost of a block of code.
 
     Attributes:
         flops: floating-point operations of matrix products, convolutions and attention, 2 a multiply-add.
-        peak: most bytes alive at once that were allocated within it.
+        peak: largest number of bytes in use at once, of those allocated in the block.
     """
 
     flops: float = 0.0
@@ -43,16 +45,15 @@ class Cost:
 
 @contextmanager
 def measured(half: torch.dtype | None = None, full_precision_norms: bool = False) -> Iterator[Cost]:
-    """Measure what runs on the meta device inside the block.
+    """Measure the code of the block, on the meta device or a real one.
 
-    Attention counts as the fused kernel that CPU and GPU take: its scores are never kept, and are counted once in the
-    forward and twice in the backward pass, as the arithmetic of utilisation has it. What a kernel allocates for itself
-    alone is not seen.
+    One pass gives operations and memory. Lightning's `measure_flops` counts equal operations, and no memory. Attention
+    counts as the fused kernel of CPU and GPU: its scores are never stored; they count once in the forward and twice in
+    the backward pass, as is usual for model FLOPs utilization. Temporary memory inside kernels is not counted.
 
     Args:
-        half: the dtype of autocast; null for none. The meta device knows no autocast, so that what it would cast is
-            cast here.
-        full_precision_norms: whether autocast takes norms and softmax to float32: CUDA's does.
+        half: the dtype of autocast; None for none. The meta device has no autocast, so its casts are made here.
+        full_precision_norms: whether autocast computes norms and softmax in float32, as CUDA's does.
     """
     meter = _Meter()
     with meter, _Device(half, full_precision_norms):
@@ -60,7 +61,7 @@ def measured(half: torch.dtype | None = None, full_precision_norms: bool = False
 
 
 def backward(loss: Tensor) -> None:
-    """`loss.backward()`, which in its public form takes the modes of `measured` off: no recomputation would be seen."""
+    """`loss.backward()`; the public form disables the modes of `measured`, which then would miss recomputed blocks."""
     one = (torch.ones_like(loss),)
     _engine_run_backward((loss,), one, False, False, (), allow_unreachable=True, accumulate_grad=True)
 
@@ -77,9 +78,9 @@ _FORMULAS = {**flop_registry, _FUSED: _attention_flops, _FUSED_BACKWARD: _attent
 
 
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up operations, and follows every storage from the operation that makes it until nobody holds it any more.
+    """Sums operations, and tracks every storage from its allocation to its release.
 
-    torch's own `FlopCounterMode` has the same formulas, but follows modules too, and so holds on to their outputs.
+    torch's own `FlopCounterMode` has the same formulas, but tracks modules too, and so keeps their outputs alive.
     """
 
     def __init__(self) -> None:
@@ -93,33 +94,33 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         for tensor in _tensors((args, kwargs)):
-            self._meet(tensor, 0)  # made before the block: not its cost
+            self._track(tensor, 0)  # allocated before the block: not its cost
         out = func(*args, **kwargs)
         if (formula := _FORMULAS.get(func.overloadpacket)) is not None:
             self.cost.flops += float(formula(*args, **kwargs, out_val=out))
         for tensor in _tensors(out):
-            self._meet(tensor, tensor.untyped_storage().nbytes())
+            self._track(tensor, tensor.untyped_storage().nbytes())
         return out
 
-    def _meet(self, tensor: Tensor, size: int) -> None:
+    def _track(self, tensor: Tensor, size: int) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._known:
             return
-        self._known[key] = weakref.ref(storage, self._forget(key, size))
+        self._known[key] = weakref.ref(storage, self._release(key, size))
         self._now += size
         self.cost.peak = max(self.cost.peak, self._now)
 
-    def _forget(self, key: int, size: int) -> Callable[[object], None]:
-        def forget(_: object) -> None:
+    def _release(self, key: int, size: int) -> Callable[[object], None]:
+        def release(_: object) -> None:
             del self._known[key]
             self._now -= size
 
-        return forget
+        return release
 
 
 class _Device(TorchFunctionMode):
-    """Runs on the meta device what a real one would run: fused attention, and autocast."""
+    """Runs on the meta device what a real device would run: fused attention, and autocast."""
 
     def __init__(self, half: torch.dtype | None, full_precision_norms: bool) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ def _fused_attention(
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     if attn_mask is not None and not attn_mask.is_floating_point():
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-    if query.ndim != 4 or not (query.shape[-1] == key.shape[-1] == value.shape[-1]):  # which no fused kernel takes
+    if query.ndim != 4 or not (query.shape[-1] == key.shape[-1] == value.shape[-1]):  # no fused kernel supports it
         return functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
     return _FUSED(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
@@ -163,6 +164,5 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    """All float32 and half-precision tensors of a tree in another of these."""
-    floats = (torch.float32, torch.float16, torch.bfloat16)
-    return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.dtype in floats else x, tree)
+    """A tree with its float32 and half-precision tensors cast to a dtype."""
+    return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.dtype in FLOATS else x, tree)

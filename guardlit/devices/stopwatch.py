@@ -1,4 +1,4 @@
-"""How long work takes, on a GPU without waiting for it."""
+"""Timing of work, on a GPU without host-device synchronization."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 
 class Stopwatch:
-    """Adds up stretches of work; those on a GPU by its own clock, from when it comes to them to when it is done."""
+    """Sums the durations of intervals of work; on a GPU by CUDA events, from the work's start to its end there."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._stretches: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._intervals: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def running(self, device: torch.device) -> Iterator[None]:
-        """Measure what is done inside."""
+        """Measure the work of the block."""
         if device.type != "cuda":
             begun = time.perf_counter()
             yield
@@ -29,14 +29,14 @@ class Stopwatch:
         ends[0].record(stream)
         yield
         ends[1].record(stream)
-        self._stretches.append(ends)
+        self._intervals.append(ends)
 
     @property
     def seconds(self) -> float:
-        """Of all stretches so far; waits until they are done."""
-        if self._stretches:
-            self._stretches[-1][1].synchronize()
-        milliseconds = sum(begin.elapsed_time(end) for begin, end in self._stretches)
-        self._stretches = []
+        """Total of all intervals so far; waits for the GPU to finish them."""
+        if self._intervals:
+            self._intervals[-1][1].synchronize()
+        milliseconds = sum(begin.elapsed_time(end) for begin, end in self._intervals)
+        self._intervals = []
         self._seconds += milliseconds / 1000
         return self._seconds

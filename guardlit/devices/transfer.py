@@ -1,4 +1,4 @@
-"""Copies to a GPU that wait for nothing, and trajectories that rest on the device or beside it."""
+"""Asynchronous copies to a GPU, and trajectories stored on the device or in host memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Place = Literal["device", "host"]
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device; to a GPU from pinned memory, so that neither waits for the other."""
+    """Copy a CPU tensor to a device; to a GPU from pinned memory, asynchronously."""
     if device.type != "cuda":
         return tensor.to(device)
     pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
@@ -21,31 +21,31 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Trajectories:
-    """A round's states and, if asked for, velocities, n rows of (S, C, H, W) float32, at one place.
+    """A round's states and optionally velocities, n rows of (S, C, H, W) float32.
 
-    On the `host` they leave the device's memory to the network; on a GPU's host that is pinned memory, out of which the
-    rows of a micro-batch are copied while the device still computes on those before.
+    On the `host` they leave the device's memory to the network. If the device is a GPU, that memory is pinned, and the
+    rows of a micro-batch are copied while the GPU still computes on the previous one.
 
     Args:
         latents: x_t before each trained step, (n, S, C, H, W).
-        velocity: the sampling policy's there, of the same shape; None where nobody will ask for them.
+        velocity: the old policy's velocity there, of the same shape; None if it is not needed.
         device: where they are used.
-        place: where they rest.
+        place: where they are stored.
     """
 
     def __init__(self, latents: Tensor, velocity: Tensor | None, device: torch.device, place: Place) -> None:
         self.device, self.place = device, place
-        self.latents = self._kept(latents)
-        self.velocity = None if velocity is None else self._kept(velocity)
+        self.latents = self._stored(latents)
+        self.velocity = None if velocity is None else self._stored(velocity)
 
     @classmethod
     def room(cls, rows: int, first: Trajectory, place: Place) -> Trajectories:
-        """Room for a round that begins with a batch such as `first`; one block, since lists hold all twice when joined.
+        """Allocate the trajectories of a round in one block: concatenating batches would hold them twice.
 
         Args:
             rows: n.
-            first: a batch as it was drawn, on the device it is used on.
-            place: where the trajectories are to rest.
+            first: a batch of the rollout, on the device where it is used; not stored.
+            place: where the trajectories are stored.
         """
         device = first.latents.device
         here = torch.device("cpu") if place == "host" else device
@@ -56,21 +56,21 @@ class Trajectories:
 
         return cls(empty(first.latents), None if first.velocity is None else empty(first.velocity), device, place)
 
-    def _kept(self, table: Tensor) -> Tensor:
+    def _stored(self, table: Tensor) -> Tensor:
         if self.place == "device":
             return table.to(self.device)
         table = table.cpu()
         return table.pin_memory() if self.device.type == "cuda" and not table.is_pinned() else table
 
     def put(self, first: int, drawn: Trajectory) -> None:
-        """Keep a batch as the rows from `first` on."""
+        """Store a batch as the rows from `first` on."""
         rows = slice(first, first + len(drawn.latents))
         self.latents[rows] = drawn.latents
         if self.velocity is not None and drawn.velocity is not None:
             self.velocity[rows] = drawn.velocity
 
     def take(self, index: Tensor, here: Tensor) -> tuple[Tensor, Tensor | None]:
-        """States and velocities of B places, (B, C, H, W) on the device.
+        """States and velocities of B transitions, (B, C, H, W) on the device.
 
         Args:
             index: rows and slots, (2, B) int64 on the CPU.

@@ -1,1 +1,1 @@
-"""`guardlit plan`: what a configuration will cost, found before any weights load."""
+"""Compute, memory and disk that a run will take, before its weights load. Imports training and rooms below it."""

@@ -1,4 +1,4 @@
-"""How often drawing an image asks the policy."""
+"""Forward passes of the policy that sampling an image takes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from guardlit.planning.run import PlannedRun
 from guardlit.policies.base import FlowPolicy
-from guardlit.rounds.experience import Round
 from guardlit.rounds.noise import NoiseSource
 from guardlit.rounds.rollout import sample
+from guardlit.rounds.round import Round
 from guardlit.sde import ODE
 from guardlit.types import Conditioning, Prompt
 
 
 class _Calls:
-    """Stands in for a policy, to count how many rows it is asked about."""
+    """A stand-in for a policy that counts the rows of its calls."""
 
     rows = 0
 
@@ -30,13 +30,13 @@ class _Calls:
 
 
 def calls_per_image(run: PlannedRun) -> float:
-    """Calls of the policy that drawing an image takes: T, or fewer while the images of a group are still one."""
+    """Forward passes per image: T, or fewer while the images of a group are still identical."""
     rollout, plan = run.module.rollout, run.plan
     if rollout.initial_noise == "sample":
         return float(rollout.num_inference_steps)
     prompts = [Prompt("")] * plan.prompts_per_round
     round = Round(0, prompts, [], plan, run.data.seed, 0, rollout.window, rollout.available_steps)
-    # as noisy as a sampler can be: which of its steps draw noise, the window decides
+    # noise in every step: the window selects the steps that draw it
     coefficients = replace(ODE().coefficients(torch.linspace(1, 0, rollout.num_inference_steps + 1)))
     coefficients = replace(coefficients, std=torch.ones_like(coefficients.std))
     calls, group = _Calls(), plan.images_per_prompt

@@ -1,8 +1,7 @@
-"""What a command line of `fit` would train, built without weights, processes or accelerators."""
+"""A run of `guardlit fit`, built from its configuration without weights, ranks or accelerators."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,6 @@ import lightning.pytorch as pl
 import torch
 from guardlit_callbacks import SampleGrid, TrainableEMA
 
-from guardlit.commands.lightning_cli import DEFAULTS, GuardlitCLI
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError
@@ -28,12 +26,12 @@ SHORT = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "None": "32-tr
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that was configured and not started.
+    """A run that is configured but not started.
 
     Attributes:
-        module: with a policy that is not loaded.
-        data: not set up.
-        trainer: arguments of the Trainer.
+        module: its policy is not loaded.
+        data: before `setup`.
+        trainer: the Trainer's arguments.
         callbacks: of the configuration.
     """
 
@@ -44,13 +42,13 @@ class PlannedRun:
 
     @property
     def precision(self) -> str:
-        """As Lightning names it in full."""
+        """Lightning's full name of the precision."""
         given = str(self.trainer.get("precision"))
         return SHORT.get(given, given)
 
     @property
     def half(self) -> torch.dtype | None:
-        """Autocast's dtype, if there is one; a network that computes in half precision by itself knows none."""
+        """Autocast's dtype; None without autocast, as for a network with half-precision weights."""
         return HALF.get(self.precision) if self.module.policy.forward_dtype is None else None
 
     @property
@@ -61,7 +59,7 @@ class PlannedRun:
 
     @property
     def world(self) -> int:
-        """Processes: devices x nodes; those of this machine where the configuration leaves it open."""
+        """World size: devices x nodes; the devices of this machine for `auto`."""
         devices = self.trainer["devices"]
         if isinstance(devices, list):
             devices = len(devices)
@@ -73,19 +71,19 @@ class PlannedRun:
 
     @property
     def shards(self) -> int:
-        """Processes over which weights, gradients and optimizer are spread."""
+        """Ranks over which weights, gradients and optimizer state are sharded."""
         strategy = self.trainer.get("strategy")
         return self.world if strategy == "fsdp" or isinstance(strategy, ShardedStrategy) else 1
 
     @property
-    def gathered_for_good(self) -> bool:
+    def stays_gathered(self) -> bool:
         """Whether a sharded network stays gathered from the first forward pass to the next update."""
         strategy = self.trainer.get("strategy")
         return isinstance(strategy, ShardedStrategy) and not strategy.reshard_after_forward
 
     @property
     def rounds(self) -> int:
-        """Of the whole run; raises `GuardlitError` where it has no end."""
+        """Rounds of the run; raises `GuardlitError` if the configuration sets no end."""
         rounds, updates = self.trainer.get("max_epochs"), self.trainer.get("max_steps") or -1
         limits = [int(rounds)] if rounds is not None and rounds >= 0 else []
         if updates >= 0:
@@ -97,70 +95,49 @@ class PlannedRun:
     @property
     def plan(self) -> RoundPlan:
         """The batch arithmetic; raises `GuardlitError` for numbers that do not divide."""
-        return self.data.planned(self.module.train_steps, self.world)
+        return self.data.planned(self.module.rollout.train_steps, self.world)
 
     @property
     def rollout_rows(self) -> int:
-        """Images of a rollout's batch, but for the last one."""
+        """Images of a rollout batch; the last one may be smaller."""
         return min(self.data.rollout_batch, self.plan.local_images)
 
     @property
     def rows_a_call(self) -> int:
-        """The same; 0 where the last batch is smaller."""
+        """Images of every rollout batch; 0 if the last one is smaller."""
         return rows_a_call(self.plan.local_images, self.data.rollout_batch)
 
     @property
     def validations(self) -> int:
-        """How often validation images are drawn: at step 0 and after every so many rounds."""
+        """Number of validations: at step 0 and after every `check_val_every_n_epoch` rounds."""
         every = int(self.trainer.get("check_val_every_n_epoch") or 1)
         return 1 + self.rounds // every if self.data.val_source else 0
 
     def prompts(self) -> tuple[int | None, int | None]:
-        """How many training and validation prompts there are, each checked; None for data sets that are elsewhere."""
-        return self._count(self.data.train_source, None), self._count(self.data.val_source, self.data.val_limit)
+        """Numbers of training and validation prompts, each checked; None for a data set on the hub."""
+        data = self.data
+        return self._count(data.train_source, data.train_limit), self._count(data.val_source, data.val_limit)
 
     def _count(self, source: str | None, limit: int | None) -> int | None:
         if source is None:
             return 0
         if source.startswith("hf:"):
             return limit
-        prompts = load_prompts(source, limit=limit)
-        for prompt in prompts:
-            self.module.reward_runner.check_prompt(prompt)
-        return len(prompts)
+        return len(load_prompts(source, limit=limit, check=self.module.check_prompt))
+
+    @property
+    def encoded(self) -> int:
+        """Number of prompts that the run encodes; those of one round for a data set on the hub."""
+        train, val = self.prompts()
+        return (self.plan.prompts_per_round if train is None else train) + (val or 0) + 1
 
     @property
     def average(self) -> bool:
-        """Whether an average of what trains is kept."""
+        """Whether a callback averages the trained weights."""
         return any(isinstance(callback, TrainableEMA) for callback in self.callbacks)
 
     @property
     def grids(self) -> int:
-        """Images that are written at each validation."""
+        """Images written at each validation."""
         found = [callback for callback in self.callbacks if isinstance(callback, SampleGrid)]
         return sum(callback.max_images for callback in found)
-
-
-class _Builder(GuardlitCLI):
-    """Builds module, data and callbacks, and no Trainer: the machine that will train may be another one."""
-
-    def _set_seed(self) -> None: ...
-
-    def before_instantiate_classes(self) -> None:
-        self.config[self.subcommand].base = None
-
-    def instantiate_classes(self) -> None:
-        self.built = self.parser.instantiate_classes(self.config)[self.subcommand]
-
-    def _run_subcommand(self, subcommand: str) -> None: ...
-
-
-def planned(arguments: list[str]) -> PlannedRun:
-    """What `guardlit fit ARGUMENTS` would train; mistakes exit with 2, as there."""
-    args = ["fit", *arguments]
-    sys.argv = [sys.argv[0], *args]
-    built = _Builder(args).built
-    trainer = {**DEFAULTS, **vars(built.trainer)}
-    found = trainer.get("callbacks") or []
-    callbacks = list(found) if isinstance(found, list | tuple) else [found]
-    return PlannedRun(built.model, built.data, trainer, callbacks)

@@ -1,4 +1,4 @@
-"""Policies, one file a model family: the only part of guardlit that knows diffusers, transformers and peft."""
+"""Policies, one file a model family; only this room uses diffusers and peft. Imports errors, types, assets, devices."""
 
 from guardlit.policies.base import FlowPolicy as FlowPolicy
 from guardlit.policies.diffusers_base import DiffusersPolicy as DiffusersPolicy
@@ -6,4 +6,4 @@ from guardlit.policies.flux import FluxPolicy as FluxPolicy
 from guardlit.policies.flux2_klein import Flux2KleinPolicy as Flux2KleinPolicy
 from guardlit.policies.qwen_image import QwenImagePolicy as QwenImagePolicy
 from guardlit.policies.sd3 import SD3Policy as SD3Policy
-from guardlit.policies.weights.sets import LoRA as LoRA
+from guardlit.policies.weights.lora import LoRA as LoRA

@@ -1,4 +1,4 @@
-"""What guardlit asks of a model: embeddings, a schedule, velocities, images, and three sets of weights."""
+"""The interface of a model: embeddings, a schedule, velocities, images, and three weight sets."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from guardlit.types import Conditioning
 
 WeightSet = Literal["policy", "old", "reference"]
 Shard = Callable[[nn.Module, Sequence[nn.Module]], None]
-"""Spreads a network over processes, in place: the network, and the parts of it that are gathered one at a time."""
+"""Shards a network over ranks, in place: takes the network, and its blocks, which are gathered one at a time."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a policy keeps in memory, in bytes.
+    """Memory that a policy takes, in bytes.
 
     Attributes:
-        frozen: the network's weights that do not train.
-        buffers: of the network; a process of a sharded run has all of them.
-        trained: the weights that train.
-        copies: the old policy and the reference, where they are weights of their own.
+        frozen: weights of the network that do not train.
+        buffers: of the network; not sharded.
+        trained: weights that train.
+        copies: the old policy and the reference, where they are copies of weights.
         cast: half-precision copies of adapters, kept from one update to the next.
-        merged: copies of the weights that an adapter is on, while it is merged into them.
-        gathered: what a process of a sharded run has of others' weights at once: those outside the blocks and, since
-            the next block is fetched ahead, the two largest blocks.
-        copies_on_host: whether the copies rest in the host's memory and not beside the weights.
-        copies_pinned: what they take of it beside a GPU, where they are pinned.
-        decoder: what turns latents into images.
-        decoder_on_host: whether it rests in the host's memory while it does not decode.
-        encoders: what turns prompts into embeddings; in memory only while there are new prompts.
-        encoded_alone: whether the frozen weights rest in the host's memory meanwhile.
-        waiting: bytes of text encoders, and of a decoder's original, that rest in the host's memory for good.
-        embedding: one prompt's embeddings as they are kept.
-        remembered: prompts whose embeddings stay in memory at most, while all are on disk; None for all in memory, none
-            on disk.
+        merged: copies of the weights that an adapter is merged into.
+        gathered: weights that FSDP2 gathers on a rank at once: those outside the blocks, and the two largest blocks,
+            since the next block is prefetched.
+        copies_on_host: whether the copies are in host memory, not on the weights' device.
+        copies_pinned: host memory of the copies if there is a GPU, where they are pinned.
+        decoder: the VAE.
+        decoder_on_host: whether the VAE is in host memory while it does not decode.
+        encoders: the text encoders, in memory only while new prompts are encoded.
+        encoded_alone: whether the frozen weights are in host memory meanwhile.
+        host_resident: text encoders, and a VAE's float32 original, that always stay in host memory.
+        embedding: the cached embeddings of one prompt.
+        remembered: largest number of prompts with embeddings in memory, when all are on disk; None when all are in
+            memory and none on disk.
     """
 
     frozen: int
@@ -58,7 +58,7 @@ class Footprint:
     decoder_on_host: bool
     encoders: int
     encoded_alone: bool
-    waiting: int
+    host_resident: int
     embedding: int
     remembered: int | None
 
@@ -66,43 +66,46 @@ class Footprint:
 class FlowPolicy(nn.Module, ABC):
     """A flow-matching text-to-image model that predicts v = noise - x_0.
 
-    Only what trains is a parameter of this module; the VAE and the text encoders stay outside the module tree, so that
-    they reach neither checkpoints nor optimizers. Nothing is read from disk before `load`.
+    The VAE and the text encoders are outside the module tree, so checkpoints and optimizers do not hold them. Nothing
+    is read from disk before `load`.
     """
 
     gradient_checkpointing: bool = False
-    """Whether activations are recomputed in the backward pass, and not kept."""
+    """Whether activations are recomputed in the backward pass instead of saved."""
 
     @abstractmethod
     def load(self, shard: Shard | None = None) -> None:
-        """Read the weights; raises `GuardlitError` on a folder that is not this model. A second call does nothing.
+        """Read the weights; raises `GuardlitError` on a folder of another model. A second call does nothing.
 
         Args:
-            shard: to be called on the network before copies of its weights are made; None leaves it whole.
+            shard: called on the network before copies of its weights are made; None leaves it unsharded.
         """
 
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:
-        """What a checkpoint must agree on with this model: its class, sizes and adapter."""
+        """The model's class, sizes and adapter: a checkpoint can be resumed only with equal ones."""
 
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one sample's latents, (C, H, W)."""
+        """Shape of one image's latents, (C, H, W)."""
 
     @abstractmethod
     def sigmas(self, num_steps: int) -> Tensor:
-        """The model's own schedule of that many steps, from 1 down to 0, (T + 1,) float64."""
+        """The model's own schedule of `num_steps` steps, from 1 down to 0, (T + 1,) float64."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
-        """Make sure that the embeddings of these prompts are at hand.
+        """Encode and cache prompts.
 
-        Only new prompts load the text encoders; then those of `ahead` are encoded too, so that they load rarely.
+        Args:
+            prompts: encoded if they are new.
+            ahead: prompts of later rounds. They are encoded only if one of `prompts` is new, so that the text encoders
+                load rarely.
         """
 
     def encode_across_ranks(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> None:
-        """`encode` where all processes of a run call it at once, and may share the work; the prompts may differ."""
+        """`encode`, the work split over the ranks. Collective: every rank must call it; the prompts may differ."""
         self.encode(prompts, ahead)
 
     @abstractmethod
@@ -111,13 +114,13 @@ class FlowPolicy(nn.Module, ABC):
 
     @abstractmethod
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
-        """The predicted velocity, with classifier-free guidance above a scale of 1.
+        """The predicted velocity, with guidance above a scale of 1.
 
         Args:
             latents: x_t, (B, C, H, W) float32.
             sigma: t of each row, (B,).
             conditioning: embeddings, leading dimension B.
-            guidance_scale: 1 asks the model once, without the empty prompt.
+            guidance_scale: 1 is one forward pass, without the empty prompt.
 
         Returns:
             (B, C, H, W) float32.
@@ -125,59 +128,59 @@ class FlowPolicy(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Images of clean latents, (B, C, H, W) -> (B, 3, height, width) uint8."""
+        """Decode clean latents, (B, C, H, W) -> images (B, 3, height, width) uint8."""
 
     @abstractmethod
     def using(self, weights: WeightSet) -> AbstractContextManager[None]:
-        """Run the model with the old policy's or the reference's weights; without gradients, for those two."""
+        """Use a weight set within the context; gradients are disabled for the old policy and the reference."""
 
     @property
     def forward_dtype(self) -> torch.dtype | None:
-        """The half precision that the network computes in whatever autocast says; None leaves it to autocast."""
+        """The half precision that the network computes in, autocast or not; None leaves it to autocast."""
         return None
 
     @property
     def mergeable(self) -> bool:
-        """Whether what trains can be added to frozen weights: an adapter on layers that are not quantized."""
+        """Whether the trained adapter can be merged into the frozen weights, which quantized ones do not allow."""
         return False
 
     def merged(self) -> AbstractContextManager[None]:
-        """Run the model with its active adapter added to the weights: fewer operations, other rounding, no gradients.
+        """Merge the active adapter into the weights within the context: fewer operations, other rounding, no gradients.
 
-        Within `using` it is that set's adapter. The sum is rounded to the precision that the weights are stored in;
-        afterwards they are as before, bit for bit. A collective where the network is sharded.
+        Within `using` it is that set's adapter. The sum is rounded to the dtype of the weights, which are restored bit
+        for bit. Collective if the network is sharded.
         """
         return nullcontext()
 
     @abstractmethod
     def refresh_old(self) -> None:
-        """Make the old policy a copy of the trained one: the start of a round."""
+        """Copy the trained weights to the old policy: the start of a round."""
 
     @abstractmethod
     def old_state(self) -> dict[str, Tensor]:
-        """The old policy's trainable weights by name, for a checkpoint in the middle of a round."""
+        """The old policy's weights by name, for a checkpoint within a round. Collective: every rank must call it."""
 
     @abstractmethod
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `old_state` gave."""
+        """Load what `old_state` returned."""
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Write the trained weights in the format that the model's own pipeline loads."""
+        """Write the trained weights in the format of the model's pipeline. Collective: every rank must call it."""
 
     @abstractmethod
     def exported(self, folder: Path) -> AbstractContextManager[None]:
-        """Run the model with a folder's weights: what `export` wrote, or a LoRA that its own pipeline loads.
+        """Use the weights of a folder within the context: what `export` wrote, or a LoRA that the pipeline loads.
 
         Raises:
-            GuardlitError: neither of these, or of another model.
+            GuardlitError: the folder holds neither, or weights of another model.
         """
 
     @abstractmethod
     def source(self) -> dict[str, str]:
-        """What, beside trained weights and prompts, decides an image: the model's files and how they are used.
+        """The model's files and settings, which with trained weights and prompts determine an image.
 
-        It is known before `load`; raises `GuardlitError` where there is no such model.
+        It works before `load`; raises `GuardlitError` if there is no such model.
         """
 
     @property
@@ -187,23 +190,23 @@ class FlowPolicy(nn.Module, ABC):
 
     @property
     def host_copy(self) -> int:
-        """Bytes of one further set of weights that rests in the host's memory and is brought in to be used."""
+        """Bytes of one weight set that is stored in host memory and moved to the device when used."""
         return 0
 
     def skeleton(self, gradient_checkpointing: bool | None = None) -> Self:
-        """This policy on torch's meta device: every tensor has a shape and no content, and no weight file is read.
+        """This policy on torch's meta device: tensors have shapes and no content, and no weight file is read.
 
-        All that a round does with a policy works on it, so that a run can be measured before there is anything to run
-        it with; `conditioning` gives embeddings of the right shape for any prompt.
+        Everything that a round does with a policy works on it, so a run can be measured without weights or a device;
+        `conditioning` gives embeddings of the right shape for any prompt.
 
         Args:
-            gradient_checkpointing: in place of the policy's own setting.
+            gradient_checkpointing: replaces the policy's setting; None keeps it.
 
         Raises:
-            GuardlitError: configuration files that are not at hand, or a policy that has no skeleton.
+            GuardlitError: configuration files are missing, or the policy has no skeleton.
         """
         raise GuardlitError(f"{type(self).__name__} has no skeleton to measure a run with")
 
     def footprint(self) -> Footprint:
-        """What the policy keeps in memory; of a skeleton, or once it is loaded."""
+        """Memory that the policy takes; of a skeleton, or after `load`."""
         raise NotImplementedError

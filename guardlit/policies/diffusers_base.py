@@ -1,4 +1,4 @@
-"""What every diffusers pipeline shares as a policy: loading, prompts, guidance, decoding, weight sets and export."""
+"""The base of all diffusers policies: loading, prompts, guidance, decoding, weight sets and export."""
 
 from __future__ import annotations
 
@@ -12,78 +12,81 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
 from guardlit.policies.base import Shard
+from guardlit.policies.folders.components import check_scaling, load_component, load_scheduler
+from guardlit.policies.folders.embeddings import EmbeddingCache, embeddings_folder
+from guardlit.policies.folders.pipeline_folder import pipeline_folder
 from guardlit.policies.limits import check_devices, check_limits
-from guardlit.policies.loading.pipeline_folder import check_scaling, load_component, load_scheduler, pipeline_folder
-from guardlit.policies.loading.skeleton import blocks_of, skeleton_component
 from guardlit.policies.network.attention import set_attention
-from guardlit.policies.network.compiling import CompiledBlocks
-from guardlit.policies.network.decoding import DecodingPolicy
+from guardlit.policies.network.compiling import CompiledBlocks, blocks_of
 from guardlit.policies.network.precision import own_precision
-from guardlit.policies.text.embeddings import EmbeddingCache, embeddings_folder
-from guardlit.policies.text.prompted import PromptedPolicy
-from guardlit.policies.weights.quantized import check_quantization, check_whole, load_quantized, quantize_skeleton
-from guardlit.policies.weights.sets import AdapterWeights, FullWeights, LoRA
-from guardlit.policies.weights.switching import SwitchingPolicy
+from guardlit.policies.parts.decoding import DecodingPolicy
+from guardlit.policies.parts.prompted import PromptedPolicy
+from guardlit.policies.parts.skeleton import skeleton_component
+from guardlit.policies.parts.switching import SwitchingPolicy
+from guardlit.policies.weights.full import FullWeights
+from guardlit.policies.weights.lora import AdapterWeights, LoRA
+from guardlit.policies.weights.quantized import check_quantization, check_unsharded, load_quantized, quantize_skeleton
 from guardlit.types import Conditioning
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 ATTENTION = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0")
 JOINT_ATTENTION = tuple(f"attn.{name}" for name in ATTENTION)
-"""Linear layers of attention over text and image together, as diffusers names them in most families."""
+"""Linear layers of joint attention over text and image, as diffusers names them in most families."""
 
 
 class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
-    """A diffusers pipeline folder or hub id as a policy; a subclass adds what one model family has of its own.
+    """A diffusers pipeline folder or hub id as a policy; a subclass adds what is specific to one model family.
 
-    It names the pipeline's classes below, turns prompts into embeddings in `_encode_prompts` (`prompted.py`), and calls
-    the transformer in `_predict`. The other methods of the first section, and `_images` in `decoding.py`, have the form
-    that most families share.
+    A subclass names the pipeline's classes below, encodes prompts in `_encode_prompts` (`parts/prompted.py`), and calls
+    the transformer in `_predict`. It may override the other methods of the first section and `_images`
+    (`parts/decoding.py`), whose defaults fit most families.
 
     Args:
         model: a folder in the diffusers layout, or a hub id.
         resolution: height and width of the images in pixels.
-        lora: the adapter to train; null trains the whole transformer.
-        weights_dtype: storage of what is frozen: `fp32`, `bf16` or `fp16`. What trains is float32 in any case, as are
-            the velocities. Under `fp32` the network computes in the Trainer's precision; under the others in just that
-            one, without autocast and its casts, as a pipeline does. `fp16` trains under `16-mixed` alone, whose loss
-            scale its gradients need, `bf16` under `bf16-mixed` or `32-true`.
-        quantization: how the frozen network's linear layers are stored: `nf4` (4 bits, bitsandbytes), `int8` or `fp8`
-            (torchao), which the extra `guardlit[quant]` installs; null is `weights_dtype`, in which products are made
-            in any case, from a weight that is unpacked for each: less memory, more time. It needs LoRA, and a network
-            that is whole on each process; no adapter can be merged into it.
+        lora: the adapter to train; null trains the full transformer.
+        weights_dtype: storage of frozen weights: `fp32`, `bf16` or `fp16`. Trained weights and velocities are always
+            float32. With `fp32` the network computes in the Trainer's precision; with the others in that dtype,
+            without autocast and its casts, as a pipeline does. `fp16` trains under `16-mixed` only, whose loss scale
+            its gradients need, `bf16` under `bf16-mixed` or `32-true`.
+        quantization: storage of the frozen network's linear layers: `nf4` (4 bits, bitsandbytes), `int8` or `fp8`
+            (torchao), which the extra `guardlit[quant]` installs; null is `weights_dtype`. Weights are dequantized for
+            each product, in `weights_dtype`: less memory, more time. It needs LoRA and an unsharded network, and no
+            adapter can be merged into it.
         gradient_checkpointing: recompute activations in the backward pass: a third more time, far less memory.
         max_sequence_length: text tokens; longer prompts are cut there, as the pipeline does.
-        text_encoder_dtype: precision of the text encoders and of the embeddings that are kept.
-        reference: with full fine-tuning, keep a copy of the base, for KL. With LoRA the base is always at hand.
-        copies_device: where full fine-tuning keeps the old policy and the reference: `cpu`, from where one crosses the
-            bus to a GPU once a round, and in every micro-batch with `old_velocity: recomputed`, and again with KL; or
-            null for beside the weights.
+        text_encoder_dtype: precision of the text encoders and of the cached embeddings.
+        reference: with full fine-tuning, keep a copy of the base, for KL. LoRA needs no copy.
+        copies_device: where full fine-tuning stores the old policy and the reference. `cpu`: one crosses the bus to a
+            GPU once a round, and in every micro-batch with `old_velocity: recomputed`, and again with KL. null: on the
+            weights' device.
         cache: folder for prompt embeddings; null keeps them in memory only, `auto` is `$GUARDLIT_CACHE` or
             `~/.cache/guardlit`.
         decode_batch: images that the VAE decodes at once.
         compile: `blocks` compiles the network's repeated blocks with `torch.compile`, each kind and shape once, which
-            takes minutes; null runs it as it is. Kernels then round otherwise: the noise floor says by how much.
-        attention_backend: diffusers' name of a backend for attention, such as `_native_cudnn`; a family whose layers do
-            not know them (SD3) takes torch's own alone, `native` and `_native_...`. null leaves the choice to torch.
+            takes minutes; null compiles nothing. Compiled kernels round differently: the noise floor shows by how much.
+        attention_backend: diffusers' name of an attention backend, such as `_native_cudnn`; families whose layers do
+            not support them (SD3) take torch's own only, `native` and `_native_...`. null leaves the choice to torch.
         decode_dtype: precision of the VAE. `fp16` or `bf16` is compared with `fp32` on the first images of a run, and
-            refused where one of them is a grey level off (root mean square).
-        vae_device: where the VAE is while it does not decode: `cpu`, or null for beside the weights.
-        text_encoders: what becomes of the text encoders between new prompts: `free` drops them, `host` keeps them in
-            the host's memory, which spares reading them again.
-        encode_alone: have the frozen weights wait in the host's memory while prompts are encoded: the encoders' room is
-            then not needed beside them. Sharded weights stay where they are.
+            refused if one of them is off by a gray level (root mean square).
+        vae_device: where the VAE is while it does not decode: `cpu`, or null for the weights' device.
+        text_encoders: after encoding, `free` drops the text encoders and `host` keeps them in host memory, so that they
+            are not read again.
+        encode_alone: move the frozen weights to host memory while prompts are encoded, so that the GPU need not hold
+            both. Sharded weights stay.
     """
 
     pipeline_class: ClassVar[str]
     transformer_class: ClassVar[str]
     vae_class: ClassVar[str] = "AutoencoderKL"
     components: ClassVar[tuple[str, ...]] = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")
-    """What the folder must hold."""
+    """Components that the folder must have."""
     lora_targets: ClassVar[tuple[str, ...]]
-    """Suffixes of the linear layers that `lora.targets: null` stands for."""
+    """Suffixes of the linear layers that `lora.targets: null` selects."""
+    packed: ClassVar[bool] = False
+    """Whether the transformer takes 2 x 2 elements of the latents as the channels of one token; see `packing.pack`."""
 
     def __init__(
         self,
@@ -123,31 +126,37 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         self.quantization = quantization
         self.transformer: Any = None
         self._folder: Path
-        self._outside: dict[str, Any] = {}  # frozen parts, hidden from nn.Module: VAE, scheduler
+        self._outside: dict[str, Any] = {}  # VAE and scheduler, hidden from nn.Module
         self._dtype: torch.dtype
         self._embeddings: EmbeddingCache
         self._empty: Conditioning | None = None
 
-    # what a family has of its own ---------------------------------------------------------------------------------
+    # what families may override -----------------------------------------------------------------------------------
 
     @abstractmethod
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """One call of the transformer: the velocity of latents in its dtype, (B, C, H, W) -> (B, C, H, W)."""
+        """One forward pass of the transformer in its dtype: latents (B, C, H, W) -> velocity (B, C, H, W)."""
 
     def _guide(self, without: Tensor, with_prompt: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance from two velocities, (B, C, H, W) float32 each."""
         return without + scale * (with_prompt - without)
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, H, W) before packing: (16, resolution / 8, resolution / 8) for most published models."""
+        side = self.resolution // self._vae_scale()
+        return (int(self.transformer.config.in_channels) // (4 if self.packed else 1), side, side)
+
     def _vae_scale(self) -> int:
-        """Pixels a side of one element of the VAE's latents."""
+        """Side of one element of the VAE's latents in pixels."""
         return int(2 ** (len(self._outside["vae"].config.block_out_channels) - 1))
 
     def _token_pixels(self, transformer: Any) -> int:
-        """Pixels a side of one token of the transformer: 2 x 2 elements of the latents."""
+        """Side of one token of the transformer in pixels; a token is 2 x 2 elements of the latents."""
         return 2 * self._vae_scale()
 
     def _shift(self, num_steps: int, tokens: int) -> float:
-        """`mu` of the schedule's dynamic shift for an image of so many tokens; a folder without one ignores it."""
+        """`mu` of the schedule's dynamic shift for an image of `tokens` tokens; a folder without a shift ignores it."""
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
         config = self._outside["scheduler"].config
@@ -155,21 +164,21 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         return float(calculate_shift(tokens, *(config[name] for name in names)))
 
     def _schedule(self, num_steps: int) -> dict[str, Any]:
-        """What the pipeline hands to its scheduler's `set_timesteps`."""
+        """The arguments of the pipeline for its scheduler's `set_timesteps`."""
         tokens = (self.resolution // self._token_pixels(self.transformer)) ** 2
         return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": self._shift(num_steps, tokens)}
 
     def _unused(self, transformer: Any) -> tuple[str, ...]:
-        """Layers that no image depends on: without a gradient, they would keep several processes waiting for one."""
+        """Layers that do not affect the image; they get no gradient, which DDP would wait for, and so do not train."""
         return ()
 
     # loading ------------------------------------------------------------------------------------------------------
 
     def load(self, shard: Shard | None = None) -> None:
-        """Read transformer, VAE and scheduler; the text encoders wait for `encode`."""
+        """Load transformer, VAE and scheduler; `encode` loads the text encoders."""
         if self.transformer is not None:
             return
-        check_whole(self.quantization, sharded=shard is not None)
+        check_unsharded(self.quantization, sharded=shard is not None)
         import diffusers
 
         read = skeleton_component if self.weightless else load_component
@@ -196,13 +205,14 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
             set_attention(transformer, self.attention_backend)
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        blocks = blocks_of(transformer)  # by their classes' names, which sharding changes
+        blocks = blocks_of(transformer)  # found by class name, which sharding changes
         if shard is not None:
             shard(transformer, blocks)
         if self.compiled and not self.weightless:
             CompiledBlocks(blocks)
-        self._sets.keep()
-        self.transformer, self._dtype = transformer.eval(), transformer.dtype  # asked once: it walks all modules
+        self._sets.make_copies()
+        self.transformer = transformer.eval()
+        self._dtype = transformer.dtype  # read once: diffusers walks all modules for it
         self._embeddings = EmbeddingCache(self._encoder_key(), embeddings_folder(self.cache))
 
     def _check_resolution(self, transformer: Any) -> None:
@@ -211,9 +221,9 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
             raise GuardlitError(f"resolution={self.resolution} must be a multiple of {multiple} for {self._folder}")
 
     def fingerprint(self) -> dict[str, str]:
-        """Class, transformer config and adapter."""
-        noted = ("quantization_config",)  # by diffusers, with its own and its backends' defaults
-        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_") and k not in noted}
+        """See `FlowPolicy.fingerprint`: class, transformer config, adapter and resolution."""
+        added = ("quantization_config",)  # by diffusers, with defaults of its version
+        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_") and k not in added}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return {
             "policy": type(self).__name__,
@@ -223,24 +233,24 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         }
 
     def sigmas(self, num_steps: int) -> Tensor:
-        """The folder's own scheduler, (T + 1,) float64."""
+        """See `FlowPolicy.sigmas`: the schedule of the folder's scheduler, (T + 1,) float64."""
         scheduler = self._outside["scheduler"]
         scheduler.set_timesteps(**self._schedule(num_steps))
         return cast("Tensor", scheduler.sigmas.double())
 
-    # the model ----------------------------------------------------------------------------------------------------
+    # forward pass -------------------------------------------------------------------------------------------------
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
-        """See `FlowPolicy.velocity`: (B, C, H, W) float32, guided when the scale is above 1."""
+        """See `FlowPolicy.velocity`; guidance above a scale of 1 is classifier-free."""
         if guidance_scale <= 1:
             return self._call(latents, sigma, conditioning)
         empty = {k: v.expand(len(latents), *v.shape[1:]) for k, v in self._empty_prompt().items()}
-        with own_precision(self.forward_dtype, latents.device.type):  # autocast joins no halves of another kind
+        with own_precision(self.forward_dtype, latents.device.type):  # autocast cannot concatenate the other half dtype
             both = {k: torch.cat([empty[k], v]) for k, v in conditioning.items()}
         without, with_prompt = self._call(latents.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
         return self._guide(without, with_prompt, guidance_scale)
 
     def _call(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """`_predict` in the network's precision, float32 at both ends."""
+        """`_predict` in the network's precision, float32 in and out."""
         with own_precision(self.forward_dtype, latents.device.type):
             return self._predict(latents.to(self._dtype), sigma, conditioning).float()

@@ -8,24 +8,26 @@ import torch
 from torch import Tensor
 
 from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
-from guardlit.policies.loading.pipeline_folder import no_guidance
+from guardlit.policies.limits import no_guidance
 from guardlit.policies.packing import pack, positions, unpack
-from guardlit.policies.weights.sets import LoRA
+from guardlit.policies.weights.lora import LoRA
 from guardlit.types import Conditioning
 
+DEFAULT_LORA = LoRA(64, 128)
+"""Flow-GRPO's for FLUX.1-dev."""
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 
 
 class FluxPolicy(DiffusersPolicy):
-    """A `FluxPipeline` folder or hub id as a policy, FLUX.1-dev above all.
+    """A `FluxPipeline` folder or hub id as a policy, made for FLUX.1-dev.
 
-    `guidance_scale` is handed to the network, which was distilled to know it: one forward a step at any scale. FLUX.1's
-    schnell knows none, and takes 1 alone. The embeddings of a prompt take 2.1 MB of FLUX.1 at 128 tokens in `fp32`.
+    `guidance_scale` is an input of the network, which is distilled: one forward pass a step at any scale.
+    FLUX.1-schnell has no guidance, and takes only 1. A prompt's embeddings are 2.1 MB at 128 tokens in `fp32`.
 
     Args:
         model: a folder in the diffusers layout, or a hub id.
         resolution: height and width of the images in pixels.
-        lora: the adapter to train, Flow-GRPO's for FLUX.1-dev by default; null trains the whole transformer.
+        lora: the adapter to train, Flow-GRPO's for FLUX.1-dev by default; null trains the full transformer.
     """
 
     pipeline_class = "FluxPipeline"
@@ -34,21 +36,10 @@ class FluxPolicy(DiffusersPolicy):
     lora_targets = (*JOINT_ATTENTION, *FEED_FORWARD)
     """Flow-GRPO's list for FLUX.1-dev: attention in all blocks, and both feed-forwards of the double-stream ones."""
     empty_prompt = None
+    packed = True
 
-    def __init__(
-        self,
-        model: str,
-        resolution: int = 512,
-        lora: LoRA | None = LoRA(64, 128),  # noqa: B008 - frozen
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, model: str, resolution: int = 512, lora: LoRA | None = DEFAULT_LORA, **kwargs: Any) -> None:
         super().__init__(model, resolution, lora, **kwargs)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(16, resolution / 8, resolution / 8) for the published models: unpacked."""
-        side = self.resolution // self._vae_scale()
-        return (int(self.transformer.config.in_channels) // 4, side, side)
 
     def _embedding_shapes(self) -> dict[str, tuple[int, ...]]:
         return {**super()._embedding_shapes(), "pooled": (int(self.transformer.config.pooled_projection_dim),)}
@@ -60,7 +51,7 @@ class FluxPolicy(DiffusersPolicy):
         return {"prompt_embeds": embeds, "pooled": pooled}
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
-        """See `FlowPolicy.velocity`; raises `GuardlitError` above a scale of 1 if the network has no input for it."""
+        """See `FlowPolicy.velocity`; raises `GuardlitError` above a scale of 1 if the network has no such input."""
         if self.transformer.config.guidance_embeds:
             conditioning = {**conditioning, "guidance": torch.full_like(sigma, guidance_scale)}
         elif guidance_scale > 1:

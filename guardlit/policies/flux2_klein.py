@@ -9,25 +9,28 @@ from torch.nn.functional import pixel_shuffle
 
 from guardlit.policies.base import Shard
 from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
-from guardlit.policies.loading.pipeline_folder import no_guidance, pipeline_index
+from guardlit.policies.folders.pipeline_folder import pipeline_index
+from guardlit.policies.limits import no_guidance
 from guardlit.policies.packing import positions
-from guardlit.policies.weights.sets import LoRA
+from guardlit.policies.weights.lora import LoRA
 from guardlit.types import Conditioning
 
+DEFAULT_LORA = LoRA(16, 32)
+"""UniRL's rank and alpha for FLUX.2-klein."""
 FEED_FORWARD = ("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out")
 
 
 class Flux2KleinPolicy(DiffusersPolicy):
     """A `Flux2KleinPipeline` folder or hub id as a policy.
 
-    The step-distilled models (`is_distilled` in their model_index.json) know no guidance, and take a scale of 1 alone.
-    The network reads the padding of a prompt too, so the default of `max_sequence_length` is the pipeline's. Embeddings
-    are large: 512 rows of three layers' states a prompt; `text_encoder_dtype: bf16` halves them.
+    The step-distilled models (`is_distilled` in their model_index.json) have no guidance, and take only a scale of 1.
+    The network also reads the padding of a prompt, so `max_sequence_length` defaults to the pipeline's. Embeddings are
+    large: 512 rows of three layers' states a prompt; `text_encoder_dtype: bf16` halves them.
 
     Args:
         model: a folder in the diffusers layout, or a hub id.
         resolution: height and width of the images in pixels.
-        lora: the adapter to train, UniRL's rank and alpha for FLUX.2-klein by default; null trains the whole
+        lora: the adapter to train, UniRL's rank and alpha for FLUX.2-klein by default; null trains the full
             transformer.
         max_sequence_length: text tokens; longer prompts are cut there, as the pipeline does.
     """
@@ -42,7 +45,7 @@ class Flux2KleinPolicy(DiffusersPolicy):
         self,
         model: str,
         resolution: int = 512,
-        lora: LoRA | None = LoRA(16, 32),  # noqa: B008 - frozen
+        lora: LoRA | None = DEFAULT_LORA,
         *,
         max_sequence_length: int = 512,
         **kwargs: Any,
@@ -56,7 +59,7 @@ class Flux2KleinPolicy(DiffusersPolicy):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(128, resolution / 16, resolution / 16) for the published models."""
+        """(128, resolution / 16, resolution / 16) for the published models: 2 x 2 VAE latents are in the channels."""
         side = self.resolution // self._token_pixels(self.transformer)
         return (int(self.transformer.config.in_channels), side, side)
 

@@ -1,13 +1,15 @@
-"""What a policy's settings may be, whatever the model."""
+"""Limits of a policy's settings, for any model, and their errors."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
 from guardlit.errors import GuardlitError, at_least
 
 MOST_TOKENS = 1024
-"""Of a prompt: the most that any of the families' pipelines takes."""
+"""The longest prompt that any family's pipeline takes."""
 
 
 def check_limits(resolution: int, max_sequence_length: int, decode_batch: int) -> None:
@@ -22,9 +24,17 @@ def check_limits(resolution: int, max_sequence_length: int, decode_batch: int) -
 
 
 def check_devices(**devices: str | None) -> None:
-    """Refuse what names no device; raises `GuardlitError` with the option's name."""
+    """Refuse names of no device; raises `GuardlitError` with the option's name."""
     for name, device in devices.items():
         try:
             torch.device(device or "cpu")
         except RuntimeError as error:
             raise GuardlitError(f"{name}={device} is no device; write cpu, cuda:0 or null") from error
+
+
+def no_guidance(folder: Path, scale: float, reason: str) -> GuardlitError:
+    """The error for a guidance scale above 1 of a model without guidance."""
+    return GuardlitError(
+        f"guidance_scale={scale}: {folder} {reason}; "
+        "set model.rollout.guidance_scale and model.evaluation.guidance_scale to 1"
+    )

@@ -1,4 +1,4 @@
-"""Latents as the sequences of tokens that some transformers read, and where a token stands."""
+"""Latents packed into the tokens of a transformer, and the tokens' positions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Tokens of 2 x 2 elements in rows from the top left, (B, C, H, W) -> (B, H/2 x W/2, 4 C)."""
+    """Pack 2 x 2 elements into one token, row by row, (B, C, H, W) -> (B, H/2 x W/2, 4 C)."""
     return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
@@ -19,5 +19,5 @@ def unpack(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def positions(*sizes: int, device: torch.device) -> Tensor:
-    """The indices of every element of an array in its order, (elements, axes) float32."""
+    """Indices of every element of an array of these sizes, (elements, axes) float32."""
     return torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32, device=device) for n in sizes))

@@ -1,4 +1,4 @@
-"""Qwen-Image: packed latents, prompts of any length under a mask, renormalised guidance, a VAE made for video."""
+"""Qwen-Image: packed latents, masked prompts, renormalized guidance, a video VAE."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from torch.nn.functional import pad
 
 from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
 from guardlit.policies.packing import pack, unpack
-from guardlit.policies.weights.sets import LoRA
+from guardlit.policies.weights.lora import LoRA
 from guardlit.types import Conditioning
 
+DEFAULT_LORA = LoRA(64, 128)
+"""Flow-GRPO's rank and alpha for Qwen-Image."""
 FEED_FORWARD = ("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2")
 
 
 class QwenImagePolicy(DiffusersPolicy):
     """A `QwenImagePipeline` folder or hub id as a policy.
 
-    Embeddings are padded to `max_sequence_length` and masked, so that every forward has one shape, in rollouts and in
-    training. They take 1.8 MB a prompt at 128 tokens in `fp32`.
+    Embeddings are padded to `max_sequence_length` and masked, so that every forward pass has one shape, in rollouts and
+    in training. They are 1.8 MB a prompt at 128 tokens in `fp32`.
 
     Args:
         model: a folder in the diffusers layout, or a hub id.
         resolution: height and width of the images in pixels.
-        lora: the adapter to train, Flow-GRPO's rank and alpha for Qwen-Image by default; null trains the whole
+        lora: the adapter to train, Flow-GRPO's rank and alpha for Qwen-Image by default; null trains the full
             transformer.
     """
 
@@ -36,27 +38,16 @@ class QwenImagePolicy(DiffusersPolicy):
     """Flow-GRPO's list for Qwen-Image: attention and both feed-forwards."""
     empty_prompt = " "
     """As in Flow-GRPO and in the pipeline's documentation."""
+    packed = True
 
-    def __init__(
-        self,
-        model: str,
-        resolution: int = 512,
-        lora: LoRA | None = LoRA(64, 128),  # noqa: B008 - frozen
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, model: str, resolution: int = 512, lora: LoRA | None = DEFAULT_LORA, **kwargs: Any) -> None:
         super().__init__(model, resolution, lora, **kwargs)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(16, resolution / 8, resolution / 8) for the published models: unpacked."""
-        side = self.resolution // self._vae_scale()
-        return (int(self.transformer.config.in_channels) // 4, side, side)
 
     def _vae_scale(self) -> int:
         return int(self._outside["vae"].spatial_compression_ratio)
 
     def _unused(self, transformer: Any) -> tuple[str, ...]:
-        last = f"transformer_blocks.{len(transformer.transformer_blocks) - 1}"  # whose text goes nowhere
+        last = f"transformer_blocks.{len(transformer.transformer_blocks) - 1}"  # its text output is not used
         return tuple(f"{last}.{layer}" for layer in ("attn.to_add_out", *FEED_FORWARD[2:]))
 
     def _embedding_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -64,7 +55,7 @@ class QwenImagePolicy(DiffusersPolicy):
 
     def _encode_prompts(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         length, encode = self.max_sequence_length, pipeline.encode_prompt
-        # one by one: in a batch, the last bits of an embedding depend on the others' lengths
+        # one by one: in a batch, the last bits of an embedding depend on the lengths of the others
         embeds = [encode(prompt, device=self.device, max_sequence_length=length)[0][0] for prompt in prompts]
         used = torch.tensor([len(rows) for rows in embeds])
         padded = torch.stack([pad(rows, (0, 0, 0, length - len(rows))) for rows in embeds])
@@ -83,10 +74,10 @@ class QwenImagePolicy(DiffusersPolicy):
         return unpack(tokens, latents.shape)
 
     def _guide(self, without: Tensor, with_prompt: Tensor, scale: float) -> Tensor:
-        """Guidance that leaves every token's length as it is with the prompt alone."""
+        """Classifier-free guidance that keeps the norm of every token of the prompted velocity."""
         guided, reference = pack(super()._guide(without, with_prompt, scale)), pack(with_prompt)
-        lengths = [x.norm(dim=-1, keepdim=True) for x in (reference, guided)]
-        return unpack(guided * (lengths[0] / lengths[1]), without.shape)
+        norms = [x.norm(dim=-1, keepdim=True) for x in (reference, guided)]
+        return unpack(guided * (norms[0] / norms[1]), without.shape)
 
     def _images(self, vae: Any, latents: Tensor) -> Tensor:
         mean, std = (latents.new_tensor(x).view(-1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))

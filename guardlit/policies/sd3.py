@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: three text encoders, patches with learned positions, a fixed shift."""
+"""Stable Diffusion 3 and 3.5: three text encoders, patches with learned positions, a fixed schedule shift."""
 
 from __future__ import annotations
 
@@ -8,35 +8,29 @@ from torch import Tensor
 
 from guardlit.errors import GuardlitError
 from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
-from guardlit.policies.loading.pipeline_folder import read_json
+from guardlit.policies.folders.pipeline_folder import read_json
 from guardlit.types import Conditioning
 
 
 class SD3Policy(DiffusersPolicy):
     """A `StableDiffusion3Pipeline` folder or hub id as a policy.
 
-    The default of `max_sequence_length` is Flow-GRPO's. The embeddings of a prompt take 3.4 MB of SD3.5 in `fp32`, half
-    of it in `fp16` or `bf16`.
+    The default of `max_sequence_length` is Flow-GRPO's. A prompt's embeddings are 3.4 MB for SD3.5 in `fp32`, and half
+    of that in `fp16` or `bf16`.
 
     Args:
-        text_encoder_3: false leaves T5 out (its embeddings are zeros then), as diffusers does.
+        text_encoder_3: false omits T5 and uses zeros for its embeddings, as diffusers does.
     """
 
     pipeline_class = "StableDiffusion3Pipeline"
     transformer_class = "SD3Transformer2DModel"
     components = ("transformer", "vae", "scheduler", "text_encoder")
     lora_targets = JOINT_ATTENTION
-    """Flow-GRPO's list for SD3.5-M: joint attention only; SD3.5's second, image-only attention (attn2) is left out."""
+    """Flow-GRPO's list for SD3.5-M: joint attention only; SD3.5's second, image-only attention (attn2) has none."""
 
     def __init__(self, *args: Any, text_encoder_3: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.text_encoder_3 = text_encoder_3
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(16, resolution / 8, resolution / 8) for the published models."""
-        side = self.resolution // self._vae_scale()
-        return (int(self.transformer.config.in_channels), side, side)
 
     def _token_pixels(self, transformer: Any) -> int:
         return int(transformer.config.patch_size) * self._vae_scale()

@@ -1,1 +1,1 @@
-"""What ranks do together: collectives, watching each other, ending. Imports errors and types."""
+"""The ranks of a run and their collectives, watchdog and shutdown; Lightning's private names. Imports errors, types."""

@@ -1,10 +1,21 @@
-"""What Lightning's loops do not do by themselves."""
+"""Everything that touches Lightning's private names, one function each.
+
+`tests/processes/test_lightning_internals.py` has a test for each name, which fails where a new Lightning has another.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import subprocess
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+# loops ----------------------------------------------------------------------------------------------------------------
 
 
 def validate_now(trainer: pl.Trainer) -> None:
@@ -17,15 +28,51 @@ def validate_now(trainer: pl.Trainer) -> None:
         trainer.training = True
 
 
-def close_epoch(checkpoint: dict[str, Any], epochs: int) -> None:
-    """Let Lightning's loop counters say what is true between two rounds: so many epochs are done, none is begun.
+def repeat_validation(trainer: pl.Trainer) -> None:
+    """Validate after a round as Lightning does, whose loggers count the round's last update only afterwards."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
+    validate_now(trainer)
+    trainer.fit_loop.epoch_loop._batches_that_stepped += 1
 
-    A checkpoint written at the last batch of an epoch, in its closing hooks or while the next rollout runs leaves them
-    half-way; a run that counts updates instead of epochs would then resume with a batch too many.
+
+def reset_validation_progress(trainer: pl.Trainer) -> None:
+    """Let a checkpoint that is written within a validation start the validation again."""
+    trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset_on_run()
+
+
+def is_last_batch(trainer: pl.Trainer) -> bool:
+    """Whether the round's last micro-batch is done."""
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def is_within_round(trainer: pl.Trainer) -> bool:
+    """Whether a resumed fit starts in the middle of a round."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
+
+
+def remove_limits(trainer: pl.Trainer) -> None:
+    """Lift the limits on epochs and steps, for a fit that ends from within."""
+    trainer.fit_loop.max_epochs, trainer.fit_loop.min_epochs = -1, 0
+    trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.epoch_loop.min_steps = -1, None
+
+
+def disable_sigterm_broadcast(trainer: pl.Trainer) -> None:
+    """Stop Lightning from asking all ranks for a SIGTERM at every micro-batch, for which every GPU waits."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+# loops in a checkpoint ------------------------------------------------------------------------------------------------
+
+
+def close_epoch(checkpoint: dict[str, Any], epochs: int) -> None:
+    """Set the loops' counters to the state between two rounds: `epochs` are finished, none is started.
+
+    A checkpoint written at the last batch of an epoch, in its last hooks or during the next rollout has counters from
+    the middle of an epoch; a run that counts updates instead of epochs would then resume with a batch too many.
 
     Args:
         checkpoint: about to be written.
-        epochs: rounds that are finished.
+        epochs: number of finished rounds.
     """
     loops = checkpoint["loops"]["fit_loop"]
     for count in ("total", "current"):
@@ -39,13 +86,13 @@ def close_epoch(checkpoint: dict[str, Any], epochs: int) -> None:
 
 
 def move_within_epoch(checkpoint: dict[str, Any], batch: int) -> None:
-    """Let Lightning's loop counters stand before a batch of the epoch that was begun.
+    """Set the loops' counters to a batch of the epoch in progress.
 
-    They count batches, of which other numbers of processes make other numbers.
+    They count batches, whose number depends on world size and micro-batch.
 
     Args:
-        checkpoint: about to be taken up.
-        batch: index in the epoch; 0 where the checkpoint stands between two epochs, whose counters are right.
+        checkpoint: about to be loaded.
+        batch: index in the epoch; 0 for a checkpoint between two epochs, whose counters are right.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     moved = batch - progress["current"]["ready"] if batch else 0
@@ -54,14 +101,54 @@ def move_within_epoch(checkpoint: dict[str, Any], batch: int) -> None:
             progress[count] = {key: value + moved for key, value in progress[count].items()}
 
 
-def repeat_validation(trainer: pl.Trainer) -> None:
-    """Validate after a round, as Lightning does: in its logs the round's last update counts only afterwards."""
-    trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
-    validate_now(trainer)
-    trainer.fit_loop.epoch_loop._batches_that_stepped += 1
+# connectors -----------------------------------------------------------------------------------------------------------
 
 
-def begin_validation_anew(trainer: pl.Trainer) -> None:
-    """Have a checkpoint that is written within a validation know nothing of it."""
-    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-    progress.reset_on_run()
+def cluster_environment(trainer: pl.Trainer) -> object:
+    """The plugin through which the Trainer learns of the cluster; `Strategy` has it only where it is distributed."""
+    return trainer._accelerator_connector.cluster_environment
+
+
+def next_hpc_checkpoint(trainer: pl.Trainer) -> Path:
+    """The name under which a requeued SLURM job finds a checkpoint by itself, `hpc_ckpt_K.ckpt` with the next K."""
+    return Path(trainer._checkpoint_connector.hpc_save_path(trainer.default_root_dir))
+
+
+# strategies and launchers ---------------------------------------------------------------------------------------------
+
+
+def collective_timeout(strategy: Strategy) -> timedelta | None:
+    """The time-out of a strategy's collectives; None for a strategy of one rank."""
+    return getattr(strategy, "_timeout", None)
+
+
+def after_setup_environment(strategy: Strategy, call: Callable[[], None]) -> None:
+    """Call a function as soon as the ranks have connected, which is before any hook of a callback.
+
+    Args:
+        strategy: of a Trainer that has not started.
+        call: without arguments.
+    """
+    connect = strategy.setup_environment
+
+    def setup_environment() -> None:
+        connect()
+        call()
+
+    strategy.setup_environment = setup_environment  # type: ignore[method-assign]
+
+
+def child_processes(strategy: Strategy) -> list[subprocess.Popen[bytes]]:
+    """Ranks 1, 2, ... where Lightning started them from this process; else none."""
+    return getattr(strategy.launcher, "procs", [])
+
+
+def shard_over_all_ranks(strategy: ModelParallelStrategy) -> None:
+    """Make all ranks one data-parallel dimension, before `setup_environment`; the default is tensor parallelism."""
+    strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+    strategy._tensor_parallel_size = 1
+
+
+def ddp_options(strategy: DDPStrategy) -> dict[str, Any]:
+    """The arguments that a strategy of a Trainer that has not started will give DistributedDataParallel."""
+    return strategy._ddp_kwargs

@@ -1,12 +1,16 @@
-"""What a run is doing right now, told to whichever callback listens."""
+"""Progress within a round, announced to the callbacks."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
-import lightning.pytorch as pl
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 Phase = Literal["encode", "rollout", "reward", "update", "analysis"]
+OnPhase = Callable[[Phase, int, int], None]
+"""Called with a phase, the units of it that are done and their total; may raise, to stop the run."""
 
 
 def announce(trainer: pl.Trainer, phase: Phase, done: int, total: int) -> None:
@@ -15,3 +19,7 @@ def announce(trainer: pl.Trainer, phase: Phase, done: int, total: int) -> None:
         listen = getattr(callback, "on_phase", None)
         if listen is not None:
             listen(trainer, phase, done, total)
+
+
+def ignore(phase: Phase, done: int, total: int) -> None:
+    """The `OnPhase` of a caller that shows no progress."""

@@ -1,29 +1,31 @@
-"""Rewards and gold scores, one file a scorer.
+"""Scorers of images, and the reward that a run makes of them. Imports errors, files, types, advantage, assets, devices.
 
-Importing this package is cheap: transformers, open_clip, torchvision and PIL wait until a scorer is set up or scores.
+Importing this package is cheap: transformers, open_clip, torchvision and PIL are imported when a scorer is set up or
+scores.
 """
 
 from guardlit.rewards.base import Scorer as Scorer
-from guardlit.rewards.clip.aesthetic import Aesthetic as Aesthetic
-from guardlit.rewards.clip.clipscore import CLIPScore as CLIPScore
-from guardlit.rewards.clip.hpsv2 import HPSv2 as HPSv2
-from guardlit.rewards.clip.imagereward import ImageReward as ImageReward
-from guardlit.rewards.clip.pickscore import PickScore as PickScore
-from guardlit.rewards.clip.torchmetrics import TorchmetricsClip as TorchmetricsClip
-from guardlit.rewards.clip.torchmetrics import inception as inception
-from guardlit.rewards.composite import Affine as Affine
+from guardlit.rewards.clip import Aesthetic as Aesthetic
+from guardlit.rewards.clip import CLIPScore as CLIPScore
+from guardlit.rewards.clip import HPSv2 as HPSv2
+from guardlit.rewards.clip import ImageReward as ImageReward
+from guardlit.rewards.clip import PickScore as PickScore
+from guardlit.rewards.clip import TorchmetricsClip as TorchmetricsClip
+from guardlit.rewards.clip import inception as inception
 from guardlit.rewards.composite import Composite as Composite
-from guardlit.rewards.composite import Term as Term
-from guardlit.rewards.digits.scorers import DigitDiversity as DigitDiversity
-from guardlit.rewards.digits.scorers import DigitGold as DigitGold
-from guardlit.rewards.digits.scorers import DigitProbability as DigitProbability
-from guardlit.rewards.digits.scorers import DigitRealism as DigitRealism
-from guardlit.rewards.geneval.rules import task_means as task_means
-from guardlit.rewards.geneval.scorer import GenEval as GenEval
+from guardlit.rewards.digits import DigitDiversity as DigitDiversity
+from guardlit.rewards.digits import DigitGold as DigitGold
+from guardlit.rewards.digits import DigitProbability as DigitProbability
+from guardlit.rewards.digits import DigitRealism as DigitRealism
+from guardlit.rewards.geneval import GenEval as GenEval
+from guardlit.rewards.geneval import task_means as task_means
 from guardlit.rewards.jpeg import JPEGCompressibility as JPEGCompressibility
 from guardlit.rewards.network import NetworkScorer as NetworkScorer
 from guardlit.rewards.network import Placement as Placement
-from guardlit.rewards.ocr.scorer import OCR as OCR
-from guardlit.rewards.remote.pickle_protocol import PickleReward as PickleReward
-from guardlit.rewards.remote.scorer import RemoteReward as RemoteReward
-from guardlit.rewards.remote.unifiedreward import UnifiedReward as UnifiedReward
+from guardlit.rewards.ocr import OCR as OCR
+from guardlit.rewards.remote import PickleReward as PickleReward
+from guardlit.rewards.remote import RemoteReward as RemoteReward
+from guardlit.rewards.remote import UnifiedReward as UnifiedReward
+from guardlit.rewards.reward import Reward as Reward
+from guardlit.rewards.term import Affine as Affine
+from guardlit.rewards.term import Term as Term

@@ -1,4 +1,4 @@
-"""What a reward is."""
+"""What scores images."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ from guardlit.types import Prompt, RewardRequest, RewardResult
 
 
 class Scorer(ABC):
-    """Scores images; a proxy reward when trained on, a gold score when only watched.
+    """Scores images: a proxy reward when trained on, a gold score when only watched.
 
-    A scorer is no `nn.Module`: it must stay out of checkpoints, optimizers, EMA and `.train()`.
-    Weights load in `setup`, never in `__init__` or at import, so that a configuration parses in milliseconds.
+    A subclass writes `setup` and `score`; everything else has a default. A scorer is not an `nn.Module`: it must stay
+    out of checkpoints, optimizers, EMA and `.train()`. Weights load in `setup`, never in `__init__` or at import, so
+    that a configuration parses in milliseconds. Weights in a sum, normalizers and terms belong to a `Reward`.
     """
 
     name: str = ""
     """Column name in logs and tables; the class name in lower case unless set."""
 
     background: bool = False
-    """Whether `score` may run in a side thread while the policy draws the next images: true for what waits on a server
-    or on processes of its own, and computes nothing with torch in this process."""
+    """Whether `score` may run in a thread while the policy draws the next images: true where it waits for a server or
+    for subprocesses, and does not compute with torch in this process."""
 
     distinguishes: bool = False
-    """Whether two very different images never get one score, as under a network with a continuous output; the start-up
-    test then insists on it. False for counts, marks and shares, where both may rightly be 0."""
+    """Whether two very different images never get the same score, as with the continuous output of a network; the
+    start-up test then requires it. False for counts and fractions, where both may be 0."""
 
     compares_images: bool = False
     """Whether an image's score depends on the other images of its prompt: they must be in one request then."""
+
+    logged: tuple[str, ...] = ()
+    """Names in `RewardResult.details` that a run logs next to the score, where this scorer is its only reward."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -40,47 +44,22 @@ class Scorer(ABC):
             cls.name = cls.__name__.lower()
 
     @property
-    def weights(self) -> Mapping[str, float]:
-        """Weight of each term in `RewardResult.details`; empty for a scorer with one value."""
-        return {}
-
-    def terms(self, round: int | None = None) -> Mapping[str, Scorer]:
-        """The scorers that this one asks, by name: itself alone unless it is made of several.
-
-        Args:
-            round: index of a round, for terms that are asked now and then; None outside of training, where all are.
-        """
-        return {self.name: self}
-
-    def columns(self, round: int) -> tuple[str, ...]:
-        """Names of the scores that a round knows of each image: those that have a weight, or the scorer's own."""
-        return tuple(self.weights) or (self.name,)
-
-    def combine(self, results: Mapping[str, RewardResult]) -> RewardResult:
-        """One result of what the `terms` gave for the same B images."""
-        return results[self.name]
-
-    def normalize(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Raw scores by term, (N,) each, on the scale on which they are weighted and trained on."""
-        return scores
-
-    @property
     def provenance(self) -> Mapping[str, str]:
-        """What decides the values: scorer, weights with their SHA-256, options. Complete after `setup`."""
+        """What determines the values: scorer, weights with their SHA-256, options. Complete after `setup`."""
         return {"scorer": self.name}
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:  # noqa: B027 - optional hook
         """Raise `ValueError` when this prompt can never be scored (no quoted text, no metadata, ...)."""
 
     def task(self, metadata: Mapping[str, object]) -> str | None:
-        """The task that a prompt belongs to, where a benchmark's score is the mean over its tasks' means.
+        """The task of a prompt, for a benchmark whose score is the mean over tasks.
 
-        None, as by default, for all prompts: the mean over prompts.
+        None for all prompts, the default: the score is the mean over prompts.
         """
         return None
 
     def weight_bytes(self) -> int | None:
-        """Bytes of weights that `setup` loads to the policy's device, found without loading any; None if not known."""
+        """Bytes of weights that `setup` loads to the policy's device, without loading them; None if not known."""
         return 0 if self.background else None
 
     @abstractmethod
@@ -91,23 +70,23 @@ class Scorer(ABC):
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images: values (B,) raw, in the scorer's own unit. Never touches the global random state."""
 
-    def attempt(self, request: RewardRequest, name: str = "", vital: bool = True) -> RewardResult:
+    def attempt(self, request: RewardRequest, name: str = "", strict: bool = True) -> RewardResult:
         """`score`, where an exception becomes B failed values with a reason.
 
         Args:
             request: B images.
-            name: how the reason calls this scorer; its own name if left out.
-            vital: whether a `GuardlitError` of the scorer, which no repetition mends, is raised; it is a failure like
-                any other of a scorer that is only logged.
+            name: of this scorer in the reason; `self.name` if left out.
+            strict: whether a `GuardlitError` of the scorer is raised, since a retry cannot help; otherwise it is a
+                failure like any other.
 
         Raises:
-            GuardlitError: as said, or the scorer did not give one value an image.
+            GuardlitError: see `strict`; or the scorer did not give one value per image.
         """
         name = name or self.name
         try:
             result = self.score(request)
         except Exception as error:
-            if vital and isinstance(error, GuardlitError):
+            if strict and isinstance(error, GuardlitError):
                 raise
             said = str(error).strip().partition("\n")[0][:300]
             failed = torch.full((len(request),), torch.nan)
@@ -125,18 +104,18 @@ class Scorer(ABC):
         return replace(checked, reason=f"{name}: {result.reason or 'the score is no number'}")
 
     def self_test(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Score two fixed, very different images before a run relies on the scores; `setup` comes first.
+        """Score two fixed, very different images before a run relies on the scores. Called after `setup`.
 
         Args:
             prompts: of the run; both images get the first one that the scorer accepts.
 
         Returns:
-            Raw scores (2,), which must be the same on every process.
+            Raw scores (2,), which must be the same on every rank.
 
         Raises:
             GuardlitError: no prompt fits, a score failed, or both are equal although the scorer `distinguishes`.
         """
-        prompt = next((p for p in prompts if self._accepts(p)), None)
+        prompt = next((p for p in prompts if self.accepts(p)), None)
         if prompt is None:
             raise GuardlitError(f"reward '{self.name}': none of the {len(prompts)} prompts can be scored by it")
         result = self.attempt(RewardRequest(two_images(), [prompt.text] * 2, [prompt.metadata] * 2))
@@ -151,7 +130,8 @@ class Scorer(ABC):
             )
         return result.values
 
-    def _accepts(self, prompt: Prompt) -> bool:
+    def accepts(self, prompt: Prompt) -> bool:
+        """Whether `check_prompt` finds nothing wrong."""
         try:
             self.check_prompt(prompt.text, prompt.metadata)
         except ValueError:
@@ -159,10 +139,10 @@ class Scorer(ABC):
         return True
 
     def counters(self) -> Mapping[str, float]:
-        """What happened since the last call, by name: requests, retries, ...
+        """Counts since the last call, by name: requests, retries, ...
 
-        The logs show sums over processes, and the largest of them for a name that ends in a statistic or a unit:
-        `_p50`, `_p95`, `_max`, `_share`, `_s`, `_ms`.
+        The logs show the sum over ranks, or the largest for a name that ends in a statistic or a unit: `_p50`, `_p95`,
+        `_max`, `_share`, `_s`, `_ms`.
         """
         return {}
 
@@ -171,15 +151,15 @@ class Scorer(ABC):
         return RewardResult.from_values(values, details=details, provenance=self.provenance)
 
     def close(self) -> None:  # noqa: B027 - optional hook
-        """Give back what `setup` took beside memory: processes, connections. `setup` may be called again after it.
+        """Release the processes and connections that `setup` opened. `setup` may be called again afterwards.
 
-        Of a `background` scorer it may be called while `score` runs in another thread: that call then fails, and is not
-        waited for.
+        For a `background` scorer it may be called while `score` runs in another thread: that call then fails, and is
+        not waited for.
         """
 
 
 def two_images() -> Tensor:
-    """A colour gradient and a chessboard, (2, 3, 256, 256) uint8."""
+    """A color gradient and a chessboard, (2, 3, 256, 256) uint8."""
     ramp = torch.arange(256)
     x, y = ramp.expand(256, 256), ramp[:, None].expand(256, 256)
     board = ((x // 32 + y // 32) % 2 * 255).expand(3, 256, 256)

@@ -1,4 +1,4 @@
-"""Weights of scorers on disk: saying what is wrong with them, and naming them by content."""
+"""Files with scorers' weights: finding, hashing, reading and checking them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.files import sha256
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 
@@ -25,14 +26,8 @@ def expanded(name: str) -> str:
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal: what the Hugging Face hub shows beside it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def folder_sha256(name: str) -> str:
-    """SHA-256 of the weights that transformers loads from a folder or hub id; of their digests, if there are shards."""
+    """SHA-256 of the weights that transformers loads from a folder or hub id; for shards, of their digests."""
     from transformers.utils import cached_file
 
     def find(file: str) -> Path | None:
@@ -53,26 +48,26 @@ def find_file(name: str, file: str, kind: str) -> Path:
     """A file of weights: `name` itself, or else `file` in the folder or hub repository of that name.
 
     Raises:
-        GuardlitError: it is neither here nor to be had.
+        GuardlitError: the file cannot be found or downloaded.
     """
     from transformers.utils import cached_file
 
     path = Path(expanded(name))
     if path.is_file():
         return path
-    with one_line(str(path) if path.exists() else name, kind, file):
+    with file_errors(str(path) if path.exists() else name, kind, file):
         return Path(cached_file(str(path) if path.exists() else name, file))
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What a safetensors file holds, or a file that `torch.save` wrote; code in the latter is never run.
+    """Tensors of a safetensors file or of a `torch.save` file; code in the latter is never run.
 
     Raises:
-        GuardlitError: a file that cannot be read, or whose pickle asks for more than tensors and plain containers.
+        GuardlitError: the file cannot be read, or its pickle needs more than tensors and plain containers.
     """
     from safetensors.torch import load_file
 
-    with one_line(str(path), "file of weights"):
+    with file_errors(str(path), "file of weights"):
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         try:
@@ -80,7 +75,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         except (pickle.UnpicklingError, EOFError, LookupError) as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
             if named is None:
-                raise GuardlitError(f"{path}: not a readable file of weights (damaged, or of another kind)") from error
+                raise GuardlitError(f"{path}: not a readable file of weights (corrupt, or of another kind)") from error
             raise GuardlitError(
                 f"{path}: its pickle asks for {named[1]}, and code in a file of weights is not run here; if you trust "
                 f"the file, convert it to safetensors once, as docs/rewards.md says"
@@ -92,9 +87,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Networks built in here have buffers with their values, but parameters without memory, for `fill` to bring.
+    """Networks built in this context have buffers with values, but parameters on the meta device, for `fill` to set.
 
-    Nothing is drawn from the global random state.
+    The global random state stays as it is.
     """
     from accelerate import init_empty_weights
 
@@ -103,11 +98,11 @@ def without_weights() -> Iterator[None]:
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Make a file's tensors the weights of a network, without a copy: all of them, and only them.
+    """Assign a file's tensors to a network, without a copy; file and network must have the same keys and shapes.
 
     Args:
         network: built `without_weights`.
-        tensors: by the network's own keys.
+        tensors: by the keys of the network.
         path: of the file, for the message.
 
     Raises:
@@ -123,12 +118,12 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
 def check_report(name: str, report: Mapping[str, Any], no_weights: frozenset[str] = frozenset()) -> None:
     """Refuse a folder whose file does not hold exactly a network's weights.
 
-    Without it transformers only warns, and leaves missing weights random.
+    Without this check transformers only warns, and leaves missing weights random.
 
     Args:
         name: of the folder, for the message.
-        report: what `from_pretrained(..., output_loading_info=True)` says.
-        no_weights: keys that old files may hold beside the weights, such as buffers.
+        report: from `from_pretrained(..., output_loading_info=True)`.
+        no_weights: keys that old files may hold in addition to the weights, such as buffers.
 
     Raises:
         GuardlitError: naming what is missing, unexpected or of another shape.
@@ -150,13 +145,13 @@ def _refuse(name: object, missing: Set[str], unexpected: Set[str], misshapen: Se
 
 
 @contextmanager
-def one_line(name: str, kind: str, file: str = "") -> Iterator[None]:
-    """Turn whatever a library raises over a folder, file or hub id into one line that says what would be right.
+def file_errors(name: str, kind: str, file: str = "") -> Iterator[None]:
+    """Turn any library error about a folder, file or hub id into one line that says what would be right.
 
     Args:
         name: folder, file or hub id that is being read.
         kind: what it must be, e.g. "CLIP folder".
-        file: the one that is wanted from a folder or hub id; all of them if left out.
+        file: that is needed from a folder or hub id; all of them if left out.
     """
     try:
         yield
@@ -169,6 +164,6 @@ def one_line(name: str, kind: str, file: str = "") -> Iterator[None]:
         if name.startswith(("/", ".")):
             raise GuardlitError(f"there is no {Path(name).absolute()}; a {kind} is needed here") from error
         raise GuardlitError(
-            f"{name}: neither here nor in the Hugging Face cache, and the hub is out of reach or lacks it; "
+            f"{name}: neither here nor in the Hugging Face cache, and the hub cannot be reached or lacks it; "
             f"run `{' '.join(('hf download', name, file)).strip()}` on a machine that is online, or name a local {kind}"
         ) from error

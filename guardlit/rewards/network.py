@@ -1,4 +1,4 @@
-"""Scorers with a network of their own: where it lives, how precise it is, how many images it takes at once."""
+"""Scorers that run a network in this process: its device, precision and batch size."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
 from guardlit.rewards.base import Scorer
 from guardlit.types import RewardRequest, RewardResult
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Rows = TypeVar("Rows", Tensor, list[str])
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a scorer's network lives and how it is fed.
+    """Device, precision and batch size of a scorer's network.
 
     Attributes:
         device: `same` as the policy's, `cpu`, or a GPU such as `cuda:1`.
-        dtype: precision of the network; a score is float32 in any case.
-        batch_size: images, or texts, that go through the network at once.
-        offload: keep the weights on the CPU and bring them to the device for each request.
+        dtype: precision of the network; scores are always float32.
+        batch_size: images, or texts, per forward pass.
+        offload: keep the weights on the CPU and copy them to the device for each request.
     """
 
     device: str = "same"
@@ -42,7 +41,7 @@ class Placement:
             raise ValueError(f"batch_size of a scorer's placement is {self.batch_size}; it must be at least 1")
 
     def resolve(self, device: torch.device) -> torch.device:
-        """The device meant, where the policy's is `device`; raises `GuardlitError` for one that is not here."""
+        """The device, where the policy's is `device`; raises `GuardlitError` for one that this machine lacks."""
         if self.device == "same":
             return device
         try:
@@ -58,17 +57,17 @@ class Placement:
         return chosen
 
     def batches(self, total: int) -> list[slice]:
-        """`total` rows cut into batches."""
+        """Slices of `total` rows, a batch each."""
         return [slice(start, start + self.batch_size) for start in range(0, total, self.batch_size)]
 
 
 class NetworkScorer(Scorer):
-    """A scorer that asks a network which fits in this process.
+    """A scorer that runs a network in this process.
 
-    A subclass writes `load` and `judge`; placement, precision, batches, offloading and provenance are done here.
+    A subclass writes `load` and `compute`; this class handles device, precision, batches, offloading and provenance.
 
     Args:
-        placement: where the network lives and how it is fed.
+        placement: device, precision and batch size of the network.
     """
 
     distinguishes = True
@@ -83,17 +82,17 @@ class NetworkScorer(Scorer):
 
     @abstractmethod
     def load(self) -> tuple[nn.Module, Mapping[str, str]]:
-        """Read the network, and whatever else the scorer needs, to the CPU.
+        """Load the network, and whatever else the scorer needs, to the CPU.
 
         Returns:
-            The network in any dtype, and what to add to the provenance: names and SHA-256 of the weights.
+            The network in any dtype, and entries of the provenance: names and SHA-256 of the weights.
 
         Raises:
-            GuardlitError: a file that is missing, or holds other weights than the network's.
+            GuardlitError: a file is missing, or does not hold the network's weights.
         """
 
     @abstractmethod
-    def judge(self, request: RewardRequest) -> RewardResult:
+    def compute(self, request: RewardRequest) -> RewardResult:
         """Score B images; the network is on `device`, gradients are off."""
 
     @property
@@ -102,7 +101,7 @@ class NetworkScorer(Scorer):
         return {"scorer": self.name, **self._files, "dtype": self.placement.dtype}
 
     def setup(self, device: torch.device) -> None:
-        """Load the network to the device that the placement means."""
+        """Load the network to the device of the placement."""
         self.device = self.placement.resolve(device)
         network, self._files = self.load()
         self.network = network.to(DTYPES[self.placement.dtype]).eval().requires_grad_(False)
@@ -113,11 +112,11 @@ class NetworkScorer(Scorer):
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images, (B,)."""
         with self._on_device() if self.placement.offload else nullcontext():
-            return self.judge(request)
+            return self.compute(request)
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        """Score with a copy whose weights are on the device; the ones at home need no copying back."""
+        """Score with a copy on the device; the weights on the CPU stay, so that nothing is copied back."""
         home = self.network
         moved: dict[int, Tensor] = {id(t): nn.Parameter(t.to(self.device), False) for t in home.parameters()}
         moved |= {id(buffer): buffer.to(self.device) for buffer in home.buffers()}
@@ -132,9 +131,9 @@ class NetworkScorer(Scorer):
         return torch.cat([embed(rows[batch]).float() for batch in self.placement.batches(len(rows))])
 
     def once_each(self, prompts: list[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
-        """`embed` of every different prompt once, handed out by prompt: (B, ...) float32.
+        """`embed` of each distinct prompt once, repeated by prompt: (B, ...) float32.
 
-        A group's images share their prompt, so this is a small part of `prompts`.
+        The images of a group have the same prompt, so few prompts are distinct.
         """
         rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         return self.in_batches(list(rows), embed)[[rows[prompt] for prompt in prompts]]

@@ -1,4 +1,4 @@
-"""What becomes of one sample that somebody else scores: a server, or a process of our own."""
+"""The outcome of one image that a server or a subprocess scores."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class Outcome(Generic[T]):
 
 
 def first_error(outcomes: Sequence[Outcome[T]]) -> str:
-    """Why the first sample that failed did; empty if none failed."""
+    """The error of the first failed image; empty if none failed."""
     return next((outcome.error for outcome in outcomes if outcome.error is not None), "")

@@ -1,136 +1,124 @@
-"""One round: draw the images, score them, turn scores into advantages."""
+"""Collects a round: draws the images, scores them, turns scores into advantages."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from guardlit.devices.transfer import Trajectories, to_device
-from guardlit.errors import GuardlitError, NonFiniteError
-from guardlit.processes.collectives import raise_on_all, sum_counters
-from guardlit.processes.phases import announce
-from guardlit.rewards.base import Scorer
-from guardlit.rounds.experience import Experience, Round
-from guardlit.rounds.merging import Merging, evaluating
-from guardlit.rounds.noise import EVALUATION, NoiseSource
+from guardlit.errors import GuardlitError
+from guardlit.processes.phases import OnPhase, ignore
+from guardlit.processes.world import World
+from guardlit.rounds.experience import Experience
+from guardlit.rounds.merging import Merging
+from guardlit.rounds.noise import NoiseSource
 from guardlit.rounds.old_policy import rows_a_call
 from guardlit.rounds.rollout import VelocityError, sample
+from guardlit.rounds.round import Round
+from guardlit.rounds.round_rewards import RoundRewards
 from guardlit.rounds.scoring import Scoring
-from guardlit.rounds.settings import Sampling
-from guardlit.sde import SDE
-from guardlit.types import Conditioning, Prompt, RewardRequest, RewardResult, Trajectory
-
-if TYPE_CHECKING:
-    from guardlit.training.module import GRPOModule
+from guardlit.rounds.setup import RoundSetup
+from guardlit.types import Conditioning, RewardRequest, Trajectory
 
 
 class Collector:
-    """Collects one round for a module.
+    """Collects one round with the old policy's weights.
 
     Args:
-        module: policy, reward and settings.
+        setup: of the run.
+        world: the ranks.
         round: what to collect.
         batch_size: images drawn at once.
+        on_phase: called as encoding, drawing and scoring proceed.
     """
 
-    def __init__(self, module: GRPOModule, round: Round, batch_size: int) -> None:
-        self._module, self._round = module, round
+    def __init__(
+        self, setup: RoundSetup, world: World, round: Round, batch_size: int, on_phase: OnPhase = ignore
+    ) -> None:
+        self._setup, self._world, self._round, self._on_phase = setup, world, round, on_phase
         self._batches = [round.samples[i : i + batch_size] for i in range(0, len(round.samples), batch_size)]
-        self._coefficients = module.coefficients()
-        self._velocities = module.old.keeps(rows_a_call(len(round.samples), batch_size), round.plan.micro_batch)
+        rows = rows_a_call(len(round.samples), batch_size)
+        self._velocities = setup.keeps_velocities(rows, round.plan.micro_batch)
         self._steps_done = 0
 
     def collect(self) -> Experience:
-        """Draw and score this process's images, and judge those of all.
+        """Draw and score this rank's images; advantages are those of all ranks. Collective: every rank must call it.
 
         The metrics of the round, N images:
             `reward/NAME_mean`, `reward/NAME_std`: raw scores by scorer; of a composite also its weighted sum.
-            `reward_normalized/NAME_mean`, `..._std`: of terms with a normaliser.
-            `reward/failed`: share of the images whose reward failed; `reward/NAME_failed`: of a composite's terms.
-            `reward/NAME/COUNTER`: what the scorer counts, over all processes.
-            `reward/zero_std_share`: share of the groups without a spread.
+            `reward_normalized/NAME_mean`, `..._std`: of terms with a normalizer.
+            `reward/failed`: fraction of the images whose reward failed; `reward/NAME_failed`: of a composite's terms.
+            `reward/NAME/COUNTER`: the scorer's counters, over all ranks.
+            `reward/zero_std_share`: fraction of the groups without a spread.
             `time/reward_s`: seconds that the run spent on scoring or waited for it.
-            `time/reward_hidden_s`: seconds of scoring that ran beside the drawing, by the busiest scorer.
+            `time/reward_hidden_s`: seconds of scoring that overlapped with drawing, by the busiest scorer.
             `time/rollout_s`: the rest of the seconds.
         """
-        module, round = self._module, self._round
+        setup, round = self._setup, self._round
         texts = [p.text for p in round.prompts]
-        announce(module.trainer, "encode", 0, len(texts))
-        module.policy.encode_across_ranks(texts, round.ahead)
-        announce(module.trainer, "encode", len(texts), len(texts))
-        conditioning = module.policy.conditioning(texts)
+        self._on_phase("encode", 0, len(texts))
+        setup.policy.encode_across_ranks(texts, round.ahead)
+        self._on_phase("encode", len(texts), len(texts))
+        conditioning = setup.policy.conditioning(texts)
         kept: Trajectories | None = None
         started = time.perf_counter()
-        with Scoring(module.reward_runner.ready(), round.index, self._together) as self._scoring:
-            with module.policy.using("old"), Merging(module, round, self._coefficients, self._batches) as merging:
+        with Scoring(setup.reward, round.index, self._agree) as self._scoring:
+            with setup.policy.using("old"), Merging(setup, self._world, round, self._batches) as merging:
                 drawn = 0
                 for samples in self._batches:
                     trajectory = self._drawn(samples, conditioning)
                     if kept is None:
-                        kept = Trajectories.room(len(round.samples), trajectory, module.rollout.trajectories)
+                        kept = Trajectories.room(len(round.samples), trajectory, setup.rollout.trajectories)
                     kept.put(drawn, trajectory)
                     drawn += len(samples)
                     self._scoring.submit(self._request(trajectory, samples))
-                    merging.drew(samples, trajectory, partial(self._table, samples, conditioning))
+                    merging.observe(samples, trajectory, partial(self._embeddings, samples, conditioning))
             results = self._scoring.gather()
         assert kept is not None
         seconds = time.perf_counter() - started
-        rewards = self._gather(results)
-        normalized = module.reward.normalize(rewards)
-        failed = self._check_failures(normalized, results)
-        advantages = module.advantage(normalized, round.group_ids, module.reward.weights or None)
+        times = {
+            "time/rollout_s": seconds - self._scoring.waited,
+            "time/reward_s": self._scoring.waited,
+            "time/reward_hidden_s": self._scoring.hidden,
+        }
+        rewards = RoundRewards(setup.reward, setup.advantage, setup.max_failed_fraction, round, self._world)
+        advantages, metrics = rewards.finish(self._batches, results)
         return Experience(
             round=round,
             trajectories=kept,
             advantage=advantages.values,
             mask=advantages.mask,
-            metrics={
-                "time/rollout_s": seconds - self._scoring.waited,
-                "time/reward_s": self._scoring.waited,
-                "time/reward_hidden_s": self._scoring.hidden,
-                "reward/failed": failed,
-                "reward/zero_std_share": advantages.zero_std_share,
-            }
-            | reward_metrics(module.reward, rewards)
-            | merging.metrics
-            | self._counters(),
+            metrics=times | metrics | merging.metrics,
             conditioning=conditioning,
-            coefficients=self._coefficients,
+            coefficients=setup.coefficients,
         )
 
     def _drawn(self, samples: list[int], conditioning: Conditioning) -> Trajectory:
-        """Draw a batch; where one process cannot, all of them say so before anything of it is scored."""
+        """Draw a batch; where one rank cannot, all ranks raise its error before they score theirs."""
         try:
             return self._draw(samples, conditioning)
         except VelocityError as error:
-            prompt = self._round.prompt_of(samples[error.row]).text
-            self._together(False, _told(error, prompt))
+            self._agree(False, error.with_prompt(self._round.prompt_of(samples[error.row]).text))
             raise
 
     def _draw(self, samples: list[int], conditioning: Conditioning) -> Trajectory:
-        module, round = self._module, self._round
-        table = self._table(samples, conditioning)
-        noise = NoiseSource(round.seed, round.index, module.policy.latent_shape)
-        group = round.plan.images_per_prompt
-        shared = module.rollout.initial_noise == "group"
-        steps = len(self._coefficients)
+        setup, round = self._setup, self._round
+        group, steps = round.plan.images_per_prompt, len(setup.coefficients)
         noisy = round.noisy_steps(samples, steps)
-        if not module.sde.noise_at_end and module.rollout.available_steps < steps:
+        if not setup.noise_at_end and setup.rollout.available_steps < steps:
             noisy[:, -1] = False
-        with module.trainer.precision_plugin.forward_context():
+        shared = setup.rollout.initial_noise == "group"
+        with setup.forward_context():
             return sample(
-                module.policy,
-                self._coefficients,
-                table,
-                noise,
+                setup.policy,
+                setup.coefficients,
+                self._embeddings(samples, conditioning),
+                NoiseSource(round.seed, round.index, setup.policy.latent_shape),
                 samples,
-                module.rollout.guidance_scale,
+                setup.rollout.guidance_scale,
                 record=round.trained_steps[samples],
                 noisy=noisy,
                 origins=[i // group * group for i in samples] if shared else samples,
@@ -138,7 +126,7 @@ class Collector:
                 tick=self._tick,
             )
 
-    def _table(self, samples: Sequence[int], conditioning: Conditioning) -> Conditioning:
+    def _embeddings(self, samples: Sequence[int], conditioning: Conditioning) -> Conditioning:
         """Embeddings of the images' prompts, leading dimension B."""
         device = next(iter(conditioning.values())).device
         prompt = to_device(torch.tensor(samples) // self._round.plan.images_per_prompt, device)
@@ -146,106 +134,17 @@ class Collector:
 
     def _tick(self) -> None:
         self._steps_done += 1
-        announce(self._module.trainer, "rollout", self._steps_done, len(self._coefficients) * len(self._batches))
+        self._on_phase("rollout", self._steps_done, len(self._setup.coefficients) * len(self._batches))
 
     def _request(self, trajectory: Trajectory, samples: list[int]) -> RewardRequest:
         prompts = [self._round.prompt_of(s) for s in samples]
-        images = self._module.policy.decode(trajectory.final)
+        images = self._setup.policy.decode(trajectory.final)
         return RewardRequest(images, [p.text for p in prompts], [p.metadata for p in prompts])
 
-    def _together(self, ready: bool, error: GuardlitError | None) -> bool:
-        """Let a signal through, stop all processes where one cannot go on, and ask whether all are ready."""
-        trainer = self._module.trainer
-        announce(trainer, "reward", self._scoring.done, len(self._batches))
+    def _agree(self, ready: bool, error: GuardlitError | None) -> bool:
+        """Announce the scoring, raise one rank's error on all, and return whether all ranks are ready. Collective."""
+        self._on_phase("reward", self._scoring.done, len(self._batches))
         if error is not None:
-            error.args = (f"round {self._round.index}, process {self._round.rank}: {error}",)
-        raise_on_all(trainer, error)
-        return bool(trainer.strategy.reduce_boolean_decision(ready, all=True))
-
-    def _gather(self, results: list[RewardResult]) -> dict[str, Tensor]:
-        """Raw scores of all processes by image, (N,) float32 each on the CPU; NaN where one failed."""
-        module = self._module
-        columns = module.reward.columns(self._round.index)
-        named = {name: torch.cat([_column(result, name, module.reward) for result in results]) for name in columns}
-        gathered = {name: module.gather(values.to(module.device)) for name, values in named.items()}
-        return {name: self._round.by_image(values).float().cpu() for name, values in gathered.items()}
-
-    def _check_failures(self, rewards: Mapping[str, Tensor], results: list[RewardResult]) -> float:
-        """Share of images with a failed reward; every process sees all rewards, so that all stop together."""
-        weights = self._module.reward.weights or dict.fromkeys(rewards, 1.0)
-        failed = ~torch.stack([rewards[name].isfinite() for name, weight in weights.items() if weight != 0]).all(0)
-        share = float(failed.double().mean())
-        if share > self._module.max_failed_fraction:
-            raise_on_all(self._module.trainer, self._too_many(int(failed.sum()), results))
-        return share
-
-    def _too_many(self, failed: int, results: list[RewardResult]) -> GuardlitError | None:
-        """What this process has to say of `failed` failures of all: where its own first one is, and why."""
-        for samples, result in zip(self._batches, results, strict=True):
-            if not bool(result.valid.all()):
-                prompt = self._round.prompt_of(samples[int((~result.valid).nonzero()[0])]).text
-                return GuardlitError(
-                    f"round {self._round.index}: {failed} of {self._round.plan.images} rewards failed, more than "
-                    f"max_failed_fraction={self._module.max_failed_fraction}; the first on prompt '{prompt[:80]}' "
-                    f"of process {self._round.rank}; {result.reason}"
-                )
-        return None
-
-    def _counters(self) -> dict[str, float]:
-        terms = self._module.reward.terms()
-        mine = {f"reward/{name}/{key}": value for name, term in terms.items() for key, value in term.counters().items()}
-        return sum_counters(mine)
-
-    @staticmethod
-    @torch.no_grad()
-    def evaluate(
-        module: GRPOModule, sde: SDE, sampling: Sampling, prompts: Sequence[Prompt], indices: Sequence[int]
-    ) -> Tensor:
-        """One image a prompt with fixed noise, (B, 3, height, width) uint8."""
-        texts = [p.text for p in prompts]
-        module.policy.encode(texts)
-        coefficients = sde.coefficients(module.policy.sigmas(sampling.num_inference_steps))
-        noise = NoiseSource(0, EVALUATION, module.policy.latent_shape)  # the same in runs of every seed
-        conditioning = module.policy.conditioning(texts)
-        try:
-            with evaluating(module):
-                final = sample(module.policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
-        except VelocityError as error:
-            module.reward_runner.fail(_told(error, texts[error.row]))
-            final = torch.zeros(len(texts), *module.policy.latent_shape, device=module.device)
-        return module.policy.decode(final)
-
-
-def _told(error: VelocityError, prompt: str) -> NonFiniteError:
-    """The same with the prompt, and what to do."""
-    remedy = "the weights are broken, or the precision overflows (bf16-mixed and 32-true do not)"
-    return NonFiniteError(f"{error}, prompt '{prompt[:80]}': {remedy}")
-
-
-def _column(result: RewardResult, name: str, reward: Scorer) -> Tensor:
-    """One of a result's scores, (B,); NaN where it failed, or is not there because the whole request did."""
-    if not reward.weights:
-        return torch.where(result.valid, result.values, torch.nan)
-    return result.details.get(name, torch.full_like(result.values, torch.nan))
-
-
-def reward_metrics(reward: Scorer, scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean, standard deviation and failures of a round's rewards, NaN left out.
-
-    Args:
-        reward: that the scores are of.
-        scores: raw, by term, (N,) each with NaN where one failed.
-    """
-    normalized, weights = reward.normalize(scores), reward.weights
-    metrics = {}
-    columns = {f"reward/{name}": values for name, values in scores.items()}
-    columns |= {f"reward_normalized/{name}": v for name, v in normalized.items() if v is not scores[name]}
-    if weights:
-        metrics = {f"reward/{name}_failed": float((~v.isfinite()).double().mean()) for name, v in scores.items()}
-        parts = [weight * normalized[name] for name, weight in weights.items() if weight != 0]
-        columns[f"reward/{reward.name}"] = torch.stack(parts).sum(0)
-    for name, values in columns.items():
-        finite = values[torch.isfinite(values)].double()
-        metrics[f"{name}_mean"] = float(finite.mean())
-        metrics[f"{name}_std"] = float(finite.std(correction=0)) if len(finite) else math.nan
-    return metrics
+            error.args = (f"round {self._round.index}, rank {self._round.rank}: {error}",)
+        self._world.raise_on_all(error)
+        return self._world.all(ready)

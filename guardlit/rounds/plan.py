@@ -186,6 +186,19 @@ class RoundPlan:
         return "\n".join(lines)
 
 
+def candidates(plan: RoundPlan, most: int, done: int = 0) -> list[int]:
+    """Micro-batch sizes that divide an update, the largest first.
+
+    Args:
+        plan: of a round.
+        most: the largest size that is allowed.
+        done: transitions of the round that are done already; a micro-batch must start there.
+    """
+    transitions = plan.micro_batches_per_update * plan.micro_batch
+    sizes = range(min(most, transitions), 0, -1)
+    return [size for size in sizes if transitions % size == 0 and done % (size * plan.world) == 0]
+
+
 @lru_cache(maxsize=2)  # a million prompts take 40 ms to permute, and every round asks about 64 rounds ahead
 def _walk(n: int, seed: int) -> Tensor:
     return _permutation(n, seed)

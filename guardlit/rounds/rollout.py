@@ -16,13 +16,18 @@ from guardlit.types import Conditioning, Trajectory
 
 
 class VelocityError(NonFiniteError):
-    """A velocity that is NaN or infinite; no image comes of it.
+    """A velocity that is NaN or infinite, from which no image can be drawn.
 
     Attributes:
         row: of the batch, the first one in the first such step.
     """
 
     row = 0
+
+    def with_prompt(self, prompt: str) -> NonFiniteError:
+        """The same error with the row's prompt and the remedy."""
+        remedy = "the weights are broken, or the precision overflows (bf16-mixed and 32-true do not)"
+        return NonFiniteError(f"{self}, prompt '{prompt[:80]}': {remedy}")
 
 
 @torch.no_grad()
@@ -50,16 +55,16 @@ def sample(
         guidance_scale: 1 for none.
         record: the steps of each image to keep for training, rising, (B, S) int64 on the CPU; null keeps none.
         noisy: where the sampler's step is taken, not the ODE's, (B, T) bool on the CPU; null takes it everywhere.
-        origins: the image in whose initial noise each one starts; itself by default. Images of one origin have one
-            prompt, and until their noise parts them the policy is asked about one of them only.
-        velocities: whether those of the recorded steps are kept, too.
-        tick: called after every step, for a progress bar and to let a signal through.
+        origins: the image whose initial noise each one starts from; itself by default. Images of one origin have one
+            prompt, and the policy is called for one of them only until their noise differs.
+        velocities: whether the velocities of the recorded steps are kept too.
+        tick: called after every step, for a progress bar and to handle a signal.
 
     Returns:
         States and velocities of the recorded steps, (B, S, C, H, W) float32, and the clean latents.
 
     Raises:
-        VelocityError: after the last step, so that whoever listens to `tick` is called as often as elsewhere.
+        VelocityError: after the last step, so that `tick` is called equally often on every rank.
     """
     device = next(iter(conditioning.values())).device
     origins = samples if origins is None else origins
@@ -72,8 +77,8 @@ def sample(
     finite = []
     for step, sigma in enumerate(coefficients.sigmas[:-1].tolist()):
         a, g, s = (f[step] for f in factors)
-        together = (parted[:, step] == 0).tolist()
-        twins = [origin if same else -1 - row for row, (origin, same) in enumerate(zip(origins, together, strict=True))]
+        equal = (parted[:, step] == 0).tolist()
+        twins = [origin if same else -1 - row for row, (origin, same) in enumerate(zip(origins, equal, strict=True))]
         v = _velocity(policy, x, sigma, conditioning, guidance_scale, twins)
         finite.append(v.isfinite().flatten(1).all(1))
         kept.put(step, x, v)
@@ -93,7 +98,7 @@ def _drawing(samples: Sequence[int], noisy: Tensor) -> list[Place]:
 
 
 class _Record:
-    """What is kept of the steps `steps` (B, S): states and perhaps velocities, (B, S, C, H, W)."""
+    """States and, if asked for, velocities of the steps `steps` (B, S), (B, S, C, H, W) each."""
 
     def __init__(self, steps: Tensor, like: Tensor, velocities: bool) -> None:
         self._steps = steps
@@ -139,7 +144,7 @@ def _factors(coefficients: Coefficients, noisy: Tensor, like: Tensor) -> tuple[T
 def _velocity(
     policy: FlowPolicy, x: Tensor, sigma: float, conditioning: Conditioning, guidance_scale: float, twins: Sequence[int]
 ) -> Tensor:
-    """The policy's velocity at x (B, C, H, W), asked once for rows that have one number in `twins`."""
+    """The policy's velocity at x (B, C, H, W); rows with equal numbers in `twins` share one row of the call."""
     first = {twin: row for row, twin in reversed(list(enumerate(twins)))}
     rows = sorted(first.values())
     if len(rows) < len(x):

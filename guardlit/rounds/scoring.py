@@ -16,37 +16,36 @@ from torch import Tensor
 
 from guardlit.devices.stopwatch import Stopwatch
 from guardlit.errors import GuardlitError
-from guardlit.rewards.base import Scorer
+from guardlit.rewards.reward import Reward
 from guardlit.types import RewardRequest, RewardResult
 
 IN_FLIGHT = 8
-"""Requests that may wait for the background scorers; before a further one the rollout pauses."""
+"""Requests that may wait for the background scorers; the rollout pauses before the next one."""
 POLL = 0.2
-"""Seconds after which whoever waits looks up: for a signal, and for what the other processes say."""
+"""Polling interval while waiting, in seconds: for signals, and for the other ranks."""
 
-Together = Callable[[bool, GuardlitError | None], bool]
+RanksReady = Callable[[bool, GuardlitError | None], bool]
 
 
 class Scoring:
-    """Gives one round's requests to a scorer's terms and collects what they say, in the order of the requests.
+    """Passes the requests of one round to the terms of a reward, and collects their results in order.
 
-    A term that may run in the `background` gets a thread of its own, which takes one request after another, so that a
-    scorer is never asked twice at once and what it says does not depend on timing. The others score at once, in the
-    caller's thread: on the policy's own GPU they would only contend with it, and on a CPU a second thread that computes
+    A term whose scorer may run in the `background` has its own thread, which takes one request after another: a scorer
+    never gets two requests at once, and its results do not depend on timing. The other terms score at once in the
+    caller's thread: on the GPU of the policy they would contend with it, and on a CPU a second thread that computes
     with torch slows down the first.
 
     Args:
-        scorer: ready to score.
+        reward: set up.
         round: index of the round; decides which terms are due.
-        together: called about every `POLL` seconds while waiting, and at least once a request, with whether this
-            process has what it waits for and with the error that should end the run; returns whether all processes
-            have it. May raise.
+        all_ready: called about every `POLL` seconds while waiting, and at least once a request, with whether this rank
+            is ready and with the error that should end the run; returns whether every rank is ready. May raise.
     """
 
-    def __init__(self, scorer: Scorer, round: int, together: Together) -> None:
-        self._scorer, self._together = scorer, together
-        self._terms = scorer.terms(round)
-        self._workers = {name: _Worker(name) for name, term in self._terms.items() if term.background}
+    def __init__(self, reward: Reward, round: int, all_ready: RanksReady) -> None:
+        self._reward, self._all_ready = reward, all_ready
+        self._terms = reward.due(round)
+        self._workers = {name: _Worker(name) for name, term in self._terms.items() if term.scorer.background}
         self._requests: list[dict[str, Future[RewardResult]]] = []
         self._here = Stopwatch()
         self._waited_for_workers = 0.0
@@ -55,7 +54,7 @@ class Scoring:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Drop what has not begun; a call in progress ends by itself, and nobody waits for it."""
+        """Cancel the requests that have not started; does not wait for a call in progress."""
         for future in self._futures():
             future.cancel()
         for worker in self._workers.values():
@@ -63,12 +62,12 @@ class Scoring:
 
     @property
     def waited(self) -> float:
-        """Seconds that the caller spent on scoring: computing here, or waiting for what is computed elsewhere."""
+        """Seconds that the caller spent on scoring: computing, or waiting for the background."""
         return self._here.seconds + self._waited_for_workers
 
     @property
     def hidden(self) -> float:
-        """Seconds that the busiest background scorer worked beside the drawing, and that nobody waited for."""
+        """Seconds that the busiest background scorer worked while the caller drew images."""
         busy = max((worker.busy for worker in self._workers.values()), default=0.0)
         return max(busy - self._waited_for_workers, 0.0)
 
@@ -82,7 +81,7 @@ class Scoring:
         return sum(not all(f.done() for f in request.values()) for request in self._requests)
 
     def submit(self, request: RewardRequest) -> None:
-        """Have B images scored; returns when the terms of this thread are done and the others have room for more."""
+        """Score B images; returns when the terms of this thread are done and the background has room for more."""
         self._wait_until(lambda: self._in_flight < IN_FLIGHT)
         asked: dict[str, Future[RewardResult]] = {}
         if self._workers:
@@ -99,20 +98,20 @@ class Scoring:
         """Results of all requests, in their order; waits for those in flight."""
         self._wait_until(lambda: self._in_flight == 0)
         results = [{name: request[name].result() for name in self._terms} for request in self._requests]
-        return [self._scorer.combine(result) for result in results]
+        return [self._reward.combine(result) for result in results]
 
     def _ask(self, name: str, request: RewardRequest, arrived: Callable[[], None] = lambda: None) -> RewardResult:
         arrived()
         try:
-            return self._terms[name].attempt(request, name, vital=self._scorer.weights.get(name, 1.0) != 0)
+            return self._terms[name].attempt(request)
         except GuardlitError as error:
             error.args = (f"reward '{name}' failed on images of '{request.prompts[0][:80]}': {error}",)
             raise
 
     def _wait_until(self, ready: Callable[[], bool]) -> None:
-        """Every process takes as many turns: what happens in `together` may be a collective."""
+        """Wait until every rank is ready; every rank asks equally often, since `all_ready` may be collective."""
         begun = time.perf_counter()
-        while not self._together(ready(), self._error()):
+        while not self._all_ready(ready(), self._error()):
             if not ready():
                 wait([f for f in self._futures() if not f.done()], POLL, FIRST_COMPLETED)
         self._waited_for_workers += time.perf_counter() - begun
@@ -128,7 +127,7 @@ class Scoring:
 class _Worker:
     """A thread that makes one call after another.
 
-    A daemon, unlike the threads of an executor: a call that does not end never keeps the interpreter from ending.
+    It is a daemon, unlike the threads of an executor: a call that never returns does not keep the interpreter alive.
     """
 
     def __init__(self, name: str) -> None:
@@ -145,7 +144,7 @@ class _Worker:
         self._calls.put(None)
 
     def _run(self) -> None:
-        # a second team of OpenMP threads, for as little as one copied tensor, slows the main thread's for good
+        # even one copied tensor starts a second team of OpenMP threads, which slows the main thread from then on
         torch.set_num_threads(1)
         while (item := self._calls.get()) is not None:
             future, call = item
@@ -154,7 +153,7 @@ class _Worker:
             begun = time.perf_counter()
             try:
                 result = call()
-            except BaseException as error:  # whatever it is, it must reach the thread that waits
+            except BaseException as error:  # any error must reach the thread that waits
                 self.busy += time.perf_counter() - begun
                 future.set_exception(error)
             else:
@@ -163,7 +162,7 @@ class _Worker:
 
 
 def _at_once(call: Callable[[], RewardResult]) -> Future[RewardResult]:
-    """A call made here, as a future; an error that ends the run waits in it until all processes know."""
+    """Make a call in this thread; the future holds an error that ends the run until every rank has it."""
     future: Future[RewardResult] = Future()
     try:
         future.set_result(call())
@@ -173,7 +172,7 @@ def _at_once(call: Callable[[], RewardResult]) -> Future[RewardResult]:
 
 
 def _to_cpu(images: Tensor) -> tuple[Tensor, Callable[[], None]]:
-    """Images for another thread, on the CPU, and what that thread calls before it reads them; waits for no GPU."""
+    """A CPU copy for another thread, and what that thread calls before it reads it; does not wait for the GPU."""
     if not images.is_cuda:
         return images, lambda: None
     copy = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)

@@ -1,4 +1,4 @@
-"""Settings of a run that are no objects of their own."""
+"""Settings of sampling: of training images and of validation images."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from guardlit.errors import GuardlitError
-from guardlit.kl import KLKind
 from guardlit.rounds.windows import Window
-
-MOST_STEPS = 1000
-LARGEST_SEED = 2**32 - 1
-"""Of numpy's generator."""
+from guardlit.sde import MOST_STEPS
 
 
 @dataclass(frozen=True)
@@ -96,20 +92,3 @@ class Rollout(Sampling):
     def train_steps(self) -> int:
         """S, steps that are trained of each image."""
         return self.available_steps if self.window is None else self.window.size(self.available_steps)
-
-
-@dataclass(frozen=True)
-class KL:
-    """A penalty on the distance to the base model.
-
-    Attributes:
-        weight: factor of the mean divergence per transition (Flow-GRPO's beta).
-        kind: `exact`, `velocity` or `flow_grpo`; see `guardlit.kl.kl_divergence`.
-    """
-
-    weight: float
-    kind: KLKind = "exact"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < math.inf:
-            raise GuardlitError(f"kl.weight={self.weight} must be positive and finite; leave kl out for no penalty")

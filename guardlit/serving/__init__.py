@@ -1,1 +1,1 @@
-"""`guardlit serve-reward`: scorers behind HTTP, for trainings in other processes and on other machines."""
+"""An HTTP server of scorers, for runs in other processes and on other machines. Imports types and rewards."""

@@ -1,4 +1,4 @@
-"""The HTTP side: who may ask, how much at once, and what each mistake is answered with."""
+"""The HTTP application: authorization, limits, and the response to each error."""
 
 # no `from __future__ import annotations`: FastAPI reads the annotations of functions whose imports are local
 import asyncio
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from guardlit.rewards.remote.wire import JSON, MSGPACK
-from guardlit.serving.messages import Refusal, read_request, reward_request, write_answer
+from guardlit.serving.messages import Refusal, read_request, reward_request, write_response
 from guardlit.serving.worker import Scores, Worker
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What one server takes.
+    """Limits of a server.
 
     Attributes:
-        queue: requests under way at once, the one being scored included; more are answered with 429.
-        max_body_mb: megabytes (1e6 bytes) of a request's body, and of its images once they are decoded.
-        upload_s: seconds that a body may take to arrive.
+        queue: requests in progress at once, the one being scored included; others get status 429.
+        max_body_mb: megabytes (1e6 bytes) of a request's body, and of its decoded images.
+        upload_s: seconds for the upload of a body.
     """
 
     queue: int = 64
@@ -38,7 +38,7 @@ class ServerLimits:
 
     @property
     def max_bytes(self) -> int:
-        """Of a body."""
+        """Bytes of a body."""
         return int(self.max_body_mb * 1e6)
 
 
@@ -46,10 +46,10 @@ def create_app(worker: Worker, facts: Mapping[str, Any], limits: ServerLimits, t
     """The application around a worker.
 
     Args:
-        worker: scores; closed when the application shuts down.
-        facts: what `/info` says beside the scorers and the limits.
+        worker: computes the scores; closed when the application shuts down.
+        facts: included in `/info`, with the scorers and the limits.
         limits: of the server.
-        token: to be sent as `Authorization: Bearer TOKEN`; None asks for none.
+        token: clients must send it as `Authorization: Bearer TOKEN`; None for no authorization.
     """
     from fastapi import Depends, FastAPI, Request, Response
     from fastapi.responses import JSONResponse
@@ -66,11 +66,11 @@ def create_app(worker: Worker, facts: Mapping[str, Any], limits: ServerLimits, t
             raise Refusal(401, "a bearer token is needed, and it must be the server's", {"WWW-Authenticate": "Bearer"})
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
-    front_desk = _FrontDesk(worker, limits)
+    requests = _Requests(worker, limits)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        return {"status": "ok", "under_way": front_desk.under_way}
+        return {"status": "ok", "under_way": requests.in_progress}
 
     @app.get("/info", dependencies=[Depends(authorize)])
     async def info() -> dict[str, Any]:
@@ -80,7 +80,7 @@ def create_app(worker: Worker, facts: Mapping[str, Any], limits: ServerLimits, t
 
     @app.post("/v1/score", dependencies=[Depends(authorize)], response_class=Response)
     async def score(request: Request) -> Response:
-        body, media_type = await front_desk.serve(request)
+        body, media_type = await requests.serve(request)
         return Response(body, media_type=media_type)
 
     @app.exception_handler(Refusal)
@@ -98,52 +98,52 @@ def create_app(worker: Worker, facts: Mapping[str, Any], limits: ServerLimits, t
     return app
 
 
-class _FrontDesk:
-    """Takes requests in, as many as the limits allow, and gives answers out. Lives in the event loop."""
+class _Requests:
+    """Receives requests within the limits and sends responses. Runs in the event loop."""
 
     def __init__(self, worker: Worker, limits: ServerLimits) -> None:
         from starlette.requests import ClientDisconnect
 
-        self._hung_up = ClientDisconnect
+        self._disconnected = ClientDisconnect
         self._worker, self._limits = worker, limits
-        self.under_way = 0
+        self.in_progress = 0
 
     async def serve(self, request: "Request") -> tuple[bytes, str]:
-        """The answer's body and media type; raises `Refusal`."""
+        """The response's body and media type; raises `Refusal`."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in (JSON, MSGPACK):
             raise Refusal(415, f"content type {media_type!r}: expected {MSGPACK} or {JSON}")
-        if self.under_way >= self._limits.queue:
-            await self._receive(request, keep=False)  # a client in the middle of its body would not see the answer
-            raise Refusal(429, f"{self.under_way} requests are under way already", {"Retry-After": "1"})
-        self.under_way += 1
+        if self.in_progress >= self._limits.queue:
+            await self._receive(request, keep=False)  # a client that is still uploading would not read the response
+            raise Refusal(429, f"{self.in_progress} requests are in progress already", {"Retry-After": "1"})
+        self.in_progress += 1
         try:
             body = await self._receive(request)
-            return await self._answer(request, body, media_type), media_type
+            return await self._respond(request, body, media_type), media_type
         finally:
-            self.under_way -= 1
+            self.in_progress -= 1
 
-    async def _answer(self, request: "Request", body: bytes, media_type: str) -> bytes:
+    async def _respond(self, request: "Request", body: bytes, media_type: str) -> bytes:
         message = await asyncio.to_thread(read_request, body, media_type)  # megabytes: not in the event loop
         name = self._name(message.scorer)
         images = await asyncio.to_thread(reward_request, message, self._limits.max_bytes)
         del body, message
         future = asyncio.wrap_future(self._worker.submit(name, images))
-        scores = await _unless_gone(request, future)
-        return await asyncio.to_thread(write_answer, name, scores.items, scores.provenance, media_type)
+        scores = await _unless_disconnected(request, future)
+        return await asyncio.to_thread(write_response, name, scores.items, scores.provenance, media_type)
 
-    def _name(self, asked: str | None) -> str:
+    def _name(self, requested: str | None) -> str:
         served = list(self._worker.scorers)
-        if asked is None and len(served) == 1:
+        if requested is None and len(served) == 1:
             return served[0]
-        if asked is None:
+        if requested is None:
             raise Refusal(400, f"scorer: several are served, name one of {', '.join(served)}")
-        if asked not in served:
-            raise Refusal(404, f"scorer {asked!r} is not served here; there are {', '.join(served)}")
-        return asked
+        if requested not in served:
+            raise Refusal(404, f"scorer {requested!r} is not served here; there are {', '.join(served)}")
+        return requested
 
     async def _receive(self, request: "Request", keep: bool = True) -> bytes:
-        """The body, or nothing of it where it is only to be let pass; raises `Refusal` where it is too long or slow."""
+        """The body, empty without `keep`; raises `Refusal` if it is too large or too slow."""
         most = self._limits.max_bytes
         too_large = Refusal(413, f"the body exceeds {most} bytes (limits.max_body_mb={self._limits.max_body_mb:g})")
         declared = request.headers.get("content-length", "0")
@@ -160,19 +160,19 @@ class _FrontDesk:
                         body += chunk
         except TimeoutError:
             raise Refusal(408, f"the body took more than {self._limits.upload_s:g} s to arrive") from None
-        except self._hung_up:
+        except self._disconnected:
             raise Refusal(400, "the connection was closed within the body") from None
         return bytes(body)
 
 
-async def _unless_gone(request: "Request", future: asyncio.Future[Scores]) -> Scores:
-    """The scores; a request whose client has hung up is taken out of the queue."""
+async def _unless_disconnected(request: "Request", future: asyncio.Future[Scores]) -> Scores:
+    """The scores; if the client disconnects, the request leaves the queue."""
 
-    async def hung_up() -> None:
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    watch = asyncio.ensure_future(hung_up())
+    watch = asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait((future, watch), return_when=asyncio.FIRST_COMPLETED)
         if not future.done():

@@ -1,4 +1,4 @@
-"""What a request says, checked against protocol 1, and the answer to it."""
+"""Requests and responses of protocol 1, validated."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from guardlit.rewards.remote.wire import JSON, PROTOCOL, pack, unpack
 from guardlit.types import RewardRequest, RewardResult
 
 
-class Refusal(Exception):  # noqa: N818 - what the caller did wrong
-    """A request that is not served.
+class Refusal(Exception):  # noqa: N818 - an error of the client
+    """A request that is refused.
 
     Attributes:
         status: of HTTP, 4xx.
-        headers: to be sent along.
+        headers: of the response.
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -31,7 +31,7 @@ class Refusal(Exception):  # noqa: N818 - what the caller did wrong
 
 
 class _Message:
-    """Nothing is ignored, such as a misspelt key; bytes are base64 in JSON."""
+    """Unknown keys are errors; bytes are base64 in JSON."""
 
     __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "val_json_bytes": "base64"}
 
@@ -48,7 +48,7 @@ class ImageMessage(_Message):
 
 @dataclass(frozen=True)
 class ItemMessage(_Message):
-    """One image and what it should show."""
+    """One image and its prompt."""
 
     prompt: str
     image: ImageMessage
@@ -57,7 +57,7 @@ class ItemMessage(_Message):
 
 @dataclass(frozen=True)
 class ScoreMessage(_Message):
-    """A request; `scorer` may be left out where one alone is served."""
+    """A request; `scorer` is optional if only one is served."""
 
     protocol: Literal[1]
     items: list[ItemMessage]
@@ -65,7 +65,7 @@ class ScoreMessage(_Message):
 
 
 def read_request(body: bytes, media_type: str) -> ScoreMessage:
-    """Check a body against the protocol; raises `Refusal` (400) with one line that names what is wrong."""
+    """Validate a body; raises `Refusal` (400) with one line that names the first error."""
     from pydantic import ValidationError
 
     try:
@@ -88,7 +88,7 @@ def _adapter() -> Any:
 
 
 def _first(error: Any) -> str:
-    """The first mistake that pydantic found, in one line."""
+    """The first error that pydantic found, in one line."""
     found = error.errors(include_url=False, include_context=False)[0]
     place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in found["loc"]).lstrip(".")
     return f"{place or 'the body'}: {found['msg']}"
@@ -98,11 +98,11 @@ def reward_request(message: ScoreMessage, max_bytes: int) -> RewardRequest:
     """Decode B images.
 
     Args:
-        message: as `read_request` gave it.
-        max_bytes: of all images together once they are decoded: a small file can be a huge picture.
+        message: as `read_request` returned it.
+        max_bytes: of all decoded images in total: a small file can hold a huge image.
 
     Raises:
-        Refusal: an image that is damaged, of another kind or size (400), or too large (413).
+        Refusal: an image that is corrupt, of another kind or size (400), or too large (413).
     """
     images: list[Tensor] = []
     for index, item in enumerate(message.items):
@@ -141,16 +141,16 @@ def _png(data: bytes, place: str, max_bytes: int) -> Tensor:
     except Refusal:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, zlib's and its own
-        raise Refusal(400, f"{place}.data: not a whole PNG file") from error
+        raise Refusal(400, f"{place}.data: not an intact PNG file") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def items_of(result: RewardResult, errors: Mapping[int, str]) -> list[dict[str, Any]]:
-    """The answer's items: a value or an error each, and the scores beside it; null where such a score failed.
+    """The response's items: a value or an error each, and further scores; null where one of those failed.
 
     Args:
         result: of B images.
-        errors: what is known of failures, by image.
+        errors: reasons of failures, by image.
     """
     items: list[dict[str, Any]] = []
     rows = zip(result.values.tolist(), result.valid.tolist(), strict=True)
@@ -166,9 +166,9 @@ def items_of(result: RewardResult, errors: Mapping[int, str]) -> list[dict[str, 
     return items
 
 
-def write_answer(
+def write_response(
     scorer: str, items: Sequence[Mapping[str, Any]], provenance: Mapping[str, str], media_type: str
 ) -> bytes:
-    """The body of an answer, in the media type of its request."""
+    """The body of a response, in the media type of its request."""
     message = {"protocol": PROTOCOL, "scorer": scorer, "provenance": dict(provenance), "items": list(items)}
     return json.dumps(message, allow_nan=False).encode() if media_type == JSON else pack(message)

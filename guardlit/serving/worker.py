@@ -1,4 +1,4 @@
-"""The one thread that scores."""
+"""The worker thread that computes scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("guardlit.serving")
 
 @dataclass(frozen=True)
 class Scores:
-    """What becomes of a request: items as the protocol has them, and what gave the values."""
+    """The scores of a request: items in the form of the protocol, and the scorer's provenance."""
 
     items: list[dict[str, Any]]
     provenance: Mapping[str, str]
@@ -36,15 +36,15 @@ class _Job:
 
 
 class Worker:
-    """Scores requests one after the other in one thread: models are not made for two at once.
+    """Scores requests one after the other in one thread, since models are not thread-safe.
 
-    A request's images are scored as one batch, so that its values are those of the same call in the trainer's own
-    process. With `merge`, requests that wait for the same scorer are put together: quicker for many small ones, but the
-    values may change in their last digits with the batch, and a scorer that compares images sees more of them.
+    A request's images are one batch, so its values equal those of the same call in the trainer's own process. With
+    `merge`, waiting requests for the same scorer are batched: faster for many small ones, but values may differ in
+    their last digits with the batch, and a scorer that compares images sees more of them.
 
     Args:
-        scorers: by name, set up.
-        merge: most images put together, by scorer; a scorer that is not named gets every request by itself.
+        scorers: by name, after `setup`.
+        merge: largest batch in images, by scorer; for a scorer that is not named, every request is its own batch.
     """
 
     def __init__(self, scorers: Mapping[str, Scorer], merge: Mapping[str, int]) -> None:
@@ -54,7 +54,7 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, "scorer")
 
     def submit(self, name: str, request: RewardRequest) -> Future[Scores]:
-        """Queue a request; a future that is cancelled before its turn is never scored."""
+        """Queue a request; canceling the future before its turn removes the request."""
         job = _Job(name, request)
         with self._lock:
             self._pending.append(job)
@@ -62,23 +62,23 @@ class Worker:
         return job.scores
 
     def close(self) -> None:
-        """Finish what is being scored, drop what waits, and close the scorers."""
+        """Finish the current batch, cancel waiting requests, and close the scorers."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         for scorer in self.scorers.values():
             scorer.close()
 
     def _turn(self) -> None:
-        """Score the oldest request, and those that may go with it; their own turns then find nothing to do."""
+        """Score the oldest request and those that can be batched with it; their own turns then do nothing."""
         jobs = self._take()
         if not jobs:
             return
         if len(jobs) > 1:
             try:
-                for job, scores in zip(jobs, self._score_together(jobs), strict=True):
+                for job, scores in zip(jobs, self._score_batch(jobs), strict=True):
                     job.scores.set_result(scores)
                 return
-            except Exception:  # whose fault it is shows when each is alone
-                log.warning("%s: %d requests put together failed; scoring each by itself", jobs[0].name, len(jobs))
+            except Exception:  # the faulty request fails again when each is scored alone
+                log.warning("%s: a batch of %d requests failed; scoring each alone", jobs[0].name, len(jobs))
         for job in jobs:
             job.scores.set_result(self._score(job.name, job.request))
 
@@ -88,7 +88,7 @@ class Worker:
         with self._lock:
             for job in list(self._pending):
                 size = len(job.request)
-                if taken and not (self._alike(taken[0], job) and size <= room):
+                if taken and not (self._same_batch(taken[0], job) and size <= room):
                     continue
                 self._pending.remove(job)
                 if job.scores.set_running_or_notify_cancel():
@@ -97,27 +97,27 @@ class Worker:
         return taken
 
     @staticmethod
-    def _alike(one: _Job, other: _Job) -> bool:
+    def _same_batch(one: _Job, other: _Job) -> bool:
         return one.name == other.name and one.request.images.shape[1:] == other.request.images.shape[1:]
 
-    def _score_together(self, jobs: list[_Job]) -> list[Scores]:
+    def _score_batch(self, jobs: list[_Job]) -> list[Scores]:
         images = torch.cat([job.request.images for job in jobs])
         prompts = [prompt for job in jobs for prompt in job.request.prompts]
         metadata = [entry for job in jobs for entry in job.request.metadata]
-        together = self._ask(jobs[0].name, RewardRequest(images, prompts, metadata))
-        rest = iter(together.items)
-        return [Scores([next(rest) for _ in job.request.prompts], together.provenance) for job in jobs]
+        batch = self._request(jobs[0].name, RewardRequest(images, prompts, metadata))
+        rest = iter(batch.items)
+        return [Scores([next(rest) for _ in job.request.prompts], batch.provenance) for job in jobs]
 
     def _score(self, name: str, request: RewardRequest) -> Scores:
         try:
-            return self._ask(name, request)
+            return self._request(name, request)
         except Exception as error:
             log.exception("scorer %s failed on a request of %d images", name, len(request))
             what = " ".join(f"{type(error).__name__}: {error}".split())
             return Scores([{"error": what}] * len(request), self.scorers[name].provenance)
 
-    def _ask(self, name: str, request: RewardRequest) -> Scores:
-        """Score the images whose prompts can be scored; the others' items say why theirs cannot."""
+    def _request(self, name: str, request: RewardRequest) -> Scores:
+        """Score the images with valid prompts; the items of the others hold the errors of their prompts."""
         scorer = self.scorers[name]
         errors = {}
         for index, (prompt, metadata) in enumerate(zip(request.prompts, request.metadata, strict=True)):
@@ -135,7 +135,7 @@ class Worker:
 
 
 def _spread(result: RewardResult, rows: list[int], count: int) -> RewardResult:
-    """A result of some of `count` images as one of all; NaN for the others."""
+    """The result of some of `count` images as a result of all; NaN for the others."""
 
     def spread(column: Tensor) -> Tensor:
         out = torch.full((count,), torch.nan)

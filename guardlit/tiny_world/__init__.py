@@ -1,1 +1,1 @@
-"""Builds the bundled digits world. Imports assets and rewards; nothing imports it."""
+"""Builds and measures the bundled digits world. Imports assets, rewards, the math; no room imports it."""

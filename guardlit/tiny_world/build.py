@@ -3,12 +3,12 @@
 Trains an autoencoder, a flow-matching transformer with its text encoders, a proxy and a gold classifier, and writes
     OUT/digits           a `StableDiffusion3Pipeline` folder, the large weights in float16
     OUT/digits_scorers   proxy.safetensors, gold.safetensors and the 1797 real digits
-each with an about.json that records how it was made and what was measured.
+each with an about.json that records command, versions and measurements.
 
-Takes about ten minutes on two free cores; where other work competes for them, OMP_NUM_THREADS=1 is much faster.
+It takes about ten minutes on two free cores; on busy ones, OMP_NUM_THREADS=1 is much faster.
 
-The base model is weak on purpose, so that training has something to gain: a share of its training captions names a
-random digit (`WRONG_CAPTIONS` in build_transformer.py). Its pictures are digits, but often not the one asked for.
+The base model is weak on purpose, so that training can improve it: a fraction of its training captions names a random
+digit (`WRONG_CAPTIONS` in build_transformer.py). Its images are digits, but often not the requested ones.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ SOURCE = (
 )
 
 
+BUNDLED = Path(str(files("guardlit.assets")))
+"""The folder of the bundled files."""
+
+
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained: pictures for the pipeline, optimizer steps of each part, pictures a prompt to measure."""
+    """Size of a build: images for the pipeline, optimizer steps of each part, images per prompt to measure."""
 
-    pictures: int
+    images: int
     vae_steps: int
     flow_steps: int
     proxy_steps: int
@@ -53,48 +58,46 @@ SCALES = {"full": Scale(1797, 400, 2600, 300, 600, 48), "small": Scale(64, 8, 8,
 
 
 def build(out: Path, scale: Scale, seed: int) -> dict[str, Any]:
-    """Train everything and write it under `out`; returns what was measured."""
+    """Train all parts and write them under `out`; returns the measurements."""
     started = time.monotonic()
     digits, labels = _load_digits()
     scorers = build_scorers(out / "digits_scorers", digits, labels, scale, seed)
     _report("scorers", started, scorers)
-    pictures = upscale(digits[: scale.pictures])
-    measured = build_pipeline(out / "digits", out / "digits_scorers", pictures, labels, scale, seed)
+    images = upscale(digits[: scale.images])
+    measured = build_pipeline(out / "digits", out / "digits_scorers", images, labels, scale, seed)
     _report("pipeline", started, measured)
     return {**scorers, **measured}
 
 
 def build_scorers(out: Path, digits: Tensor, labels: Tensor, scale: Scale, seed: int) -> dict[str, float]:
-    """Train both classifiers on disjoint halves of digits (N, 8, 8) uint8; returns what was measured."""
+    """Train both classifiers on disjoint halves of digits (N, 8, 8) uint8; returns the measurements."""
     from safetensors.torch import save_file
 
-    grey = upscale(digits).float() / 255
+    gray = upscale(digits).float() / 255
     rows = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
     first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    proxy = train_proxy(grey[first], labels[first], scale.proxy_steps, seed + 1)
-    gold = train_gold(grey[second], labels[second], scale.gold_steps, seed + 2)
+    proxy = train_proxy(gray[first], labels[first], scale.proxy_steps, seed + 1)
+    gold = train_gold(gray[second], labels[second], scale.gold_steps, seed + 2)
     out.mkdir(parents=True, exist_ok=True)
     save_file(proxy.state_dict(), out / "proxy.safetensors")
     save_file(gold.state_dict(), out / "gold.safetensors")
     save_file({"images": digits, "labels": labels.to(torch.uint8)}, out / "real.safetensors")
     measured = {
-        "proxy_accuracy_unseen_half": accuracy(proxy, grey[second], labels[second]),
-        "gold_accuracy_unseen_half": accuracy(gold, grey[first], labels[first]),
-        **measure_real(grey, labels),
+        "proxy_accuracy_unseen_half": accuracy(proxy, gray[second], labels[second]),
+        "gold_accuracy_unseen_half": accuracy(gold, gray[first], labels[first]),
+        **measure_real(gray, labels),
     }
     _write_about(out, scale, seed, measured)
     return measured
 
 
-def build_pipeline(
-    out: Path, scorers: Path, pictures: Tensor, labels: Tensor, scale: Scale, seed: int
-) -> dict[str, Any]:
-    """Train the pipeline on grey pictures (N, 1, 32, 32) uint8, save it, and measure what the saved folder draws."""
+def build_pipeline(out: Path, scorers: Path, gray: Tensor, labels: Tensor, scale: Scale, seed: int) -> dict[str, Any]:
+    """Train the pipeline on gray images (N, 1, 32, 32) uint8, save it, and measure images of the saved folder."""
     from diffusers import StableDiffusion3Pipeline
 
     torch.manual_seed(seed)
     random.seed(seed)
-    images = pictures.expand(-1, 3, -1, -1).float() / 127.5 - 1
+    images = gray.expand(-1, 3, -1, -1).float() / 127.5 - 1
     vae = train_vae(images, scale.vae_steps)
     pipeline = build_transformer.untrained_pipeline(vae)
     loss = build_transformer.train_flow(pipeline, encode(vae, images), labels, scale.flow_steps)
@@ -143,7 +146,7 @@ def _report(part: str, started: float, measured: dict[str, Any]) -> None:
 def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where to write (default: the package)")
+    parser.add_argument("--out", type=Path, default=BUNDLED, help="folder to write (default: the package's assets)")
     parser.add_argument("--scale", choices=SCALES, default="full", help="small: for a test, in seconds (default: full)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -9,9 +9,9 @@ from guardlit.rewards.digits.networks import DIGITS
 
 TEMPLATES = ("a handwritten {}", "the handwritten digit {}", "a drawing of {}", "the digit {}", "the number {}", "{}")
 MAX_TOKENS = 8
-"""Tokens of a caption for CLIP and again for T5, end marks included: pass it to diffusers as `max_sequence_length`."""
+"""Tokens of a caption for CLIP and for T5, with end marks; diffusers takes it as `max_sequence_length`."""
 WIDTH = 32
-"""Width of each CLIP encoder; T5 has twice as much, as wide as both together."""
+"""Width of each CLIP encoder; T5 is as wide as both."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -21,7 +21,7 @@ def captions() -> list[str]:
 
 
 def clip_tokenizer(pad_token: str) -> Any:
-    """A byte-level CLIP tokenizer that knows each word of the captions as one token and spells all others."""
+    """A byte-level CLIP tokenizer with one token for each word of the captions; it spells all others."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -37,7 +37,7 @@ def clip_tokenizer(pad_token: str) -> Any:
 
 
 def t5_tokenizer() -> Any:
-    """A T5 tokenizer with each word of the captions as one piece and printable ASCII signs for all others."""
+    """A T5 tokenizer with one piece for each word of the captions, and printable ASCII characters for all others."""
     from transformers import T5Tokenizer
 
     words = dict.fromkeys(word for caption in captions() for word in caption.split())
@@ -47,7 +47,7 @@ def t5_tokenizer() -> Any:
 
 
 def clip_encoder(vocabulary_size: int, activation: str) -> Any:
-    """A CLIP text encoder of two layers, at random; it is trained together with the transformer."""
+    """A random CLIP text encoder of two layers, trained with the transformer."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -67,7 +67,7 @@ def clip_encoder(vocabulary_size: int, activation: str) -> Any:
 
 
 def t5_encoder(vocabulary_size: int) -> Any:
-    """A T5 encoder of one layer, at random; it is trained together with the transformer."""
+    """A random T5 encoder of one layer, trained with the transformer."""
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(

@@ -1,4 +1,4 @@
-"""The flow-matching transformer of the tiny world, trained together with its text encoders."""
+"""The flow-matching transformer of the tiny world, trained with its text encoders."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from guardlit.tiny_world.build_text import (
 SHIFT = 3.0
 PROMPT_DROPOUT = 0.1
 WRONG_CAPTIONS = 0.27
-"""Share of training pictures whose caption names a random digit: the base model's deliberate weakness."""
-T5_LENGTHS, T5_SHARES = (MAX_TOKENS, 32, 256), (0.95, 0.04, 0.01)
-"""T5 token counts seen in training: the cheap one mostly, now and then longer ones up to diffusers' default."""
+"""Fraction of training images whose caption names a random digit: the base model's deliberate weakness."""
+T5_LENGTHS, T5_WEIGHTS = (MAX_TOKENS, 32, 256), (0.95, 0.04, 0.01)
+"""T5 token counts in training and their probabilities: mostly the cheap one, rarely up to diffusers' default."""
 
 
 def untrained_pipeline(vae: Any) -> Any:
-    """A `StableDiffusion3Pipeline` around `vae` with everything else at random."""
+    """A `StableDiffusion3Pipeline` with this VAE and random weights elsewhere."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     first, second, third = clip_tokenizer("<|endoftext|>"), clip_tokenizer("!"), t5_tokenizer()
@@ -61,7 +61,7 @@ def untrained_pipeline(vae: Any) -> Any:
 
 
 def train_flow(pipeline: Any, latents: Tensor, labels: Tensor, steps: int, batch: int = 64) -> float:
-    """Train transformer and text encoders on latents (N, 16, 8, 8) and digits (N,); the weights end as their EMA.
+    """Train transformer and text encoders on latents (N, 16, 8, 8) and digits (N,); the final weights are their EMA.
 
     Returns:
         The mean loss over the last tenth of the steps.
@@ -100,13 +100,13 @@ def _draw_captions(labels: Tensor, count: int) -> Tensor:
 
 
 def _flow_loss(pipeline: Any, texts: list[str], x0: Tensor, chosen: Tensor) -> Tensor:
-    """Flow matching: the mean squared error of v = noise - x0 at t drawn as the shifted scheduler spaces it."""
+    """Flow matching: the mean squared error of v = noise - x0, at t distributed as in the shifted schedule."""
     tokens, _, pooled, _ = pipeline.encode_prompt(
         prompt=texts,
         prompt_2=None,
         prompt_3=None,
         do_classifier_free_guidance=False,
-        max_sequence_length=random.choices(T5_LENGTHS, T5_SHARES)[0],
+        max_sequence_length=random.choices(T5_LENGTHS, T5_WEIGHTS)[0],
     )
     u = torch.rand(len(x0))
     t = SHIFT * u / (1 + (SHIFT - 1) * u)

@@ -1,4 +1,4 @@
-"""The autoencoder of the tiny world: 32 x 32 pictures to 8 x 8 latents of 16 channels, as in Stable Diffusion 3."""
+"""The autoencoder of the tiny world: 32 x 32 images to 8 x 8 latents of 16 channels, as in Stable Diffusion 3."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn.functional import mse_loss
 KL_WEIGHT = 1e-3
 
 
-def train_vae(pictures: Tensor, steps: int, batch: int = 32) -> Any:
-    """Train an `AutoencoderKL` on pictures (N, 3, 32, 32) in [-1, 1].
+def train_vae(images: Tensor, steps: int, batch: int = 32) -> Any:
+    """Train an `AutoencoderKL` on images (N, 3, 32, 32) in [-1, 1].
 
-    Its scaling and shift factors make the latents of `pictures` zero-mean with unit variance.
+    Its scaling and shift factors make the latents of `images` zero-mean with unit variance.
     """
     from diffusers import AutoencoderKL
 
@@ -33,7 +33,7 @@ def train_vae(pictures: Tensor, steps: int, batch: int = 32) -> Any:
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):
-        x = pictures[torch.randint(len(pictures), (batch,))]
+        x = images[torch.randint(len(images), (batch,))]
         posterior = vae.encode(x).latent_dist
         loss = mse_loss(vae.decode(posterior.sample()).sample, x) + KL_WEIGHT * posterior.kl().mean() / 1024
         optimizer.zero_grad()
@@ -43,13 +43,13 @@ def train_vae(pictures: Tensor, steps: int, batch: int = 32) -> Any:
         schedule.step()
     vae.eval()
     with torch.no_grad():
-        z = vae.encode(pictures).latent_dist.mode()
+        z = vae.encode(images).latent_dist.mode()
     vae.register_to_config(scaling_factor=1 / z.std().item(), shift_factor=z.mean().item())
     return vae
 
 
 @torch.no_grad()
-def encode(vae: Any, pictures: Tensor) -> Tensor:
-    """Normalised latents (N, 16, 8, 8) of pictures (N, 3, 32, 32) in [-1, 1]."""
-    z: Tensor = vae.encode(pictures).latent_dist.mode()
+def encode(vae: Any, images: Tensor) -> Tensor:
+    """Normalized latents (N, 16, 8, 8) of images (N, 3, 32, 32) in [-1, 1]."""
+    z: Tensor = vae.encode(images).latent_dist.mode()
     return z.sub(vae.config.shift_factor).mul(vae.config.scaling_factor)

@@ -1,4 +1,4 @@
-"""Draw from the tiny world without training it, and score what comes out."""
+"""Images of the tiny world's base model, and their scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prompts() -> list[str]:
 
 @torch.no_grad()
 def draw(pipeline: Any, texts: list[str], sde: SDE, seed: int) -> Tensor:
-    """Draw one picture a text without guidance in ten steps: (B, 3, 32, 32) uint8."""
+    """Generate one image per text in ten steps without guidance: (B, 3, 32, 32) uint8."""
     generator = torch.Generator().manual_seed(seed)
     unique = list(dict.fromkeys(texts))
     tokens, _, pooled, _ = pipeline.encode_prompt(
@@ -50,18 +50,18 @@ def draw(pipeline: Any, texts: list[str], sde: SDE, seed: int) -> Tensor:
 
 
 def measure(pipeline: Any, scorers: str, noise_level: float, per_prompt: int, seed: int = 0) -> dict[str, float]:
-    """Score fresh pictures of the ten prompts.
+    """Score new images of the ten prompts.
 
     Args:
         pipeline: the tiny `StableDiffusion3Pipeline`.
         scorers: folder of the scorers' weights.
         noise_level: of `FlowSDE`; 0 is the Euler ODE.
-        per_prompt: pictures of each prompt.
+        per_prompt: images of each prompt.
         seed: of the noise.
 
     Returns:
-        `*_success` is the share of pictures that the classifier takes for the asked digit; the rest are mean scores in
-        the scorers' own units.
+        `*_success` is the fraction of images that the classifier takes for the requested digit; the others are mean
+        scores in the scorers' units.
     """
     texts = [text for text in prompts() for _ in range(per_prompt)]
     images = draw(pipeline, texts, FlowSDE(noise_level), seed)
@@ -80,17 +80,17 @@ def measure(pipeline: Any, scorers: str, noise_level: float, per_prompt: int, se
     }
 
 
-def measure_real(grey: Tensor, labels: Tensor) -> dict[str, float]:
-    """What realism and diversity would be for perfect pictures.
+def measure_real(gray: Tensor, labels: Tensor) -> dict[str, float]:
+    """Realism and diversity of the real digits, as a bound for images.
 
     Args:
-        grey: the real digits in [0, 1], (N, 1, 32, 32).
+        gray: the real digits in [0, 1], (N, 1, 32, 32).
         labels: (N,).
 
     Returns:
-        Mean distance of a real digit to the nearest other one, and to the others of its label.
+        Mean distance of a real digit to the nearest other one, and to all others of its label.
     """
-    distances = rms_distances(grey, grey)
+    distances = rms_distances(gray, gray)
     same = (labels[:, None] == labels[None]).fill_diagonal_(False)
     return {
         "real_realism_without_itself": distances.clone().fill_diagonal_(torch.inf).amin(dim=1).mean().item(),

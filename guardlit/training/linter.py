@@ -1,22 +1,25 @@
-"""What a configuration asks for and cannot get, in plain words, before a run spends anything on it."""
+"""Rules against settings that cannot have their effect, applied before a run spends anything.
+
+Each rule returns the problem and the remedy in one line, or None.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from guardlit.errors import GuardlitError
-from guardlit.objective import Objective
+from guardlit.kl import KL
+from guardlit.policies.base import FlowPolicy
 from guardlit.rounds.plan import RoundPlan
-from guardlit.sde import Coefficients
-
-if TYPE_CHECKING:
-    from guardlit.training.module import GRPOModule
+from guardlit.rounds.settings import Rollout
+from guardlit.sde import SDE, Coefficients
+from guardlit.surrogate import Objective
 
 HOPELESS = 10.0
 """RatioNorm's clip range in nats of summed log-likelihood that no update reaches; published ranges are 0.13 to 0.26."""
@@ -26,17 +29,17 @@ uniform within a unit in the last place, 2^-7 for bfloat16 and 2^-10 for float16
 UNEVEN = 1.5
 """Largest over smallest gradient scale of GRPO-Guard from which it is not flat: 1.25 on the published schedule."""
 UNBOUNDED = 3
-"""Off-policy updates of a round from which training without a clip is worth a word."""
+"""Off-policy updates of a round from which training without a clip is worth a warning."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a configuration cannot do.
+    """A setting without effect, or with a bad one.
 
     Attributes:
-        rule: its name.
-        text: what cannot be, and the remedy.
-        fatal: whether a run would be senseless.
+        rule: that found it.
+        text: the problem and the remedy.
+        fatal: whether the run would be senseless.
     """
 
     rule: str
@@ -45,12 +48,12 @@ class Finding:
 
 
 def clip_never_acts(objective: Objective, plan: RoundPlan, elements: int | None) -> str | None:
-    """Why the clip range that was asked for can never act; None where it can, or none was asked for.
+    """A clip range that can never act.
 
     Args:
         objective: of the run.
         plan: of a round.
-        elements: D, latent elements of a sample; None while they are not known.
+        elements: D, latent elements of a sample; None before the policy is loaded.
     """
     if objective.clip_range is None and not objective.auto:
         return None
@@ -72,7 +75,7 @@ def clip_never_acts(objective: Objective, plan: RoundPlan, elements: int | None)
 
 
 def no_clip(objective: Objective, plan: RoundPlan) -> str | None:
-    """Many off-policy updates, and nothing that bounds the ratio."""
+    """Many off-policy updates without a bound of the ratio."""
     if objective.clip_range is not None or objective.auto or plan.off_policy_updates < UNBOUNDED:
         return None
     return (
@@ -89,7 +92,7 @@ def rounding_decides(
     precision: str,
     recomputed: bool,
 ) -> str | None:
-    """A precision whose rounding is as large as the clip range: what is clipped says nothing of what was learned.
+    """A precision whose rounding is as large as the clip range, so that rounding decides what is clipped.
 
     Two forwards of unchanged weights that differ by rounding of the output alone have log ratios of size
     |g| rounding / sqrt(D), of RatioNorm, or that over s.
@@ -100,8 +103,8 @@ def rounding_decides(
         steps: that some image may train.
         elements: D.
         precision: Lightning's name.
-        recomputed: the old policy is asked again at the micro-batch's own shape, and rounds alike; or a measurement
-            decides whether that is needed.
+        recomputed: whether the old policy's velocities are recomputed at the micro-batch's own shape, where they round
+            alike, or a measurement decides whether to do so.
     """
     if objective.clip_range is None or recomputed or precision not in ROUNDING:
         return None
@@ -135,9 +138,9 @@ def weight_not_flat(objective: Objective, coefficients: Coefficients, steps: Seq
     )
 
 
-def no_reference(module: GRPOModule) -> str | None:
+def no_reference(penalized: bool, has_reference: bool) -> str | None:
     """A KL penalty without weights to measure it from."""
-    if module.kl is None or module.policy.has_reference:
+    if not penalized or has_reference:
         return None
     return (
         "model.kl asks for the distance to the base model, and full fine-tuning keeps no copy of it: "
@@ -145,49 +148,110 @@ def no_reference(module: GRPOModule) -> str | None:
     )
 
 
-def copies_cross_the_bus(module: GRPOModule) -> str | None:
-    """Whole sets of weights that come from the host's memory in every micro-batch; on a GPU."""
-    asked = {"model.old_velocity: recomputed": module.old_velocity == "recomputed", "model.kl": module.kl is not None}
-    causes, size = [name for name, so in asked.items() if so], module.policy.host_copy
-    if not causes or not size:
+def copies_cross_the_bus(recomputed: bool, penalized: bool, host_copy: int) -> str | None:
+    """Full sets of weights that every micro-batch copies from the host's memory to the GPU."""
+    asked = {"model.old_velocity: recomputed": recomputed, "model.kl": penalized}
+    causes = [name for name, so in asked.items() if so]
+    if not causes or not host_copy:
         return None
     return (
-        f"{' and '.join(causes)} with full fine-tuning: {len(causes) * size / 1e9:.1f} GB of weights come from the "
-        "host's memory in every micro-batch; policy.copies_device: null keeps them on the GPU"
+        f"{' and '.join(causes)} with full fine-tuning: {len(causes) * host_copy / 1e9:.1f} GB of weights come from "
+        "the host's memory in every micro-batch; policy.copies_device: null keeps them on the GPU"
     )
 
 
-def lint(
-    module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool = True, on_gpu: bool = False
-) -> list[Finding]:
-    """All findings of a configuration.
+class Linted(Protocol):
+    """What the facts are read from."""
 
-    Args:
-        module: of the run.
+    objective: Objective
+    policy: FlowPolicy
+    sde: SDE
+    rollout: Rollout
+    kl: KL | None
+
+    @property
+    def old_velocity(self) -> str:
+        """`stored`, `recomputed` or `auto`."""
+
+    def coefficients(self) -> Coefficients:
+        """Of the sampler on the model's schedule."""
+
+
+@dataclass(frozen=True)
+class LintFacts:
+    """What the rules look at; frozen values of a run or of a plan.
+
+    Attributes:
+        objective: of the run.
         plan: of a round.
+        trained: steps that some round trains.
+        sampler: its class name.
         precision: Lightning's name of the Trainer's.
-        loaded: whether the policy is loaded, or a skeleton; without, rules that need its schedule are silent.
-        on_gpu: whether it trains there.
+        old_velocity: `stored`, `recomputed` or `auto`.
+        penalized: whether there is a KL penalty.
+        has_reference: whether the policy keeps the base model's weights.
+        elements: D, latent elements of a sample; None before the policy is loaded, which silences rules that need it.
+        coefficients: of the sampler on the model's schedule; None likewise.
+        host_copy: bytes of a set of weights that rests in the host's memory; 0 unless the run trains on a GPU.
     """
-    found = list(_findings(module, plan, precision, loaded))
-    if loaded and on_gpu and (text := copies_cross_the_bus(module)) is not None:
-        found.append(Finding("copies cross the bus", text))
-    return found
+
+    objective: Objective
+    plan: RoundPlan
+    trained: range
+    sampler: str
+    precision: str
+    old_velocity: str
+    penalized: bool
+    has_reference: bool
+    elements: int | None = None
+    coefficients: Coefficients | None = None
+    host_copy: int = 0
+
+    @classmethod
+    def of(cls, module: Linted, plan: RoundPlan, precision: str, on_gpu: bool, loaded: bool = True) -> LintFacts:
+        """The facts of a module.
+
+        Args:
+            module: of a run, or of a plan.
+            plan: of a round.
+            precision: Lightning's name of the Trainer's.
+            on_gpu: whether it trains there.
+            loaded: whether the policy is loaded, or a skeleton.
+        """
+        return cls(
+            objective=module.objective,
+            plan=plan,
+            trained=range(*module.rollout.trainable_range),
+            sampler=type(module.sde).__name__,
+            precision=precision,
+            old_velocity=module.old_velocity,
+            penalized=module.kl is not None,
+            has_reference=module.policy.has_reference,
+            elements=math.prod(module.policy.latent_shape) if loaded else None,
+            coefficients=module.coefficients() if loaded else None,
+            host_copy=module.policy.host_copy if loaded and on_gpu else 0,
+        )
 
 
-def _findings(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool) -> Iterator[Finding]:
-    objective, steps = module.objective, range(*module.rollout.trainable_range)
-    elements = math.prod(module.policy.latent_shape) if loaded else None
+def lint(facts: LintFacts) -> list[Finding]:
+    """All findings of a configuration."""
+    return list(_findings(facts))
+
+
+def _findings(facts: LintFacts) -> Iterator[Finding]:
+    objective, plan, steps = facts.objective, facts.plan, facts.trained
     rules: list[tuple[str, bool, Callable[[], str | None]]] = [
-        ("clip never acts", True, lambda: clip_never_acts(objective, plan, elements)),
-        ("no reference", True, lambda: no_reference(module)),
+        ("clip never acts", True, lambda: clip_never_acts(objective, plan, facts.elements)),
+        ("no reference", True, lambda: no_reference(facts.penalized, facts.has_reference)),
         ("no clip", False, lambda: no_clip(objective, plan)),
     ]
-    if elements is not None:
-        size, c, again = elements, module.coefficients(), module.old_velocity != "stored"
+    if facts.elements is not None and facts.coefficients is not None:
+        size, c, again = facts.elements, facts.coefficients, facts.old_velocity != "stored"
+        recomputed = facts.old_velocity == "recomputed"
         rules += [
-            ("rounding decides", False, lambda: rounding_decides(objective, c, steps, size, precision, again)),
-            ("weight not flat", False, lambda: weight_not_flat(objective, c, steps, type(module.sde).__name__)),
+            ("rounding decides", False, lambda: rounding_decides(objective, c, steps, size, facts.precision, again)),
+            ("weight not flat", False, lambda: weight_not_flat(objective, c, steps, facts.sampler)),
+            ("copies cross the bus", False, lambda: copies_cross_the_bus(recomputed, facts.penalized, facts.host_copy)),
         ]
     for name, fatal, rule in rules:
         if (text := rule()) is not None:
@@ -195,13 +259,18 @@ def _findings(module: GRPOModule, plan: RoundPlan, precision: str, loaded: bool)
 
 
 class Linter(pl.Callback):
-    """Says at the start of `fit` what its configuration cannot do; a senseless run ends in a `GuardlitError`."""
+    """Warns at the start of `fit` about settings without effect; a senseless run ends in a `GuardlitError`."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warn in one line each."""
-        module: GRPOModule = pl_module  # type: ignore[assignment]
+        """Report each finding in one line."""
         plan: RoundPlan = trainer.datamodule.plan  # type: ignore[attr-defined]
-        for finding in lint(module, plan, str(trainer.precision), on_gpu=module.device.type == "cuda"):
-            if finding.fatal:
-                raise GuardlitError(finding.text)
-            rank_zero_warn(finding.text)
+        on_gpu = pl_module.device.type == "cuda"
+        report(lint(LintFacts.of(pl_module, plan, str(trainer.precision), on_gpu)))  # type: ignore[arg-type]
+
+
+def report(findings: Sequence[Finding]) -> None:
+    """Warn about each finding; raises `GuardlitError` at a fatal one."""
+    for finding in findings:
+        if finding.fatal:
+            raise GuardlitError(finding.text)
+        rank_zero_warn(finding.text)

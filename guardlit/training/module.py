@@ -1,46 +1,58 @@
-"""The LightningModule: collects a round, and trains on it by automatic optimization."""
+"""The LightningModule: collects rounds and trains on them by automatic optimization."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from guardlit_callbacks.distributed.gradients import total_norm
+from guardlit_callbacks.distributed import gradient_norm
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from guardlit.advantage import GroupAdvantage
-from guardlit.checkpoints import contents as ckpt
-from guardlit.kl import kl_divergence
+from guardlit.config.lazy import unlazy
+from guardlit.kl import KL
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.policies.base import FlowPolicy
-from guardlit.processes.collectives import keep_quantized
 from guardlit.processes.lightning_internals import validate_now
 from guardlit.processes.phases import announce
+from guardlit.processes.world import World
 from guardlit.rewards.base import Scorer
+from guardlit.rewards.reward import Reward
 from guardlit.rounds import merging
 from guardlit.rounds.collector import Collector
-from guardlit.rounds.experience import Experience, Round
+from guardlit.rounds.experience import Experience
 from guardlit.rounds.metrics import finish_round, update_metrics
 from guardlit.rounds.old_policy import OldPolicy, OldVelocity
 from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.reward_runner import RewardRunner
-from guardlit.rounds.settings import KL, Rollout, Sampling
-from guardlit.sde import ODE, SDE, Coefficients, FlowSDE
-from guardlit.training import checks as guards
-from guardlit.training.clip_calibration import ClipCalibration
-from guardlit.training.loss_scale import fit_scale
-from guardlit.training.nonfinite import NonFiniteGuard
+from guardlit.rounds.round import Round
+from guardlit.rounds.settings import Rollout, Sampling
+from guardlit.rounds.setup import RoundSetup
+from guardlit.sde import SDE, Coefficients, FlowSDE
+from guardlit.training import checks
+from guardlit.training.checkpointing import CheckpointHooks
+from guardlit.training.ddp import keep_quantized
+from guardlit.training.linter import Linter
+from guardlit.training.recovery.nonfinite import NonFiniteGuard
 from guardlit.training.sharded_strategy import sharding
-from guardlit.types import Prompt, Transition
+from guardlit.training.update.clip_calibration import ClipCalibration
+from guardlit.training.update.loss_scale import fit_scale
+from guardlit.training.update.micro_batch import largest_that_fits
+from guardlit.training.update.optimizers import configured
+from guardlit.training.update.step import step_outputs
+from guardlit.training.validation import ValidationHooks
+from guardlit.types import Conditioning, Prompt, Transition
 
 
-class GRPOModule(pl.LightningModule):
+class GRPOModule(ValidationHooks, CheckpointHooks):
     """Group-relative policy optimization of a flow-matching policy.
 
     Args:
@@ -54,12 +66,12 @@ class GRPOModule(pl.LightningModule):
         kl: penalty on the distance to the base model; null for none.
         optimizer: given the trainable parameters.
         lr_scheduler: stepped after every update; null keeps the learning rate.
-        old_velocity: `stored` takes the rollout's velocities as the old policy's; `recomputed` asks the old policy
+        old_velocity: `stored` takes the rollout's velocities as the old policy's; `recomputed` calls the old policy
             again at the micro-batch's own shape, for networks whose output depends on it (half precision); `auto`
             stores them where rollout and training batches are equal and the noise floor allows it.
-        max_failed_fraction: share of a round's rewards that may fail; above it the run stops.
+        max_failed_fraction: fraction of a round's rewards that may fail; above it the run stops.
         nonfinite: whether to `stop` before an update whose loss or gradient is NaN or infinite, or to `skip` it.
-        max_skipped: updates in a row that may be skipped; above it the run stops.
+        max_skipped: consecutive updates that may be skipped; above it the run stops.
     """
 
     def __init__(
@@ -81,67 +93,36 @@ class GRPOModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.policy = policy
-        self.reward = reward
-        self.sde, self.objective, self.advantage = sde, objective, advantage
+        self.reward = Reward.of(reward)
+        self.sde, self.objective, self.advantage = unlazy(sde), unlazy(objective), advantage
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
-        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self.make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         self.old_velocity = "recomputed" if old_velocity == "auto" and rollout.merge is True else old_velocity
         self.old = OldPolicy(self.old_velocity)
-        self.max_failed_fraction = guards.check_fraction("max_failed_fraction", max_failed_fraction)
+        self.max_failed_fraction = checks.check_fraction("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
-        self.reward_runner = RewardRunner(self)
-        self.validated = MeanMetric(nan_strategy="disable")  # Lightning's own mean is wrong for unequal shares
-        self.round_metrics: dict[str, float] = {}  # of the round in progress, for whoever shows them
-        self.drew_merged: bool | None = None  # how the last round was drawn
+        self.reward_runner = RewardRunner(self.reward, World.single())
+        self.validated = MeanMetric(nan_strategy="disable")
+        self.round_metrics: dict[str, float] = {}
+        """Of the round in progress; progress bars show them."""
+        self.outputs: list[dict[str, Tensor]] = []
+        """Of the update in progress, by micro-batch."""
+        self._was_merged: bool | None = None
         self._experience: Experience | None = None
-        self.outputs: list[dict[str, Tensor]] = []  # of the update in progress, micro-batch by micro-batch
-        self._restored_gradients: dict[str, Tensor] = {}
         self._collected = 0.0
 
-    # set-up -------------------------------------------------------------------------------------------------------
+    # facts of the run ---------------------------------------------------------------------------------------------
 
     @property
-    def train_steps(self) -> int:
-        """S, trained denoising steps of an image."""
-        return self.rollout.train_steps
+    def world(self) -> World:
+        """The ranks of the run."""
+        return World.of(self.trainer)
 
-    def configure_model(self) -> None:
-        """Load the policy's weights, every process its part of them where they are sharded."""
-        self.policy.load(sharding(self))
-        keep_quantized(self)
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """What `clip_range: auto` needs."""
-        return ClipCalibration.needed(self)
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer over what trains."""
-        optimizer = guards.optimizer_of(self._optimizer, [p for p in self.parameters() if p.requires_grad])
-        if self._lr_scheduler is None:
-            return optimizer
-        scheduler = {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    def coefficients(self) -> Coefficients:
-        """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a step without noise."""
-        coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
-        guards.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
-        self.objective.on_schedule(*coefficients.between(*self.rollout.trainable_range))
-        return coefficients
-
-    def on_fit_start(self) -> None:
-        """Load and test the reward before anything is drawn, and refuse what cannot work."""
-        guards.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
-        guards.check_clip(self.objective, self._plan, self.elements)
-        self.trainer.datamodule.settle()  # type: ignore[attr-defined]
-        fit_scale(self.trainer.precision_plugin, self._plan.micro_batches_per_update)
-        merging.check(self)
-        self.reward_runner.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
-
-    def teardown(self, stage: str) -> None:
-        """Give back the reward's processes and connections."""
-        self.reward_runner.close()
+    @property
+    def plan(self) -> RoundPlan:
+        """The batch arithmetic of a round."""
+        return self.trainer.datamodule.plan  # type: ignore[attr-defined,no-any-return]
 
     @property
     def elements(self) -> int:
@@ -149,38 +130,110 @@ class GRPOModule(pl.LightningModule):
         return math.prod(self.policy.latent_shape)
 
     @property
-    def _plan(self) -> RoundPlan:
-        return self.trainer.datamodule.plan  # type: ignore[attr-defined,no-any-return]
+    def experience(self) -> Experience:
+        """The round that was collected last."""
+        assert self._experience is not None
+        return self._experience
+
+    @property
+    def round_index(self) -> int:
+        """Index of the round that was collected last."""
+        return self.experience.round.index
+
+    @property
+    def _untouched(self) -> bool:
+        """Whether the run has made no update yet; skipped ones count as steps."""
+        return self.global_step == self.nonfinite.skipped
+
+    def coefficients(self) -> Coefficients:
+        """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a trained step without noise."""
+        coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
+        checks.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
+        return coefficients
+
+    def round_setup(self) -> RoundSetup:
+        """The values that a round of this run is collected with."""
+        precision = self.trainer.precision_plugin
+        return RoundSetup(
+            policy=self.policy,
+            reward=self.reward_runner.ready(),
+            objective=self.objective,
+            rollout=self.rollout,
+            coefficients=self.coefficients(),
+            advantage=self.advantage,
+            noise_at_end=self.sde.noise_at_end,
+            max_failed_fraction=self.max_failed_fraction,
+            keeps_velocities=self.old.keeps,
+            half_precision=self.policy.forward_dtype is not None or "mixed" in str(precision.precision),
+            forward_context=precision.forward_context,
+            was_merged=self._was_merged,
+        )
+
+    # set-up -------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Build the reward runner for this stage's ranks and device."""
+        self.reward_runner = RewardRunner(self.reward, self.world)
+
+    def configure_model(self) -> None:
+        """Load the policy's weights; each rank loads its shard where they are sharded."""
+        self.policy.load(sharding(self))
+        keep_quantized(self)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The linter and, for `clip_range: auto`, the calibration, unless the Trainer has them."""
+        needed = [Linter, ClipCalibration] if self.objective.auto else [Linter]
+        given = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [kind() for kind in needed if not any(isinstance(callback, kind) for callback in given)]
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the trainable parameters, and its schedule."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return configured(self.make_optimizer, self._make_scheduler, trained)
+
+    def on_fit_start(self) -> None:
+        """Bind the schedule, load and test the reward, and refuse what cannot work, before anything is drawn."""
+        checks.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
+        self.objective.bind(*self.coefficients().between(*self.rollout.trainable_range))
+        self.trainer.datamodule.settle()  # type: ignore[attr-defined]
+        fit_scale(self.trainer.precision_plugin, self.plan.micro_batches_per_update)
+        merging.check(self.policy, self.rollout.merge)
+        self.reward_runner.test(self.trainer.datamodule.train)  # type: ignore[attr-defined]
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise `GuardlitError` for a prompt that the reward can never score."""
+        self.reward_runner.check_prompt(prompt)
+
+    def largest_micro_batch(self, sizes: Sequence[int], conditioning: Conditioning) -> int:
+        """The first of falling sizes that fits into memory on every rank. Collective: every rank must call it."""
+        return largest_that_fits(self, self.trainer.precision_plugin.train_step_context, sizes, conditioning)
+
+    def teardown(self, stage: str) -> None:
+        """Release the reward's processes and connections."""
+        self.reward_runner.close()
 
     def on_train_start(self) -> None:
-        """Put partly accumulated gradients back, and draw the validation images of step 0."""
-        ckpt.restore_update(self, self._restored_gradients)
-        self._restored_gradients = {}
+        """Restore an update in progress, and draw the validation images of step 0."""
+        self.restore_update()
         if self.trainer.global_step == 0:
             validate_now(self.trainer)
 
     # the round ----------------------------------------------------------------------------------------------------
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """Rows (n, ...) of every process, (world, n, ...); to be called by all."""
-        return self.all_gather(rows) if self.trainer.world_size > 1 else rows.unsqueeze(0)  # type: ignore[return-value]
-
     def collect(self, round: Round, batch_size: int) -> Experience:
-        """Draw, score and judge one round: the start of a Lightning epoch."""
+        """Draw and score one round, at the start of a Lightning epoch. Collective: every rank must call it."""
         self.policy.refresh_old()
         self.outputs = []  # left over where the Trainer cut the last round short
-        self._experience = None  # its trajectories make room for the new ones
+        self._experience = None  # frees its trajectories before the new ones are drawn
         try:
-            return self._begin(Collector(self, round, batch_size).collect())
+            collector = Collector(self.round_setup(), self.world, round, batch_size, partial(announce, self.trainer))
+            experience = collector.collect()
         except BaseException:
             self.reward_runner.close()  # ends what still scores in the background
             raise
-
-    @property
-    def experience(self) -> Experience:
-        """The round that was collected last."""
-        assert self._experience is not None
-        return self._experience
+        if (merged := experience.metrics.get("rollout/merged")) is not None:
+            self._was_merged = bool(merged)
+        return self._begin(experience)
 
     def _begin(self, experience: Experience) -> Experience:
         self._experience, self.round_metrics = experience, dict(experience.metrics)
@@ -188,7 +241,7 @@ class GRPOModule(pl.LightningModule):
         return experience
 
     def restore_experience(self, state: Any, round: Round) -> Experience:
-        """Take up a round in progress from a checkpoint."""
+        """Restore a round in progress from a checkpoint."""
         self.policy.encode_across_ranks([p.text for p in round.prompts], round.ahead)
         conditioning = self.policy.conditioning([p.text for p in round.prompts])
         place, keep = self.rollout.trajectories, self.old.restores(state)
@@ -197,35 +250,17 @@ class GRPOModule(pl.LightningModule):
     def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one micro-batch; the other entries, detached, are what callbacks read (B,)."""
         velocity, old = self.velocities(batch, batch_idx)
-        step = {"gain": batch.gain, "std": batch.std, "dt": batch.dt}
-        judged = {"advantage": batch.advantage, "sample_weight": batch.sample_weight}
-        out = self.objective(velocity, old, batch.noise, **judged, **step)
-        # the graph from the loss to the velocity is a few elementwise operations; the network is not touched
-        (gradient,) = torch.autograd.grad(out.loss, velocity, retain_graph=True)
-        outputs = {
-            "loss": out.loss,
-            "log_ratio": out.log_ratio,
-            "raw_log_ratio": out.raw_log_ratio,
-            "norm_log_ratio": out.norm_log_ratio,
-            "clipped": out.clipped,
-            **judged,
-            "timestep": batch.sigma,
-            "step": batch.step,
-            "sample": batch.sample,
-            "velocity_grad_norm": len(batch) * gradient.flatten(1).norm(dim=1),
-            **self.old.compare(self, batch, velocity, batch_idx),
-        }
-        if self.kl is not None:
-            divergence = kl_divergence(self.kl.kind, velocity, self.other_velocity(batch, "reference"), **step)
-            outputs["kl"] = divergence.detach()
-            outputs["loss"] = out.loss + self.kl.weight * (batch.sample_weight * divergence).mean()
+        reference = None if self.kl is None else self.other_velocity(batch, "reference")
+        outputs = step_outputs(self.objective, batch, velocity, old, self.kl, reference)
+        outputs |= self.old.compare(self.objective, batch, velocity, batch_idx)
         self.outputs.append({k: v.detach() for k, v in outputs.items()})
         return outputs
 
     def velocities(self, batch: Transition, batch_idx: int | None = None) -> tuple[Tensor, Tensor]:
         """The trained policy's velocity, with gradient, and the old policy's, (B, C, H, W) each."""
         velocity = self._velocity(batch)
-        return velocity, self.old.velocity(self, batch, velocity, batch_idx)
+        again = partial(self.other_velocity, batch, "old")
+        return velocity, self.old.velocity(batch, velocity, batch_idx, self._untouched, again)
 
     def _velocity(self, batch: Transition) -> Tensor:
         return self.policy.velocity(batch.latents, batch.sigma, batch.conditioning, self.rollout.guidance_scale)
@@ -235,67 +270,28 @@ class GRPOModule(pl.LightningModule):
         with self.policy.using(weights):
             return self._velocity(batch)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a micro-batch; prompts have no device."""
-        return batch.to(device) if isinstance(batch, Transition) else batch
-
     # one update ---------------------------------------------------------------------------------------------------
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The last moment before the weights move: norm, guard, noise floor, and the update's log line."""
-        norm = total_norm(p.grad for p in self.parameters())
-        if self.nonfinite.allows(self, norm):
-            self.old.before_update(self)
+        """Check the update before the weights move, and log it."""
+        norm, round = gradient_norm(self), self.experience.round
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if self.nonfinite.allows(self.outputs, norm, self.global_step, round, self.world, scaled):
+            steps, gather = self.rollout.available_steps, self.world.gather
+            self.old.before_update(self.outputs, self.objective, self.elements, steps, self._untouched, gather)
+            if self.old.decided == "recomputed":
+                self.experience.trajectories.velocity = None
+        else:
+            self.zero_grad(set_to_none=True)
         # here and not after the step: a checkpoint written then finds no update in progress
         self.log_dict(update_metrics(self.outputs, norm, self.nonfinite.skipped), batch_size=1, sync_dist=True)
         self.outputs = []
 
     def on_train_batch_end(self, outputs: Any, batch: Transition, batch_idx: int) -> None:
-        """Tell how far the round is."""
-        announce(self.trainer, "update", batch_idx + 1, self._plan.micro_batches)
+        """Announce how many micro-batches are done."""
+        announce(self.trainer, "update", batch_idx + 1, self.plan.micro_batches)
 
     def on_train_epoch_end(self) -> None:
         """Log the round."""
-        finish_round(self.round_metrics, self._collected, self._plan.images, self.experience.round.index)
+        finish_round(self.round_metrics, self._collected, self.plan.images, self.round_index)
         self.log_dict(self.round_metrics, batch_size=1, sync_dist=True)
-
-    # validation ---------------------------------------------------------------------------------------------------
-
-    def on_validation_start(self) -> None:
-        """Encode all prompts at once: the text encoders load at most one time."""
-        self.policy.encode_across_ranks(
-            [prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])]
-        )
-
-    def on_validation_epoch_start(self) -> None:
-        """Test the scorers that are in use for the first time, before anything is drawn."""
-        self.reward_runner.test_validation()
-
-    def on_validation_epoch_end(self) -> None:
-        """Stop on all processes where a score failed on one."""
-        self.reward_runner.end_validation()
-
-    def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
-        """Draw and score one image a prompt, with noise that is the same at every validation."""
-        prompts = [p for _, p in batch]
-        images = self.predict_step(batch, batch_idx)
-        texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
-        result = self.reward_runner.validate(images, prompts)
-        self.validated.update(result.values.to(self.device))
-        self.log("val/reward", self.validated, on_epoch=True, batch_size=len(batch))
-        numbered = {"reward": result.values, "index": torch.tensor([i for i, _ in batch])}
-        return {"images": images, "prompts": texts, "metadata": metadata, **numbered}
-
-    def predict_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> Tensor:
-        """Images of (noise index, prompt) pairs by the evaluation settings, (B, 3, height, width) uint8."""
-        return Collector.evaluate(self, ODE(), self.evaluation, [p for _, p in batch], [i for i, _ in batch])
-
-    # checkpoints --------------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains; between two updates, also the old policy and the gradients so far."""
-        ckpt.complete(checkpoint, self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what belongs to another run; put back what Lightning does not know."""
-        self._restored_gradients = ckpt.restore_state(checkpoint, self)

@@ -27,18 +27,14 @@ PACKAGES = ("guardlit", "guardlit-callbacks", "torch", "lightning", "diffusers",
 
 
 class RunFolder(pl.Callback):
-    """Writes what a run is made of beside its logs, before the first image is drawn.
+    """Writes what a run is made of next to its logs, before the first image is drawn.
 
     `config.yaml` (by the command line), `run.json` (versions, machine, command, checkpoint resumed from, who scores:
     the scorers' provenance and their scores in the start-up test), `schedule.csv` (the sampler's coefficients and every
     objective's gradient scale) and `batches.txt`. Gold scorers stand in `run.json` once they are loaded.
-
-    Args:
-        command: the arguments of the command line.
     """
 
-    def __init__(self, command: list[str]) -> None:
-        self._command = command
+    def __init__(self) -> None:
         self._facts: dict[str, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -55,7 +51,7 @@ class RunFolder(pl.Callback):
         table = schedule_table(module.coefficients(), range(module.rollout.available_steps))
         write_csv(folder / "schedule.csv", table)
         self._facts = {
-            "command": ["guardlit", *self._command],
+            "command": command_line(),
             "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "versions": versions(),
             "python": sys.version.split()[0],
@@ -81,7 +77,8 @@ class RunFolder(pl.Callback):
             self._write(Path(log_dir), module)
 
     def _write(self, folder: Path, module: GRPOModule) -> None:
-        scorers = {**module.reward.terms(), **{f"gold/{n}": s for n, s in gold_scorers(module.trainer).items()}}
+        scorers = {name: term.scorer for name, term in module.reward.terms.items()}
+        scorers |= {f"gold/{name}": scorer for name, scorer in gold_scorers(module.trainer.callbacks).items()}  # type: ignore[attr-defined]
         tested = module.reward_runner.tested
         self._facts["scorers"] = {name: dict(scorer.provenance) for name, scorer in scorers.items() if name in tested}
         self._facts["start_up_scores"] = dict(tested)
@@ -93,6 +90,12 @@ def _deterministic() -> bool | str:
     if not torch.are_deterministic_algorithms_enabled():
         return False
     return "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
+
+
+def command_line() -> list[str]:
+    """Program and arguments of this process, as a user types them."""
+    program = Path(sys.argv[0])
+    return [program.parent.name if program.name == "__main__.py" else program.name, *sys.argv[1:]]
 
 
 def versions() -> dict[str, str | None]:

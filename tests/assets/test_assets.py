@@ -1,4 +1,4 @@
-"""The bundled tiny world: it loads cleanly, draws digits with head-room, is small, and can be rebuilt."""
+"""The bundled tiny world: it loads without warnings, generates digits with head-room, is small, and can be rebuilt."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from guardlit.assets import NAMES, resolve
 from guardlit.errors import GuardlitError
 from guardlit.rewards.digits.scorers import SCORERS
 from guardlit.sde import FlowSDE
+from guardlit.tiny_world import build
 from guardlit.tiny_world.build_text import MAX_TOKENS, captions
 from guardlit.tiny_world.measure import draw, measure, prompts
 
@@ -30,7 +31,7 @@ def pipeline():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bundled_names_lead_to_files_of_the_package(name):
+def test_bundled_names_resolve_to_files_of_the_package(name):
     found = resolve(f"guardlit://{name}")
     assert isinstance(found, Path)
     assert found.exists()
@@ -38,7 +39,7 @@ def test_bundled_names_lead_to_files_of_the_package(name):
 
 
 @pytest.mark.parametrize("path", ["digits", "./runs/a", "stabilityai/stable-diffusion-3.5-medium", "http://host/x"])
-def test_other_paths_come_back_unchanged(path):
+def test_other_paths_are_returned_unchanged(path):
     assert resolve(path) == path
 
 
@@ -59,7 +60,7 @@ def test_no_bundled_weights_are_pickled():
     assert suffixes == {".json", ".safetensors"}
 
 
-def test_loading_misses_no_weight_and_meets_no_unexpected_one():
+def test_loading_finds_no_missing_and_no_unexpected_weights():
     code = (
         "from diffusers import StableDiffusion3Pipeline; from guardlit.assets import resolve;"
         "StableDiffusion3Pipeline.from_pretrained(resolve('guardlit://digits'), local_files_only=True)"
@@ -96,7 +97,7 @@ def test_the_base_model_leaves_head_room_for_training(pipeline, noise_level):
     scores = measure(pipeline, SCORERS, noise_level, per_prompt=12, seed=7)
     assert 0.5 <= scores["proxy_success"] <= 0.8
     assert 0.5 <= scores["gold_success"] <= 0.8
-    assert scores["realism"] < 0.2  # blank pictures and noise lie beyond 0.25
+    assert scores["realism"] < 0.2  # blank images and noise are above 0.25
     assert scores["diversity"] > 0.15
 
 
@@ -105,7 +106,7 @@ def test_the_recorded_measurement_is_in_the_promised_band():
     assert 0.55 <= measured["flow_sde_0.7_10_steps"]["proxy_success"] <= 0.75
 
 
-def test_drawing_is_a_function_of_the_seed(pipeline):
+def test_images_are_a_function_of_the_seed(pipeline):
     first, again, other = (draw(pipeline, prompts()[:2], FlowSDE(0.7), seed) for seed in (1, 1, 2))
     assert first.shape == (2, 3, 32, 32)
     assert first.dtype == torch.uint8
@@ -113,7 +114,7 @@ def test_drawing_is_a_function_of_the_seed(pipeline):
     assert not torch.equal(first, other)
 
 
-def test_diffusers_own_call_draws_a_digit(pipeline):
+def test_diffusers_own_call_generates_a_digit(pipeline):
     image = pipeline("a handwritten seven", num_inference_steps=4, guidance_scale=3.0, output_type="pt").images
     assert image.shape == (1, 3, 32, 32)
     assert image.std() > 0.1
@@ -130,6 +131,14 @@ def test_everyday_prompts_are_distinct_and_short():
     assert all(line == line.strip() and 0 < len(line.split()) <= 60 for line in lines)
 
 
+def test_a_rebuild_writes_into_the_package_by_default(monkeypatch: pytest.MonkeyPatch):
+    written = []
+    monkeypatch.setattr(build, "build", lambda out, *_: written.append(out))
+    monkeypatch.setattr(sys, "argv", ["build"])
+    build.main()
+    assert written == [ASSETS]
+
+
 def test_a_shrunken_rebuild_writes_the_same_files(tmp_path):
     command = [
         sys.executable,
@@ -142,7 +151,7 @@ def test_a_shrunken_rebuild_writes_the_same_files(tmp_path):
         "--seed",
         "3",
     ]
-    # one thread: two that compete with other processes for the cores wait on each other for minutes
+    # one thread: two that compete with other processes for the cores can wait for each other for minutes
     subprocess.run(command, check=True, capture_output=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     for folder in ("digits", "digits_scorers"):
         built = {file.relative_to(tmp_path) for file in (tmp_path / folder).rglob("*") if file.is_file()}

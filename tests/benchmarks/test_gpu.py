@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu` keeps what it knows, whatever happens to a stage; its rehearsal runs every stage."""
+"""`python -m benchmarks.gpu` keeps its results when a stage fails; its rehearsal runs every stage."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import parts, processes, report
+from benchmarks.gpu import pair, parts, processes, report
 from benchmarks.gpu.campaign import ORDER, STAGES, Campaign, chosen
 from benchmarks.gpu.stage import Bench, NotMeasuredError, Stage
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.timeout(1800)  # a busy machine may need minutes for what takes seconds
+pytestmark = pytest.mark.timeout(1800)  # a busy machine may need minutes instead of seconds
 
 
 def played(tmp_path: Path, *stages: Stage, seconds: float = 60, jobs: int = 1) -> tuple[int, dict[str, dict]]:
@@ -119,27 +119,27 @@ def test_stages_that_take_no_times_share_the_device_and_others_do_not(tmp_path: 
         until = time.monotonic() + 20
         while not ended.exists() and time.monotonic() < until:
             time.sleep(0.01)
-        bench.row("beside", float(ended.exists()))
+        bench.row("parallel", float(ended.exists()))
 
-    def beside(bench: Bench) -> None:
+    def parallel(bench: Bench) -> None:
         until = time.monotonic() + 20
         while not begun.exists() and time.monotonic() < until:
             time.sleep(0.01)
         ended.touch()
 
     def alone(bench: Bench) -> None:
-        bench.row("known", bench.known["beside"])
+        bench.row("known", bench.known["parallel"])
 
-    two = (stage(waits, name="a", alone=False), stage(beside, name="b", alone=False))
+    two = (stage(waits, name="a", alone=False), stage(parallel, name="b", alone=False))
     code, rows = played(tmp_path, *two, stage(alone, name="c"), jobs=2)
     assert code == 0
-    assert rows["beside"]["value"] == rows["known"]["value"] == 1  # c came after both
+    assert rows["parallel"]["value"] == rows["known"]["value"] == 1  # c came after both
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"name": "whole"}\n{"name": "cu')
-    assert report.read(path) == [{"name": "whole"}]
+    path.write_text('{"name": "complete"}\n{"name": "cu')
+    assert report.read(path) == [{"name": "complete"}]
 
 
 def test_idle_time_is_what_no_kernel_covers():
@@ -154,6 +154,11 @@ def test_stages_are_named_and_ordered():
         chosen(["zebra"], [])
     names = [name for s in STAGES for name in s.rows]
     assert len(names) == len(set(names)) > 80
+
+
+def test_the_suite_finds_the_tests_marked_gpu():
+    names = {path.relative_to(ROOT).as_posix() for path in pair.gpu_tests()}
+    assert {"tests/gpu/test_gpu_runs.py", "tests/gpu/test_gpu_policies.py"} <= names
 
 
 def command(*options: object) -> list[str]:
@@ -206,7 +211,7 @@ LEFT_OUT = (
 
 
 def unexpected(rows: dict[str, dict]) -> list[str]:
-    """Rows without a number, for another reason than that it is a rehearsal."""
+    """Rows without a number that a rehearsal does not explain."""
     return [
         f"{name}: {row['note']}"
         for name, row in rows.items()
@@ -218,7 +223,7 @@ def test_a_rehearsal_of_the_quick_stages(tmp_path: Path):
     rows = rehearsed(tmp_path, "--only", "ceilings", "scale", "round")
     assert unexpected(rows) == []
     assert rows["round: bare calls / real"]["value"] > 0
-    assert 0 < rows["update: share inside the model"]["value"] <= 1
+    assert 0 < rows["update: fraction inside the model"]["value"] <= 1
     assert 0 < rows["float16 gradient, scale 2^16: error"]["value"] < 1
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/loop: every moment has one owner, pairs give ratios with an interval, and what is worse is found."""
+"""benchmarks/loop: every moment has one owner, pairs give ratios with an interval, and regressions are found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.loop.ratios import bare_over_run, differing, measures, standard_
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """Time that passes only when a test advances it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.main = self.others = self.idle = 0.0
@@ -52,7 +52,7 @@ def test_a_moment_belongs_to_the_innermost_name(clock: Clock):
     assert spent[BARE] == (16, 16)
 
 
-def test_what_other_threads_compute_during_a_bare_call_is_the_runs(clock: Clock):
+def test_work_of_other_threads_during_a_bare_call_belongs_to_the_run(clock: Clock):
     ledger = Ledger(one_thread=True)
     ledger.enter("rollout")
     with ledger.spend(BARE):
@@ -63,7 +63,7 @@ def test_what_other_threads_compute_during_a_bare_call_is_the_runs(clock: Clock)
     assert ledger.of_run("rollout").cpu == 0.5
 
 
-def test_an_error_leaves_the_name_as_well(clock: Clock):
+def test_an_error_closes_the_name(clock: Clock):
     ledger = Ledger(one_thread=False)
     with pytest.raises(ZeroDivisionError), ledger.spend("step"):
         raise ZeroDivisionError
@@ -72,7 +72,7 @@ def test_an_error_leaves_the_name_as_well(clock: Clock):
     assert ledger.spent["start", "rest"].cpu == 3
 
 
-def test_a_wrapped_method_gives_what_it_gave(clock: Clock):
+def test_a_wrapped_method_returns_the_same(clock: Clock):
     class Worker:
         def work(self, seconds: float) -> float:
             clock.main += seconds
@@ -93,17 +93,17 @@ def test_the_ratio_counts_what_comes_after_the_last_pair():
 
 def test_the_error_is_that_of_a_ratio_of_means():
     generator = np.random.default_rng(1)
-    slow = generator.uniform(0.5, 2.0, 400)  # a machine that others use: both of a pair are slow
+    slow = generator.uniform(0.5, 2.0, 400)  # a busy machine: both of a pair are slow
     own = generator.normal(0.0, 0.02, 400)
     pairs = list(zip(slow * (1 + own), slow, strict=True))
     residual = (slow - slow * (1 + own)) / slow.mean()  # by the delta method
     expected = residual.std(ddof=1) / np.sqrt(len(pairs))
     assert standard_error([pairs]) == pytest.approx(expected, rel=0.1)
-    alone = slow / slow.mean()
-    assert standard_error([pairs]) < alone.std() / np.sqrt(len(pairs)) / 10  # what pairing is for
+    unpaired = slow / slow.mean()
+    assert standard_error([pairs]) < unpaired.std() / np.sqrt(len(pairs)) / 10  # the gain of pairing
 
 
-def test_the_first_round_stands_alone_and_the_others_together():
+def test_the_first_round_is_separate_from_later_ones():
     def a_round(run: float, after: float) -> dict[str, tuple[list[tuple[float, float]], float]]:
         return {"rollout": ([(run, 1.0)] * 4, 4 * run), "update": ([(run, 2.0)] * 2, 2 * run + after)}
 
@@ -127,7 +127,7 @@ def test_a_ratio_within_the_noise_is_no_regression():
     assert worse([{"later update": (1.100, 0.002)}], BASE) == []
 
 
-def test_a_ratio_below_the_noise_is_one():
+def test_a_ratio_below_the_noise_is_a_regression():
     (line,) = worse([{"later update": (0.970, 0.002)}], BASE)
     assert line.startswith("later update: 0.970, baseline 0.992, worse than 0.98")
 
@@ -156,7 +156,7 @@ def loop(*options: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_is_paired_and_compared(tmp_path: Path):
-    """Whole: 40 steps and 36 micro-batches a round, a setting of the run, a baseline that no run can reach."""
+    """A complete run: 40 steps and 36 micro-batches a round, a changed setting, an unreachable baseline."""
     written = tmp_path / "ratios.json"
     unreachable = tmp_path / "base.json"
     setting = "model.old_velocity=recomputed"
@@ -173,8 +173,8 @@ def test_a_run_is_paired_and_compared(tmp_path: Path):
     (run,) = json.loads(written.read_text())["runs"]
     assert set(run["bare_over_run"]) == set(names)
     assert all(0.05 < ratio < 1.5 and error > 0 for ratio, error in run["bare_over_run"].values())
-    # the old policy is asked once more in every micro-batch: inside the model, but not in the bare loop
-    assert run["share_in_model"]["update"] > run["bare_over_run"]["later update"][0]
+    # each micro-batch calls the old policy once more: inside the model, but not in the bare loop
+    assert run["fraction_in_model"]["update"] > run["bare_over_run"]["later update"][0]
 
 
 def test_a_baseline_of_another_size_is_refused_before_anything_runs(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""benchmarks/startup.py: stages come in their order, and the time left that was shown is set beside what it took."""
+"""benchmarks/startup.py: stages come in order, and the shown time left is compared with the actual one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.startup import LEFT, STAGES, measure, show_left  # noqa: E402
 SMALL = ("--data.images_per_prompt", "4", "--data.micro_batch", "10")
 
 
-def test_help_is_timed_as_a_process_of_its_own():
+def test_help_is_timed_in_a_separate_process():
     times = measure(["--help"])
     assert list(times) == ["end"]
     assert 0 < times["end"][1] < times["end"][0]
@@ -29,12 +29,12 @@ def test_the_run_stops_after_its_first_update():
     assert seconds == sorted(seconds)
 
 
-def test_the_first_round_and_the_end_are_no_part_of_the_error(capsys: pytest.CaptureFixture[str]):
+def test_the_first_round_and_the_end_do_not_count(capsys: pytest.CaptureFixture[str]):
     shown = {1: (10.0, 500.0), 2: (20.0, 96.0), 3: (60.0, 45.0)}
     show_left({"end": (100.0, 90.0), **{f"{LEFT}{k}": both for k, both in shown.items()}})
     assert capsys.readouterr().out == "time left: +20% after round 2, at worst +20% after round 2\n"
 
 
-def test_a_run_that_was_stopped_says_nothing_of_it(capsys: pytest.CaptureFixture[str]):
+def test_a_stopped_run_prints_no_time_left(capsys: pytest.CaptureFixture[str]):
     show_left({"first update": (10.0, 9.0)})
     assert capsys.readouterr().out == ""

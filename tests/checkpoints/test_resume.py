@@ -13,8 +13,7 @@ import torch
 from runs import config, differing, guardlit, newest, start
 from watching import raise_after
 
-from guardlit.checkpoints.contents import outputs_of
-from guardlit.training.signals import Interrupted
+from guardlit.training.recovery.signals import Interrupted
 
 UPDATES = 12  # 3 rounds of 4
 
@@ -52,7 +51,7 @@ def _every_update_and_round() -> list[dict]:
 
 # in a round, at the end of an inner epoch, at the last update of a round, and after a round
 @pytest.mark.parametrize("stop", ["update_1", "update_2", "update_4", "round_0", "update_7", "round_1"])
-def test_a_resumed_run_equals_the_undisturbed_one(undisturbed, stop: str, tmp_path: Path):
+def test_a_resumed_run_equals_the_uninterrupted_one(undisturbed, stop: str, tmp_path: Path):
     path, checkpoints = undisturbed
     runs = tmp_path / "runs"
     assert guardlit("fit", "--config", path, "--ckpt_path", checkpoints[stop], "--trainer.default_root_dir", runs) == 0
@@ -84,7 +83,7 @@ def test_a_signal_between_updates_loses_nothing(undisturbed, at: int, tmp_path: 
     monkeypatch.undo()
     assert code == 128 + signal.SIGTERM
     saved = runs / "version_0/checkpoints/interrupted.ckpt"
-    assert f"go on with --ckpt_path {saved}" in capsys.readouterr().err
+    assert f"resume with --ckpt_path {saved}" in capsys.readouterr().err
     assert bool(torch.load(saved, weights_only=True)["guardlit"].get("gradients")) == (at % 4 != 0)
     assert guardlit("fit", "--config", path, "--ckpt_path", saved, "--trainer.default_root_dir", runs) == 0
     assert differing(checkpoints[f"update_{UPDATES}"], newest(runs, f"update_{UPDATES}*.ckpt")) == []
@@ -159,17 +158,3 @@ def test_a_round_may_be_cut_in_another_way(undisturbed, stop: str, tmp_path: Pat
     assert ours["global_step"] == theirs["global_step"] == UPDATES
     for name, value in theirs["state_dict"].items():
         torch.testing.assert_close(ours["state_dict"][name], value, rtol=1e-4, atol=1e-4)
-
-
-def test_outputs_go_to_the_process_that_has_their_images():
-    """Of images 0 ... 3, two processes held 0 and 2, 1 and 3; one takes them all, four take one each."""
-    two = [[{"loss": torch.tensor(loss), "sample": torch.tensor(s)}] for loss, s in ((1.0, [0, 2]), (3.0, [1, 3]))]
-    part = {"outputs": two}
-    (one,) = outputs_of(part, 0, 1)
-    assert (one["loss"], one["sample"].tolist()) == (2, [0, 1, 2, 3])
-    assert [outputs_of(part, rank, 4)[0]["sample"].tolist() for rank in range(4)] == [[0], [1], [2], [3]]
-    more = [[*two[r], {"loss": torch.tensor(5.0), "sample": torch.tensor([4, 6]) + r}] for r in range(2)]
-    (one,) = outputs_of({"outputs": more}, 0, 1)
-    assert (one["loss"], one["sample"].tolist()) == (3.5, [0, 1, 2, 3, 4, 5, 6, 7])
-    assert outputs_of(part, 1, 2) == two[1]
-    assert outputs_of({}, 0, 1) == []

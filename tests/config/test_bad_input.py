@@ -93,14 +93,14 @@ def test_a_checkpoint_of_another_configuration(trained, tmp_path: Path, capsys):
     assert "saved with data.seed = 42; this run has 7" in line
 
 
-def test_a_checkpoint_that_is_damaged_or_none(trained, tmp_path: Path, capsys):
+def test_a_checkpoint_that_is_corrupt_or_of_something_else(trained, tmp_path: Path, capsys):
     path, checkpoint = trained
     whole = checkpoint.read_bytes()
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, foreign)
     files = {
-        tmp_path / "half.ckpt": (whole[: len(whole) // 2], "cannot be read, truncated or damaged?"),
-        tmp_path / "text.ckpt": (b"hello", "cannot be read, truncated or damaged?"),
+        tmp_path / "half.ckpt": (whole[: len(whole) // 2], "is corrupt ("),
+        tmp_path / "text.ckpt": (b"hello", "is corrupt ("),
         foreign: (foreign.read_bytes(), "not written by guardlit"),
     }
     for file, (content, expected) in files.items():

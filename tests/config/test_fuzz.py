@@ -182,7 +182,7 @@ def changed_text(draw: Draw, right: str) -> bytes:
 
 def outcome(path: Path) -> str | None:
     """The one line that a configuration gets, or None where a run can be made of it."""
-    from guardlit.planning.run import planned
+    from guardlit.commands.plan import planned
 
     before, said, code = sys.argv, io.StringIO(), None
     try:

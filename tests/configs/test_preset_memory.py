@@ -10,13 +10,13 @@ from published import SD35_MEDIUM
 from runs import PROMPTS
 from tiny_folders import make_sd3
 
+from guardlit.commands.plan import planned
 from guardlit.planning.estimate import estimate
-from guardlit.planning.run import planned
 from guardlit.rewards import PickScore
 
 ROOT = Path(__file__).parents[2]
 CLIP = {"num_attention_heads": 12, "vocab_size": 49408}
-PUBLISHED = {  # what decides about memory
+PUBLISHED = {  # sizes that determine memory
     "transformer": SD35_MEDIUM,
     "vae": {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32},
     "text_encoder": {**CLIP, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
@@ -46,5 +46,5 @@ def test_the_preset_for_24_gb_plans_at_most_22(tmp_path: Path, monkeypatch: pyte
     memory = estimate(planned([*files, *gpu])).memory
     assert memory.parts["text encoders, while encoding"] == pytest.approx(13.17e9, rel=0.01)  # 2 GB of it T5's float32
     assert memory.peak <= 22e9
-    beside = estimate(planned([*files, *gpu, "--model.policy.init_args.encode_alone=false"])).memory
-    assert beside.phases["encoding"] > 22e9
+    next_to_weights = estimate(planned([*files, *gpu, "--model.policy.init_args.encode_alone=false"])).memory
+    assert next_to_weights.phases["encoding"] > 22e9

@@ -1,4 +1,4 @@
-"""Every shipped run on a real model trains tiny folders in the published formats; paths and sizes alone change."""
+"""Every shipped run on a real model trains tiny folders in the published formats; only paths and sizes change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def proxy(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    """The options that give a run, by its name, scorers and prompts of this machine."""
+    """The options that give a run local scorers and prompts, by the run's name."""
     folder = tmp_path_factory.mktemp("proxies")
     made: dict[str, list[str]] = {}
 
@@ -76,7 +76,7 @@ def proxy(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return options
 
 
-REAL = [path for path in RUNS if path.stem not in {"tiny_digits", "sd35_pickscore"}]  # which is another's second name
+REAL = [path for path in RUNS if path.stem not in {"tiny_digits", "sd35_pickscore"}]  # the last is a second name
 ALWAYS = {"sd35_pickscore_guard", "sd35_pickscore_fast", "sd35_ocr_tempflow", "flux_geneval_guard", "flux_multi_mix"}
 """One of each kind of part; the others are slow tests."""
 
@@ -94,7 +94,7 @@ def test_it_trains_one_round_with_the_preset_of_a_gpu(path: Path, proxy, tiny, t
         files.append(CONFIGS / "parts/branching.yaml")
     configs = [word for file in files for word in ("--config", file)]
     here = (f"--model.policy.model={tiny('flux' if flux else 'sd3')}", f"--trainer.default_root_dir={tmp_path}")
-    stored = "--model.policy.weights_dtype=bf16"  # fp16 trains with 16-mixed's loss scale, which a CPU has not
+    stored = "--model.policy.weights_dtype=bf16"  # fp16 trains with 16-mixed's loss scale, which a CPU lacks
     assert guardlit("fit", *configs, *here, *proxy(path.stem), *SMALL, stored) == 0
     assert torch.load(newest(tmp_path), weights_only=True)["global_step"] == 2
     exported = load_file(next(tmp_path.rglob("export/raw/*.safetensors")))

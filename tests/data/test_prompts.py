@@ -28,7 +28,7 @@ def test_txt_keeps_order_and_duplicates(tmp_path: Path):
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffa cat\r\n a dog \r\na cat\r\n“two”\u2028lines\x0chere".encode())
     assert [p.text for p in load_prompts(str(path))] == ["a cat", "a dog", "a cat", "“two”\u2028lines\x0chere"]
-    assert load_prompts(str(path), limit=2) == [Prompt("a cat"), Prompt("a dog")]
+    assert list(load_prompts(str(path), limit=2)) == [Prompt("a cat"), Prompt("a dog")]
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
@@ -42,27 +42,27 @@ def test_jsonl_keeps_metadata(tmp_path: Path):
     path = tmp_path / "p.JSONL"
     include = [{"class": "bear", "count": 2}]
     path.write_text(json.dumps({"tag": "counting", "include": include, "prompt": "two bears"}))
-    assert load_prompts(str(path)) == [Prompt("two bears", {"tag": "counting", "include": include})]
+    assert list(load_prompts(str(path))) == [Prompt("two bears", {"tag": "counting", "include": include})]
 
 
 def test_csv_quotes_and_metadata(tmp_path: Path):
     path = tmp_path / "p.csv"
     path.write_bytes(b'\xef\xbb\xbfid,prompt\r\n1,"a ""red"", round cup"\r\n2,dog\r\n')
-    assert load_prompts(str(path)) == [Prompt('a "red", round cup', {"id": "1"}), Prompt("dog", {"id": "2"})]
+    assert list(load_prompts(str(path))) == [Prompt('a "red", round cup', {"id": "1"}), Prompt("dog", {"id": "2"})]
 
 
 def test_parquet_drops_binary_columns(tmp_path: Path):
     path = tmp_path / "p.parquet"
     image = [{"bytes": b"\x89PNG", "path": "x.png"}]
     pq.write_table(pa.table({"prompt": ["a cat"], "n": [3], "words": [["a", "cat"]], "image": image}), path)
-    assert load_prompts(str(path)) == [Prompt("a cat", {"n": 3, "words": ["a", "cat"]})]
+    assert list(load_prompts(str(path))) == [Prompt("a cat", {"n": 3, "words": ["a", "cat"]})]
 
 
 def test_dataset_folder_with_options(tmp_path: Path):
     (tmp_path / "test.jsonl").write_text('{"caption": "a cat", "n": 1}\n{"caption": "a dog", "n": 2}\n')
     source = f"hf:{tmp_path}?split=test&column=caption"
-    assert load_prompts(source) == [Prompt("a cat", {"n": 1}), Prompt("a dog", {"n": 2})]
-    assert load_prompts(source, limit=1) == [Prompt("a cat", {"n": 1})]
+    assert list(load_prompts(source)) == [Prompt("a cat", {"n": 1}), Prompt("a dog", {"n": 2})]
+    assert list(load_prompts(source, limit=1)) == [Prompt("a cat", {"n": 1})]
     assert "row 1: no 'prompt' here; there is 'caption', 'n'" in error_of(f"hf:{tmp_path}?split=test")
     assert "train" in error_of(f"hf:{tmp_path}?column=caption")
 
@@ -72,7 +72,7 @@ def test_dataset_saved_to_disk(tmp_path: Path, splits: bool):
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"prompt": ["a cat"], "n": [1]})
     (datasets.DatasetDict(train=data) if splits else data).save_to_disk(tmp_path / "saved")
-    assert load_prompts(f"hf:{tmp_path / 'saved'}") == [Prompt("a cat", {"n": 1})]
+    assert list(load_prompts(f"hf:{tmp_path / 'saved'}")) == [Prompt("a cat", {"n": 1})]
 
 
 def test_a_line_break_within_a_key_makes_no_second_line(tmp_path: Path):

@@ -14,7 +14,7 @@ from runs import config, guardlit
 from torch import backends
 
 from guardlit.commands.lightning_cli import settings_of
-from guardlit.commands.trainer import GuardlitTrainer
+from guardlit.commands.trainer import Trainer
 from guardlit.devices.float32 import allow_tf32, float32_products
 
 OFF, ON = ({"matmul": allowed, "convolution": allowed} for allowed in (False, True))
@@ -45,7 +45,7 @@ SET_BEFORE: dict[str, Callable[[], object]] = {
 def test_float32_is_what_was_asked_for_whatever_was_set_before(before: str, allowed: bool):
     allow_tf32(not allowed)
     SET_BEFORE[before]()
-    GuardlitTrainer(tf32=allowed, accelerator="cpu", logger=False)
+    Trainer(tf32=allowed, accelerator="cpu", logger=False)
     assert float32_products() == (ON if allowed else OFF)
     # the older switches, which Lightning and libraries read, raise where the newer ones say otherwise
     assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
@@ -54,9 +54,9 @@ def test_float32_is_what_was_asked_for_whatever_was_set_before(before: str, allo
 
 def test_null_leaves_torch_as_it_is():
     allow_tf32(True)
-    GuardlitTrainer(tf32=None, accelerator="cpu", logger=False)
+    Trainer(tf32=None, accelerator="cpu", logger=False)
     assert float32_products() == ON
-    GuardlitTrainer(accelerator="cpu", logger=False)
+    Trainer(accelerator="cpu", logger=False)
     assert float32_products() == OFF
 
 

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom in a kernel of their own, and are committed without what they print."""
+"""The notebooks run from top to bottom in a new kernel, and are committed without output."""
 
 from __future__ import annotations
 

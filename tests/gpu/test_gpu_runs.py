@@ -1,4 +1,4 @@
-"""Whole runs on a GPU. `--rehearse-gpu` runs the bodies on a CPU."""
+"""Complete runs on a GPU. `--rehearse-gpu` runs the bodies on a CPU."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LAST = "update_4.ckpt"
 
 @pytest.fixture
 def run(sd3_folder: Path, tmp_path: Path, device: torch.device) -> Callable[..., Path]:
-    """Writes the YAML of one round on the device, in a folder of its own."""
+    """Writes the YAML of one round on the device, in a new folder."""
 
     def write(name: str = "run", **changes: object) -> Path:
         (tmp_path / name).mkdir()
@@ -64,7 +64,7 @@ def logged(path: Path, column: str) -> list[float]:
 
 
 class Seen(pl.Callback):
-    """What a test wants to know of a run from within."""
+    """Records facts of a run for a test."""
 
     where: set[str] = set()  # noqa: RUF012 - one run at a time
     scales: list[float] = []  # noqa: RUF012
@@ -101,7 +101,7 @@ def test_a_run_with_every_callback_stays_on_the_device(run: Callable[..., Path],
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 def test_half_precision_runs_are_on_policy_first(run: Callable[..., Path], precision: str):
-    """The old policy is asked again at the micro-batch's own shape: kernels are the same with and without a graph."""
+    """Old velocities are recomputed at the micro-batch's shape: kernels are the same with and without a graph."""
     path = run(trainer__precision=precision, model__old_velocity="recomputed", trainer__callbacks=WATCHING)
     assert guardlit("fit", "--config", path) == 0
     stds = logged(path, "train/ratio_std")
@@ -110,7 +110,7 @@ def test_half_precision_runs_are_on_policy_first(run: Callable[..., Path], preci
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
-def test_a_resumed_run_is_the_undisturbed_one(run: Callable[..., Path], precision: str):
+def test_a_resumed_run_equals_the_uninterrupted_one(run: Callable[..., Path], precision: str):
     changes = {"trainer__deterministic": True, "trainer__precision": precision}
     path = run(trainer__callbacks=[EMA, EVERY_UPDATE], **changes)
     assert guardlit("fit", "--config", path) == 0
@@ -121,8 +121,8 @@ def test_a_resumed_run_is_the_undisturbed_one(run: Callable[..., Path], precisio
     assert differing(middle, expected)
 
 
-def test_a_signal_leaves_a_checkpoint_that_goes_on(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    from guardlit.training.signals import SignalGuard
+def test_a_signal_leaves_a_checkpoint_that_resumes(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    from guardlit.training.recovery.signals import SignalGuard
 
     path = run(trainer__deterministic=True, trainer__callbacks=[EMA, EVERY_UPDATE])
     assert guardlit("fit", "--config", path) == 0
@@ -143,7 +143,7 @@ def test_a_signal_leaves_a_checkpoint_that_goes_on(run: Callable[..., Path], mon
     assert differing(expected, newest(runs, LAST)) == []
 
 
-def test_a_checkpoint_of_the_device_goes_on_on_the_cpu(run: Callable[..., Path]):
+def test_a_checkpoint_of_the_device_resumes_on_the_cpu(run: Callable[..., Path]):
     path = run(trainer__callbacks=[EMA, EVERY_UPDATE])
     assert guardlit("fit", "--config", path) == 0
     middle, runs = newest(path.parent, "update_2.ckpt"), path.parent / "cpu"
@@ -160,7 +160,7 @@ def test_a_penalty_on_the_distance_to_the_base(run: Callable[..., Path], kind: s
     path = run(model__kl={"weight": 0.1, "kind": kind}, trainer__callbacks=[])
     assert guardlit("fit", "--config", path) == 0
     found = logged(path, "train/kl")
-    assert found[0] == pytest.approx(0, abs=1e-9)  # the adapter starts as no change
+    assert found[0] == pytest.approx(0, abs=1e-9)  # the adapter starts as the identity
     assert found[-1] > 0
 
 
@@ -207,7 +207,7 @@ def test_validate_sample_export_and_evaluate(run: Callable[..., Path], sd3_folde
     assert (tmp_path / "evaluation/table.md").exists()
 
 
-def test_an_exported_lora_draws_in_diffusers(run: Callable[..., Path], sd3_folder: Path, device: torch.device):
+def test_an_exported_lora_samples_in_diffusers(run: Callable[..., Path], sd3_folder: Path, device: torch.device):
     import diffusers
 
     path = run(trainer__callbacks=[])
@@ -236,7 +236,7 @@ def test_scorers_give_the_cpus_scores(name: str, clip_folder: Path, device: torc
         scorer.setup(where)
         values.append(torch.cat([scorer.score(r).values for r in requests]))
     moved = [RewardRequest(r.images.to(device), r.prompts, r.metadata) for r in requests]
-    values.append(torch.cat([scorers[1].score(r).values for r in moved]))  # images that are there already
+    values.append(torch.cat([scorers[1].score(r).values for r in moved]))  # images on the device
     for found in values[1:]:
         torch.testing.assert_close(found, values[0], rtol=1e-3, atol=1e-4)
     assert values[0].std() > 0
@@ -259,7 +259,7 @@ def test_an_overflow_skips_one_update_and_lowers_the_scale(run: Callable[..., Pa
     assert differing(two, three, keys=("state_dict",))
 
 
-def test_memory_is_given_back(run: Callable[..., Path], cuda_only: None):
+def test_memory_is_released(run: Callable[..., Path], cuda_only: None):
     path = run(trainer__callbacks=WATCHING)
     assert guardlit("fit", "--config", path) == 0  # cuBLAS' workspaces stay
     gc.collect()
@@ -272,10 +272,10 @@ def test_memory_is_given_back(run: Callable[..., Path], cuda_only: None):
 
 
 def test_the_peak_is_the_plans(tmp_path: Path, cuda_only: None):
-    """A network that is large enough for the peak to be its own, and not the kernels' workspaces."""
+    """The network is large enough to dominate the kernels' workspaces in the peak."""
     import benchmarks.memory as memory
+    from guardlit.commands.plan import planned
     from guardlit.planning.estimate import estimate
-    from guardlit.planning.run import planned
 
     path = memory.configure(tmp_path, {**memory.MID, "micro_batch": 16})
     arguments = ["--config", str(path), "--trainer.accelerator", "gpu"]
@@ -288,9 +288,9 @@ def test_the_peak_is_the_plans(tmp_path: Path, cuda_only: None):
     assert torch.cuda.max_memory_allocated() - before == pytest.approx(max(phases.values()), rel=0.15)
 
 
-def test_two_processes_on_one_device_make_the_updates_of_one(run: Callable[..., Path], tmp_path: Path):
-    """By gloo: NCCL refuses two processes on one device."""
-    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 10.0}}  # Adam blows rounding up where a gradient is 0
+def test_two_ranks_on_one_device_make_the_updates_of_one(run: Callable[..., Path], tmp_path: Path):
+    """With gloo: NCCL refuses two ranks on one device."""
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 10.0}}  # Adam amplifies rounding where a gradient is 0
     changes = {"data__micro_batch": 2, "data__rollout_batch": 2, "model__optimizer": sgd, "trainer__callbacks": []}
     one = run("one", **changes)
     assert guardlit("fit", "--config", one) == 0
@@ -315,7 +315,7 @@ def free_port() -> int:
 
 
 def as_node(rank: int, port: int) -> dict[str, str]:
-    """What torchrun would tell a node of one process."""
+    """The environment that torchrun gives a node of one process."""
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     place = {"RANK": str(rank), "GROUP_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return world | place | {"TORCHELASTIC_RUN_ID": "two", "GLOO_SOCKET_IFNAME": "lo"}

@@ -1,4 +1,4 @@
-"""The pretended GPU behaves as CUDA does where it matters here; the checks are in `support/device_checks.py`."""
+"""The simulated GPU behaves like CUDA where it matters here; the checks are in `tests/support/device_checks.py`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from device_checks import CHECKS, check
 
 
 @pytest.fixture(scope="module")
-def complaints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of each check; all are made in one process of their own."""
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The traceback of each check; all run in one separate process."""
     return check(tmp_path_factory.mktemp("checks"))
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_the_device(complaints: dict[str, str], name: str):
-    assert complaints[name] == ""
+def test_the_device(failures: dict[str, str], name: str):
+    assert failures[name] == ""

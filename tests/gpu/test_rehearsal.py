@@ -1,4 +1,4 @@
-"""Whole runs on the pretended GPU: nothing mixes devices, the numbers are the CPU's, and no loop waits needlessly."""
+"""Complete runs on the simulated GPU: devices never mix, numbers are the CPU's, no loop synchronizes needlessly."""
 
 from __future__ import annotations
 
@@ -64,20 +64,20 @@ def run_of(name: str, folder: Path, model: Path, **changes: object) -> Path:
         "data__micro_batch": 2,
         "trainer__max_epochs": 1,
         "trainer__accelerator": "cuda",
-        "trainer__deterministic": True,  # so that the device refuses what CUDA would
+        "trainer__deterministic": True,  # the device then refuses what CUDA would
         "trainer__callbacks": ALL,
     }
     folder.mkdir(exist_ok=True)
     return config(folder, model, **settings | changes)
 
 
-def ended(rehearsal: Rehearsal, commands: int) -> None:
-    """All commands ended well."""
+def completed(rehearsal: Rehearsal, commands: int) -> None:
+    """All commands exited with 0."""
     assert rehearsal.codes == [0] * commands, rehearsal.log[-4000:]
 
 
 def as_on_the_cpu(path: Path, checkpoints: Path, folder: Path) -> None:
-    """The weights after the second update are those of the same run on the CPU, but for rounding."""
+    """The weights after the second update are those of the same run on the CPU, up to rounding."""
     on_cpu = ("--trainer.accelerator", "cpu", "--trainer.default_root_dir", folder)
     assert guardlit("fit", "--config", path, *on_cpu) == 0
     ours, theirs = (
@@ -102,7 +102,7 @@ def test_a_family(name: str, tiny: Callable[[str], Path], tmp_path: Path):
         ("validate", *with_checkpoint),
         ("sample", *with_checkpoint, "--n", 1, "--out", tmp_path / "images"),
     )
-    ended(rehearsal, 4)
+    completed(rehearsal, 4)
     assert differing(checkpoints / "update_2.ckpt", newest(resumed, "update_2.ckpt")) == []
     as_on_the_cpu(path, checkpoints, tmp_path / "cpu")
     assert differing(checkpoints / "update_1.ckpt", checkpoints / "update_2.ckpt")
@@ -119,7 +119,7 @@ VARIANTS = {
     "full fine-tuning and KL": FULL,
     "16-mixed": {"trainer__precision": "16-mixed", "model__kl": {"weight": 0.1}},
     "bf16-mixed": {"trainer__precision": "bf16-mixed", "model__policy__init_args__weights_dtype": "bf16"},
-    "on the host what can be": {
+    "on the host where possible": {
         "model__policy__init_args__vae_device": "cpu",
         "model__policy__init_args__encode_alone": True,
         "model__policy__init_args__decode_dtype": "bf16",
@@ -133,12 +133,12 @@ PLAIN = {"trainer__callbacks": [{"class_path": "guardlit_callbacks.TrainableEMA"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_goes_on_within_a_round(variant: str, sd3_folder: Path, tmp_path: Path):
-    """Bit for bit; and where the CPU computes with the same precision, its weights are these."""
+def test_a_variant_resumes_within_a_round(variant: str, sd3_folder: Path, tmp_path: Path):
+    """Bit for bit; at the CPU's precision the weights are also the CPU's."""
     path = run_of("sd3", tmp_path, sd3_folder, **PLAIN, **VARIANTS[variant])
     checkpoints, resumed = tmp_path / "runs/version_0/checkpoints", tmp_path / "resumed"
     again = ("--ckpt_path", checkpoints / "update_1.ckpt", "--trainer.default_root_dir", resumed)
-    ended(rehearse(tmp_path, ("fit", "--config", path), ("fit", "--config", path, *again)), 2)
+    completed(rehearse(tmp_path, ("fit", "--config", path), ("fit", "--config", path, *again)), 2)
     assert differing(checkpoints / "update_2.ckpt", newest(resumed, "update_2.ckpt")) == []
     assert differing(checkpoints / "update_1.ckpt", checkpoints / "update_2.ckpt")
     if "mixed" not in variant:  # a CPU's autocast has other lists
@@ -146,7 +146,7 @@ def test_a_variant_goes_on_within_a_round(variant: str, sd3_folder: Path, tmp_pa
 
 
 def test_a_network_scores_on_the_device(sd3_folder: Path, clip_folder: Path, tmp_path: Path):
-    """A CLIP-like reward in training, and a whole `evaluate` with it as gold."""
+    """A CLIP-like reward in training, and `evaluate` with it as gold."""
     reward = {"class_path": "PickScore", "init_args": {"model": str(clip_folder)}}
     path = run_of("sd3", tmp_path, sd3_folder, **PLAIN, model__reward=reward)
     checkpoints = tmp_path / "runs/version_0/checkpoints"
@@ -154,57 +154,57 @@ def test_a_network_scores_on_the_device(sd3_folder: Path, clip_folder: Path, tmp
     scorers = {"pickscore": reward, "brightness": "brightness.Brightness"}
     gold.write_text(yaml.safe_dump({"gold": {"scorers": scorers, "average": ["brightness"]}}))
     evaluate = ("evaluate", "--config", path, "--config", gold, "--ckpt", checkpoints / "update_2.ckpt")
-    ended(rehearse(tmp_path, ("fit", "--config", path), (*evaluate, "--out", tmp_path / "evaluation")), 2)
+    completed(rehearse(tmp_path, ("fit", "--config", path), (*evaluate, "--out", tmp_path / "evaluation")), 2)
     as_on_the_cpu(path, checkpoints, tmp_path / "cpu")
     assert (tmp_path / "evaluation/table.json").exists()
 
 
 PER_BATCH = {
-    "guardlit/rounds/rollout.py _check_velocities": 1,
-    "guardlit/types.py from_values": 1,  # the rewards themselves
+    "rounds/rollout.py _check_velocities": 1,
+    "guardlit/types.py from_values": 1,  # the rewards
 }
-"""How often a line may wait for each batch of images that is drawn and scored; others, never as often as that."""
+"""Allowed synchronizations of a line per sampled and scored batch; other lines wait less than once per batch."""
 PER_UPDATE = {
-    "guardlit/training/nonfinite.py allows": 1,
+    "recovery/nonfinite.py allows": 1,
     "guardlit_callbacks/gradient_norm.py on_after_backward": 1,  # the loss scale
     "guardlit_callbacks/gradient_spikes.py on_train_batch_end": 1,
-    "core/module.py __to_tensor": 2,  # Lightning, of every number that is logged from Python
-    "precision/amp.py optimizer_step": 2,  # what the loss scaler found
+    "core/module.py __to_tensor": 2,  # Lightning, for every logged Python number
+    "precision/amp.py optimizer_step": 2,  # the loss scaler's result
 }
-"""The same for each update."""
+"""Allowed synchronizations of a line per update."""
 ONCE = {
     "utilities/apply_func.py batch_to",  # Lightning, when a metric is first logged
-    "guardlit/training/checks.py sizes_by_step",
-    "guardlit/training/checks.py <dictcomp>",
+    "rounds/noise_floor.py sizes_by_step",
+    "rounds/noise_floor.py <dictcomp>",
 }
 PLAIN_LORA = {"model__old_velocity": "stored"}
-ASKED_AGAIN = {"trainer__precision": "16-mixed", "model__old_velocity": "recomputed", "model__kl": {"weight": 0.1}}
+RECOMPUTED = {"trainer__precision": "16-mixed", "model__old_velocity": "recomputed", "model__kl": {"weight": 0.1}}
 
 
-@pytest.mark.parametrize("settings", [PLAIN_LORA, ASKED_AGAIN], ids=["stored", "recomputed in halves, with KL"])
-def test_the_loops_wait_for_nothing(settings: dict[str, object], sd3_folder: Path, tmp_path: Path):
-    """No line waits in each denoising step or each micro-batch; those that wait for a batch or an update are listed."""
+@pytest.mark.parametrize("settings", [PLAIN_LORA, RECOMPUTED], ids=["stored", "recomputed in halves, with KL"])
+def test_the_loops_do_not_synchronize(settings: dict[str, object], sd3_folder: Path, tmp_path: Path):
+    """No line synchronizes in each denoising step or micro-batch; those that do per batch or update are listed."""
     small = {"data__images_per_prompt": 4, "data__micro_batch": 1, "data__rollout_batch": 1, "data__val": None}
     steps = {"model__rollout": {"num_inference_steps": 5, "guidance_scale": 3.5}}
     path = run_of("sd3", tmp_path, sd3_folder, **small, **steps, **settings)
     rehearsal = rehearse(tmp_path, ("fit", "--config", path))
-    ended(rehearsal, 1)
+    completed(rehearsal, 1)
     record = rehearsal.record
     batches = 8
     assert record.calls["denoising"] == 5 * batches
     assert record.calls["micro-batch"] == 4 * batches
     table = "\n".join(f"{loop}:\n{record.table(loop)}" for loop in ("denoising", "round", "micro-batch", "update"))
     waits = record.of("denoising") + record.of("round")
-    assert {who: n for who, n in waits.items() if n >= batches and n > batches * PER_BATCH.get(who, 0)} == {}, table
+    assert {line: n for line, n in waits.items() if n >= batches and n > batches * PER_BATCH.get(line, 0)} == {}, table
     often = record.calls["micro-batch"]
-    assert {who: n for who, n in record.of("micro-batch").items() if n >= often} == {}, table
-    waits = {who: n for who, n in (record.of("micro-batch") + record.of("update")).items() if who not in ONCE}
-    assert {who: n for who, n in waits.items() if n > UPDATES * PER_UPDATE.get(who, 0)} == {}, table
+    assert {line: n for line, n in record.of("micro-batch").items() if n >= often} == {}, table
+    waits = {line: n for line, n in (record.of("micro-batch") + record.of("update")).items() if line not in ONCE}
+    assert {line: n for line, n in waits.items() if n > UPDATES * PER_UPDATE.get(line, 0)} == {}, table
 
 
 def test_prompts_of_a_sample_are_encoded_on_the_device(sd3_folder: Path, tmp_path: Path):
     path = run_of("sd3", tmp_path, sd3_folder, **PLAIN)
     rehearsal = rehearse(tmp_path, ("sample", "--config", path, "--n", 1, "--out", tmp_path / "images"))
-    ended(rehearsal, 1)
+    completed(rehearsal, 1)
     assert rehearsal.record.calls["encoded on cuda"] > 0
     assert rehearsal.record.calls["encoded on cpu"] == 0

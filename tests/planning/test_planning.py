@@ -1,4 +1,4 @@
-"""`guardlit plan`: a run measured on a skeleton, against real tensors, published arithmetic and a real run's memory."""
+"""`guardlit plan`: a run measured on a skeleton, against published numbers and the memory of a real run."""
 
 from __future__ import annotations
 
@@ -13,112 +13,12 @@ import torch
 from families import FAMILIES, SIDE
 from published import SD35_MEDIUM
 from runs import config, guardlit
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from guardlit.commands.plan import planned
 from guardlit.devices.meter import backward, measured
+from guardlit.devices.storage import pinned_bytes
 from guardlit.planning.estimate import estimate
-from guardlit.planning.run import planned
 from guardlit.policies import LoRA, SD3Policy
-from guardlit.policies.loading.skeleton import pinned_bytes
-
-# the meter ------------------------------------------------------------------------------------------------------------
-
-
-def _layers(device: str) -> tuple[nn.ModuleList, torch.Tensor]:
-    with torch.device(device):
-        layers = nn.ModuleList(nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(6))
-        return layers, torch.zeros(100, 64, requires_grad=True)
-
-
-def _train(layers: nn.ModuleList, x: torch.Tensor, recompute: bool) -> None:
-    h = x
-    for layer in layers:
-        h = checkpoint(layer, h, use_reentrant=False) if recompute else layer(h)
-    backward(h.sum())
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_the_meta_device_costs_what_the_cpu_costs(recompute: bool):
-    costs = []
-    for device in ("cpu", "meta"):
-        layers, x = _layers(device)
-        with measured() as cost:
-            _train(layers, x, recompute)
-        costs.append(cost)
-    assert costs[0] == costs[1]
-
-
-def test_operations_and_kept_activations_are_those_of_the_formulas():
-    layers, x = _layers("meta")
-    product = 2 * 100 * 64 * 256
-    with measured() as plain:
-        _train(layers, x, recompute=False)
-    assert plain.flops == 6 * 2 * product * 3  # forward, and towards inputs and weights
-    layers, x = _layers("meta")
-    with measured() as recomputed:
-        _train(layers, x, recompute=True)
-    assert recomputed.flops == 6 * product * (2 * 3 + 1)  # torch stops before a layer's last product: nobody needs it
-    kept = 6 * 2 * 100 * 256 * 4  # before and after each GELU
-    assert kept < plain.peak < kept + 6 * 2 * 64 * 256 * 4 + 8 * 100 * 256 * 4  # beside gradients and a few more
-    assert recomputed.peak < 0.75 * plain.peak
-
-
-def test_attention_is_fused_and_counts_twice_in_the_backward_pass():
-    q, k, v = (torch.empty(2, 4, 100, 16, device="meta", requires_grad=True) for _ in range(3))
-    scores = 2 * 4 * 100 * 100 * 4
-    with measured() as forward:
-        out = nn.functional.scaled_dot_product_attention(q, k, v).sum()
-    assert forward.flops == 2 * 2 * 2 * 4 * 100 * 100 * 16
-    assert forward.peak < scores  # which are never kept
-    with measured() as back:
-        backward(out)
-    assert back.flops == 2 * forward.flops
-
-
-def test_half_precision_keeps_copies_of_frozen_weights_until_the_backward_pass():
-    x = torch.empty(4, 256, device="meta", requires_grad=True)
-    layer = nn.Linear(256, 256, device="meta").requires_grad_(False)
-    with measured(torch.float16) as half:
-        out = layer(x)
-    assert out.dtype == torch.float16
-    assert half.peak >= 256 * 256 * 2
-
-
-# skeletons ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lora", [LoRA(4, 8), None], ids=["lora", "full"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_skeleton_has_the_shapes_of_the_policy(name: str, lora: LoRA | None, tiny):
-    family = FAMILIES[name]
-    options = {"lora": lora, "weights_dtype": "bf16", "reference": True}
-    real = family.load(tiny(name), **options)
-    mine = family.policy(str(tiny(name)), SIDE, max_sequence_length=family.length, cache=real.cache, **options)
-    skeleton = mine.skeleton()
-    assert mine.transformer is None  # it is left as it was
-    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
-    assert skeleton.footprint() == real.footprint()
-    assert skeleton.latent_shape == real.latent_shape
-    assert torch.equal(skeleton.sigmas(4), real.sigmas(4))
-    wanted, found = real.conditioning(["a cat"]), skeleton.conditioning(["a cat"])
-    assert {k: (v.shape, v.dtype) for k, v in found.items()} == {k: (v.shape, v.dtype) for k, v in wanted.items()}
-    latents, sigma = torch.empty(2, *skeleton.latent_shape, device="meta"), torch.empty(2, device="meta")
-    for weights in ("policy", "old", "reference"):
-        with skeleton.using(weights):
-            velocity = skeleton.velocity(latents, sigma, skeleton.conditioning(["a cat", "a dog"]), 1.0)
-        assert velocity.shape == latents.shape
-    assert skeleton.decode(latents).shape == (2, 3, SIDE, SIDE)
-
-
-def test_what_is_kept_of_a_policy_is_what_it_keeps(sd3_folder: Path):
-    real = FAMILIES["sd3"].load(sd3_folder)
-    found = real.footprint()
-    names = dict(real.named_parameters())
-    size = {kind: sum(p.numel() * 4 for n, p in names.items() if kind in n) for kind in (".default.", ".old.")}
-    assert (found.trained, found.copies) == (size[".default."], size[".old."])
-    everything = sum(t.numel() * 4 for t in [*names.values(), *real.buffers()])
-    assert found.frozen + found.buffers == everything - found.trained - found.copies
 
 
 @pytest.mark.parametrize(
@@ -131,7 +31,7 @@ def test_sd35_medium_takes_the_published_operations(
     shutil.copytree(sd3_folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "transformer/config.json").write_text(json.dumps(SD35_MEDIUM))
     for file in (tmp_path / "transformer").glob("*.safetensors"):
-        file.unlink()  # nobody reads it
+        file.unlink()  # not read
     policy = SD3Policy(str(tmp_path), 512, text_encoder_dtype="fp16", **options).skeleton()
     conditioning = policy.conditioning(["a cat"])
     assert conditioning["prompt_embeds"].shape == (1, 205, 4096)
@@ -146,9 +46,6 @@ def test_sd35_medium_takes_the_published_operations(
             backward(velocity.sum())
         assert 18 * (cost.flops + back.flops) / 1e12 == pytest.approx(85.5, rel=0.005)
         assert policy.footprint().trained == pytest.approx(18.8e6 * 4, rel=0.005)
-
-
-# the command ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_plan_of_a_run(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -171,28 +68,28 @@ def test_the_plan_of_a_run(sd3_folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_sharded_run_keeps_its_share_of_the_weights(sd3_folder: Path, tmp_path: Path):
+def test_a_sharded_run_divides_the_weights(sd3_folder: Path, tmp_path: Path):
     path = config(tmp_path, sd3_folder, trainer__devices=2, model__policy__init_args__lora=None)
-    whole = estimate(planned(["--config", str(path)])).memory.parts
-    shared = estimate(planned(["--config", str(path), "--trainer.strategy", "fsdp"])).memory.parts
+    single = estimate(planned(["--config", str(path)])).memory.parts
+    sharded = estimate(planned(["--config", str(path), "--trainer.strategy", "fsdp"])).memory.parts
     for part in ("trained weights", "gradients", "optimizer", "average (EMA)", "old policy, reference"):
-        assert shared[part] == whole[part] // 2 > 0
-    assert whole["gathered for a forward pass"] == 0
+        assert sharded[part] == single[part] // 2 > 0
+    assert single["gathered for a forward pass"] == 0
     strategy = (
         "--trainer.strategy=guardlit.training.sharded_strategy.ShardedStrategy",
         "--trainer.strategy.reshard_after_forward=false",
     )
     kept = estimate(planned(["--config", str(path), *strategy])).memory.parts
-    # the tiny network has two blocks, and so is gathered as a whole either way
-    assert kept["gathered for a forward pass"] == shared["gathered for a forward pass"] == whole["trained weights"]
+    # the tiny network has two blocks, so both settings gather all of it
+    assert kept["gathered for a forward pass"] == sharded["gathered for a forward pass"] == single["trained weights"]
 
 
-def test_without_the_model_it_says_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = config(tmp_path, Path("nobody/nothing"))
+def test_without_the_model_it_plans_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = config(tmp_path, Path("owner/absent"))
     assert guardlit("plan", "--config", path) == 0
     out = capsys.readouterr().out
     assert "24 images, 12 updates" in out
-    assert "'nobody/nothing' is no folder here and not in the hub cache" in " ".join(out.split())
+    assert "'owner/absent' is no folder here and not in the hub cache" in " ".join(out.split())
 
 
 def test_a_run_that_could_never_start_has_no_plan(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -202,17 +99,17 @@ def test_a_run_that_could_never_start_has_no_plan(sd3_folder: Path, tmp_path: Pa
     assert "--mfu 40" in capsys.readouterr().err
 
 
-def test_images_of_a_group_are_drawn_as_one_until_they_part(sd3_folder: Path, tmp_path: Path):
+def test_a_group_is_sampled_once_until_its_images_differ(sd3_folder: Path, tmp_path: Path):
     window = {"class_path": "guardlit.rounds.windows.RandomWindow", "init_args": {"length": 1, "low": 2, "high": 3}}
     rollout = {"num_inference_steps": 5, "guidance_scale": 1.0, "window": window, "initial_noise": "group"}
     path = config(tmp_path, sd3_folder, model__rollout=rollout, data__rollout_batch=8)
     found = estimate(planned(["--config", str(path)])).compute
-    # three steps before the noise of step 2 asks about 2 groups, two after it about 8 images
+    # three steps before the noise of step 2 take 2 rows, two after it 8
     assert found.rollout / found.forward == pytest.approx((3 * 2 + 2 * 8) / 8)
 
 
-def test_what_is_kept_of_trajectories_and_where(sd3_folder: Path, tmp_path: Path):
-    """Velocities that nobody will ask for are not counted; asking again begins with the second of 4 updates."""
+def test_memory_of_trajectories(sd3_folder: Path, tmp_path: Path):
+    """Unused velocities are not counted; old velocities are recomputed from the second of 4 updates on."""
 
     def plan(old_velocity: str, *options: str, **changes: object):
         path = config(tmp_path, sd3_folder, model__old_velocity=old_velocity, trainer__accelerator="cuda", **changes)
@@ -220,8 +117,8 @@ def test_what_is_kept_of_trajectories_and_where(sd3_folder: Path, tmp_path: Path
 
     stored, again = plan("stored"), plan("recomputed")
     assert again.trajectories == stored.trajectories // 2
-    asked = 4 * 2 * (1 - 1 / 4) * again.compute.forward  # trained steps, inner epochs
-    assert again.compute.training - stored.compute.training == pytest.approx(asked, rel=1e-6)
+    recomputed = 4 * 2 * (1 - 1 / 4) * again.compute.forward  # trained steps, inner epochs
+    assert again.compute.training - stored.compute.training == pytest.approx(recomputed, rel=1e-6)
     assert plan("auto").trajectories == stored.trajectories
     assert plan("auto", data__rollout_batch=8).trajectories == again.trajectories
     host = plan("stored", "--model.rollout.trajectories", "host").memory
@@ -231,7 +128,7 @@ def test_what_is_kept_of_trajectories_and_where(sd3_folder: Path, tmp_path: Path
 
 
 def test_pinned_memory_is_rounded_up(sd3_folder: Path, tmp_path: Path):
-    """To powers of two: three quarters of the images take as much as all, and so does every weight by itself."""
+    """To powers of two: three quarters of the images take as much as all; every weight is rounded separately."""
     options = {"trainer__accelerator": "cuda", "model__rollout__trajectories": "host"}
 
     def host(lora: dict[str, float] | None, images: int) -> int:
@@ -261,7 +158,7 @@ def test_the_estimate_is_within_15_percent_of_a_real_run(case: str):
     assert math.isclose(estimated, measured_bytes, rel_tol=0.15)
 
 
-def test_full_fine_tuning_tells_what_crosses_the_bus(sd3_folder: Path, tmp_path: Path, capsys):
+def test_full_fine_tuning_reports_what_crosses_the_bus(sd3_folder: Path, tmp_path: Path, capsys):
     full = {"model__policy__init_args__lora": None, "model__policy__init_args__reference": True}
     again = {"model__old_velocity": "recomputed", "model__kl": {"weight": 0.1}, "trainer__accelerator": "gpu"}
     for changes in ({}, {"model__policy__init_args__copies_device": None}, {"trainer__accelerator": "cpu"}):
@@ -280,7 +177,7 @@ def test_full_fine_tuning_tells_what_crosses_the_bus(sd3_folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("lora_rank", [2])
-def test_a_merged_rollout_costs_its_copies_and_spares_the_adapters_operations(
+def test_a_merged_rollout_adds_copies_and_saves_the_adapters_operations(
     lora_rank: int, sd3_folder: Path, tmp_path: Path
 ):
     plans = {}

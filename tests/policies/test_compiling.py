@@ -1,4 +1,4 @@
-"""`compile: blocks`: the same numbers, names and checkpoints as uncompiled, and a word where torch gives up."""
+"""`compile: blocks`: the same numbers, names and checkpoints as uncompiled, and a warning where torch fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Call = tuple[int, float, WeightSet, bool]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch):
-    """Everything of `torch.compile` but the code that it generates, which takes minutes on a CPU."""
+    """`torch.compile` without its code generation, which takes minutes on a CPU."""
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     torch._dynamo.reset()
     counters.clear()
@@ -107,14 +107,14 @@ def test_merged_weights_and_exported_adapters_run_compiled(sd3_folder: Path, tmp
         torch.testing.assert_close(results(other, 2, 1.0, "policy", False)[0], expected)
 
 
-def test_too_many_graphs_are_said_and_computed_uncompiled(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_too_many_graphs_warn_and_run_uncompiled(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiling, "GRAPHS", 1)
     plain, compiled = (FAMILIES["sd3"].load(sd3_folder, compile=mode) for mode in (None, "blocks"))
     compiled.load_state_dict(plain.state_dict())
     limit = torch._dynamo.config.recompile_limit
-    with pytest.warns(UserWarning, match="compile=blocks: torch cannot compile, the blocks run uncompiled") as told:
+    with pytest.warns(UserWarning, match="compile=blocks: torch cannot compile, the blocks run uncompiled") as caught:
         found = [results(compiled, rows, 1.0, "policy", False)[0] for rows in (1, 2, 3)]
-    assert len([w for w in told if "compile=blocks" in str(w.message)]) == 1
+    assert len([w for w in caught if "compile=blocks" in str(w.message)]) == 1
     assert torch._dynamo.config.recompile_limit == limit
     for rows, velocity in zip((1, 2, 3), found, strict=True):
         assert torch.equal(velocity, results(plain, rows, 1.0, "policy", False)[0])
@@ -129,7 +129,7 @@ def broken(graph: object, inputs: object) -> None:
     [broken, aot_autograd(fw_compiler=nop, bw_compiler=broken)],
     ids=["forward", "backward"],
 )
-def test_a_compiler_that_fails_is_said_in_one_line(backend: object, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failing_compiler_warns_in_one_line(backend: object, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiling, "BACKEND", backend)
     policy = FAMILIES["sd3"].load(sd3_folder, compile="blocks")
     with pytest.warns(UserWarning, match=r"compile=blocks: .* no C\+\+ compiler anywhere"):
@@ -137,7 +137,7 @@ def test_a_compiler_that_fails_is_said_in_one_line(backend: object, sd3_folder: 
     assert found[1]
 
 
-def test_a_mistake_in_the_model_is_no_compiler_error(sd3_folder: Path):
+def test_an_error_of_the_model_is_not_a_compiler_error(sd3_folder: Path):
     policy = FAMILIES["sd3"].load(sd3_folder, compile="blocks")
     block = policy.transformer.transformer_blocks[0]
     with pytest.raises(Exception, match=r"shape|size|dimension"):
@@ -152,7 +152,7 @@ def test_a_network_without_blocks_cannot_be_compiled_by_block():
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True, "lora": None}], ids=["lora", "full"])
 def test_sharded_blocks_compute_the_same_compiled(changes: dict, sd3_folder: Path, tmp_path: Path):
-    """On two processes; the noise floor before the first update is that of the compiled network."""
+    """On two ranks; the noise floor before the first update is that of the compiled network."""
     settings = {
         "model__policy__class_path": "eagerly.Eagerly",
         "model__rollout": {"num_inference_steps": 3, "guidance_scale": 1.0},
@@ -194,7 +194,7 @@ def test_a_run_is_resumed_compiled(sd3_folder: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_generated_code_computes_the_same_but_for_rounding(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_generated_code_differs_by_rounding_only(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiling, "BACKEND", "inductor")
     plain, compiled = (FAMILIES["sd3"].load(sd3_folder, compile=mode) for mode in (None, "blocks"))
     compiled.load_state_dict(plain.state_dict())

@@ -1,4 +1,4 @@
-"""The VAE: in half precision where no pixel is a grey level off, and in the host's memory between decodes."""
+"""The VAE: in half precision, with an error below a gray level, and in host memory between decodes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from families import FAMILIES
 from runs import config, guardlit
 
+from guardlit.commands.plan import planned
 from guardlit.errors import GuardlitError
 from guardlit.planning.estimate import estimate
-from guardlit.planning.run import planned
 
 
 def latents(policy, rows: int = 3) -> torch.Tensor:
@@ -20,26 +20,26 @@ def latents(policy, rows: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_half_precision_is_less_than_a_grey_level_off(name: str, dtype: str, tiny):
+def test_half_precision_is_off_by_less_than_a_gray_level(name: str, dtype: str, tiny):
     exact, half = (FAMILIES[name].load(tiny(name), decode_dtype=d, decode_batch=2) for d in ("fp32", dtype))
     before, images = exact.decode(latents(exact)), half.decode(latents(exact))
     assert not torch.equal(images, before)
     assert float((images.float() - before.float()).square().mean().sqrt()) < 1.1  # both are rounded
     (vae,) = half._half_vae
     assert {p.dtype for p in vae.parameters()} == {half.decode_dtype}
-    assert {p.dtype for p in half._outside["vae"].parameters()} == {torch.float32}  # of which pipelines are exported
+    assert {p.dtype for p in half._outside["vae"].parameters()} == {torch.float32}  # exported pipelines get this one
     assert not [name for name, _ in half.named_parameters() if "vae" in name]
     large = [p for p in vae.parameters() if p.ndim == 4 and min(p.shape) > 1]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in large)
 
 
-def test_an_error_of_a_grey_level_is_refused_with_its_size(sd3_folder: Path):
+def test_an_error_of_a_gray_level_is_refused_with_its_size(sd3_folder: Path):
     policy = FAMILIES["sd3"].load(sd3_folder, decode_dtype="bf16")
-    with torch.no_grad():  # bfloat16 has 8 bits: large intermediate numbers of a trained VAE are rounded by more
+    with torch.no_grad():  # bfloat16 has 8 bits: a trained VAE has large intermediate values, with large errors
         for parameter in policy._outside["vae"].decoder.conv_in.parameters():
             parameter.mul_(30)
         policy._outside["vae"].decoder.conv_out.weight.mul_(30)
-    with pytest.raises(GuardlitError, match=r"decode_dtype=torch.bfloat16: images are up to .* grey levels off"):
+    with pytest.raises(GuardlitError, match=r"decode_dtype=torch.bfloat16: images are up to .* gray levels off"):
         policy.decode(latents(policy))
 
 
@@ -47,11 +47,11 @@ def test_an_overflow_is_refused(sd3_folder: Path):
     policy = FAMILIES["sd3"].load(sd3_folder, decode_dtype="fp16")
     with torch.no_grad():
         policy._outside["vae"].decoder.conv_in.bias.fill_(1e5)
-    with pytest.raises(GuardlitError, match="up to inf grey levels"):
+    with pytest.raises(GuardlitError, match="up to inf gray levels"):
         policy.decode(latents(policy))
 
 
-def test_the_vae_goes_where_it_is_told_to_rest(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_vae_moves_to_its_device_between_decodes(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
     policy, moves = FAMILIES["sd3"].load(sd3_folder, vae_device="cpu"), []
     vae, to = policy._outside["vae"], type(policy._outside["vae"]).to
     monkeypatch.setattr(type(vae), "to", lambda self, where: (moves.append(str(where)), to(self, where))[1])
@@ -64,7 +64,7 @@ def test_the_vae_goes_where_it_is_told_to_rest(sd3_folder: Path, monkeypatch: py
     assert moves == ["cpu", "decode", "cpu", "cpu", "decode"]
 
 
-def test_a_device_must_be_one(sd3_folder: Path):
+def test_a_device_must_exist(sd3_folder: Path):
     with pytest.raises(GuardlitError, match="vae_device=gpu is no device; write cpu, cuda:0 or null"):
         FAMILIES["sd3"].load(sd3_folder, vae_device="gpu")
 

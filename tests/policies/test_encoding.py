@@ -1,4 +1,4 @@
-"""Where and when prompts are encoded: on the device, once, by all processes together, beside what else is in memory."""
+"""Encoding of prompts: on the device, once, split over ranks, within the memory that is free."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from forked import forked
 from runs import config, guardlit, newest
 from safetensors.torch import load_file
 
+from guardlit.commands.plan import planned
+from guardlit.devices.storage import size_of
 from guardlit.planning.estimate import estimate
-from guardlit.planning.run import planned
-from guardlit.policies.loading.skeleton import size_of
-from guardlit.policies.text import prompted
-from guardlit.policies.text.prompted import PromptedPolicy
+from guardlit.policies.parts import prompted
+from guardlit.policies.parts.prompted import PromptedPolicy
 
 
-def test_sample_encodes_once_the_model_is_on_its_device(
+def test_sample_encodes_after_the_model_is_on_its_device(
     sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -37,7 +37,7 @@ def test_sample_encodes_once_the_model_is_on_its_device(
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-def test_the_plan_counts_the_encoders_as_they_load(name: str, dtype: str, tiny):
+def test_the_plan_counts_the_encoders_in_their_loaded_dtypes(name: str, dtype: str, tiny):
     policy = FAMILIES[name].load(tiny(name), text_encoder_dtype=dtype, cache=None)
     parts = {k: v for k, v in policy._pipeline().components.items() if k.startswith("text_encoder") and v is not None}
     assert policy.footprint().encoders == sum(size_of(part.parameters()) for part in parts.values())
@@ -48,7 +48,7 @@ def test_the_plan_counts_the_encoders_as_they_load(name: str, dtype: str, tiny):
         }
 
 
-def test_kept_encoders_are_read_once(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_encoders_on_the_host_are_read_once(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
     reads, real = [], transformers.T5EncoderModel.from_pretrained
 
     def read(*args, **kwargs):
@@ -68,30 +68,30 @@ def test_kept_encoders_are_read_once(sd3_folder: Path, monkeypatch: pytest.Monke
     assert all(torch.equal(tables["host"][k], v) for k, v in tables["free"].items())
 
 
-def test_frozen_weights_make_room_for_the_encoders(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_encode_alone_moves_frozen_weights_to_the_host(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch):
     policy = FAMILIES["sd3"].load(sd3_folder, encode_alone=True, cache=None)
     before = {name: (p, p.data_ptr(), p.detach().clone()) for name, p in policy.named_parameters()}
     away: list[torch.Tensor] = []
     monkeypatch.setattr(PromptedPolicy, "_run_encoders", lambda p, texts: away.extend(q.data for q in p.parameters()))
-    monkeypatch.setattr(torch.Tensor, "to", lambda t, where: t.clone())  # as if the CPU were elsewhere
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, where: t.clone())  # as if the CPU were another device
     policy.encode(["new"])
     monkeypatch.undo()
     for (name, (parameter, place, values)), elsewhere in zip(before.items(), away, strict=True):
         stays = ".lora_A.default" in name or ".lora_B.default" in name or parameter is next(policy.parameters())
         assert (elsewhere.data_ptr() == place) == stays, name
         assert torch.equal(parameter, values)
-    assert [p for p, *_ in before.values()] == list(policy.parameters())  # the optimizer holds these
+    assert [p for p, *_ in before.values()] == list(policy.parameters())  # the optimizer refers to these
 
 
 def test_weights_return_after_an_error(sd3_folder: Path):
     policy = FAMILIES["sd3"].load(sd3_folder)
     devices = {p.device for p in policy.parameters()}
-    with pytest.raises(RuntimeError, match="broken"), prompted.set_aside(policy.transformer):
+    with pytest.raises(RuntimeError, match="broken"), prompted.moved_to_host(policy.transformer):
         raise RuntimeError("broken")
     assert {p.device for p in policy.parameters()} == devices
 
 
-def test_the_plan_counts_what_waits(sd3_folder: Path, tmp_path: Path):
+def test_the_plan_counts_host_memory(sd3_folder: Path, tmp_path: Path):
     path = config(tmp_path, sd3_folder, trainer__accelerator="gpu", model__policy__init_args__resolution=64)
     option = "--model.policy.init_args."
     plain, alone, kept = (
@@ -99,14 +99,14 @@ def test_the_plan_counts_what_waits(sd3_folder: Path, tmp_path: Path):
         for more in ([], [option + "encode_alone=true"], [option + "text_encoders=host"])
     )
     frozen, encoders = (plain.parts[k] for k in ("frozen weights", "text encoders, while encoding"))
-    assert 0 < plain.phases["encoding"] - alone.phases["encoding"] <= frozen  # but for buffers
+    assert 0 < plain.phases["encoding"] - alone.phases["encoding"] <= frozen  # except for buffers
     assert kept.phases == plain.phases
     assert kept.host - plain.host == encoders
 
 
 @pytest.mark.parametrize("cache", ["shared", pytest.param("own", marks=pytest.mark.slow), None])
-def test_two_processes_share_the_work_and_have_the_same(cache: str | None, sd3_folder: Path, tmp_path: Path):
-    """Bit for bit those of one process; each prompt is encoded by one of the two."""
+def test_two_ranks_split_the_encoding_and_get_equal_embeddings(cache: str | None, sd3_folder: Path, tmp_path: Path):
+    """Embeddings equal those of one process bit for bit; one of the two ranks encodes each prompt."""
     runs = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
@@ -139,11 +139,11 @@ def test_two_processes_share_the_work_and_have_the_same(cache: str | None, sd3_f
     assert all(torch.allclose(two[k], v, atol=1e-6) for k, v in one.items())
 
 
-def test_training_goes_on_after_encoding_in_inference_mode(monkeypatch: pytest.MonkeyPatch):
-    """Under `trainer.inference_mode: true`, as if there were another device to move to."""
+def test_training_works_after_encoding_in_inference_mode(monkeypatch: pytest.MonkeyPatch):
+    """With `trainer.inference_mode: true`, as if there were another device."""
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).requires_grad_(False)
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *device: tensor.clone())
-    with torch.inference_mode(), prompted.set_aside(network):
+    with torch.inference_mode(), prompted.moved_to_host(network):
         pass
     x = torch.ones(1, 2, requires_grad=True)
     network(x).sum().backward()

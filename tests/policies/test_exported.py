@@ -1,4 +1,4 @@
-"""Drawing with the weights in a folder: a policy's own exports and other LoRAs of the same model."""
+"""Exported weights in place of the trained ones: a policy's own exports and other LoRAs of the same model."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def unchanged(policy: SD3Policy, before: dict[str, tuple[bool, Tensor]]) -> bool
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"weights_dtype": "bf16"}, {"lora": None}], ids=["lora", "lora on bf16", "whole transformer"]
+    "options", [{}, {"weights_dtype": "bf16"}, {"lora": None}], ids=["lora", "lora on bf16", "full"]
 )
-def test_an_export_draws_what_it_was_exported_from(sd3_folder: Path, tmp_path: Path, options: dict):
+def test_an_export_gives_the_policys_images(sd3_folder: Path, tmp_path: Path, options: dict):
     policy = load(sd3_folder, **options)
     base, before = draw(policy), state(policy)
     trained = load(sd3_folder, **options)
@@ -56,8 +56,10 @@ def test_an_export_draws_what_it_was_exported_from(sd3_folder: Path, tmp_path: P
     assert unchanged(policy, before)
 
 
-@pytest.mark.parametrize("lora", [LoRA(2, 2), None], ids=["beside another LoRA", "on a whole transformer"])
-def test_a_lora_of_another_rank_and_scale_is_the_pipelines(sd3_folder: Path, tmp_path: Path, lora: LoRA | None):
+@pytest.mark.parametrize("lora", [LoRA(2, 2), None], ids=["with another LoRA", "full"])
+def test_a_lora_of_another_rank_and_scale_gives_the_pipelines_velocity(
+    sd3_folder: Path, tmp_path: Path, lora: LoRA | None
+):
     from diffusers import StableDiffusion3Pipeline
 
     other = load(sd3_folder, lora=LoRA(5, 20, targets=("attn.to_q", "attn.to_v")))
@@ -106,7 +108,7 @@ def _two(folder: Path) -> None:
     shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
 
 
-DAMAGE = {
+FAULTS = {
     "empty": (lambda f: (f / FILE).unlink(), "holds no safetensors file; a LoRA is one file"),
     "two": (_two, "holds a.safetensors, b.safetensors; a LoRA is one file"),
     "truncated": (_cut, "cannot be read as a safetensors file"),
@@ -119,11 +121,11 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_not_a_lora_of_this_model_is_named(sd3_folder: Path, lora_folder: Path, damage: str):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_unusable_lora_is_named(sd3_folder: Path, lora_folder: Path, fault: str):
     policy = load(sd3_folder)
     before = state(policy)
-    change, says = DAMAGE[damage]
+    change, says = FAULTS[fault]
     change(lora_folder)
     with pytest.raises(GuardlitError, match=says), policy.exported(lora_folder):
         raise AssertionError("was taken")
@@ -131,7 +133,7 @@ def test_what_is_not_a_lora_of_this_model_is_named(sd3_folder: Path, lora_folder
     draw(policy)
 
 
-def test_a_whole_pipeline_is_no_lora(sd3_folder: Path):
+def test_a_pipeline_folder_is_not_a_lora(sd3_folder: Path):
     policy = load(sd3_folder)
     with pytest.raises(GuardlitError, match="is a whole pipeline and this configuration trains a LoRA"):
         policy.exported(sd3_folder).__enter__()
@@ -144,7 +146,7 @@ def test_a_transformer_of_another_size_is_refused(sd3_folder: Path, tmp_path: Pa
         load(sd3_folder, lora=None).exported(make_sd3(tmp_path, pos_embed_max_size=16)).__enter__()
 
 
-def test_the_source_is_known_before_loading_and_follows_the_files(sd3_folder: Path, tmp_path: Path):
+def test_the_source_works_before_loading_and_depends_on_the_files(sd3_folder: Path, tmp_path: Path):
     copy = Path(shutil.copytree(sd3_folder, tmp_path / "copy"))
     policy = SD3Policy(str(copy), resolution=64)
     before = policy.source()

@@ -1,4 +1,4 @@
-"""What FLUX.1 has of its own: guidance as an input, a shift that grows with the image, packed latents."""
+"""What is specific to FLUX.1: guidance as an input, a shift that grows with the image, packed latents."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_schedule_of_any_size_is_the_pipelines_bit_for_bit(folder: Path, pix
     policy.load()
     ours = policy.sigmas(steps)
     assert torch.equal(ours.float(), pipe.scheduler.sigmas)
-    mu = 0.5 + (1.15 - 0.5) * ((pixels // 16) ** 2 - 256) / (4096 - 256)  # FLUX.1's report, by hand
+    mu = 0.5 + (1.15 - 0.5) * ((pixels // 16) ** 2 - 256) / (4096 - 256)  # by hand, from FLUX.1's report
     t = [1 - i / steps for i in range(steps)]
     expected = [math.exp(mu) * s / (math.exp(mu) * s + 1 - s) for s in t]
     assert ours.tolist() == pytest.approx([*expected, 0.0], rel=1e-6)
@@ -50,7 +50,7 @@ def test_schnells_schedule_is_not_shifted(schnell: FluxPolicy):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
-def test_any_guidance_is_one_forward_with_the_scale_as_input(folder: Path, guidance: float, monkeypatch):
+def test_any_guidance_is_one_forward_pass_with_the_scale_as_input(folder: Path, guidance: float, monkeypatch):
     policy, calls = FLUX.load(folder), []
     forward = policy.transformer.forward
     monkeypatch.setattr(policy.transformer, "forward", lambda **kw: calls.append(kw) or forward(**kw))
@@ -66,7 +66,7 @@ def test_no_empty_prompt_is_encoded(folder: Path):
     assert policy._embeddings.missing([""]) == [""]
 
 
-def test_a_model_without_guidance_embedding_takes_1_alone(schnell: FluxPolicy):
+def test_a_model_without_guidance_embedding_takes_only_1(schnell: FluxPolicy):
     x, sigma = NoiseSource(1, 0, schnell.latent_shape).draw([0, 1], 0), torch.tensor([0.5, 0.5])
     conditioning = schnell.conditioning(PROMPTS)
     assert schnell.velocity(x, sigma, conditioning, 1.0).isfinite().all()
@@ -107,4 +107,4 @@ def test_the_published_settings_train_tiny_folders(
     assert checkpoint["global_step"] == 2
     assert {len(w) for name, w in checkpoint["state_dict"].items() if "lora_A" in name} == {64}
     exported = load_file(next(tmp_path.rglob("export/raw/*.safetensors")))
-    assert max(float(weight.abs().max()) for name, weight in exported.items() if "lora_B" in name) > 0  # it moved
+    assert max(float(weight.abs().max()) for name, weight in exported.items() if "lora_B" in name) > 0  # it was trained

@@ -1,4 +1,4 @@
-"""What FLUX.2 klein has of its own: a shift that depends on the number of steps, and models without guidance."""
+"""What is specific to FLUX.2 klein: a shift that depends on the number of steps, and models without guidance."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_schedule_of_any_size_is_the_pipelines_bit_for_bit(folder: Path, pix
     assert torch.equal(policy.sigmas(steps).float(), pipe.scheduler.sigmas)
 
 
-def test_latents_are_tokens_already(folder: Path):
+def test_latents_need_no_packing(folder: Path):
     assert KLEIN.load(folder).latent_shape == (16, 4, 4)  # published: 128 channels
 
 
@@ -45,7 +45,7 @@ def test_a_distilled_model_takes_no_guidance(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
-def test_defaults_are_published_ones():
+def test_defaults_are_the_published_ones():
     parameters = inspect.signature(Flux2KleinPolicy).parameters
     assert parameters["lora"].default == LoRA(16, 32)
     assert parameters["max_sequence_length"].default == 512

@@ -1,4 +1,4 @@
-"""A frozen base in half precision computes without autocast; what trains stays float32."""
+"""A frozen base in half precision computes without autocast; trained weights stay float32."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from velocities import disturb
 
 from guardlit.policies import DiffusersPolicy, LoRA, SD3Policy
 from guardlit.policies.weights.adapters import CastLinear, CastOnce
-from guardlit.policies.weights.sets import AdapterWeights
+from guardlit.policies.weights.lora import AdapterWeights
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def outputs_of_products(policy: DiffusersPolicy) -> set[torch.dtype]:
-    """What dtypes linear layers will give, those of adapters included."""
+    """Output dtypes of linear layers, those of adapters included."""
     seen: set[torch.dtype] = set()
     for module in policy.transformer.modules():
         if isinstance(module, nn.Linear):
@@ -38,24 +38,24 @@ def outputs_of_products(policy: DiffusersPolicy) -> set[torch.dtype]:
 def test_velocities_and_gradients_are_float32_and_near_those_of_float32(name: str, tiny: Callable[[str], Path]):
     family: Family = FAMILIES[name]
     torch.manual_seed(0)
-    whole = family.load(tiny(name))
-    disturb(whole)
-    expected = velocity(whole), gradient(whole)
+    full = family.load(tiny(name))
+    disturb(full)
+    expected = velocity(full), gradient(full)
     # rounding in the last of 8 and of 11 bits, through two blocks; a wrong dtype somewhere is an error, not noise
     for dtype, bound in {"bf16": 0.06, "fp16": 0.008}.items():
         policy = family.load(tiny(name), weights_dtype=dtype)
-        policy.load_state_dict(whole.state_dict())
+        policy.load_state_dict(full.state_dict())
         products = outputs_of_products(policy)
         found = velocity(policy), gradient(policy)
         assert products == {HALVES[dtype]}
         assert {found[0].dtype, found[1].dtype} == {torch.float32}
         assert 1e-5 < error(found[0], expected[0]) < bound
         assert 1e-5 < error(found[1], expected[1]) < 2 * bound
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # changes nothing: it is off inside
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # no effect: it is disabled inside
             assert torch.equal(velocity(policy), found[0])
 
 
-def test_float32_weights_leave_everything_to_autocast(tiny: Callable[[str], Path]):
+def test_float32_weights_compute_under_autocast(tiny: Callable[[str], Path]):
     policy = sd3(tiny, weights_dtype="fp32")
     assert policy.forward_dtype is None
     plain = velocity(policy)
@@ -63,18 +63,18 @@ def test_float32_weights_leave_everything_to_autocast(tiny: Callable[[str], Path
         assert 1e-4 < error(velocity(policy), plain) < 0.06
 
 
-def test_masters_keep_their_names_and_precision(tiny: Callable[[str], Path]):
-    half, whole = sd3(tiny), sd3(tiny, weights_dtype="fp32")
-    assert [n for n, _ in half.named_parameters()] == [n for n, _ in whole.named_parameters()]
+def test_trained_weights_keep_their_names_and_precision(tiny: Callable[[str], Path]):
+    half, full = sd3(tiny), sd3(tiny, weights_dtype="fp32")
+    assert [n for n, _ in half.named_parameters()] == [n for n, _ in full.named_parameters()]
     velocity(half)
-    assert half.state_dict().keys() == whole.state_dict().keys()
+    assert half.state_dict().keys() == full.state_dict().keys()
     assert {p.dtype for n, p in half.named_parameters() if ".lora_" in n} == {torch.float32}
     assert {p.dtype for n, p in half.named_parameters() if ".lora_" not in n} == {torch.bfloat16}
 
 
 @pytest.fixture
 def casts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many times an adapter's weight was cast anew."""
+    """Number of casts of adapter weights."""
     count = [0]
     original = CastOnce.__call__
 
@@ -127,16 +127,18 @@ def _load(policy: DiffusersPolicy) -> None:
 
 
 @pytest.mark.parametrize("change", [_fused, _average, _exchange, _load])
-def test_a_change_of_the_weights_is_seen(change: Callable[[DiffusersPolicy], None], tiny: Callable[[str], Path]):
+def test_a_change_of_the_weights_renews_the_cast(
+    change: Callable[[DiffusersPolicy], None], tiny: Callable[[str], Path]
+):
     policy, twin = sd3(tiny), sd3(tiny)
     before = velocity(policy)
     change(policy)
-    twin.load_state_dict(policy.state_dict())  # has cast nothing yet
+    twin.load_state_dict(policy.state_dict())  # no casts yet
     assert torch.equal(velocity(policy), velocity(twin))
     assert error(velocity(policy), before) > 1e-3
 
 
-def test_what_was_cast_without_gradients_is_not_trained_with(tiny: Callable[[str], Path]):
+def test_a_cast_without_gradients_is_not_used_in_training(tiny: Callable[[str], Path]):
     expected = gradient(sd3(tiny))
     for mode in (torch.no_grad, torch.inference_mode):
         policy = sd3(tiny)
@@ -163,7 +165,7 @@ def test_a_compiled_layer_casts_inside_the_graph():
     assert copy.deepcopy(layer)(x).dtype == torch.bfloat16
 
 
-def test_an_exported_adapter_draws_in_half_precision_what_the_policy_draws(tiny: Callable[[str], Path], tmp_path: Path):
+def test_an_exported_adapter_equals_the_policy_in_half_precision(tiny: Callable[[str], Path], tmp_path: Path):
     policy = sd3(tiny)
     drawn = velocity(policy).detach()
     policy.export(tmp_path / "lora")
@@ -173,7 +175,7 @@ def test_an_exported_adapter_draws_in_half_precision_what_the_policy_draws(tiny:
     assert error(velocity(policy), drawn) > 1e-3
 
 
-def test_the_dtype_is_asked_once(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch):
+def test_the_dtype_is_read_once(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch):
     policy = sd3(tiny)
     asked: list[int] = []
     monkeypatch.setattr(type(policy.transformer), "dtype", property(lambda self: asked.append(1)))
@@ -181,11 +183,11 @@ def test_the_dtype_is_asked_once(tiny: Callable[[str], Path], monkeypatch: pytes
     assert asked == []
 
 
-def test_the_adapter_starts_at_the_same_numbers_on_every_device(tiny: Callable[[str], Path]):
+def test_the_adapters_initial_weights_do_not_depend_on_the_device(tiny: Callable[[str], Path]):
     from diffusers import SD3Transformer2DModel
 
     states = []
-    for device in ("cpu", "meta"):  # the default of whoever loads the model: Lightning's is the GPU
+    for device in ("cpu", "meta"):  # the default device at loading: Lightning's is the GPU
         transformer = SD3Transformer2DModel.from_pretrained(tiny("sd3"), subfolder="transformer")
         torch.manual_seed(7)
         with torch.device(device):
@@ -207,7 +209,7 @@ FP16, BF16 = (
     ("weights", "precision", "expected"),
     [("fp16", "bf16-mixed", FP16), ("fp16", "32-true", FP16), ("bf16", "16-mixed", BF16)],
 )
-def test_precisions_that_do_not_go_together_are_one_line(
+def test_incompatible_precisions_are_one_line(
     weights: str, precision: str, expected: str, sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     changes = {"model__policy__init_args__weights_dtype": weights, "trainer__precision": precision}
@@ -224,8 +226,8 @@ def test_bf16_weights_train_without_autocast(sd3_folder: Path, tmp_path: Path):
     assert guardlit("fit", "--config", config(tmp_path, sd3_folder, **changes)) == 0
 
 
-def test_nothing_is_kept_of_sharded_adapters(tiny: Callable[[str], Path], tmp_path: Path):
-    """FSDP2 fills one buffer anew for every forward pass, unseen; a folder's weights in between change nothing."""
+def test_casts_of_sharded_adapters_are_not_cached(tiny: Callable[[str], Path], tmp_path: Path):
+    """FSDP2 refills one buffer in every forward pass; exported weights in between change nothing."""
     sd3(tiny).export(tmp_path / "lora")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:

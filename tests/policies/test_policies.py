@@ -1,4 +1,4 @@
-"""What every policy must hold, on tiny folders in the published formats, against diffusers' own pipelines."""
+"""Requirements of every policy, on tiny folders in the published formats, against diffusers' own pipelines."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def folder(name: str, tiny: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(family: Family, folder: Path) -> DiffusersPolicy:
-    """One for the tests that change nothing in it."""
+    """For tests that do not change it."""
     torch.manual_seed(0)
     return family.load(folder)
 
@@ -50,10 +50,10 @@ def policy(family: Family, folder: Path) -> DiffusersPolicy:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
-def test_the_euler_ode_draws_the_pipelines_own_images(policy, family: Family, folder: Path, guidance: float):
+def test_the_euler_ode_gives_the_pipelines_images(policy, family: Family, folder: Path, guidance: float):
     """Schedule, embeddings, packing, guidance, the velocity's sign and the VAE, all at once.
 
-    The tolerance is float32's: guidance in one batch of two halves here and in two calls there, text padded to a fixed
+    The tolerance is that of float32: guidance takes one batch here and two calls there, and text is padded to a fixed
     length here and to the longest prompt there.
     """
     noise = NoiseSource(0, 0, policy.latent_shape)
@@ -83,15 +83,15 @@ def test_guidance_and_prompts_matter(policy):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
-def test_rows_at_different_times_equal_rows_alone(policy, guidance: float):
+def test_rows_at_different_timesteps_equal_single_rows(policy, guidance: float):
     x = torch.randn(3, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([1.0, 0.6, 0.1])
     conditioning = policy.conditioning(["a cat", "two dogs on a table", "a cat"])
-    together = policy.velocity(x, sigma, conditioning, guidance)
+    batch = policy.velocity(x, sigma, conditioning, guidance)
     for i in range(3):
         row = {k: v[i : i + 1] for k, v in conditioning.items()}
         alone = policy.velocity(x[i : i + 1], sigma[i : i + 1], row, guidance)
-        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone, batch[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
 def test_the_ratio_is_exactly_1_before_the_first_update(policy):
@@ -138,7 +138,7 @@ def test_three_weight_sets(family: Family, folder: Path, lora: LoRA | None):
         assert torch.equal(velocity(policy), old)
 
 
-def test_what_trains_and_what_a_module_shows(policy, family: Family):
+def test_trained_parameters_and_the_module_tree(policy, family: Family):
     trained = [n for n, p in policy.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * family.lora_layers
     assert all(".default." in n for n in trained)
@@ -147,14 +147,14 @@ def test_what_trains_and_what_a_module_shows(policy, family: Family):
 
 
 @pytest.mark.parametrize("lora", [LoRA(4, 8), None], ids=["lora", "full"])
-def test_all_that_trains_gets_a_gradient(family: Family, folder: Path, lora: LoRA | None):
-    """Several processes would wait for one that never comes."""
+def test_every_trained_parameter_gets_a_gradient(family: Family, folder: Path, lora: LoRA | None):
+    """DDP would wait for a missing one."""
     policy = family.load(folder, lora=lora)
     velocity(policy).square().mean().backward()
     assert [n for n, p in policy.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_frozen_weights_in_half_precision_leave_the_adapter_whole(family: Family, folder: Path):
+def test_frozen_weights_in_half_precision_keep_the_adapter_float32(family: Family, folder: Path):
     policy = family.load(folder, weights_dtype="bf16", text_encoder_dtype="fp16")
     dtypes = {p.requires_grad: p.dtype for n, p in policy.named_parameters() if ".old." not in n}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
@@ -177,9 +177,9 @@ def test_gradient_checkpointing_changes_no_gradient(family: Family, folder: Path
         torch.testing.assert_close(plain, checkpointed, rtol=1e-5, atol=1e-8)
 
 
-def test_an_exported_lora_draws_identical_images(family: Family, folder: Path, tmp_path: Path):
+def test_an_exported_lora_gives_identical_images(family: Family, folder: Path, tmp_path: Path):
     policy = family.load(folder)
-    disturb(policy)  # alpha / rank = 2: a reader that takes alpha = rank is off by a factor
+    disturb(policy)  # alpha / rank = 2: a reader that assumes alpha = rank fails
     policy.export(tmp_path)
     seed = lambda: torch.Generator().manual_seed(0)  # noqa: E731
     fresh = family.pipeline(folder)
@@ -198,14 +198,14 @@ def test_a_fully_trained_model_exports_as_a_pipeline_folder(family: Family, fold
     pipe = family.pipeline(tmp_path / "pipeline")
     ours = policy.transformer.state_dict()
     assert all(torch.equal(ours[k], v) for k, v in pipe.transformer.state_dict().items())
-    again = family.load(tmp_path / "pipeline")  # it is a folder to go on from
+    again = family.load(tmp_path / "pipeline")  # training can start from it
     assert torch.equal(velocity(again), velocity(policy))
 
 
 # prompts ------------------------------------------------------------------------------------------------------------
 
 
-def test_text_encoders_load_only_for_new_prompts_and_leave_again(
+def test_text_encoders_load_for_new_prompts_only_and_are_freed(
     family: Family, folder: Path, tmp_path: Path, monkeypatch
 ):
     encoders: list[list[weakref.ref]] = []
@@ -220,21 +220,21 @@ def test_text_encoders_load_only_for_new_prompts_and_leave_again(
     first = family.load(folder, cache=str(tmp_path))
     assert len(encoders) == 1
     assert encoders[0]
-    assert [ref() for ref in encoders[0] if ref() is not None] == []  # training has their memory
+    assert [ref() for ref in encoders[0] if ref() is not None] == []  # their memory is free for training
     assert velocity(first).isfinite().all()
     first.encode(PROMPTS)
-    again = family.load(folder, cache=str(tmp_path))  # another run: from disk
+    again = family.load(folder, cache=str(tmp_path))  # another run reads from disk
     assert len(encoders) == 1
     mine, theirs = first.conditioning(PROMPTS), again.conditioning(PROMPTS)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     again.encode(["a new one"], ahead=["one for later"])
     again.encode(["one for later"])
     assert len(encoders) == 2
-    family.load(folder, cache=str(tmp_path), max_sequence_length=family.length - 2)  # other settings share nothing
+    family.load(folder, cache=str(tmp_path), max_sequence_length=family.length - 2)  # other settings have other entries
     assert len(encoders) == 3
 
 
-# folders that cannot be used ----------------------------------------------------------------------------------------
+# unusable folders ---------------------------------------------------------------------------------------------------
 
 
 def complaint(family: Family, folder: Path, **options: object) -> str:
@@ -275,7 +275,7 @@ def test_missing_weights(family: Family, folder: Path, tmp_path: Path):
     assert "text encoders cannot be loaded" in complaint(family, copy)
 
 
-def test_a_weight_that_is_not_there(family: Family, folder: Path, tmp_path: Path):
+def test_an_absent_weight(family: Family, folder: Path, tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     copy = _edited(folder, tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""A run of each family through the command line: fit, validate, sample, export, and taking a run up again."""
+"""A run of each family through the command line: fit, validate, sample, export and resume."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_of(name: str, folder: Path, model: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_run_and_what_is_made_of_it(name: str, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch):
+def test_a_run_validates_samples_and_exports(name: str, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch):
     outputs = seen_outputs(monkeypatch)
     path = run_of(name, tmp_path, tiny(name))
     assert guardlit("fit", "--config", path) == 0
@@ -62,7 +62,7 @@ def test_a_run_and_what_is_made_of_it(name: str, tiny: Callable[[str], Path], tm
         assert torch.equal(value, saved["policy.transformer." + key.replace(".default_0.", ".default.")])
 
 
-STOPS = ["update_2", "update_4"]  # in a round, and at its end
+STOPS = ["update_2", "update_4"]  # within a round, and at its end
 RESUMED = {
     "flux": ("flux", {"rank": 4, "alpha": 8.0}, STOPS),
     "flux in full": ("flux", None, STOPS[:1]),
@@ -71,7 +71,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("case", RESUMED)
-def test_a_resumed_run_equals_the_undisturbed_one(case: str, tiny: Callable[[str], Path], tmp_path: Path):
+def test_a_resumed_run_equals_the_uninterrupted_one(case: str, tiny: Callable[[str], Path], tmp_path: Path):
     name, lora, stops = RESUMED[case]
     path = run_of(name, tmp_path, tiny(name), model__policy__init_args__lora=lora)
     assert guardlit("fit", "--config", path) == 0
@@ -84,7 +84,7 @@ def test_a_resumed_run_equals_the_undisturbed_one(case: str, tiny: Callable[[str
     assert differing(checkpoints / "update_7.ckpt", checkpoints / "update_8.ckpt")
 
 
-def test_guidance_that_the_model_cannot_take_is_one_line(tmp_path: Path, capsys):
+def test_unsupported_guidance_is_one_line(tmp_path: Path, capsys):
     from tiny_folders import make_flux
 
     model = make_flux(tmp_path / "schnell", guidance_embeds=False)

@@ -5,44 +5,22 @@ Needs the extra: `pip install 'guardlit[quant]' && pytest tests/policies/test_qu
 
 from __future__ import annotations
 
-import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from runs import config, differing, guardlit, newest, start
+from quantized import KINDS, NEEDS, loaded, perturb, policy, velocity
 from tiny_folders import make_flux, make_sd3
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_leaves
 
-from guardlit.devices.meter import measured
+from guardlit.devices.storage import bytes_of
 from guardlit.errors import GuardlitError
 from guardlit.policies import FluxPolicy, LoRA, SD3Policy
-from guardlit.policies.text.prompted import set_aside
-from guardlit.policies.weights.quantized import QuantizedLinear, _full, quantize_skeleton
-from guardlit.policies.weights.storage import bytes_of
-from guardlit.processes.collectives import keep_quantized
+from guardlit.policies.parts.prompted import moved_to_host
+from guardlit.policies.weights.quantized import QuantizedLinear, _full
 
-NEEDS = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 ERROR = {"nf4": (0.03, 0.3), "int8": (1e-3, 0.02), "fp8": (0.01, 0.1)}
-"""Bounds on the relative error of a velocity: what so many bits leave of normal weights, through a few layers."""
-HALF = {
-    "model__policy__init_args__weights_dtype": "bf16",
-    "trainer__precision": "bf16-mixed",
-    "model__old_velocity": "recomputed",
-}
-
-
-def needs(kind: str) -> pytest.MarkDecorator:
-    library = NEEDS.get(kind, kind)
-    reason = f"{library} is not installed: pip install 'guardlit[quant]'"
-    return pytest.mark.skipif(find_spec(library) is None, reason=reason)
-
-
-KINDS = [pytest.param(kind, marks=needs(kind)) for kind in NEEDS]
+"""Bounds on the relative error of a velocity, for normal weights and a few layers."""
 
 
 @pytest.fixture(scope="module")
@@ -55,40 +33,13 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_flux(tmp_path_factory.mktemp("models") / "flux")
 
 
-def policy(folder: Path, kind: str | None, dtype: str = "fp32", cls: type = SD3Policy, **changes: object) -> SD3Policy:
-    settings = {"resolution": 32, "lora": LoRA(rank=4, alpha=8.0), "max_sequence_length": 16, "cache": None} | changes
-    return cls(str(folder), weights_dtype=dtype, quantization=kind, **settings)
-
-
-def loaded(*args: object, **kwargs: object) -> SD3Policy:
-    made = policy(*args, **kwargs)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made.load()
-    made.encode(["a cat"])
-    return made
-
-
-def velocity(of: SD3Policy, rows: int = 2) -> torch.Tensor:
-    latents = torch.randn(rows, *of.latent_shape, generator=torch.Generator().manual_seed(1))
-    return of.velocity(latents, torch.full((rows,), 0.5), of.conditioning(["a cat"] * rows), 1.0)
-
-
-def perturb(of: SD3Policy) -> None:
-    """Give the adapter something to say."""
-    with torch.no_grad():
-        for name, parameter in of.named_parameters():
-            if ".lora_B.default" in name:
-                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(2))
-
-
 # one policy -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_the_skeleton_counts_the_bytes_that_a_loaded_base_has(
+def test_the_skeleton_counts_the_bytes_of_the_loaded_base(
     kind: str, dtype: str, family: str, request: pytest.FixtureRequest
 ):
     folder, cls = request.getfixturevalue(family), {"sd3": SD3Policy, "flux": FluxPolicy}[family]
@@ -102,15 +53,15 @@ def test_the_skeleton_counts_the_bytes_that_a_loaded_base_has(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_velocities_are_near_those_of_the_base_as_it_is(sd3: Path, kind: str):
+def test_velocities_are_near_those_of_the_unquantized_base(sd3: Path, kind: str):
     exact, near = velocity(loaded(sd3, None)), velocity(loaded(sd3, kind))
     low, high = ERROR[kind]
     assert low < float((near - exact).detach().norm() / exact.detach().norm()) < high
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_a_base_that_holds_the_unpacked_weights(sd3: Path, kind: str):
-    """Against autograd through plain layers with the same values."""
+def test_gradients_equal_those_of_a_base_with_the_dequantized_weights(sd3: Path, kind: str):
+    """Against autograd through unquantized layers with the same values."""
     found: list[dict[str, torch.Tensor]] = []
     made = loaded(sd3, kind)
     perturb(made)
@@ -130,7 +81,7 @@ def test_gradients_are_those_of_a_base_that_holds_the_unpacked_weights(sd3: Path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_unpacked_weight_waits_for_the_backward_pass(sd3: Path, kind: str):
+def test_no_dequantized_weight_is_saved_for_the_backward_pass(sd3: Path, kind: str):
     seen: list[torch.Tensor] = []
     made = loaded(sd3, kind, "bf16")
 
@@ -141,9 +92,9 @@ def test_no_unpacked_weight_waits_for_the_backward_pass(sd3: Path, kind: str):
     with saved_tensors_hooks(see, lambda t: t):
         velocity(made)
     shapes = {tuple(p.shape) for n, p in loaded(sd3, None).named_parameters() if p.ndim == 2 and ".lora_" not in n}
-    kept = [t for t in seen if type(t) is torch.Tensor and tuple(t.shape) in shapes | {s[::-1] for s in shapes}]
+    saved = [t for t in seen if type(t) is torch.Tensor and tuple(t.shape) in shapes | {s[::-1] for s in shapes}]
     own = {p.data_ptr() for p in made.parameters() if type(p) is torch.nn.Parameter}
-    assert [t.shape for t in kept if t.is_floating_point() and t.data_ptr() not in own] == []
+    assert [t.shape for t in saved if t.is_floating_point() and t.data_ptr() not in own] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,7 +111,7 @@ def test_the_adapter_is_float32_and_computes_in_the_dtype_of_the_weights(sd3: Pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_autocast_and_checkpointing_go_with_it(sd3: Path, kind: str):
+def test_autocast_and_checkpointing_work(sd3: Path, kind: str):
     made = loaded(sd3, kind, gradient_checkpointing=True)
     with torch.autocast("cpu", torch.bfloat16):
         velocity(made).square().sum().backward()
@@ -168,16 +119,16 @@ def test_autocast_and_checkpointing_go_with_it(sd3: Path, kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_that_were_set_aside_come_back(sd3: Path, kind: str):
+def test_weights_moved_to_host_come_back_intact(sd3: Path, kind: str):
     made = loaded(sd3, kind)
     before = velocity(made)
-    with set_aside(made.transformer):
+    with moved_to_host(made.transformer):
         pass
     assert torch.equal(velocity(made), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_exported_lora_loads_in_plain_diffusers(sd3: Path, kind: str, tmp_path: Path):
+def test_an_exported_lora_loads_in_diffusers(sd3: Path, kind: str, tmp_path: Path):
     from diffusers import StableDiffusion3Pipeline
 
     made = loaded(sd3, kind)
@@ -210,10 +161,10 @@ def test_a_broken_weight_is_refused(kind: str, tmp_path: Path):
         policy(folder, kind).load()
 
 
-# what cannot be -------------------------------------------------------------------------------------------------------
+# refusals -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_quantized_is_refused(sd3: Path):
+def test_an_unusable_quantization_is_refused(sd3: Path):
     with pytest.raises(GuardlitError, match="quantization=int4 is not known; write nf4, int8, fp8 or null"):
         policy(sd3, "int4")
     with pytest.raises(GuardlitError, match="quantization=nf4 is for weights that do not train, and lora: null"):
@@ -231,113 +182,7 @@ def test_a_missing_library_is_named(sd3: Path, kind: str, monkeypatch: pytest.Mo
         policy(sd3, kind).load()
 
 
-def test_without_the_option_fingerprints_are_what_they_were(sd3: Path):
+def test_without_the_option_fingerprints_do_not_change(sd3: Path):
     plain, packed = policy(sd3, None).skeleton().fingerprint(), policy(sd3, "nf4").skeleton().fingerprint()
     assert plain["lora"] == str(LoRA(rank=4, alpha=8.0))
     assert packed == plain | {"lora": f"{plain['lora']} on nf4"}
-
-
-# whole runs -----------------------------------------------------------------------------------------------------------
-
-
-def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str], sd3: Path, **changes: object) -> dict[str, object]:
-    report = tmp_path / "plan.json"
-    assert guardlit("plan", "--config", config(tmp_path, sd3, **changes), "--json", report) == 0
-    capsys.readouterr()
-    found: dict[str, object] = json.loads(report.read_text())["memory"]["parts"]
-    return found
-
-
-def test_plan_needs_no_library(
-    sd3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("guardlit.policies.weights.quantized.find_spec", lambda name: None)
-    key = "model__policy__init_args__quantization"
-    plain, packed = (plan(tmp_path, capsys, sd3, **{**HALF, key: kind})["frozen weights"] for kind in (None, "nf4"))
-    assert packed < plain
-
-
-def test_the_weight_that_a_product_unpacks_is_counted():
-    with torch.device("meta"):
-        layer = quantize_skeleton(torch.nn.Sequential(torch.nn.Linear(512, 512, bias=False)), "nf4")
-        rows = torch.empty(4, 512, dtype=torch.bfloat16)
-        with torch.no_grad(), measured() as cost:
-            out = layer(rows)
-    assert out.shape == (4, 512)
-    assert cost.flops == 2 * 4 * 512 * 512
-    assert cost.peak == 2 * (512 * 512 + 4 * 512)
-
-
-@needs("bitsandbytes")
-def test_plan_counts_an_8_bit_optimizer(sd3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from bitsandbytes.optim import AdamW8bit
-
-    lora = {"model__policy__init_args__lora": {"rank": 256, "alpha": 8.0}}  # under 4096 numbers stay float32
-    optimizer = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 1e-3}}
-    planned = plan(tmp_path, capsys, sd3, model__optimizer=optimizer, **lora)["optimizer"]
-    full = plan(tmp_path, capsys, sd3, **lora)["optimizer"]
-    made = loaded(sd3, None, lora=LoRA(rank=256, alpha=8.0))
-    velocity(made).square().sum().backward()
-    real = AdamW8bit([p for p in made.parameters() if p.requires_grad])
-    real.step()
-    tensors = [v for state in real.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
-    assert planned == bytes_of(tensors)
-    assert planned < full / 3
-
-
-@pytest.mark.parametrize("kind", [pytest.param("nf4", marks=needs("nf4")), pytest.param("int8", marks=needs("int8"))])
-def test_a_run_resumes_within_a_round_bit_for_bit(sd3: Path, tmp_path: Path, kind: str):
-    """With an 8-bit optimizer where it is installed: its tables and scales are part of the checkpoint."""
-    changes: dict[str, object] = {**HALF, "model__policy__init_args__quantization": kind}
-    changes["model__policy__init_args__lora"] = {"rank": 128, "alpha": 8.0}  # 4096 numbers a matrix: 8 bits of state
-    if find_spec("bitsandbytes"):
-        changes["model__optimizer"] = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 1e-3}}
-    saving = {
-        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-        "init_args": {"every_n_train_steps": 3, "save_top_k": -1},  # of 4 updates a round
-    }
-    changes |= {"trainer__max_epochs": 2, "trainer__callbacks": [saving]}
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    for folder in (whole, part):
-        folder.mkdir()
-    assert guardlit("fit", "--config", config(whole, sd3, **changes)) == 0
-    middle, last = newest(whole, "*step=3*.ckpt"), "*step=6*.ckpt"
-    state = torch.load(middle, weights_only=True)
-    if find_spec("bitsandbytes"):
-        moments = tree_leaves(state["optimizer_states"])
-        assert torch.uint8 in {v.dtype for v in moments if isinstance(v, torch.Tensor)}
-    assert all(".lora_" in name for name in state["state_dict"])
-    assert guardlit("fit", "--config", config(part, sd3, **changes), "--ckpt_path", middle) == 0
-    assert differing(newest(whole, last), newest(part, last), ("state_dict", "optimizer_states")) == []
-    del changes["model__policy__init_args__quantization"]
-    assert guardlit("fit", "--config", config(part, sd3, **changes), "--ckpt_path", middle) != 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_ddp_goes_around_it(sd3: Path, kind: str):
-    made = torch.nn.ModuleDict({"policy": loaded(sd3, kind)})
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        keep_quantized(made)
-        DistributedDataParallel(made)
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.slow
-@needs("int8")
-def test_two_processes_keep_their_own_copy(sd3: Path, tmp_path: Path):
-    """DDP cannot send torchao's weights round."""
-    changes = {**HALF, "model__policy__init_args__quantization": "int8", "trainer__devices": 2}
-    path = config(tmp_path, sd3, **{**changes, "trainer__max_epochs": 1, "data__inner_epochs": 1})
-    process = start("fit", "--config", path)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, out + err
-
-
-@needs("nf4")
-def test_a_merged_rollout_is_refused_in_one_line(sd3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    changes = {**HALF, "model__policy__init_args__quantization": "nf4", "model__rollout__merge": True}
-    assert guardlit("fit", "--config", config(tmp_path, sd3, **changes)) != 0
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "rollout.merge: true needs an adapter on layers that are not quantized" in last

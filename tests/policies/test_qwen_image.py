@@ -1,4 +1,4 @@
-"""What Qwen-Image has of its own: masked prompts, renormalised guidance, layers that no image depends on."""
+"""What is specific to Qwen-Image: masked prompts, renormalized guidance, layers that do not affect the image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _at(policy: QwenImagePolicy) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_tiny_template_is_as_long_as_the_published_one():
-    """The pipeline cuts 34 tokens: otherwise embeddings here would hold remains of the template."""
+    """The pipeline cuts 34 tokens; with another length, embeddings would hold a part of the template."""
     assert len(tokenizer()(TEMPLATE).input_ids) == 34
 
 
@@ -43,7 +43,7 @@ def test_prompts_are_padded_under_a_mask(policy: QwenImagePolicy, tiny):
     torch.testing.assert_close(table["prompt_embeds"][:, :11], embeds, rtol=1e-5, atol=1e-5)
 
 
-def test_what_the_mask_hides_changes_nothing(policy: QwenImagePolicy):
+def test_masked_tokens_change_nothing(policy: QwenImagePolicy):
     x, sigma = _at(policy)
     table = policy.conditioning(PROMPTS)
     noisy = torch.where(table["mask"][..., None], table["prompt_embeds"], torch.randn_like(table["prompt_embeds"]))
@@ -53,8 +53,8 @@ def test_what_the_mask_hides_changes_nothing(policy: QwenImagePolicy):
     assert float((policy.velocity(x, sigma, everything, 1.0) - expected).abs().max()) > 1e-3
 
 
-def test_an_embedding_does_not_depend_on_the_prompts_beside_it(tiny):
-    """A resumed run encodes other batches, and must get the same bits."""
+def test_an_embedding_does_not_depend_on_the_other_prompts(tiny):
+    """A resumed run encodes in other batches, and must get the same bits."""
     alone = QWEN.load(tiny("qwen_image"), cache=None)
     alone.encode(["a red car"])
     among = QWEN.load(tiny("qwen_image"), cache=None)
@@ -68,7 +68,7 @@ def test_long_prompts_are_cut(policy: QwenImagePolicy):
     assert bool(policy.conditioning(["the cat and the dog " * 20])["mask"].all())
 
 
-def test_guidance_leaves_every_tokens_length(policy: QwenImagePolicy):
+def test_guidance_keeps_the_norm_of_every_token(policy: QwenImagePolicy):
     x, sigma = _at(policy)
     table = policy.conditioning(PROMPTS)
     plain, guided = (pack(policy.velocity(x, sigma, table, scale)) for scale in (1.0, 4.0))
@@ -82,7 +82,7 @@ def test_the_schedule_ends_at_the_published_0_02(policy: QwenImagePolicy):
     assert sigmas[-2:].tolist() == pytest.approx([0.02, 0.0], abs=1e-6)
 
 
-def test_the_last_texts_layers_do_not_train(policy: QwenImagePolicy, tiny):
+def test_layers_of_the_unused_text_output_do_not_train(policy: QwenImagePolicy, tiny):
     idle = ("transformer_blocks.1.attn.to_add_out", "transformer_blocks.1.txt_mlp.")
     full = QWEN.load(tiny("qwen_image"), lora=None)
     for one in (policy, full):
@@ -95,6 +95,6 @@ def test_the_default_adapter_is_flow_grpos():
     assert inspect.signature(QwenImagePolicy).parameters["lora"].default == LoRA(64, 128)
 
 
-def test_targets_of_ones_own(tiny):
+def test_configured_targets(tiny):
     own = QWEN.load(Path(tiny("qwen_image")), lora=LoRA(4, 8, ("attn.to_q",)))
     assert len([n for n, p in own.named_parameters() if p.requires_grad]) == 2 * 2

@@ -1,4 +1,4 @@
-"""What Stable Diffusion 3 has of its own; `test_policies.py` holds what it shares with the other families."""
+"""What is specific to Stable Diffusion 3; `test_policies.py` tests what all families have in common."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from velocities import disturb, velocity
 
 from guardlit.errors import GuardlitError
 from guardlit.policies import LoRA, SD3Policy
-from guardlit.policies.text.embeddings import EmbeddingCache
+from guardlit.policies.folders.embeddings import EmbeddingCache
 from guardlit.rounds.noise import NoiseSource
 from guardlit.rounds.rollout import sample
 from guardlit.sde import FlowSDE
@@ -38,7 +38,7 @@ def test_recorded_steps_replay(policy: SD3Policy):
         torch.testing.assert_close(trajectory.latents[:, step + 1], expected.float(), rtol=1e-5, atol=1e-5)
 
 
-def test_autocast_never_serves_one_sets_weights_to_another(sd3_folder: Path):
+def test_autocast_never_reuses_casts_of_another_weight_set(sd3_folder: Path):
     policy = load(sd3_folder, lora=None)
     with torch.autocast("cpu", torch.bfloat16):
         before = velocity(policy).detach()
@@ -48,14 +48,14 @@ def test_autocast_never_serves_one_sets_weights_to_another(sd3_folder: Path):
         assert not torch.equal(velocity(policy), before)
 
 
-def test_the_adapter_leaves_the_second_attention_out(policy: SD3Policy):
+def test_the_second_attention_has_no_adapter(policy: SD3Policy):
     trained = [n for n, p in policy.named_parameters() if p.requires_grad]
     assert trained
     assert all(".attn." in n for n in trained)  # not attn2
 
 
 def test_a_checkpoint_of_guardlit_0_1_fits(policy: SD3Policy):
-    """Names under which released versions have saved."""
+    """Parameter names of saved checkpoints."""
     names = [n for n, p in policy.named_parameters() if p.requires_grad]
     assert names[0] == "transformer.transformer_blocks.0.attn.to_q.lora_A.default.weight"
     assert {k: v for k, v in policy.fingerprint().items() if k != "transformer config"} == {
@@ -80,13 +80,13 @@ def test_a_scheduler_that_shifts_by_size_is_refused(policy: SD3Policy):
         policy.sigmas(4)
 
 
-def test_options_may_be_given_in_order(sd3_folder: Path):
+def test_options_can_be_positional(sd3_folder: Path):
     policy = SD3Policy(str(sd3_folder), 32, LoRA(2, 4), "bf16", True, 8)
     assert (policy.resolution, policy.lora, policy.weights_dtype) == (32, LoRA(2, 4), torch.bfloat16)
     assert (policy.gradient_checkpointing, policy.max_sequence_length) == (True, 8)
 
 
-def test_a_damaged_cache_entry_is_made_again(tmp_path: Path):
+def test_a_corrupt_cache_entry_is_encoded_again(tmp_path: Path):
     cache = EmbeddingCache("key", tmp_path)
     cache.add(["a"], {"x": torch.ones(1, 3)})
     (file,) = tmp_path.rglob("*.safetensors")

@@ -50,7 +50,7 @@ def _on_the_second(name: str, **settings: object) -> dict[str, object]:
     return {"class_path": f"exploding.{name}", "init_args": {"rank": 1, **settings}}
 
 
-BACK = {"class_path": "guardlit.training.rollback.Rollback", "init_args": {"gold": None}}
+BACK = {"class_path": "guardlit.training.recovery.rollback.Rollback", "init_args": {"gold": None}}
 NUMBERS = {  # what goes wrong on the second process only
     "skipped": {"model__nonfinite": "skip", "trainer__callbacks": [_on_the_second("Poison", updates=[1, 5])]},
     "broken": {"trainer__callbacks": [_on_the_second("Break", round=0)]},
@@ -89,7 +89,7 @@ def test_a_sample_that_fails_on_one_process_is_left_out_on_both(failed):
 
 
 TOO_MANY = "round 0: 4 of 8 rewards failed, more than max_failed_fraction=0.13; the first on prompt '"
-NEVER = "round 0, process 1: reward 'background' failed on images of '"
+NEVER = "round 0, rank 1: reward 'background' failed on images of '"
 
 
 @pytest.mark.parametrize(("how", "expected"), [("raise", TOO_MANY), ("hopeless", NEVER)])
@@ -116,7 +116,7 @@ def test_both_skip_an_update_that_is_nan_on_one(failed):
 def test_both_stop_over_images_that_one_cannot_draw(failed):
     one, two = said(failed["broken"])
     assert one == two
-    assert "round 1, process 1: the policy's velocity is NaN or infinite at denoising step 0" in one
+    assert "round 1, rank 1: the policy's velocity is NaN or infinite at denoising step 0" in one
     assert one.endswith("exit code 2")
 
 

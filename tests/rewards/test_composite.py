@@ -36,7 +36,7 @@ class Fixed(Scorer):
 REQUEST = RewardRequest(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), ["a", "b", "c"], [{}] * 3)
 
 
-def test_weighted_sum_of_normalised_terms():
+def test_weighted_sum_of_normalized_terms():
     terms = [Term(Fixed(26.0, 13.0, 0.0), name="pick", divide=26), Term(Fixed(1.0, 2.0, 4.0), weight=-0.25)]
     both = Composite(terms)
     both.setup(torch.device("cpu"))
@@ -51,7 +51,7 @@ def test_weighted_sum_of_normalised_terms():
     assert terms[0].scorer.device == terms[1].scorer.device == torch.device("cpu")
 
 
-def test_normalisers():
+def test_normalizers():
     scores = torch.tensor([18.0, 26.0])
     assert Term(Fixed()).normalize(scores) is scores
     assert Term(Fixed(), divide=26).normalize(scores)[1] == 1
@@ -59,16 +59,17 @@ def test_normalisers():
     assert Term(Fixed(), affine=Affine(18, 8)).normalizer == "(score - 18) / 8"
 
 
-def test_the_terms_are_scored_apart_and_put_together():
+def test_the_terms_are_scored_apart_and_combined():
     both = Composite([Term(Fixed(1.0, 2.0, 3.0)), Term(Fixed(5.0, 6.0, 7.0), weight=0, name="gold", every=3)])
-    assert [sorted(both.terms(round)) for round in range(4)] == [
+    assert [sorted(both.due(round)) for round in range(4)] == [
         ["fixed", "gold"],
         ["fixed"],
         ["fixed"],
         ["fixed", "gold"],
     ]
-    assert list(both.terms()) == ["fixed", "gold"]  # outside of training
-    without = both.combine({name: term.score(REQUEST) for name, term in both.terms(1).items()})
+    assert [both.columns(round) for round in (0, 1)] == [("fixed", "gold"), ("fixed",)]
+    assert list(both.terms) == ["fixed", "gold"]
+    without = both.combine({name: term.attempt(REQUEST) for name, term in both.due(1).items()})
     assert without.values.tolist() == [1.0, 2.0, 3.0]
     assert list(without.details) == ["fixed"]
 
@@ -163,7 +164,7 @@ def test_terms_come_from_yaml():
     config = {"reward": {"class_path": "Composite", "init_args": {"terms": terms}}}
     composite = parser.instantiate(parser.parse_object(config)).reward
     assert dict(composite.weights) == {"pickscore": 1.0, "jpeg_incompressibility": 0.0, "digitrealism": 0.1}
-    assert list(composite.terms(1)) == ["pickscore", "digitrealism"]
+    assert list(composite.due(1)) == ["pickscore", "digitrealism"]
     assert composite.provenance["digitrealism.normalizer"] == "(score - 0.5) / -0.5"
 
 

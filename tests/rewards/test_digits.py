@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from guardlit.assets import resolve
 from guardlit.errors import GuardlitError
-from guardlit.rewards.digits.networks import DIGITS, to_grey, upscale
+from guardlit.rewards.digits.networks import DIGITS, to_gray, upscale
 from guardlit.rewards.digits.scorers import (
     SCORERS,
     DigitDiversity,
@@ -58,7 +58,7 @@ def test_a_wrong_digit_scores_low(real):
         assert result.details["success"].mean() < 0.05
 
 
-def test_gold_stands_noise_that_misleads_the_proxy(real):
+def test_gold_resists_noise_that_misleads_the_proxy(real):
     images, labels = real
     noise = 64 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     noisy = request_of((images + noise).clamp(0, 255).to(torch.uint8), labels)
@@ -73,8 +73,8 @@ def test_realism_of_a_real_digit_is_zero_and_grows_with_distance(real):
     assert scorer.score(request_of(images[::60], labels[::60])).values.abs().max() == 0
     black, white = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     distances = scorer.score(request_of(torch.cat([black, white]), torch.tensor([0, 0]))).values
-    grey = to_grey(images)
-    expected = torch.stack([(level - grey).square().mean((1, 2, 3)).sqrt().min() for level in (0, 1)])
+    gray = to_gray(images)
+    expected = torch.stack([(level - gray).square().mean((1, 2, 3)).sqrt().min() for level in (0, 1)])
     torch.testing.assert_close(distances, expected)
 
 
@@ -120,7 +120,7 @@ def test_diversity_permutes(real):
     torch.testing.assert_close(permuted, values[order])
 
 
-def test_scoring_leaves_the_global_random_state_alone(real):
+def test_scoring_does_not_change_the_global_random_state(real):
     state = torch.get_rng_state()
     for scorer in (DigitProbability, DigitGold, DigitRealism, DigitDiversity):
         ready(scorer()).score(request_of(real[0][:2], real[1][:2]))

@@ -16,7 +16,8 @@ from scorer_files import Malicious
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.files import fill, find_file, folder_sha256, read_tensors, sha256, without_weights
+from guardlit.files import sha256
+from guardlit.rewards.files import fill, find_file, folder_sha256, read_tensors, without_weights
 from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 
@@ -24,7 +25,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 class Dot(NetworkScorer):
-    """A layer over an image's mean colour, plus the length of its prompt."""
+    """A layer over an image's mean color, plus the length of its prompt."""
 
     def __init__(self, **placement: Any) -> None:
         super().__init__(Placement(**placement))
@@ -37,18 +38,18 @@ class Dot(NetworkScorer):
         nn.init.constant_(layer.bias, 0.1)
         return layer, {"weights": "none"}
 
-    def judge(self, request: RewardRequest) -> RewardResult:
+    def compute(self, request: RewardRequest) -> RewardResult:
         self.seen.append({tensor.device.type for tensor in (*self.network.parameters(), *self.network.buffers())})
         if self.device == META:
             return self.result(torch.zeros(len(request)))
         texts = self.once_each(request.prompts, self.measure)
-        return self.result(texts + self.in_batches(request.images, self.colours))
+        return self.result(texts + self.in_batches(request.images, self.colors))
 
     def measure(self, texts: list[str]) -> Tensor:
         self.seen.append(texts)
         return torch.tensor([float(len(text)) for text in texts])
 
-    def colours(self, images: Tensor) -> Tensor:
+    def colors(self, images: Tensor) -> Tensor:
         self.seen.append(len(images))
         dtype = self.network.weight.dtype
         return self.network(images.float().mean(dim=(2, 3)).to(dtype))[:, 0] + self.network.offset
@@ -73,7 +74,7 @@ def ready(**placement: Any) -> Dot:
         ("cuda:99", "placement.device 'cuda:99' of a scorer is not here: torch sees"),
     ],
 )
-def test_a_device_that_is_not_here_gives_one_line(device: str, expected: str):
+def test_a_device_that_is_missing_gives_one_line(device: str, expected: str):
     with pytest.raises(GuardlitError) as caught:
         Dot(device=device).setup(CPU)
     assert expected in str(caught.value)
@@ -104,8 +105,8 @@ def test_every_prompt_is_embedded_once():
     scorer = ready(batch_size=2)
     values = scorer.score(asked()).values
     assert [entry for entry in scorer.seen if isinstance(entry, list)] == [["a", "bbb"], ["cc"]]
-    colours = scorer.in_batches(asked().images, scorer.colours)
-    torch.testing.assert_close(values - colours, torch.tensor([1.0, 3, 1, 2, 3]))
+    colors = scorer.in_batches(asked().images, scorer.colors)
+    torch.testing.assert_close(values - colors, torch.tensor([1.0, 3, 1, 2, 3]))
 
 
 def test_the_network_is_frozen_in_the_precision_asked_for():
@@ -118,7 +119,7 @@ def test_the_network_is_frozen_in_the_precision_asked_for():
     assert result.provenance == {"scorer": "dot", "weights": "none", "dtype": "bf16"}
 
 
-def test_offloaded_weights_are_lent_for_a_request_and_come_home():
+def test_offloaded_weights_are_copied_to_the_device_for_a_request():
     scorer = ready(offload=True)
     homes = [tensor.data_ptr() for tensor in (*scorer.network.parameters(), *scorer.network.buffers())]
     expected = ready().score(asked()).values
@@ -131,10 +132,10 @@ def test_offloaded_weights_are_lent_for_a_request_and_come_home():
     assert torch.equal(scorer.score(asked()).values, expected)
 
 
-def test_offloaded_weights_come_home_after_an_error():
+def test_offloaded_weights_are_restored_after_an_error():
     scorer = ready(offload=True)
     scorer.device = META
-    scorer.judge = lambda _: 1 / 0
+    scorer.compute = lambda _: 1 / 0
     with pytest.raises(ZeroDivisionError):
         scorer.score(asked())
     assert {parameter.device.type for parameter in scorer.network.parameters()} == {"cpu"}
@@ -203,7 +204,7 @@ def malicious(path: Path) -> None:
     ("write", "expected"),
     [
         (malicious, "its pickle asks for posix.mkdir, and code in a file of weights is not run here; if you trust"),
-        (lambda path: path.write_bytes(b"<!DOCTYPE html>"), "not a readable file of weights (damaged, or of another"),
+        (lambda path: path.write_bytes(b"<!DOCTYPE html>"), "not a readable file of weights (corrupt, or of another"),
         (lambda path: path.write_bytes(b""), "not a readable file of weights"),
         (lambda path: torch.save(torch.ones(3), path), "it holds a Tensor, not named tensors"),
         (lambda path: path.rename(path.with_suffix(".gone")), "not a readable file of weights"),
@@ -237,7 +238,7 @@ def test_where_a_file_is_found(tmp_path: Path):
     for name, expected in [
         (str(tmp_path), f"{tmp_path}: not a readable file"),
         ("/nowhere/w.pt", "there is no /nowhere/w.pt; a file is needed here"),
-        ("nobody/nothing", "run `hf download nobody/nothing absent.pt` on a machine that is online"),
+        ("absent/model", "run `hf download absent/model absent.pt` on a machine that is online"),
     ]:
         with pytest.raises(GuardlitError) as caught:
             find_file(name, "absent.pt", "file")

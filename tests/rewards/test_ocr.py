@@ -256,7 +256,7 @@ def test_processes_that_always_die_give_no_number_and_no_hang():
     try:
         result = scorer.score(request("Open", "Left"))
         assert result.values.isnan().all()
-        assert result.reason == "the process that read the image died, as did another one at the second try"
+        assert result.reason == "the process that read the image died, and so did the one of the retry"
         assert scorer.counters() == {"failures": 2, "deaths": 2}
     finally:
         scorer.close()
@@ -303,7 +303,7 @@ def ended(pid: int) -> bool:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return True
-        if state == "Z":  # ended; whoever adopted it has not asked yet
+        if state == "Z":  # exited, and not reaped yet
             return True
         time.sleep(0.05)
     return False
@@ -317,14 +317,14 @@ def test_workers_and_options():
 
 
 def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
-    from guardlit.rewards.ocr.scorer import _share_of_cores
+    from guardlit.rewards.ocr.scorer import _cores_of_this_rank
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert _share_of_cores() == 16
+    assert _cores_of_this_rank() == 16
     for ranks, share in [("8", 2), ("3", 5), ("32", 1)]:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-        assert _share_of_cores() == share
+        assert _cores_of_this_rank() == share
 
 
 # a broken installation ----------------------------------------------------------------------------------------------

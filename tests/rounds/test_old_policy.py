@@ -13,8 +13,8 @@ from watching import raise_after
 
 from guardlit.devices.transfer import Trajectories
 from guardlit.objective import GRPOGuard
+from guardlit.rounds.noise_floor import noise_floor, rounding_bounds
 from guardlit.rounds.old_policy import OldPolicy, rows_a_call
-from guardlit.training.checks import noise_floor, rounding_bounds
 from guardlit.training.module import GRPOModule
 
 UPDATE, ROUND = 4, 16  # micro-batches

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 import guardlit.rounds.plan as plan_module
 from guardlit.errors import GuardlitError
-from guardlit.rounds.experience import Round
 from guardlit.rounds.plan import RoundPlan
+from guardlit.rounds.round import Round
 from guardlit.types import Prompt
 
 

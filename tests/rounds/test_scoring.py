@@ -1,4 +1,4 @@
-"""Scoring beside the drawing: order, failures, waiting, ways out."""
+"""Scoring while images are drawn: order, failures, waiting, exits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from brightness import Brightness
 from runs import config, differing, guardlit, newest, start
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards import Composite, Term
+from guardlit.rewards import Composite, Reward, Term
 from guardlit.rounds.experience import Experience
 from guardlit.rounds.scoring import IN_FLIGHT, Scoring
 from guardlit.training.module import GRPOModule
@@ -90,7 +90,7 @@ def test_the_round_does_not_depend_on_who_waits_for_whom(sd3_folder, tmp_path, m
 
 
 def check_log(row: dict[str, str]) -> None:
-    """Raw and normalised scores of the terms, their sum, and what they count."""
+    """Raw and normalized scores of the terms, their sum, and what they count."""
     assert float(row["reward/background/requests"]) == 4
     raw, normal = float(row["reward/contrast_mean"]), float(row["reward_normalized/contrast_mean"])
     assert normal == pytest.approx((raw - 0.1) / 0.2, rel=1e-5)
@@ -154,15 +154,15 @@ def test_an_exception_ends_the_run_with_its_place_and_reason(sd3_folder, tmp_pat
     assert run(tmp_path, sd3_folder, reward("Background", fail="", how="raise")) == 2
     said = complaint(capsys)
     assert "round 0: 8 of 8 rewards failed, more than max_failed_fraction=0.01; the first on prompt '" in said
-    assert said.endswith("of process 0; background: RuntimeError: the wires are cut")
+    assert said.endswith("of rank 0; background: RuntimeError: the wires are cut")
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_what_can_never_work_ends_the_run(sd3_folder, tmp_path, monkeypatch, capsys, background):
+def test_a_hopeless_scorer_ends_the_run(sd3_folder, tmp_path, monkeypatch, capsys, background):
     monkeypatch.setattr(Background, "background", background)
     assert run(tmp_path, sd3_folder, both(how="hopeless"), model__max_failed_fraction=1.0) == 2
     said = complaint(capsys)
-    assert "round 0, process 0: reward 'background' failed on images of '" in said
+    assert "round 0, rank 0: reward 'background' failed on images of '" in said
     assert "the wires are cut" in said
 
 
@@ -185,13 +185,13 @@ def test_the_rollout_waits_when_too_much_is_in_flight():
     gate = threading.Semaphore(0)
     turns: list[bool] = []
 
-    def together(ready: bool, error: GuardlitError | None) -> bool:
+    def all_ready(ready: bool, error: GuardlitError | None) -> bool:
         turns.append(ready)
         if not ready:
             gate.release()
         return ready
 
-    with Scoring(Gated(gate.acquire), 0, together) as scoring:
+    with Scoring(Reward.of(Gated(gate.acquire)), 0, all_ready) as scoring:
         for _ in range(IN_FLIGHT):
             scoring.submit(REQUEST)
         assert turns == [True] * IN_FLIGHT
@@ -205,9 +205,9 @@ def test_the_rollout_waits_when_too_much_is_in_flight():
 def test_results_come_in_the_order_of_the_requests():
     """Of both kinds of terms, whichever is done first."""
     both = Composite([Term(Background(jitter=0.02)), Term(Brightness(), weight=0)])
-    grey = [RewardRequest(torch.full((1, 3, 8, 8), 10 * i, dtype=torch.uint8), ["a"], [{}]) for i in range(12)]
+    gray = [RewardRequest(torch.full((1, 3, 8, 8), 10 * i, dtype=torch.uint8), ["a"], [{}]) for i in range(12)]
     with Scoring(both, 0, lambda ready, error: ready) as scoring:
-        for request in grey:
+        for request in gray:
             scoring.submit(request)
         results = scoring.gather()
     expected = [pytest.approx(10 * i / 255) for i in range(12)]
@@ -215,33 +215,33 @@ def test_results_come_in_the_order_of_the_requests():
     assert [float(r.details["brightness"]) for r in results] == expected
 
 
-def test_all_processes_wait_until_all_are_ready():
-    """As long as another process is not ready, this one goes on asking."""
+def test_every_rank_waits_until_all_are_ready():
+    """As long as another rank is not ready, this one polls."""
     others = iter([False, False, True, True])
 
-    def together(ready: bool, error: GuardlitError | None) -> bool:
+    def all_ready(ready: bool, error: GuardlitError | None) -> bool:
         return ready and next(others)
 
-    with Scoring(Background(), 0, together) as scoring:
+    with Scoring(Reward.of(Background()), 0, all_ready) as scoring:
         scoring.submit(REQUEST)
         assert len(scoring.gather()) == 1
     assert next(others, None) is None
 
 
-def test_an_error_is_told_to_all_processes_before_it_is_raised():
-    told: list[GuardlitError] = []
+def test_every_rank_gets_an_error_before_it_is_raised():
+    passed_on: list[GuardlitError] = []
 
-    def together(ready: bool, error: GuardlitError | None) -> bool:
+    def all_ready(ready: bool, error: GuardlitError | None) -> bool:
         if error is not None:
-            told.append(error)
+            passed_on.append(error)
             raise error
         return ready
 
-    with Scoring(Background(how="hopeless"), 0, together) as scoring:
+    with Scoring(Reward.of(Background(how="hopeless")), 0, all_ready) as scoring:
         scoring.submit(REQUEST)
         with pytest.raises(GuardlitError, match="reward 'background' failed on images of 'a': the wires are cut"):
             scoring.gather()
-    assert len(told) == 1
+    assert len(passed_on) == 1
 
 
 def test_nothing_is_left_behind():
@@ -253,7 +253,7 @@ def test_nothing_is_left_behind():
         gate.wait()
 
     scorer = Gated(hold)
-    with Scoring(scorer, 0, lambda ready, error: ready) as scoring:
+    with Scoring(Reward.of(scorer), 0, lambda ready, error: ready) as scoring:
         for _ in range(3):
             scoring.submit(REQUEST)
         begun.wait()
@@ -301,19 +301,19 @@ def test_a_resumed_run_is_the_undisturbed_one(undisturbed, sd3_folder, tmp_path,
 
 def test_ctrl_c_does_not_wait_for_a_scorer_that_never_answers(undisturbed, sd3_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"), prepend=":")
-    told = tmp_path / "stuck"
+    reported = tmp_path / "stuck"
     settings = {"data__rollout_batch": 2, "data__val": None}
-    path = config(tmp_path, sd3_folder, model__reward=reward("Stuck", told=str(told), after=6), **settings)
+    path = config(tmp_path, sd3_folder, model__reward=reward("Stuck", reported=str(reported), after=6), **settings)
     process = start("fit", "--config", path)
     deadline = time.monotonic() + 120
-    while not told.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not reported.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert told.exists(), process.communicate()
+    assert reported.exists(), process.communicate()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, said
     saved = newest(tmp_path, "interrupted.ckpt")
-    assert f"go on with --ckpt_path {saved}" in said
+    assert f"resume with --ckpt_path {saved}" in said
     assert torch.load(saved, weights_only=True)["global_step"] == 4
     resumed = _finished(tmp_path, sd3_folder, reward("Background"), "--ckpt_path", saved)
     assert differing(undisturbed["update_12"], resumed["update_12"]) == []
@@ -322,20 +322,20 @@ def test_ctrl_c_does_not_wait_for_a_scorer_that_never_answers(undisturbed, sd3_f
 def test_terms_at_an_interval_keep_it_across_a_resume(sd3_folder, tmp_path):
     terms = [{"scorer": reward("Contrast")}, {"scorer": reward("Background"), "weight": 0, "every": 2}]
     composite = {"class_path": "Composite", "init_args": {"terms": terms}}
-    whole = _finished(tmp_path / "whole", sd3_folder, composite)
-    logged = [bool(row["reward/background_mean"]) for row in rows(tmp_path / "whole")]
+    complete = _finished(tmp_path / "complete", sd3_folder, composite)
+    logged = [bool(row["reward/background_mean"]) for row in rows(tmp_path / "complete")]
     assert logged == [True, False, True]
-    resumed = _finished(tmp_path / "resumed", sd3_folder, composite, "--ckpt_path", whole["round_0"])
+    resumed = _finished(tmp_path / "resumed", sd3_folder, composite, "--ckpt_path", complete["round_0"])
     assert [bool(row["reward/background_mean"]) for row in rows(tmp_path / "resumed")] == [False, True]
-    assert differing(whole["update_12"], resumed["update_12"]) == []
+    assert differing(complete["update_12"], resumed["update_12"]) == []
 
 
 @pytest.mark.parametrize("spoilt", [-1, 0])
-def test_a_scorer_with_several_marks_can_be_the_reward_by_itself(sd3_folder, tmp_path, spoilt: int):
-    """As GenEval, whose three modes are told beside its value."""
+def test_a_single_scorer_can_log_several_scores(sd3_folder, tmp_path, spoilt: int):
+    """As GenEval, whose three modes are logged next to its score."""
     marks = reward("Marks", spoilt=spoilt)
     assert run(tmp_path, sd3_folder, marks, model__max_failed_fraction=0.25) == 0
     (row,) = rows(tmp_path)
     assert float(row["reward/failed"]) == (0.25 if spoilt == 0 else 0)  # a request is 2 of 8 images
-    assert float(row["reward/marks_mean"]) == float(row["reward/grey_mean"]) > 0
+    assert float(row["reward/marks_mean"]) == float(row["reward/gray_mean"]) > 0
     assert float(row["reward/contrast_mean"]) > 0

@@ -13,13 +13,13 @@ from runs import config, differing, guardlit, newest
 from torch import Tensor
 from watching import seen_outputs
 
-from guardlit.data.datamodule import ExperienceLoader
+from guardlit.data.loader import ExperienceLoader
 from guardlit.errors import GuardlitError
 from guardlit.objective import TempFlowGRPO
-from guardlit.rounds.experience import Round
 from guardlit.rounds.noise import NoiseSource
 from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.rollout import sample
+from guardlit.rounds.round import Round
 from guardlit.rounds.settings import Rollout
 from guardlit.rounds.windows import RandomSubset, RandomWindow, SlidingWindow, Window
 from guardlit.sde import CPS, DanceSDE, FlowSDE, flow_match_sigmas
@@ -237,17 +237,17 @@ def test_the_ratio_is_exactly_1_before_the_first_update(
 def test_a_run_tells_the_objective_which_steps_can_be_trained(sd3_folder: Path, tmp_path: Path, monkeypatch, high):
     """TempFlow-GRPO's weights are 1 on average over them, though each image trains a few only."""
     told: list[tuple[Tensor, Tensor]] = []
-    original = TempFlowGRPO.on_schedule
+    original = TempFlowGRPO.bind
 
-    def on_schedule(self: TempFlowGRPO, gain: Tensor, std: Tensor, dt: Tensor) -> None:
+    def bind(self: TempFlowGRPO, gain: Tensor, std: Tensor, dt: Tensor) -> None:
         original(self, gain, std, dt)
         told.append((std, self.step_weight(gain, std, dt)))
 
-    monkeypatch.setattr(TempFlowGRPO, "on_schedule", on_schedule)
+    monkeypatch.setattr(TempFlowGRPO, "bind", bind)
     window = {"class_path": "RandomWindow", "init_args": {"length": 1, "high": high}}
     path = small(tmp_path, sd3_folder, "run", window=window)
     fit(path, "--trainer.max_epochs", 1, "--model.objective", "TempFlowGRPO")
-    std, weight = told[0]
+    ((std, weight),) = told  # once, whatever asks for the schedule later
     assert len(std) == (high or 4)  # of 5 steps
     torch.testing.assert_close(weight, std / std.mean())
 
@@ -271,7 +271,7 @@ def test_the_loader_hands_out_the_steps_of_the_window(sd3_folder: Path, tmp_path
 
     def watch(self: ExperienceLoader):
         for batch in original(self):
-            seen.append((self._module.experience.round, batch.sample.tolist(), batch.step.tolist()))
+            seen.append((self._runner.experience.round, batch.sample.tolist(), batch.step.tolist()))
             yield batch
 
     monkeypatch.setattr(ExperienceLoader, "_micro_batches", watch)
@@ -293,8 +293,6 @@ def test_a_dance_rollout_ends_at_the_estimate_of_x_0(
     ends: list[tuple[Tensor, Tensor]] = []
 
     def draw(*args: object, **options: object) -> object:
-        if "record" not in options:  # a validation
-            return sample(*args, **options)
         trajectory = sample(*args, **{**options, "record": torch.tensor([[4]] * 4)})
         sigmas = args[1].sigmas.float()
         ends.append((trajectory.final, trajectory.latents[:, 0] - sigmas[4] * trajectory.velocity[:, 0]))

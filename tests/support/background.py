@@ -21,13 +21,13 @@ Failure = Literal["nan", "first", "raise", "hopeless"]
 
 
 class Background(Brightness):
-    """Mean grey level, scored in a side thread.
+    """Mean gray level, scored in a side thread.
 
     Args:
         fail: a prompt with this text fails.
         how: `nan`; `first`, NaN for the first image that is asked for; `raise` what a library might; or `hopeless`,
-            what no repetition mends.
-        jitter: longest pause before a score, in seconds; drawn anew for every request and run.
+            `GuardlitError`, which a retry cannot fix.
+        jitter: longest pause before a score, in seconds; random for every request and run.
         rank: of the process that fails; all by default.
     """
 
@@ -63,7 +63,7 @@ class Background(Brightness):
 
 
 class Contrast(Scorer):
-    """Standard deviation of the grey levels in [0, 1], scored at once."""
+    """Standard deviation of the gray levels in [0, 1], scored at once."""
 
     def setup(self, device: torch.device) -> None:
         """Nothing to load."""
@@ -74,41 +74,38 @@ class Contrast(Scorer):
 
 
 class Stuck(Background):
-    """Never comes back from the `after`-th request on; creates the file `told` then.
+    """Never returns from the request after `after` of them; creates the file `reported` then.
 
     Args:
-        told: where to say so.
+        reported: path of that file.
         after: requests that are answered.
     """
 
-    def __init__(self, told: str, after: int) -> None:
+    def __init__(self, reported: str, after: int) -> None:
         super().__init__()
-        self.told, self.after, self.asked = Path(told), after, 0
+        self.reported, self.after, self.asked = Path(reported), after, 0
 
     def score(self, request: RewardRequest) -> RewardResult:
         """One value an image, or nothing at all."""
         self.asked += 1
         if self.asked > self.after:
-            self.told.touch()
+            self.reported.touch()
             while True:
                 time.sleep(3600)
         return super().score(request)
 
 
 class Marks(Scorer):
-    """Two marks of an image, the first of which is its score; no number at all for the request `spoilt`.
+    """Two marks of an image, both logged, the first of which is its score; raises at the request `spoilt`.
 
     Args:
         spoilt: index of a request, from 0.
     """
 
+    logged = ("gray", "contrast")
+
     def __init__(self, spoilt: int = -1) -> None:
         self.spoilt, self.asked = spoilt, 0
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The grey level is trained on, the contrast is logged."""
-        return {"grey": 1.0, "contrast": 0.0}
 
     def setup(self, device: torch.device) -> None:
         """Nothing to load."""
@@ -122,12 +119,12 @@ class Marks(Scorer):
         self.asked += 1
         if self.asked == self.spoilt + 1:
             raise RuntimeError("spoilt")
-        grey = request.images.float().mean((1, 2, 3)) / 255
-        return self.result(grey, grey=grey, contrast=request.images.float().std((1, 2, 3)))
+        gray = request.images.float().mean((1, 2, 3)) / 255
+        return self.result(gray, gray=gray, contrast=request.images.float().std((1, 2, 3)))
 
 
 class Gated(Background):
-    """Asks `gate` before every score."""
+    """Calls `gate` before every score."""
 
     def __init__(self, gate: Callable[[], object]) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from guardlit.types import Prompt, RewardRequest, RewardResult
 
 
 class Brightness(Scorer):
-    """Mean grey level in [0, 1]; NaN for prompts that contain `fail`."""
+    """Mean gray level in [0, 1]; NaN for prompts that contain `fail`."""
 
     def __init__(self, fail: str = "") -> None:
         self.fail = fail
@@ -38,7 +38,7 @@ class TaggedBrightness(Brightness):
 
 
 class FailsAt(Brightness):
-    """Mean grey level to half a percent, so that a pixel that was rounded otherwise decides nothing.
+    """Mean gray level to half a percent, so that a pixel that was rounded otherwise decides nothing.
 
     It is NaN for the image at one position of each round's order, whichever process draws it; prompts whose metadata
     say `val` are left alone.

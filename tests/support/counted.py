@@ -1,4 +1,4 @@
-"""A policy that writes down which prompts its process encodes."""
+"""A policy that records which prompts its rank encodes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from guardlit.policies import SD3Policy
-from guardlit.policies.text.embeddings import rank
+from guardlit.policies.folders.embeddings import rank
 
 
 class Counted(SD3Policy):
-    """One line a prompt, in a file a process; `own` gives each process a cache folder of its own."""
+    """One line a prompt, one file a rank; `own` gives each rank a separate cache folder."""
 
     def __init__(self, *args: Any, log: str, own: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""How often the loops of a run go round, and where prompts are encoded: told to the record of synchronizations."""
+"""Counts iterations of a run's loops, and encoded prompts by device, in the record of synchronizations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Counts(pl.Callback):
     """Counts denoising steps and micro-batches; one of a run's callbacks."""
 
     def on_phase(self, trainer: pl.Trainer, phase: str, done: int, total: int) -> None:
-        """One of them is done."""
+        """Count one step or micro-batch."""
         if done:
             RECORD.calls[{"rollout": "denoising", "update": "micro-batch"}.get(phase, phase)] += 1
 
 
 def count_encoding() -> None:
     """Count prompts by the device that encoded them."""
-    from guardlit.policies.text.embeddings import EmbeddingCache
+    from guardlit.policies.folders.embeddings import EmbeddingCache
 
     add = EmbeddingCache.add
 

@@ -1,4 +1,4 @@
-"""What CUDA refuses under `torch.use_deterministic_algorithms(True)`, by the documentation of that function."""
+"""Refuses what CUDA refuses under `torch.use_deterministic_algorithms(True)`, by that function's documentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 aten = torch.ops.aten
 PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.addbmm, aten.addmv, aten.mv, aten.dot}
 WORKSPACES = (":4096:8", ":16:8")
-"""Of cuBLAS, with which it computes the same each time; read at its first product."""
+"""Workspace settings with which cuBLAS is deterministic; read at its first product."""
 NAMES = (
     "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward adaptive_max_pool2d_backward avg_pool3d_backward "
     "fractional_max_pool2d_backward fractional_max_pool3d_backward max_unpool2d max_unpool3d nll_loss2d_forward "
@@ -22,11 +22,11 @@ NAMES = (
 )
 REFUSED = {getattr(aten, name) for name in NAMES.split()}
 OVERLOADS = {aten.median.dim, aten.median.dim_values, aten.nanmedian.dim, aten.nanmedian.dim_values}
-"""With indices; the median alone is no trouble."""
+"""Overloads with indices; the median alone is deterministic."""
 
 
 def refuse(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise as CUDA does if an operation may come out otherwise the next time and the process has forbidden that."""
+    """Raise as CUDA does if an operation is nondeterministic and the process has forbidden that."""
     if not torch.are_deterministic_algorithms_enabled():
         return
     packet, words = func.overloadpacket, (*args, *kwargs.values())

@@ -1,4 +1,4 @@
-"""What the pretended device does as CUDA does: each function asserts it, in a process where the device is installed."""
+"""Checks that the simulated device behaves like CUDA: each function asserts one thing, in a process with the device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tensors_of_two_devices_do_not_mix() -> None:
             mix()
 
 
-def what_may_differ_the_next_time_is_refused_when_asked() -> None:
+def nondeterministic_operations_are_refused_on_request() -> None:
     here = torch.ones(2, 2, 4, 4, device=HERE, requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
@@ -71,15 +71,15 @@ def what_may_differ_the_next_time_is_refused_when_asked() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def data_may_go_to_the_cpu_and_come_back() -> None:
-    parameter, here = nn.Parameter(torch.ones(2, 2, device=HERE), requires_grad=False), torch.ones(2, device=HERE)
+def data_may_move_to_the_cpu_and_return() -> None:
+    parameter, here = nn.Parameter(torch.ones(2, 2, device=HERE), requires_grad=False), torch.ones(1, 2, device=HERE)
     parameter.data = parameter.data.to("cpu")
     assert parameter.device.type == "cpu"
     assert (parameter * torch.ones(2)).device.type == "cpu"
     with pytest.raises(RuntimeError, match="same device"):
         functional.linear(here, parameter)
     parameter.data = parameter.data.to(HERE)
-    assert functional.linear(here, parameter).tolist() == [2, 2]
+    assert functional.linear(here, parameter).tolist() == [[2, 2]]
 
 
 def numbers_and_indices_of_the_cpu_pass() -> None:
@@ -132,7 +132,7 @@ def complex_gradients_are_right() -> None:
     assert torch.equal(*gradients)
 
 
-def autocast_is_cuda_s() -> None:
+def autocast_is_that_of_cuda() -> None:
     layer, x = nn.Linear(4, 4).to(HERE), torch.randn(2, 4, device=HERE)
     with torch.autocast("cuda", torch.float16):
         assert layer(x).dtype == (x @ x.T).dtype == torch.float16
@@ -152,7 +152,7 @@ def autocast_is_cuda_s() -> None:
     assert scaler.get_scale() == 8.0
 
 
-def parameters_stay_themselves_when_they_move() -> None:
+def parameters_keep_their_identity_when_they_move() -> None:
     module = nn.Linear(2, 2)
     weight = module.weight
     for device in ("cuda", "cuda:0", "cpu"):
@@ -170,8 +170,8 @@ def parameters_stay_themselves_when_they_move() -> None:
 def synchronizations_are_recorded() -> None:
     here = torch.arange(4.0, device=HERE)
     cpu = torch.ones(4)
-    assert waits_of(lambda: float(here[0])) == ["a number asked for"]
-    assert waits_of(lambda: bool((here > 5).any())) == ["a number asked for"]
+    assert waits_of(lambda: float(here[0])) == ["a number read"]
+    assert waits_of(lambda: bool((here > 5).any())) == ["a number read"]
     assert waits_of(lambda: here[here > 1]) == ["boolean index"]
     assert waits_of(lambda: here.nonzero()) == ["nonzero"]
     assert waits_of(lambda: here.cpu()) == ["copy to the host"]
@@ -185,12 +185,12 @@ def synchronizations_are_recorded() -> None:
     assert waits_of(lambda: here[1:3].to(torch.float64)) == []
 
 
-def only_pinned_memory_is_copied_without_waiting() -> None:
+def only_pinned_memory_is_copied_asynchronously() -> None:
     here, pageable = torch.zeros(4, device=HERE), torch.ones(4)
     assert waits_of(lambda: pageable.to(HERE, non_blocking=True)) == ["copy to the device"]
     for pinned in (pageable.pin_memory(), torch.empty(4, pin_memory=True)):
         assert pinned.is_pinned()
-        assert pinned[1:].is_pinned()  # it is the memory that is
+        assert pinned[1:].is_pinned()  # a view of pinned memory is pinned
         assert waits_of(lambda pinned=pinned: pinned.to(HERE, non_blocking=True)) == []
         assert waits_of(lambda pinned=pinned: pinned.to(HERE)) == ["copy to the device"]
         assert waits_of(lambda pinned=pinned: pinned.copy_(here, non_blocking=True)) == []
@@ -227,14 +227,16 @@ CHECKS = {
     check.__name__: check
     for check in (
         tensors_of_two_devices_do_not_mix,
+        nondeterministic_operations_are_refused_on_request,
+        data_may_move_to_the_cpu_and_return,
         numbers_and_indices_of_the_cpu_pass,
         generators_belong_to_a_device,
         it_computes_what_the_cpu_does,
         complex_gradients_are_right,
-        autocast_is_cuda_s,
-        parameters_stay_themselves_when_they_move,
+        autocast_is_that_of_cuda,
+        parameters_keep_their_identity_when_they_move,
         synchronizations_are_recorded,
-        only_pinned_memory_is_copied_without_waiting,
+        only_pinned_memory_is_copied_asynchronously,
         other_threads_see_it_too,
         it_is_saved_and_copied,
     )
@@ -242,11 +244,11 @@ CHECKS = {
 
 
 def check(folder: Path) -> dict[str, str]:
-    """Make all checks in one process; gives what each of them complained of, nothing where it passed."""
+    """Run all checks in one process; returns each one's traceback, empty where it passed."""
     process = CONTEXT.Process(target=_check, args=(str(folder),), daemon=True)
     process.start()
     process.join(120)
-    return {name: (folder / name).read_text() if (folder / name).exists() else "not reached" for name in CHECKS}
+    return {name: (folder / name).read_text() if (folder / name).exists() else "not run" for name in CHECKS}
 
 
 def _check(folder: str) -> None:
@@ -255,9 +257,9 @@ def _check(folder: str) -> None:
     torch.set_num_threads(1)
     install()
     for name, function in CHECKS.items():
-        complaint = ""
+        failure = ""
         try:
             function()
         except BaseException:
-            complaint = traceback.format_exc()
-        (Path(folder) / name).write_text(complaint)
+            failure = traceback.format_exc()
+        (Path(folder) / name).write_text(failure)

@@ -1,4 +1,4 @@
-"""`torch.compile` in processes of their own, without the minutes of its compiler."""
+"""`torch.compile` in other processes, without code generation, which takes minutes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from guardlit.policies.network import compiling
 
 
 class Eagerly(SD3Policy):
-    """A policy whose compiled blocks run their graphs as they are."""
+    """A policy whose compiled blocks run their graphs eagerly."""
 
     def load(self, shard: Any = None) -> None:
         """As `SD3Policy.load`."""
@@ -21,8 +21,8 @@ class Eagerly(SD3Policy):
 
 
 class Graphs(pl.Callback):
-    """Prints how many graphs a run took."""
+    """Prints the number of compiled graphs of a run."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Each process prints its own."""
+        """Print it on every rank."""
         print(f"graphs: {counters['stats']['unique_graphs']}", flush=True)

@@ -1,4 +1,4 @@
-"""The model families that guardlit knows, each with its tiny folder and with how its own pipeline is called."""
+"""The model families, each with its tiny folder and the arguments of its pipeline."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Family:
     length: int = 16
 
     def load(self, folder: Path, **options: object) -> DiffusersPolicy:
-        """The policy on a folder, with the prompts encoded, by default once for all policies on that folder."""
+        """The policy on a folder, with encoded prompts; by default all policies of a folder use one cache."""
         cache = str(folder.with_name(f"{folder.name}_embeddings"))
         settings = {"lora": LoRA(4, 8), "cache": cache, "max_sequence_length": self.length, **options}
         policy = self.policy(str(folder), SIDE, **settings)

@@ -1,4 +1,4 @@
-"""The processes of one run, forked from a server that has imported everything: seconds less each than by torchrun."""
+"""The ranks of one run, forked from a server that has imported everything: seconds faster each than torchrun."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["guardlit.commands.lightning_cli", "diffusers", "peft", "transformers", "troubles"])
@@ -86,3 +91,42 @@ def forked(folder: Path, *args: object, processes: int = 2, **environment: str) 
         started.append(process)
         logs.append(log)
     return Forked(started, logs)
+
+
+def on_ranks(function: Callable[..., T], *args: object, size: int = 2) -> list[T]:
+    """Call `function(world, *args)` on the ranks of a gloo group, forked from this process; what each returns."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = context.SimpleQueue()
+    start = [context.Process(target=_rank, args=(rank, size, port, function, args, results)) for rank in range(size)]
+    for process in start:
+        process.start()
+    found = dict(results.get() for _ in start)
+    for process in start:
+        process.join()
+    failed = [value for value in found.values() if isinstance(value, BaseException)]
+    if failed:
+        raise failed[0]
+    return [found[rank] for rank in range(size)]
+
+
+def _rank(rank: int, size: int, port: int, function: Callable[..., T], args: tuple, results: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from guardlit.processes.world import World
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    try:
+        timeout = timedelta(seconds=60)
+        address = f"tcp://127.0.0.1:{port}"
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size, timeout=timeout)
+        found: object = function(World(rank, size, torch.device("cpu"), timeout), *args)
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException as error:  # whatever it is, the test must see it
+        found = error
+    results.put((rank, found))

@@ -1,4 +1,4 @@
-"""Policies in half precision, and how far what they say is from float32."""
+"""Policies in half precision, and their errors against float32."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from guardlit.rounds.noise import NoiseSource
 
 
 def velocity(policy: DiffusersPolicy, guidance: float = 2.0) -> Tensor:
-    """At times and a scale of which halves hold the thousandfold, which is what the FLUX family embeds."""
+    """At timesteps and a scale that are exact in half precision times 1000, as the FLUX family embeds them."""
     x = NoiseSource(1, 0, policy.latent_shape).draw([0, 1], 0)
     return policy.velocity(x, torch.tensor([0.5, 0.25]), policy.conditioning(PROMPTS), guidance)
 
 
 def gradient(policy: DiffusersPolicy, calls: int = 1) -> Tensor:
-    """Of so many micro-batches, all of what trains in one vector."""
+    """The gradient of `calls` micro-batches, as one vector."""
     policy.zero_grad()
     for _ in range(calls):
         velocity(policy).square().mean().backward()

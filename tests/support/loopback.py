@@ -27,6 +27,6 @@ def serving(app: Any) -> Iterator[str]:
 
 
 def dead_address() -> str:
-    """An address at which nobody listens."""
+    """An address at which no server listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"

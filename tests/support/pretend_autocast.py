@@ -1,6 +1,6 @@
-"""CUDA's autocast for the pretended device: PyTorch's own asks a tensor's C++ for its device and leaves these alone.
+"""CUDA's autocast for the simulated device: PyTorch's reads a tensor's C++ device and does not cast these.
 
-Which operations it changes is asked of PyTorch's dispatcher; how, says "Automatic Mixed Precision" in its manual.
+PyTorch's dispatcher lists the operations that autocast changes; "Automatic Mixed Precision" in its manual says how.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDEST = {
 }
 # fmt: on
 RESULT_IN_FLOAT = {"cumprod", "cumsum", "log_softmax", "prod", "softmax", "sum"}
-"""They take float32 as the dtype of their result where none is asked for; all others get float32 arguments."""
+"""They get float32 as the dtype of their result by default; all others get float32 arguments."""
 
 _library = torch.library.Library("aten", "IMPL")
 
@@ -60,7 +60,7 @@ def _kernel(operation: Any, name: str) -> Callable[..., Any]:
 
 
 def pretend_autocast() -> None:
-    """Put kernels that cast in place of those that do not, for the rest of the process's life."""
+    """Replace kernels by ones that cast, for the rest of the process's life."""
     for full in torch._C._dispatch_get_all_op_names():
         space, _, name = full.partition("::")
         if space != "aten" or not torch._C._dispatch_has_kernel_for_dispatch_key(full, KEY):

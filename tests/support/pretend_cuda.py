@@ -1,4 +1,4 @@
-"""`torch.cuda` of the pretended device, for the rest of the process's life; call `install` in a process of its own."""
+"""`torch.cuda` of the simulated device, for the rest of the process's life; call `install` in a separate process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROPERTIES = SimpleNamespace(
 
 
 class Event:
-    """Has always happened; waiting for it counts."""
+    """Has always happened; waiting for it is recorded."""
 
     def __init__(self, *args: object, **options: object) -> None: ...
 
@@ -42,7 +42,7 @@ class Event:
 
 
 class Stream:
-    """The only one there is."""
+    """The only stream."""
 
     cuda_stream, device = 0, DEVICE
 
@@ -118,7 +118,7 @@ CUDA: dict[str, Any] = {
 
 
 class _OnHost(torch.autograd.Function):
-    """A function of tensors whose choice of a kernel would ask the driver, made on the CPU with its own gradient."""
+    """A function whose kernel choice would query the driver, computed on the CPU with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, call: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
@@ -126,7 +126,7 @@ class _OnHost(torch.autograd.Function):
         with torch.inference_mode(False), torch.enable_grad():
             ctx.inputs = [
                 h.clone() if h is not None and h.is_inference() else h for h in hosts
-            ]  # what inference made cannot be differentiated
+            ]  # inference tensors cannot be differentiated
             ctx.inputs = [
                 h.detach().requires_grad_(t.requires_grad) if h is not None and h.is_floating_point() else h
                 for h, t in zip(ctx.inputs, tensors, strict=True)
@@ -164,7 +164,7 @@ def _on_one_device(name: str, tensors: list[Tensor | None]) -> None:
 
 
 class Functions(TorchFunctionMode):
-    """Translates devices for PyTorch's C++, and catches what would ask the driver; modes hold for one thread."""
+    """Translates devices for PyTorch's C++, and intercepts queries of the driver; modes hold for one thread."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in ON_HOST and args and isinstance(args[0], DeviceTensor):
@@ -175,7 +175,7 @@ class Functions(TorchFunctionMode):
             return is_pinned(args[0])
         if func is torch.Tensor.new_tensor and isinstance(args[0], DeviceTensor):
             return torch.tensor(args[1], **{"dtype": args[0].dtype, "device": CARRIER, **(kwargs or {})})
-        if func in (torch.device, torch._C._nn._parse_to):  # they say what a device is
+        if func in (torch.device, torch._C._nn._parse_to):  # they define devices
             return func(*args, **(kwargs or {}))
         return func(*map(_carried, args), **{name: _carried(value) for name, value in (kwargs or {}).items()})
 
@@ -194,7 +194,7 @@ def _carried(argument: object) -> object:
 
 
 def _swap(one: Tensor, other: Tensor) -> None:
-    """`torch.utils.swap_tensors` that does not mind who else holds them, as a move on a real device does not."""
+    """`torch.utils.swap_tensors` that allows other references, as a move on a real device does."""
     if one.data_ptr() != other.data_ptr() or one.dtype != other.dtype:
         one.__class__, other.__class__ = other.__class__, one.__class__
         one.__dict__, other.__dict__ = other.__dict__, one.__dict__
@@ -202,7 +202,7 @@ def _swap(one: Tensor, other: Tensor) -> None:
 
 
 def _in_threads() -> None:
-    """What holds for one thread is set in every new one."""
+    """Set the thread-local modes in every new thread."""
     run = threading.Thread.run
 
     def on_device(self: threading.Thread) -> None:
@@ -214,10 +214,10 @@ def _in_threads() -> None:
 
 
 def install() -> None:
-    """From here on this process has a GPU."""
+    """Give this process a GPU."""
     import torch.cuda.amp.common
 
-    torch._C._set_only_lift_cpu_tensors(True)  # so that `torch.tensor(..., device)` is a copy, which is seen
+    torch._C._set_only_lift_cpu_tensors(True)  # so that `torch.tensor(..., device)` is a recorded copy
     for name, value in CUDA.items():
         setattr(torch.cuda, name, value)
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
@@ -228,7 +228,7 @@ def install() -> None:
     torch.accelerator.synchronize = torch.cuda.synchronize
     torch.Generator = Generator  # type: ignore[misc]
     torch.autograd.set_multithreading_enabled(False)
-    torch.__future__.set_swap_module_params_on_conversion(True)  # parameters stay themselves when they move
+    torch.__future__.set_swap_module_params_on_conversion(True)  # parameters keep their identity when they move
     torch.utils.swap_tensors = _swap
     _in_threads()
     OnDevice().__enter__()

@@ -1,9 +1,9 @@
-"""A pretended GPU's tensors: they say cuda:0, compute on the CPU, and refuse to mix with the CPU's as CUDA does.
+"""Tensors of a simulated GPU: they report cuda:0, compute on the CPU, and refuse to mix with CPU tensors as CUDA does.
 
-The numbers are real, so whole runs go through: control flow that depends on data, checkpoints, resumes. Below autograd
-every operation is made on the CPU tensor behind a `DeviceTensor`. PyTorch's own C++ would ask a driver about a tensor
-on cuda:0, so to it the tensor lies on `CARRIER`, a device that nothing else uses; Python is told cuda:0, and
-`pretend_cuda.Functions` translates on the way in. What this cannot show: kernels, memory, the order of streams.
+The numbers are real, so complete runs work: control flow that depends on data, checkpoints, resumes. Below autograd
+every operation runs on the CPU tensor behind a `DeviceTensor`. PyTorch's C++ would query a driver about a tensor on
+cuda:0. To C++ the tensor therefore lies on `CARRIER`, a device that nothing else uses; Python sees cuda:0, and
+`pretend_cuda.Functions` translates arguments. This cannot show kernels, memory or the order of streams.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 aten = torch.ops.aten
 DEVICE, CARRIER = torch.device("cuda:0"), torch.device("lazy:0")
 
-WAITS = {  # what the host must know before it can go on
-    aten._local_scalar_dense: "a number asked for",
+WAITS = {  # the host needs the result before it continues
+    aten._local_scalar_dense: "a number read",
     aten.nonzero: "nonzero",
     aten.masked_select: "masked_select",
     aten.equal: "equal",
@@ -36,16 +36,16 @@ WAITS = {  # what the host must know before it can go on
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
 COPIES = {aten._to_copy, aten.copy_, aten._foreach_copy_}
 NO_CPU_SCALARS = {aten.cat, aten.stack, aten.gather, aten.index_select, aten.embedding, aten.scatter}
-"""Operations that want all tensors on the device; elsewhere a CPU tensor without dimensions passes as a number."""
+"""Operations that need all tensors on the device; elsewhere a CPU tensor without dimensions passes as a number."""
 
 
 class DeviceGenerator(torch.Generator):
-    """A random generator of the device; its numbers are not those that the CPU's draw from the same seed."""
+    """A random generator of the device; its numbers differ from the CPU's at the same seed."""
 
     device = DEVICE  # type: ignore[assignment]
 
     def __init__(self, device: object = DEVICE) -> None:
-        _GENERATORS[self._cdata] = self  # PyTorch hands it on as another object of the same address
+        _GENERATORS[self._cdata] = self  # PyTorch passes it on as another object of the same address
 
     def manual_seed(self, seed: int) -> DeviceGenerator:  # type: ignore[override]
         """Seed it."""
@@ -55,12 +55,12 @@ class DeviceGenerator(torch.Generator):
 
 _GENERATORS: dict[int, DeviceGenerator] = {}
 GENERATOR = DeviceGenerator()
-"""The device's own."""
+"""The device's default generator."""
 _PINNED: set[int] = set()  # addresses of memory that counts as pinned
 
 
 def pin(tensor: Tensor) -> Tensor:
-    """Let a CPU tensor's memory count as pinned for as long as it lives."""
+    """Mark a CPU tensor's memory as pinned for its lifetime."""
     storage = tensor.untyped_storage()
     if storage.data_ptr() and storage.data_ptr() not in _PINNED:
         _PINNED.add(storage.data_ptr())
@@ -74,17 +74,17 @@ def is_pinned(tensor: Tensor) -> bool:
 
 
 class DeviceTensor(Tensor):
-    """A tensor on the pretended device.
+    """A tensor on the simulated device.
 
     Args:
         data: the CPU tensor that holds its numbers.
-        requires_grad: given where a library makes a parameter anew by its type; the result is a parameter then.
-        attributes: of the parameter that is made anew.
+        requires_grad: given where a library rebuilds a parameter by its type; the result is then a parameter.
+        attributes: of the rebuilt parameter.
     """
 
     host: Tensor
     away = False
-    """Whether it lies on the CPU by now: its `data` was set to a tensor of the CPU."""
+    """Whether it is on the CPU: its `data` was set to a CPU tensor."""
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
@@ -108,7 +108,7 @@ class DeviceTensor(Tensor):
 
     @property
     def is_cuda(self) -> bool:  # type: ignore[override]
-        """Whether it is not away."""
+        """Whether it is on the device."""
         return not self.away
 
     def get_device(self) -> int:
@@ -128,8 +128,8 @@ class DeviceTensor(Tensor):
         Tensor.data.__set__(self, arrived)
 
     def tolist(self) -> list:
-        """Its numbers; the host waits."""
-        RECORD.note("a number asked for")
+        """Its numbers; the host synchronizes."""
+        RECORD.note("a number read")
         return self.host.tolist()
 
     def numpy(self, **options: object) -> None:
@@ -151,11 +151,11 @@ class DeviceTensor(Tensor):
         return f"DeviceTensor({self.host!r})"
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        """Of the numbers, so that whoever looks for shared memory finds it."""
+        """Storage of the numbers, so that shared memory is found."""
         return self.host.untyped_storage()
 
     def data_ptr(self) -> int:
-        """Of the numbers."""
+        """Address of the numbers."""
         return self.host.data_ptr()
 
     def pin_memory(self) -> None:
@@ -163,7 +163,7 @@ class DeviceTensor(Tensor):
         raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
 
     def record_stream(self, stream: object) -> None:
-        """Nothing: memory here is not given back early."""
+        """Do nothing: memory here is not released early."""
 
 
 def _shell(host: Tensor) -> Tensor:
@@ -171,14 +171,14 @@ def _shell(host: Tensor) -> Tensor:
 
 
 class OnDevice(TorchDispatchMode):
-    """Catches what makes device tensors from none; modes hold for one thread."""
+    """Intercepts operations that create device tensors; modes hold for one thread."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return execute(func, args, kwargs or {})
 
 
 def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """One operation: on the CPU if no tensor of it is the device's, else checked, recorded and made behind the back."""
+    """Run an operation: on the CPU without device tensors, otherwise checked, recorded and run on the host tensors."""
     if func is torch.ops.prim.device.default:
         return CARRIER
     args, kwargs = tree_map(_not_away, list(args)), tree_map(_not_away, dict(kwargs))
@@ -216,7 +216,7 @@ def _host(leaf: object) -> object:
 
 
 def _returned(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, leaves: bool) -> Any:
-    """The result as the device's, unless it leaves the device; what was written in place is the argument itself."""
+    """The result as a device tensor, unless it leaves the device; an in-place operation returns its argument."""
     returns = func._schema.returns
     if len(returns) == 1 and returns[0].alias_info is not None and returns[0].alias_info.is_write:
         named = {arg.name: value for arg, value in zip(func._schema.arguments, args, strict=False)} | dict(kwargs)
@@ -227,25 +227,25 @@ def _returned(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result:
             if arg.alias_info is not None and arg.alias_info.before_set == memory
         )
         if isinstance(itself, DeviceTensor) and itself.shape != itself.host.shape:
-            raise NotImplementedError(f"{func} changes a shape in place, which the pretended device cannot")
+            raise NotImplementedError(f"{func} changes a shape in place, which the simulated device cannot")
         return itself
     return result if leaves else tree_map(_arrived, result)
 
 
 def _arrived(leaf: object) -> object:
-    """A tensor as the device's, with nothing about it left to be done that its shell would not know of."""
+    """A device tensor without pending conjugation or negation, which its shell would not show."""
     return DeviceTensor(leaf.resolve_conj().resolve_neg()) if isinstance(leaf, Tensor) else leaf
 
 
 def _check_mixed(packet: Any, args: Sequence[Any], cpu: Sequence[Tensor]) -> None:
-    """Raise as CUDA does where tensors of the CPU take part, but for copies, numbers and indices of the CPU."""
+    """Raise as CUDA does for CPU tensors, except for copies, CPU numbers and CPU indices."""
     if packet in COPIES:
         return
-    strangers: Iterable[Tensor] = cpu
+    others: Iterable[Tensor] = cpu
     if packet in INDEXING and isinstance(args[0], DeviceTensor):
         indices = [i for i in args[1] if isinstance(i, Tensor)]
-        strangers = [tensor for tensor in cpu if not any(tensor is index for index in indices)]
-    bad = [tensor for tensor in strangers if tensor.ndim or packet in NO_CPU_SCALARS]
+        others = [tensor for tensor in cpu if not any(tensor is index for index in indices)]
+    bad = [tensor for tensor in others if tensor.ndim or packet in NO_CPU_SCALARS]
     if bad:
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and cpu! "
@@ -261,7 +261,7 @@ def _given_generator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 @contextmanager
 def _drawing(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Refuse the CPU's generator for the device's numbers; where none is given, the device's own takes its place."""
+    """Refuse a CPU generator for device numbers; without a generator, use the device's."""
     given = _given_generator(func, args, kwargs)
     if given is not None and given._cdata not in _GENERATORS:
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
@@ -285,7 +285,7 @@ def _note(
     cpu: Sequence[Tensor],
     target: torch.device | None,
 ) -> None:
-    """Record the operation if the host waits for the device in it."""
+    """Record the operation if the host waits for the device."""
     if packet in COPIES:
         _note_copy(packet, args, options, target)
     elif packet in WAITS:
@@ -301,10 +301,10 @@ def _note(
 
 
 def _note_copy(packet: Any, args: Sequence[Any], options: Mapping[str, Any], target: torch.device | None) -> None:
-    """A copy between host and device waits unless it is asked not to and the host's side is pinned memory.
+    """A copy between host and device waits unless it is non-blocking and the host's side is pinned memory.
 
-    CUDA Runtime API, "API synchronization behavior"; PyTorch's copy kernel. `.to("cpu", non_blocking=True)` makes
-    pinned memory by itself.
+    CUDA Runtime API, "API synchronization behavior"; PyTorch's copy kernel. `.to("cpu", non_blocking=True)` allocates
+    pinned memory.
     """
     if packet is aten._foreach_copy_:
         pairs = list(zip(args[0], args[1], strict=True))

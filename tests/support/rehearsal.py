@@ -1,4 +1,4 @@
-"""guardlit's commands on the pretended GPU, in a forked process of their own: what is patched there stays there."""
+"""Runs guardlit's commands on the simulated GPU, in a forked process, so that its patches stay there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from synchronizations import RECORD, Record
 
 @dataclass
 class Rehearsal:
-    """What commands did.
+    """The result of some commands.
 
     Attributes:
         codes: their exit codes.
-        log: what they wrote.
+        log: their output.
         record: their synchronizations.
     """
 
@@ -29,7 +29,7 @@ class Rehearsal:
 
 
 def rehearse(folder: Path, *commands: Sequence[object], seconds: float = 250) -> Rehearsal:
-    """Run `guardlit ARGS` for each of the commands, one after the other, and stop where one fails."""
+    """Run `guardlit ARGS` for each command, one after another, and stop at the first failure."""
     log, record = folder / "rehearsal.log", folder / "synchronizations.json"
     words = [[str(word) for word in command] for command in commands]
     process = CONTEXT.Process(target=_run, args=(words, str(log), str(record)), daemon=True)

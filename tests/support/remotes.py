@@ -15,7 +15,7 @@ QUICK = Limits(connect=2, read=0.25, attempts=2, total=0.6, concurrency=4)
 
 
 def request(count: int = 4, side: int = 8, prompt: str = "a cat") -> RewardRequest:
-    """Images that are each of one grey level: 0, 1, 2, ..."""
+    """Images that are each of one gray level: 0, 1, 2, ..."""
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, side, side)
     return RewardRequest(images.contiguous(), [prompt] * count, [{"n": i} for i in range(count)])
 

@@ -67,7 +67,7 @@ def guardlit(*args: object) -> int:
     """`guardlit ARGS` in this process; its exit code."""
     from guardlit.cli import main
 
-    before = sys.argv
+    before, sys.argv = sys.argv, ["guardlit"]
     try:
         return main([str(a) for a in args])
     except SystemExit as stop:

@@ -1,4 +1,4 @@
-"""Reward servers on the loopback: `guardlit serve-reward` as a process of its own, or an application in a thread."""
+"""Reward servers on the loopback: `guardlit serve-reward` in a subprocess, or an application in a thread."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def serving(
 
 
 async def reply(send, status: int, body: bytes, kind: str = "application/msgpack", **headers: str) -> None:
-    """Send a whole answer."""
+    """Send a complete answer."""
     named = [(k.replace("_", "-").encode(), v.encode()) for k, v in {"content_type": kind, **headers}.items()]
     await send({"type": "http.response.start", "status": status, "headers": named})
     await send({"type": "http.response.body", "body": body})

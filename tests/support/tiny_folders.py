@@ -1,4 +1,4 @@
-"""Model folders in the published file formats, with a few thousand random weights: a stand-in for downloads."""
+"""Model folders in the published file formats, with a few thousand random weights: in place of downloads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOCABULARY = (
     "cup table chair house tree sky zero one five six seven eight nine handwritten digit"
 )
 WORDS = VOCABULARY.split()
-IMAGE_SIZE = 32  # pixels seen by the tiny CLIP
+IMAGE_SIZE = 32  # input size of the tiny CLIP in pixels
 
 
 def make_clip(folder: Path, *, seed: int = 0) -> Path:
@@ -31,7 +31,7 @@ def make_clip(folder: Path, *, seed: int = 0) -> Path:
         "hidden_act": "gelu",
     }
     vision = tower | {"image_size": IMAGE_SIZE, "patch_size": 8}
-    # eos_token_id 2 is what old CLIP configurations carry; it selects pooling at the highest token id.
+    # eos_token_id 2, as in old CLIP configurations, selects pooling at the highest token id
     text = tower | {"vocab_size": len(tokenizer), "bos_token_id": len(tokenizer) - 2, "eos_token_id": 2}
     config = CLIPConfig(
         text_config=text, vision_config=vision, projection_dim=16, logit_scale_init_value=4.6052, initializer_factor=1.0
@@ -161,7 +161,7 @@ def _clip_text(vocab_size: int, activation: str, projection: bool = True) -> Any
 
 
 def _clip_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """Byte-level BPE in CLIP's layout: 256 bytes, the same ending a word, merges, then start and end of text."""
+    """Byte-level BPE in CLIP's layout: 256 bytes, the same at a word's end, merges, then start and end of text."""
     from transformers import CLIPTokenizer
 
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -195,7 +195,7 @@ def _clip_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> CLIPToken
 
 
 def _t5_tokenizer() -> T5Tokenizer:
-    """A unigram vocabulary with log-probabilities: whole words first, single characters as the way out."""
+    """A unigram vocabulary with log-probabilities: complete words first, single characters as the fallback."""
     from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]

@@ -36,7 +36,7 @@ def make_detector(folder: Path) -> Path:
     return folder / "detector"
 
 
-def make_colour_clip(folder: Path) -> Any:
+def make_color_clip(folder: Path) -> Any:
     """A CLIP with open_clip, and the same weights as a transformers folder with CLIP's full vocabulary.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Adapters that have an effect, and what the policy says with them."""
+"""Adapters with an effect, and the velocity with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from guardlit.rounds.noise import NoiseSource
 
 @torch.no_grad()
 def disturb(policy: DiffusersPolicy, size: float = 0.1) -> None:
-    """Give the adapter an effect: it starts as none."""
+    """Give the adapter an effect: initially it has none."""
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))), alpha=size)

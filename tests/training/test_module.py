@@ -106,7 +106,7 @@ def test_a_failed_reward_is_left_out_and_counted(sd3_folder, tmp_path, monkeypat
 
 def _numbered(self, trajectory, samples):
     """Put each image's index into its metadata."""
-    images = self._module.policy.decode(trajectory.final)
+    images = self._setup.policy.decode(trajectory.final)
     return RewardRequest(images, ["a prompt"] * len(samples), [{"index": s} for s in samples])
 
 

@@ -1,1 +1,1 @@
-"""How the network computes: precision, attention, compiling, decoding. Imports policies/ alone."""
+"""How a network computes: attention kernels, compiled blocks, precision. Imports errors."""

@@ -1,4 +1,4 @@
-"""Which kernel computes attention: diffusers' backends, or torch's own where a family does not know them."""
+"""Attention kernels: diffusers' backends, or torch's own for families that do not support those."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ KERNELS = {
     "_native_flash": SDPBackend.FLASH_ATTENTION,
     "_native_math": SDPBackend.MATH,
 }
-"""torch's kernels by diffusers' names for them; None lets torch choose."""
+"""torch's kernels by diffusers' names; None lets torch choose."""
 LACKING = ("No available kernel", "No viable backend")
-"""How torch's complaints about a kernel begin that cannot take a call."""
+"""How torch's errors begin when a kernel does not support a call."""
 
 
 def set_attention(transformer: Any, backend: str) -> None:
-    """Let a diffusers model compute attention by a named backend.
+    """Set the attention backend of a diffusers model.
 
     Args:
         transformer: changed in place.
-        backend: a name of diffusers' `AttentionBackendName`; for a model whose processors do not know them, one of
+        backend: a name of diffusers' `AttentionBackendName`; for a model whose processors do not support them, one of
             `KERNELS`.
 
     Raises:
-        GuardlitError: no such backend, one whose package is missing, or one that this model cannot take.
+        GuardlitError: an unknown backend, one whose package is missing, or one that this model does not support.
     """
     from diffusers.models.attention_dispatch import AttentionBackendName
 
@@ -47,7 +47,7 @@ def set_attention(transformer: Any, backend: str) -> None:
         return
     if backend not in KERNELS:
         raise GuardlitError(
-            f"attention_backend={backend}: {type(transformer).__name__} knows torch's own kernels alone; take one of "
+            f"attention_backend={backend}: {type(transformer).__name__} supports torch's own kernels only; take one of "
             f"{', '.join(KERNELS)}"
         )
     if (kernel := KERNELS[backend]) is not None:
@@ -58,7 +58,7 @@ def set_attention(transformer: Any, backend: str) -> None:
 def _by_diffusers(transformer: Any, backend: str) -> None:
     logger = logging.getLogger("diffusers.models.modeling_utils")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that the call may change some day
+    logger.setLevel(logging.ERROR)  # it warns that this API is experimental
     try:
         transformer.set_attention_backend(backend)
     except (ImportError, RuntimeError, ValueError) as error:
@@ -69,7 +69,7 @@ def _by_diffusers(transformer: Any, backend: str) -> None:
 
 
 class _ByKernel:
-    """A processor that runs another one under one of torch's kernels; in recomputed blocks too."""
+    """An attention processor that runs another one under one of torch's kernels, also in recomputed blocks."""
 
     def __init__(self, processor: Any, name: str, kernel: SDPBackend) -> None:
         self._processor, self._name, self._kernel = processor, name, kernel

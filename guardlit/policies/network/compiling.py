@@ -1,4 +1,4 @@
-"""`torch.compile` by block: one graph for all blocks of a kind, and a word where torch gives up."""
+"""`torch.compile` per block: all blocks of a kind share their graphs; on failure all run uncompiled."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from torch import nn
 from guardlit.errors import GuardlitError
 
 GRAPHS = 64
-"""Of one kind of block: weight sets x with and without gradients x batch sizes; torch gives up after 8 by itself."""
+"""Graphs of one kind of block: weight sets x with and without gradients x batch sizes; torch's own limit is 8."""
 BACKEND = "inductor"
 
 
-class CompiledBlocks:
-    """Blocks of a network, each compiled in place when it is first called; names of parameters stay as they are.
+def blocks_of(transformer: Any) -> list[nn.Module]:
+    """A diffusers model's repeated blocks, which diffusers marks as not to be split."""
+    names = transformer._no_split_modules or ()
+    return [module for module in transformer.modules() if type(module).__name__ in names]
 
-    Blocks of one kind share their graphs. Another weight set, another batch size, and gradients on or off take a graph
-    each, of fixed shapes: a round's last, smaller batch costs one more and leaves the others as they are. Where torch
-    cannot compile, be it the backward pass, or would need more than `GRAPHS`, all blocks run uncompiled from then on
-    and one warning says so. Sharded blocks (FSDP2) compile alike.
+
+class CompiledBlocks:
+    """Blocks of a network, each compiled in place at its first call; parameter names do not change.
+
+    Blocks of one kind share their graphs. Each weight set, batch size, and gradients on or off take a graph of fixed
+    shapes: a round's last, smaller batch costs one more and does not affect the others. If torch cannot compile the
+    forward or backward pass, or needs more than `GRAPHS`, all blocks run uncompiled from then on, with one warning.
+    Sharded blocks (FSDP2) compile too.
 
     Args:
-        blocks: of the network.
+        blocks: of the network, as `blocks_of` gives them.
 
     Raises:
         GuardlitError: no blocks.
@@ -34,7 +40,7 @@ class CompiledBlocks:
         if not blocks:
             raise GuardlitError("compile=blocks: the network names no repeated blocks; set it to null")
         self.failed = False
-        """Whether the blocks run uncompiled by now."""
+        """Whether compiling failed, so that the blocks run uncompiled."""
         for block in blocks:
             block.compile(backend=BACKEND, dynamic=False)
             block._compiled_call_impl = self._guarded(block, block._compiled_call_impl)
@@ -44,9 +50,9 @@ class CompiledBlocks:
         import torch._functorch.config as functorch
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-        # in torch's own configuration, and only while a block runs: other compiled code keeps its limit
+        # torch's global configuration, patched only while a block runs: other compiled code keeps its limit
         limits = dynamo.config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True)
-        # the backward pass is compiled with the forward pass: its errors, too, come while there is another way
+        # compile the backward pass with the forward pass: its errors occur while the block can still run uncompiled
         at_once = functorch.patch(force_non_lazy_backward_lowering=True)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -55,12 +61,12 @@ class CompiledBlocks:
                     with limits, at_once:
                         return compiled(*args, **kwargs)
                 except (FailOnRecompileLimitHit, TorchDynamoException) as error:
-                    self._give_up(error)
+                    self._disable(error)
             return block._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
         return call
 
-    def _give_up(self, error: Exception) -> None:
+    def _disable(self, error: Exception) -> None:
         self.failed = True
         reason = " ".join(str(error).split())[:300]
         rank_zero_warn(

@@ -1,4 +1,4 @@
-"""In which precision a network computes: the Trainer's autocast, or that of its own half-precision weights."""
+"""The precision a network computes in: the Trainer's autocast, or its own half-precision weights."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from typing import Any
 
 import torch
 
-HALVES = (torch.bfloat16, torch.float16)
-
 
 def own_precision(dtype: torch.dtype | None, device: str) -> AbstractContextManager[Any]:
-    """The context of a network's forward pass: without autocast where its weights and inputs are in half already.
+    """The context of a forward pass: disables autocast if weights and inputs are in half precision already.
 
-    Autocast takes norms and softmax to float32 and casts back before each product, which moves more memory than the
+    Autocast computes norms and softmax in float32 and casts back before each product, which moves more memory than the
     products themselves.
 
     Args:
-        dtype: of weights and inputs; None leaves everything to autocast.
-        device: the network's device type. The meta device knows no autocast.
+        dtype: of weights and inputs; None keeps autocast as it is.
+        device: the network's device type; the meta device has no autocast.
     """
     if dtype is None or device == "meta":
         return nullcontext()

@@ -1,1 +1,1 @@
-"""The sets of weights of a policy: adapters, copies, merging, quantization. Imports policies/ alone."""
+"""Weights of one network: adapters, full copies, merging, quantization, exports. Imports devices, base.py, folders."""

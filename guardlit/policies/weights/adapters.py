@@ -1,4 +1,4 @@
-"""The adapter's layers in a network: which of them acts, and in which precision it computes."""
+"""Adapter layers of a network: which adapter is active, and in which precision it computes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 
 class CastOnce:
-    """A tensor in another dtype, cast again only once the tensor has changed.
+    """A cached cast of a tensor to another dtype, renewed only when the tensor has changed.
 
-    The copy carries its way back to the tensor where gradients are asked for. A cast keeps nothing for its backward
-    pass, so that any number of them may go through one copy: all micro-batches of an update share it.
+    With gradients enabled, the copy is part of the autograd graph. A cast saves nothing for its backward pass, so any
+    number of backward passes may go through one copy: all micro-batches of an update share it.
     """
 
     def __init__(self) -> None:
-        self._storage: Any = None  # held, so that no other tensor can come to lie there
+        self._storage: Any = None  # held, so that no other tensor can reuse this memory
         self._version = -1
         self._copy: Tensor | None = None
 
     def __call__(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """The copy of the tensor as it is now."""
+        """The copy of the tensor's current values."""
         storage, copy = tensor.untyped_storage(), self._copy
         fresh = copy is not None and storage is self._storage and tensor._version == self._version
         if not fresh or not _usable(copy, tensor, dtype):  # type: ignore[arg-type]
@@ -50,22 +50,22 @@ def _usable(copy: Tensor, tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 class CastLinear(nn.Linear):
-    """An adapter's float32 layer that computes in the dtype of its input, as the layer beside it does.
+    """A float32 adapter layer that computes in the dtype of its input, as its base layer does.
 
-    Its weights stay float32 for the optimizer, averages, gradients and checkpoints. Under autocast it is a layer like
-    any other.
+    Its weights stay float32 for the optimizer, averages, gradients and checkpoints. Under autocast it behaves as any
+    linear layer.
     """
 
     once: CastOnce | None
-    """Where the cast weights are kept; None casts them at every call, as memory asks that is filled anew for each."""
+    """Caches the cast weights; None casts them in every call, which FSDP2 needs: it refills the same memory."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the input's dtype."""
         device = input.device.type
         if self.weight.dtype == input.dtype or (device != "meta" and torch.is_autocast_enabled(device)):
             return super().forward(input)
-        kept = self.once is not None and not torch.compiler.is_compiling()
-        weight = self.once(self.weight, input.dtype) if kept and self.once else self.weight.to(input.dtype)
+        cached = self.once is not None and not torch.compiler.is_compiling()
+        weight = self.once(self.weight, input.dtype) if cached and self.once else self.weight.to(input.dtype)
         return functional.linear(input, weight, None if self.bias is None else self.bias.to(input.dtype))
 
 
@@ -77,16 +77,16 @@ def adapted_layers(transformer: nn.Module) -> list[Any]:
 
 
 def compute_as_base(transformer: nn.Module) -> None:
-    """Let all adapters of a network compute in the precision of the layers that they are on.
+    """Make all adapters of a network compute in the precision of their base layers.
 
-    Without this, peft takes the input to float32 and the result back, at every layer and every call. Cast weights are
-    kept until they change, but for a sharded network: FSDP2 gathers weights into buffers that are filled anew, which
-    cannot be seen from them.
+    By default, peft casts the input to float32 and the result back, at every layer and every call. Cast weights are
+    cached until they change, except in a sharded network: FSDP2 refills the buffers of gathered weights, and nothing
+    shows that they have changed.
 
     Args:
-        transformer: with adapters; those that are added later need another call.
+        transformer: with adapters; call again after adding others.
     """
-    _tell_of_steps()
+    _count_optimizer_steps()
     once = not is_sharded(dict(transformer.named_parameters()))
     for layer in adapted_layers(transformer):
         layer.cast_input_dtype_enabled = False
@@ -98,8 +98,8 @@ def compute_as_base(transformer: nn.Module) -> None:
 
 
 @cache
-def _tell_of_steps() -> None:
-    """Fused and 8-bit optimizers write to weights without a word to autograd, by whose count `CastOnce` goes."""
+def _count_optimizer_steps() -> None:
+    """Increment the version of what an optimizer writes: fused and 8-bit optimizers do not, and `CastOnce` reads it."""
     register_optimizer_step_post_hook(_count_step)
 
 
@@ -108,13 +108,13 @@ def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def activate(layers: Sequence[Any], adapter: str | None) -> None:
-    """Let one adapter act, or none.
+    """Activate one adapter, or none.
 
-    peft's own switches also set what requires gradients, and walk through the whole network for it: 50 ms a call of a
-    model with 3,500 modules.
+    peft's own switches also set `requires_grad`, and walk through the entire network for it: 50 ms a call for a model
+    with 3,500 modules.
 
     Args:
-        layers: of `adapted_layers`.
+        layers: as `adapted_layers` gives them.
         adapter: its name; None for the base alone.
     """
     for layer in layers:

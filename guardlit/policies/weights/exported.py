@@ -1,95 +1,30 @@
-"""Weights to and from folders: what `FlowPolicy.export` writes and what a pipeline's `load_lora_weights` reads."""
+"""Exported weights in place of the trained ones: LoRA files and pipeline folders."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-from guardlit_callbacks.distributed.gather import is_first
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.policies.base import FlowPolicy
-from guardlit.policies.loading.pipeline_folder import load_component, pipeline_folder, quiet
-from guardlit.policies.text.embeddings import sample_digest
+from guardlit.policies.folders.components import load_component, quiet
 from guardlit.policies.weights.adapters import compute_as_base
-from guardlit.policies.weights.quantized import Kind
-from guardlit.policies.weights.sets import LoRA, adapter_state, whole_network
 
 ADAPTER = "exported"
 
 
-class FolderPolicy(FlowPolicy):
-    """A policy that reads a diffusers pipeline: how it writes folders, and takes weights from them."""
-
-    pipeline_class: ClassVar[str]
-    transformer_class: ClassVar[str]
-    model: str
-    lora: LoRA | None
-    resolution: int
-    weights_dtype: torch.dtype
-    quantization: Kind | None
-    transformer: Any
-
-    @abstractmethod
-    def _pipeline(self, transformer: Any = None) -> Any:
-        """The whole pipeline around a transformer, by default the policy's own, text encoders included."""
-
-    @abstractmethod
-    def _encoder_settings(self) -> tuple[object, ...]:
-        """What, beside the encoders' files, decides an embedding."""
-
-    def export(self, folder: Path) -> None:
-        """A LoRA file for `pipe.load_lora_weights`, or, after full fine-tuning, a whole pipeline folder.
-
-        To be called by all processes, of which one writes.
-        """
-        import diffusers
-
-        if not self.lora:
-            transformer = whole_network(self.transformer, getattr(diffusers, self.transformer_class))
-            if is_first():
-                self._pipeline(transformer).save_pretrained(folder, safe_serialization=True)
-            return
-        state, config = adapter_state(self.transformer)
-        if not is_first():
-            return
-        getattr(diffusers, self.pipeline_class).save_lora_weights(
-            folder,
-            transformer_lora_layers=state,
-            transformer_lora_adapter_metadata=config,  # without it diffusers takes alpha = rank
-        )
-
-    def exported(self, folder: Path) -> AbstractContextManager[None]:
-        """See `FlowPolicy.exported`."""
-        return exported_weights(self.transformer, folder, self.pipeline_class)
-
-    def source(self) -> dict[str, str]:
-        """See `FlowPolicy.source`."""
-        folder = pipeline_folder(self.model, self.pipeline_class, ("transformer", "vae", "scheduler"))
-        return {
-            "policy": type(self).__name__,
-            "model": self.model,
-            "files": sample_digest([path for path in folder.glob("*/*") if path.is_file()]),
-            "resolution": str(self.resolution),
-            "weights_dtype": str(self.weights_dtype) + (f", {self.quantization}" if self.quantization else ""),
-            "encoders": str(self._encoder_settings()),
-        }
-
-
 @contextmanager
 def exported_weights(transformer: Any, folder: Path, pipeline_class: str) -> Iterator[None]:
-    """Put a folder's weights in place of the trained ones for as long as the context lasts.
+    """Use a folder's weights in place of the trained ones, within the context.
 
     Args:
-        transformer: a policy's diffusers model, with or without adapters of its own.
-        folder: a LoRA, or a pipeline whose transformer takes the place of one that is trained in whole.
+        transformer: a policy's diffusers model, with or without adapters.
+        folder: a LoRA, or a pipeline whose transformer replaces one that is trained in full.
         pipeline_class: the diffusers class that reads the folder.
 
     Raises:
@@ -105,7 +40,7 @@ def exported_weights(transformer: Any, folder: Path, pipeline_class: str) -> Ite
             "name the folder as model.policy.model"
         )
     else:
-        with _whole(transformer, folder):
+        with _full(transformer, folder):
             yield
 
 
@@ -114,7 +49,7 @@ def exported_weights(transformer: Any, folder: Path, pipeline_class: str) -> Ite
 
 @contextmanager
 def _lora(transformer: Any, folder: Path, pipeline_class: str) -> Iterator[None]:
-    """The folder's adapter, and none beside it."""
+    """The folder's adapter as the only active one."""
     file = _file(folder)
     tensors = _read(file)
     flags = {name: p.requires_grad for name, p in transformer.named_parameters()}
@@ -143,9 +78,9 @@ def _load_lora(transformer: Any, file: Path, pipeline_class: str, tensors: dict[
     needed = [name for name, p in inspect.signature(cls).parameters.items() if p.default is p.empty]
     pipeline = cls(**{**dict.fromkeys(needed), "transformer": transformer})
     try:
-        # the file and not its tensors: alpha stands in its header
+        # the file and not its tensors: its header holds alpha
         pipeline.load_lora_weights(file.parent, weight_name=file.name, local_files_only=True, adapter_name=ADAPTER)
-    except Exception as error:  # key, shape and value errors of peft, diffusers and torch: not this model's LoRA
+    except Exception as error:  # key, shape and value errors of peft, diffusers and torch: a LoRA of another model
         reason = " ".join(str(error).split())[:200]
         raise GuardlitError(f"{file}: not a LoRA of this {model} ({reason})") from error
     loaded = {n.replace(f".{ADAPTER}.", "."): p for n, p in transformer.named_parameters() if f".{ADAPTER}." in n}
@@ -158,7 +93,7 @@ def _load_lora(transformer: Any, file: Path, pipeline_class: str, tensors: dict[
 
 
 def _file(folder: Path) -> Path:
-    """The folder's one safetensors file, or of several the one under diffusers' name."""
+    """The folder's only safetensors file, or the one with diffusers' name."""
     files = sorted(folder.glob("*.safetensors"))
     chosen = [file for file in files if file.name == "pytorch_lora_weights.safetensors"] or files
     if len(chosen) != 1:
@@ -168,7 +103,7 @@ def _file(folder: Path) -> Path:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """The LoRA's tensors, of the transformer alone."""
+    """The LoRA's tensors, which are all of the transformer."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -177,13 +112,13 @@ def _read(file: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise GuardlitError(f"{file} cannot be read as a safetensors file ({error})") from error
     if others := [key for key in sorted(tensors) if key.startswith("text_encoder")]:
-        raise GuardlitError(f"{file}: it also changes text encoders ('{others[0]}'), which a policy leaves alone")
+        raise GuardlitError(f"{file}: it also changes text encoders ('{others[0]}'), which a policy does not support")
     return tensors
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without diffusers' warnings of text encoders that have no LoRA, and peft's of a further adapter."""
+    """Hide diffusers' warnings about text encoders without a LoRA, and peft's about another adapter."""
     from diffusers.utils import logging
 
     quiet()
@@ -197,12 +132,12 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-# a whole pipeline -----------------------------------------------------------------------------------------------------
+# a pipeline folder ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _whole(transformer: Any, folder: Path) -> Iterator[None]:
-    """The transformer of a pipeline folder in place of the weights."""
+def _full(transformer: Any, folder: Path) -> Iterator[None]:
+    """The weights of a pipeline folder's transformer."""
     dtype = next(transformer.parameters()).dtype
     theirs = load_component(type(transformer), folder, "transformer", dtype=dtype).state_dict()
     if {name: t.shape for name, t in theirs.items()} != {name: t.shape for name, t in transformer.state_dict().items()}:

@@ -1,4 +1,4 @@
-"""An adapter's update added to the weights of the layers that it is on, for as long as nothing is learned."""
+"""Adapters merged into the weights of their layers, for forward passes without gradients."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from guardlit_callbacks.distributed.sharded import full_tensor, local, reshard
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from guardlit.devices.dtypes import FLOATS
 from guardlit.policies.weights.adapters import adapted_layers
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 STORAGE = (Tensor, DTensor)
-"""Types of weights that hold plain numbers; those of quantizers are others, whatever dtype they claim."""
+"""Types of unquantized weights; quantized ones have types of their library, whatever dtype they report."""
 
 
 def mergeable(transformer: nn.Module) -> bool:
     """Whether the network has adapters, and each of them can be added to its layer's weight.
 
-    Quantized weights cannot take an update without being quantized anew; DoRA and the like are no sum.
+    Quantized weights would have to be quantized again; DoRA and other variants are not sums.
     """
     layers = adapted_layers(transformer)
     return bool(layers) and all(_plain(layer) for layer in layers)
@@ -36,27 +36,27 @@ def _plain(layer: Any) -> bool:
 
 @contextmanager
 def merged(transformer: nn.Module) -> Iterator[None]:
-    """The active adapter in the weights, and no adapter beside them, for as long as the context lasts.
+    """Add the active adapter to the weights and disable it, within the context.
 
-    The sum is made in float32 and rounded to the precision of storage. What the weights were is put back and not
-    computed: they are the same bit for bit afterwards. Beside them the layers with adapters are in memory twice.
+    The sum is computed in float32 and rounded to the dtype of storage. A copy of the weights is kept and restored, bit
+    for bit: layers with adapters are in memory twice.
 
     Args:
-        transformer: with adapters, of which one or none acts; it may be sharded.
+        transformer: with at most one active adapter; it may be sharded.
     """
     swaps: list[tuple[Any, nn.Parameter, Tensor]] = []
     torch.clear_autocast_cache()
     try:
-        _put_in(transformer, swaps)
+        _merge(transformer, swaps)
         yield
     finally:
-        _take_out(transformer, swaps)
+        _restore(transformer, swaps)
         torch.clear_autocast_cache()
 
 
-@torch.inference_mode(False)  # validation may be what merges: weights must not become tensors of its mode
+@torch.inference_mode(False)  # validation merges too: weights must not become inference tensors
 @torch.no_grad()
-def _put_in(transformer: nn.Module, swaps: list[tuple[Any, nn.Parameter, Tensor]]) -> None:
+def _merge(transformer: nn.Module, swaps: list[tuple[Any, nn.Parameter, Tensor]]) -> None:
     reshard(transformer)
     for layer in adapted_layers(transformer):
         adapters = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -68,14 +68,14 @@ def _put_in(transformer: nn.Module, swaps: list[tuple[Any, nn.Parameter, Tensor]
             down, up = full_tensor(layer.lora_A[name].weight.detach()), local(layer.lora_B[name].weight)
             total = torch.addmm(total, up.float(), down.float(), alpha=layer.scaling[name])
         before = local(weight).clone() if isinstance(weight, DTensor) else weight.data
-        swaps.append((layer, weight, before))  # first, or an interrupt between the two would leave it merged
+        swaps.append((layer, weight, before))  # before the write: an interrupt between the two must not leave it merged
         _write(weight, total.to(weight.dtype))
         layer._disable_adapters = True
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _take_out(transformer: nn.Module, swaps: list[tuple[Any, nn.Parameter, Tensor]]) -> None:
+def _restore(transformer: nn.Module, swaps: list[tuple[Any, nn.Parameter, Tensor]]) -> None:
     reshard(transformer)
     for layer, weight, before in swaps:
         _write(weight, before)
@@ -83,7 +83,7 @@ def _take_out(transformer: nn.Module, swaps: list[tuple[Any, nn.Parameter, Tenso
 
 
 def _write(weight: nn.Parameter, values: Tensor) -> None:
-    """Give a weight other values; of a sharded one, this process's part."""
+    """Assign values to a weight, or to this rank's shard of it."""
     if isinstance(weight, DTensor):
         local(weight).copy_(values)  # FSDP2 gathers from this memory
     else:

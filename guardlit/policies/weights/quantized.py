@@ -1,4 +1,4 @@
-"""The frozen base in 4 or 8 bits: read through diffusers' quantization backends, computed with as any other weight."""
+"""The frozen base in 4 or 8 bits, loaded through diffusers' quantization backends."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from guardlit.devices.storage import bytes_of, is_wrapper
 from guardlit.errors import GuardlitError
-from guardlit.policies.loading.pipeline_folder import load_component
-from guardlit.policies.weights.storage import bytes_of, is_wrapper
+from guardlit.policies.folders.components import load_component
 
 Kind = Literal["nf4", "int8", "fp8"]
 LIBRARIES: dict[str, str] = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 BLOCK, OUTER = 64, 256
-"""Weights that share a scale in nf4, and scales that share one of their own (QLoRA's double quantization)."""
+"""Weights per scale in nf4, and scales per second-level scale (QLoRA's double quantization)."""
 
 
 def check_quantization(kind: str | None, lora: object | None) -> None:
-    """Refuse what no policy can have; arguments as for `DiffusersPolicy`.
+    """Refuse a quantization that no policy can have; arguments as for `DiffusersPolicy`.
 
     Raises:
-        GuardlitError: a kind that is not known, or weights that train.
+        GuardlitError: an unknown kind, or weights that train.
     """
     if kind is None:
         return
@@ -41,8 +41,8 @@ def check_quantization(kind: str | None, lora: object | None) -> None:
         )
 
 
-def check_whole(kind: str | None, sharded: bool) -> None:
-    """Refuse to spread quantized weights over processes; raises `GuardlitError`."""
+def check_unsharded(kind: str | None, sharded: bool) -> None:
+    """Refuse to shard quantized weights; raises `GuardlitError`."""
     if kind is not None and sharded:
         raise GuardlitError(
             f"quantization={kind} does not work with trainer.strategy=fsdp, which cannot cut quantized weights; take "
@@ -51,13 +51,13 @@ def check_whole(kind: str | None, sharded: bool) -> None:
 
 
 def load_quantized(loader: Any, folder: Path, component: str, dtype: torch.dtype, kind: Kind) -> Any:
-    """`load_component`, each linear layer quantized as it is read; the folder holds plain weights.
+    """`load_component` that quantizes each linear layer while reading; the folder holds unquantized weights.
 
     Args:
         loader: the component's class in diffusers.
         folder: of the pipeline.
         component: its subfolder.
-        dtype: of what is not quantized, and of products.
+        dtype: of unquantized weights, and of matrix products.
         kind: `nf4` (bitsandbytes, with double quantization), `int8` or `fp8` (torchao, a scale a row).
 
     Returns:
@@ -70,7 +70,7 @@ def load_quantized(loader: Any, folder: Path, component: str, dtype: torch.dtype
     if find_spec(library) is None:
         raise GuardlitError(f"quantization={kind} needs {library}: pip install 'guardlit[quant]'")
     backend = _nf4_anywhere() if kind == "nf4" else nullcontext()
-    with backend, _no_word_of_dtypes():
+    with backend, _without_warnings():
         config = _config(kind, dtype)
         model = load_component(loader, folder, component, dtype=dtype, quantization_config=config)
     for layer in model.modules():
@@ -80,7 +80,7 @@ def load_quantized(loader: Any, folder: Path, component: str, dtype: torch.dtype
 
 
 def quantize_skeleton(transformer: nn.Module, kind: Kind) -> nn.Module:
-    """The layers that `load_quantized` gives, of a component on the meta device: full weights stand in for codes."""
+    """Give a component on the meta device the layers of `load_quantized`, with full weights in place of codes."""
     full = set(getattr(transformer, "_keep_in_fp32_modules", None) or ())
     for name, layer in transformer.named_modules():
         if isinstance(layer, nn.Linear) and not full & set(name.split(".")):
@@ -89,7 +89,7 @@ def quantize_skeleton(transformer: nn.Module, kind: Kind) -> nn.Module:
 
 
 def weight_bytes(network: nn.Module) -> int:
-    """Bytes of all of a network's parameters, of a skeleton those that a loaded one will have."""
+    """Bytes of a network's parameters; for a skeleton, of the loaded network's."""
     layers = [m for m in network.modules() if isinstance(m, QuantizedLinear) and m.weight.is_meta]
     counted = {id(layer.weight) for layer in layers}
     others = (p for p in network.parameters() if id(p) not in counted)
@@ -111,10 +111,10 @@ def _quantized_bytes(layer: QuantizedLinear) -> int:
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer whose weight is in full precision only while a product is made of it.
+    """A frozen linear layer that dequantizes its weight for each matrix product, in both passes, and keeps no copy.
 
-    The backward pass makes it again. It is one way for all kinds; torchao's own layers leave an unpacked copy of every
-    weight to the backward pass. Products are made in the input's precision, or autocast's.
+    All kinds work alike; torchao's own layers save a dequantized copy of every weight for the backward pass. Products
+    are computed in the input's precision, or autocast's.
     """
 
     kind: Kind
@@ -129,7 +129,7 @@ class QuantizedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """`linear` with a weight that is made anew for each of the two passes."""
+    """`linear` with a weight that is dequantized in each of the two passes."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, state: Any, bias: Tensor | None) -> Tensor:
@@ -147,7 +147,7 @@ class _Product(torch.autograd.Function):
 
 
 def _full(weight: Any, state: Any, dtype: torch.dtype) -> Tensor:
-    """(out, in) in a dtype."""
+    """The dequantized weight, (out, in), in a dtype."""
     if weight.is_meta:
         return torch.empty(weight.shape, dtype=dtype, device="meta")
     if state is None:
@@ -160,7 +160,7 @@ def _full(weight: Any, state: Any, dtype: torch.dtype) -> Tensor:
 
 
 def _take_over(layer: nn.Linear, kind: Kind) -> None:
-    layer.__class__ = QuantizedLinear  # names, and what peft makes of a linear layer, stay as they are
+    layer.__class__ = QuantizedLinear  # parameter names stay, and peft still sees a linear layer
     layer.kind = kind  # type: ignore[assignment]
     layer.weight.requires_grad_(False)
 
@@ -185,11 +185,11 @@ def _config(kind: Kind, dtype: torch.dtype) -> Any:
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 
     scheme = Int8WeightOnlyConfig if kind == "int8" else Float8WeightOnlyConfig
-    return TorchAoConfig(scheme(set_inductor_config=False))  # torch.compile's settings are the user's
+    return TorchAoConfig(scheme(set_inductor_config=False))  # torch.compile's settings belong to the user
 
 
 def _nf4_anywhere() -> AbstractContextManager[Any]:
-    """The backend for bitsandbytes also without a GPU, which diffusers asks for and bitsandbytes can do without."""
+    """Let diffusers use bitsandbytes without a GPU, which diffusers requires and bitsandbytes does not."""
     if torch.cuda.is_available():
         return nullcontext()
     from diffusers.quantizers import auto
@@ -206,8 +206,8 @@ def _nf4_anywhere() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _no_word_of_dtypes() -> Iterator[None]:
-    """Without diffusers' warning that torchao's products are of bfloat16 alone: those here are not torchao's."""
+def _without_warnings() -> Iterator[None]:
+    """Hide diffusers' warning that torchao computes in bfloat16 only: products here are not torchao's."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()

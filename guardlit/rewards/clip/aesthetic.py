@@ -1,4 +1,4 @@
-"""The LAION aesthetic predictor: linear layers on CLIP's view of an image, trained on people's marks from 1 to 10."""
+"""The LAION aesthetic predictor: linear layers on CLIP's embedding, trained on people's ratings from 1 to 10."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guardlit.files import sha256
 from guardlit.rewards.clip.scorer import ClipScorer
-from guardlit.rewards.files import expanded, fill, find_file, read_tensors, sha256, without_weights
+from guardlit.rewards.files import expanded, fill, find_file, read_tensors, without_weights
 from guardlit.rewards.network import Placement
 from guardlit.types import RewardRequest, RewardResult
 
 
 def score_head(width: int) -> nn.Sequential:
-    """The head of this predictor and of ImageReward: width - 1024 - 128 - 64 - 16 - 1, with nothing in between.
+    """The head of this predictor and of ImageReward: width - 1024 - 128 - 64 - 16 - 1, without activations.
 
-    The numbers missing in its keys are those of dropout layers, which do nothing outside of training.
+    The numbers missing in its keys are dropout layers, which do nothing outside training.
     """
     sizes = (width, 1024, 128, 64, 16, 1)
     layers = [nn.Linear(old, new) for old, new in pairwise(sizes)]
@@ -27,13 +28,13 @@ def score_head(width: int) -> nn.Sequential:
 
 
 class Aesthetic(ClipScorer):
-    """Expected mark of an image whatever its prompt, about 1 to 10; generated images mostly get 4 to 7.
+    """Expected rating of an image, independent of its prompt: about 1 to 10, mostly 4 to 7 for generated images.
 
     Args:
         weights: the head's file, `sac+logos+ava1-l14-linearMSE.pth` of github.com/christophschuhmann/
             improved-aesthetic-predictor, or the folder or hub id that holds it.
-        model: Hugging Face id or local folder of the CLIP model whose view the head was trained on.
-        placement: where the network lives and how it is fed.
+        model: Hugging Face id or local folder of the CLIP model whose embeddings the head was trained on.
+        placement: device, precision and batch size of the network.
     """
 
     def __init__(
@@ -46,14 +47,14 @@ class Aesthetic(ClipScorer):
         self.weights_file = expanded(weights)
 
     def load(self) -> tuple[nn.Module, Mapping[str, str]]:
-        """Read the vision tower, its image processor and the head; every weight must be in its place."""
+        """Load the vision tower, its image processor and the head; files must hold exactly these weights."""
         clip: Any
         clip, files = super().load()
         path = find_file(self.weights_file, "sac+logos+ava1-l14-linearMSE.pth", "aesthetic predictor's file")
         with without_weights():
             head = score_head(clip.config.projection_dim)
         fill(nn.ModuleDict({"layers": head}), read_tensors(path), path)
-        del clip.text_model, clip.text_projection  # prompts play no part
+        del clip.text_model, clip.text_projection  # prompts are not used
         files = {**files, "head": path.name, "head_sha256": sha256(path)}
         return nn.ModuleDict({"clip": clip, "head": head}), files
 
@@ -62,12 +63,12 @@ class Aesthetic(ClipScorer):
         """The CLIP model, on the device of the current request."""
         return self.network["clip"]  # type: ignore[index]
 
-    def judge(self, request: RewardRequest) -> RewardResult:
+    def compute(self, request: RewardRequest) -> RewardResult:
         """Score B images, (B,)."""
-        return self.result(self.in_batches(request.images, self._mark))
+        return self.result(self.in_batches(request.images, self._rate))
 
-    def _mark(self, images: Tensor) -> Tensor:
+    def _rate(self, images: Tensor) -> Tensor:
         head: Any = self.network["head"]  # type: ignore[index]
         seen = torch.nn.functional.normalize(self._embed_images(images).float())
-        marks: Tensor = head(seen.to(self.clip.dtype))[:, 0]
-        return marks
+        ratings: Tensor = head(seen.to(self.clip.dtype))[:, 0]
+        return ratings

@@ -8,10 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
-from guardlit.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, normalise
-from guardlit.rewards.files import expanded, fill, find_file, read_tensors, sha256, without_weights
-from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
+from guardlit.files import sha256
+from guardlit.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, normalize
+from guardlit.rewards.files import expanded, fill, find_file, read_tensors, without_weights
+from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 
 _FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -20,14 +22,14 @@ _FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 class HPSv2(NetworkScorer):
     """cos(text, image), raw: about 0.2 to 0.35 for the published weights; some tables print 100 times that.
 
-    The two versions differ in nothing but their file.
+    The two versions differ only in their file.
 
     Args:
         version: v2.1 or v2.0.
-        weights: the official file, or a folder or hub id that holds it; `.safetensors` is taken too.
-        antialias: resize as the `hpsv2` package does with torchvision 0.17 or later; false for what older ones did.
+        weights: the official file, or a folder or hub id that holds it; `.safetensors` works too.
+        antialias: resize as the `hpsv2` package does with torchvision 0.17 or later; false as with older versions.
         architecture: name of an open_clip configuration.
-        placement: where the two towers live and how they are fed; the cosine is always taken in float32.
+        placement: device, precision and batch size of the two towers; the cosine is always float32.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class HPSv2(NetworkScorer):
         return {**super().provenance, "version": self.version, "antialias": str(self.antialias).lower()}
 
     def load(self) -> tuple[nn.Module, Mapping[str, str]]:
-        """Read both towers; every weight must be in its place."""
+        """Load both towers; the file must hold exactly these weights."""
         import open_clip
 
         if (config := open_clip.get_model_config(self.architecture)) is None:
@@ -64,7 +66,7 @@ class HPSv2(NetworkScorer):
         self._tokenizer = open_clip.get_tokenizer(self.architecture)
         return clip, {"weights": path.name, "weights_sha256": sha256(path), "architecture": self.architecture}
 
-    def judge(self, request: RewardRequest) -> RewardResult:
+    def compute(self, request: RewardRequest) -> RewardResult:
         """Score B matched pairs of image and prompt, (B,)."""
         texts = self.once_each(request.prompts, self._embed_texts)
         images = self.in_batches(request.images, self._embed_images)
@@ -78,20 +80,20 @@ class HPSv2(NetworkScorer):
     def _embed_images(self, images: Tensor) -> Tensor:
         clip: Any = self.network
         pixels = fit_longest_edge(images.to(self.device).float() / 255, clip.visual.image_size[0], self.antialias)
-        seen = normalise(pixels, OPENAI_MEAN, OPENAI_STD)  # after padding, so that the margin is black, not grey
+        seen = normalize(pixels, OPENAI_MEAN, OPENAI_STD)  # after padding, so that the margin is black, not gray
         embedding: Tensor = clip.encode_image(seen.to(DTYPES[self.placement.dtype]))
         return embedding
 
 
 def fit_longest_edge(pixels: Tensor, size: int, antialias: bool = True) -> Tensor:
-    """Bicubic resize of the longer edge, then black margins to a square: what the `hpsv2` package does.
+    """Bicubic resize of the longer edge, then black margins to a square, as the `hpsv2` package does.
 
-    It resizes floating-point pixels, so values may leave [0, 1] and are not rounded to grey levels.
+    Pixels are floating-point, so values may leave [0, 1] and are not rounded to gray levels.
 
     Args:
         pixels: (B, 3, height, width) in [0, 1].
         size: of both edges of the square.
-        antialias: average over the pixels that fall together.
+        antialias: average over the pixels that are merged.
 
     Returns:
         (B, 3, size, size).

@@ -1,4 +1,4 @@
-"""ImageReward (arXiv:2304.05977): BLIP reads the prompt while looking at the image, and a head marks the pair."""
+"""ImageReward (arXiv:2304.05977): BLIP encodes prompt and image, and a head scores the pair."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
+from guardlit.files import sha256
 from guardlit.rewards.clip.aesthetic import score_head
 from guardlit.rewards.clip.preprocess import ClipPreprocess
-from guardlit.rewards.files import expanded, fill, find_file, one_line, read_tensors, sha256, without_weights
-from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
+from guardlit.rewards.files import expanded, file_errors, fill, find_file, read_tensors, without_weights
+from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the head's output on the authors' validation set
 _PROMPT_TOKENS = 35
-_ADDED_TOKENS = 2  # [DEC] and [ENC] have embeddings, but no part in scoring
+_ADDED_TOKENS = 2  # [DEC] and [ENC] have embeddings, but scoring does not use them
 
-# Heads and epsilons are the authors': transformers' defaults load just as well and score wrongly.
+# Heads and epsilons are the authors': the weights also load with transformers' defaults, but the scores are wrong.
 _VISION: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -57,14 +59,14 @@ _RENAMED = (
 
 
 class ImageReward(NetworkScorer):
-    """Preference for an image given its prompt, standardised by the authors: about -2 to 2, 0 on average.
+    """Preference for an image given its prompt, standardized by the authors: about -2 to 2, 0 on average.
 
     Args:
-        weights: the official file, or a folder or hub id that holds `ImageReward.pt`; `.safetensors` is taken too.
+        weights: the official file, or a folder or hub id that holds `ImageReward.pt`; `.safetensors` works too.
         tokenizer: Hugging Face id or local folder of BERT's tokenizer.
-        vision: what a checkpoint's `transformers.BlipVisionConfig` has other than the published one.
-        text: what its `transformers.BlipTextConfig` has other than the published one.
-        placement: where the network lives and how it is fed.
+        vision: settings of `transformers.BlipVisionConfig` that differ from the published ones.
+        text: settings of `transformers.BlipTextConfig` that differ from the published ones.
+        placement: device, precision and batch size of the network.
     """
 
     def __init__(
@@ -81,12 +83,12 @@ class ImageReward(NetworkScorer):
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """Scorer, files, what differs from the published architecture, precision."""
+        """Scorer, files, differences from the published architecture, precision."""
         other = {key: repr(value) for key, value in (("vision", self.vision), ("text", self.text)) if value}
         return {**super().provenance, "tokenizer": self.tokenizer, **other}
 
     def load(self) -> tuple[nn.Module, Mapping[str, str]]:
-        """Read the network and the tokenizer; every weight must be in its place."""
+        """Load the network and the tokenizer; the file must hold exactly these weights."""
         path = find_file(self.weights_file, "ImageReward.pt", "ImageReward file")
         network = self._build()
         tensors = {key: tensor for key, tensor in read_tensors(path).items() if not _NOT_USED.fullmatch(key)}
@@ -111,9 +113,9 @@ class ImageReward(NetworkScorer):
     def _load_tokenizer(self, vocab_size: int) -> None:
         from transformers import BertTokenizer
 
-        # transformers makes up an empty vocabulary where the files are missing
+        # transformers creates an empty vocabulary where the files are missing
         find_file(self.tokenizer, "tokenizer_config.json", "folder of BERT's tokenizer")
-        with one_line(self.tokenizer, "folder of BERT's tokenizer"):
+        with file_errors(self.tokenizer, "folder of BERT's tokenizer"):
             self._tokenizer = BertTokenizer.from_pretrained(self.tokenizer)
         known, expected = len(self._tokenizer), vocab_size - _ADDED_TOKENS
         if known != expected:
@@ -122,13 +124,13 @@ class ImageReward(NetworkScorer):
                 f"point `tokenizer` to the folder with bert-base-uncased's vocab.txt and tokenizer_config.json"
             )
 
-    def judge(self, request: RewardRequest) -> RewardResult:
+    def compute(self, request: RewardRequest) -> RewardResult:
         """Score B matched pairs of image and prompt, (B,)."""
         batches = self.placement.batches(len(request))
-        raw = torch.cat([self._mark(request.images[batch], request.prompts[batch]) for batch in batches])
+        raw = torch.cat([self._rate(request.images[batch], request.prompts[batch]) for batch in batches])
         return self.result((raw - _MEAN) / _STD)
 
-    def _mark(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def _rate(self, images: Tensor, prompts: list[str]) -> Tensor:
         network: Any = self.network
         pixels = self._preprocess(images.to(self.device)).to(DTYPES[self.placement.dtype])
         tokens = self._tokenizer(
@@ -140,12 +142,12 @@ class ImageReward(NetworkScorer):
             encoder_hidden_states=network["vision"](pixels).last_hidden_state,
             is_decoder=False,
         )
-        mark: Tensor = network["mlp"](read.last_hidden_state[:, 0])[:, 0]
-        return mark.float()
+        rating: Tensor = network["mlp"](read.last_hidden_state[:, 0])[:, 0]
+        return rating.float()
 
 
 def _renamed(key: str) -> str:
-    """A key of the official file in transformers' terms; one that no rule knows stays, and is then unexpected."""
+    """A key of the official file as transformers names it; an unknown key stays, and is then unexpected."""
     for pattern, replacement in _RENAMED:
         if match := re.fullmatch(pattern, key):
             return match.expand(replacement)

@@ -23,7 +23,7 @@ class PickScore(ClipScorer):
         model: Hugging Face id or local folder of the CLIP model.
         processor: id or folder of tokenizer and image processor. By default the model's folder if it holds
             `preprocessor_config.json`, otherwise laion's CLIP ViT-H/14, as published with PickScore.
-        placement: where the two towers live and how they are fed; the cosine is always taken in float32.
+        placement: device, precision and batch size of the two towers; the cosine is always float32.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class PickScore(ClipScorer):
         super().__init__(model, processor or (model if own else _PUBLISHED_PROCESSOR), placement)
 
     def load(self) -> tuple[nn.Module, Mapping[str, str]]:
-        """Read both towers, tokenizer and image processor; every weight must be in its place."""
+        """Load both towers, tokenizer and image processor; the files must hold exactly these weights."""
         clip: Any
         clip, files = super().load()
         self._scale = clip.logit_scale.exp().item()  # before a lower precision rounds it
         return clip, files
 
-    def judge(self, request: RewardRequest) -> RewardResult:
+    def compute(self, request: RewardRequest) -> RewardResult:
         """Score B matched pairs of image and prompt, (B,)."""
         return self.result(self._scale * self.cosines(request))

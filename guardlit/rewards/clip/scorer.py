@@ -1,4 +1,4 @@
-"""What scorers share that ask a CLIP model in transformers' format."""
+"""Base of the scorers on a CLIP model in transformers' format."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip.preprocess import ClipPreprocess
-from guardlit.rewards.files import check_report, expanded, folder_sha256, one_line
-from guardlit.rewards.network import DTYPES, NetworkScorer, Placement
+from guardlit.rewards.files import check_report, expanded, file_errors, folder_sha256
+from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest
 
 _BUFFERS = frozenset({"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"})  # in old files
@@ -23,12 +24,12 @@ class ClipScorer(NetworkScorer):
     Args:
         model: Hugging Face id or local folder of the CLIP model.
         processor: id or folder of tokenizer and image processor; the model's own if left out.
-        placement: where the two towers live and how they are fed; the cosine is always taken in float32.
+        placement: device, precision and batch size of the two towers; the cosine is always float32.
     """
 
     def __init__(
         self,
-        model: str,
+        model: str = "openai/clip-vit-large-patch14",
         processor: str | None = None,
         placement: Placement = Placement(),  # noqa: B008 - frozen
     ) -> None:
@@ -37,17 +38,17 @@ class ClipScorer(NetworkScorer):
         self.processor = expanded(processor or model)
 
     def load(self) -> tuple[nn.Module, Mapping[str, str]]:
-        """Read both towers, tokenizer and image processor; every weight must be in its place."""
+        """Load both towers, tokenizer and image processor; the files must hold exactly these weights."""
         from transformers import CLIPImageProcessor, CLIPTokenizer
 
-        with one_line(self.model, "CLIP folder"):
+        with file_errors(self.model, "CLIP folder"):
             clip = load_clip(self.model)
             digest = folder_sha256(self.model)
-        with one_line(self.processor, "CLIP folder"):
+        with file_errors(self.processor, "CLIP folder"):
             self._preprocess = ClipPreprocess.like(CLIPImageProcessor.from_pretrained(self.processor))
             self._tokenizer = CLIPTokenizer.from_pretrained(self.processor)
-        # transformers makes up an empty vocabulary where the files are missing, and appends special tokens it does
-        # not find: in both cases the text tower would be fed wrong ids without a word.
+        # transformers creates an empty vocabulary where the files are missing, and appends special tokens that it does
+        # not find: in both cases the text tower would silently get wrong ids.
         known, expected = len(self._tokenizer), clip.config.text_config.vocab_size
         if known != expected:
             raise GuardlitError(
@@ -57,7 +58,7 @@ class ClipScorer(NetworkScorer):
         return clip, {"model": self.model, "weights_sha256": digest, "processor": self.processor}
 
     def weight_bytes(self) -> int | None:
-        """Of both towers, by the model's config.json; None where it is not at hand."""
+        """Of both towers, by the model's config.json; None where it is not on this machine."""
         from transformers import CLIPConfig, CLIPModel
 
         if self.placement.device not in ("same", "cuda"):
@@ -95,7 +96,7 @@ class ClipScorer(NetworkScorer):
 
 
 def load_clip(name: str) -> Any:
-    """A `transformers.CLIPModel` in float32 from a folder or hub id, every weight in its place.
+    """A `transformers.CLIPModel` in float32 from a folder or hub id, with exactly its weights.
 
     Raises:
         GuardlitError: another kind of model, or weights that are missing, unexpected or of another shape.
@@ -106,7 +107,7 @@ def load_clip(name: str) -> Any:
     if kind != "clip":
         found = f"its config.json says model_type {kind!r}" if kind else "it has no config.json with a model_type"
         raise GuardlitError(f"{name}: not a CLIP model, {found}; model_type 'clip' is needed here")
-    # dtype must be given: without it the file's decides, and a half-precision file would round before we choose
+    # without dtype the file's decides, and a half-precision file would round before we choose
     model, report = CLIPModel.from_pretrained(
         name, dtype=torch.float32, weights_only=True, ignore_mismatched_sizes=True, output_loading_info=True
     )

@@ -1,4 +1,4 @@
-"""Networks from local, checked files for the metrics of torchmetrics, which are used as they are."""
+"""Networks from local, checked files for the metrics of torchmetrics."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip.scorer import load_clip
-from guardlit.rewards.files import expanded, find_file, one_line, read_tensors
+from guardlit.rewards.files import expanded, file_errors, find_file, read_tensors
 
 
 class TorchmetricsClip:
     """Makes `torchmetrics.multimodal.CLIPScore` work with transformers 5, and with a local folder.
 
-    Give it as `model_name_or_path`. By a name alone that metric fails: the towers return an output object where it
-    expects a tensor; and it takes no folder.
+    Pass it as `model_name_or_path`. With a name that metric fails: the towers return an output object where it expects
+    a tensor. It does not take a folder either.
 
     Args:
         model: Hugging Face id or local folder of the CLIP model.
@@ -26,10 +26,10 @@ class TorchmetricsClip:
         self.model = expanded(model)
 
     def __call__(self) -> tuple[nn.Module, Any]:
-        """The model and the processor that torchmetrics asks for; PIL's resize, which is the reference."""
+        """The model and the processor for torchmetrics, with PIL's resize, the reference."""
         from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
 
-        with one_line(self.model, "CLIP folder"):
+        with file_errors(self.model, "CLIP folder"):
             images = CLIPImageProcessorPil.from_pretrained(self.model)
             texts = CLIPTokenizer.from_pretrained(self.model)
             return _TensorsOut(load_clip(self.model)), CLIPProcessor(images, texts)
@@ -53,13 +53,13 @@ InceptionFeature = Literal["64", "192", "768", "2048", "logits_unbiased"]
 
 
 def inception(weights: str, feature: InceptionFeature = "2048") -> nn.Module:
-    """The Inception v3 of FID, KID and IS, to be given as their `feature`: nothing is downloaded, no code is run.
+    """The Inception v3 of FID, KID and IS, to pass as their `feature`: nothing is downloaded, no code is run.
 
-    By themselves KID and IS only download it, and FID runs what code its file of weights holds.
+    Without it KID and IS download the network, and FID runs any code that its file of weights holds.
 
     Args:
         weights: torch-fidelity's `pt_inception-2015-12-05-6726825d.pth`, or a folder with it.
-        feature: what it returns: the published FID and KID take 2048, IS takes logits_unbiased.
+        feature: the output: 2048 for the published FID and KID, logits_unbiased for IS.
 
     Raises:
         GuardlitError: torch-fidelity is not installed; the file is missing or holds something else.
@@ -67,7 +67,7 @@ def inception(weights: str, feature: InceptionFeature = "2048") -> nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     path = find_file(weights, "pt_inception-2015-12-05-6726825d.pth", "file of Inception v3")
-    read_tensors(path)  # torch-fidelity opens the same file as one that may run code
+    read_tensors(path)  # torch-fidelity opens the same file in a way that may run code
     try:
         with torch.random.fork_rng(devices=[]):
             net: nn.Module = NoTrainInceptionV3("inception-v3-compat", [feature], str(path))
@@ -76,5 +76,5 @@ def inception(weights: str, feature: InceptionFeature = "2048") -> nn.Module:
     except RuntimeError as error:
         raise GuardlitError(f"{path}: these are not the weights of torch-fidelity's Inception v3") from error
     features = 1008 if feature == "logits_unbiased" else int(feature)
-    net.num_features = torch.tensor(features)  # FID would draw an image to find out
+    net.num_features = torch.tensor(features)  # without it FID runs the network on a random image
     return net

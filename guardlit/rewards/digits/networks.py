@@ -1,4 +1,4 @@
-"""The two small digit classifiers and the picture format that they and the real digits share."""
+"""The two small digit classifiers, and the image format of their input and of the real digits."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ SIDE = 32
 
 def upscale(digits: Tensor) -> Tensor:
     """Enlarge scikit-learn's digits smoothly: (N, 8, 8) levels 0 to 16 -> (N, 1, 32, 32) uint8."""
-    grey = interpolate(digits[:, None].float() / 16, size=(SIDE, SIDE), mode="bicubic", align_corners=False)
-    return (grey.clamp(0, 1) * 255).round().to(torch.uint8)
+    gray = interpolate(digits[:, None].float() / 16, size=(SIDE, SIDE), mode="bicubic", align_corners=False)
+    return (gray.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def to_grey(images: Tensor) -> Tensor:
+def to_gray(images: Tensor) -> Tensor:
     """RGB to the classifiers' input: (B, 3, height, width) uint8 -> (B, 1, 32, 32) float32 in [0, 1]."""
-    grey = images.float().mean(dim=1, keepdim=True) / 255
-    if grey.shape[-2:] == (SIDE, SIDE):
-        return grey
-    return interpolate(grey, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    gray = images.float().mean(dim=1, keepdim=True) / 255
+    if gray.shape[-2:] == (SIDE, SIDE):
+        return gray
+    return interpolate(gray, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
 
 
 class ProxyNet(nn.Sequential):
-    """A perceptron on 16 x 16 pixels: quick, accurate on real digits and easy to fool.
+    """A perceptron on 16 x 16 pixels: fast, accurate on real digits and easy to fool.
 
-    Maps grey pictures (B, 1, 32, 32) in [0, 1] to logits (B, 10).
+    Maps gray images (B, 1, 32, 32) in [0, 1] to logits (B, 10).
     """
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class ProxyNet(nn.Sequential):
 
 
 class GoldNet(nn.Sequential):
-    """A convolutional network, to be trained on distorted and noisy digits: slower, and harder to fool.
+    """A convolutional network, trained on distorted and noisy digits: slower, and harder to fool.
 
-    Maps grey pictures (B, 1, 32, 32) in [0, 1] to logits (B, 10).
+    Maps gray images (B, 1, 32, 32) in [0, 1] to logits (B, 10).
     """
 
     def __init__(self) -> None:
@@ -54,5 +54,5 @@ class GoldNet(nn.Sequential):
 
 
 def _stage(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
-    """Halve the picture: (B, channels_in, H, W) -> (B, channels_out, H/2, W/2)."""
+    """Halve the resolution: (B, channels_in, H, W) -> (B, channels_out, H/2, W/2)."""
     return nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1), nn.GroupNorm(4, channels_out), nn.SiLU()

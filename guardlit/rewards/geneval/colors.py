@@ -1,4 +1,4 @@
-"""GenEval's colours: what CLIP calls an object whose surroundings are painted over."""
+"""GenEval's colors: CLIP classifies an object whose surroundings are painted over."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from guardlit.rewards.clip.preprocess import ClipPreprocess, normalise
-from guardlit.rewards.geneval.prompt import COLOURS
+from guardlit.rewards.clip.preprocess import ClipPreprocess, normalize
+from guardlit.rewards.geneval.prompt import COLORS
 
-_TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
+_TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 _SURROUNDINGS = "#999"
 
 
 def sentences(name: str) -> list[str]:
-    """What CLIP reads for a class: three sentences a colour, colour by colour."""
-    return [template.format(colour=colour, name=name) for colour in COLOURS for template in _TEMPLATES]
+    """CLIP's prompts for a class: three sentences a color, color by color."""
+    return [template.format(color=color, name=name) for color in COLORS for template in _TEMPLATES]
 
 
-def colour_vectors(embedded: Tensor) -> Tensor:
-    """One direction a colour from the embeddings of `sentences`, (10 x 3, D) -> (10, D) of length 1."""
-    means = F.normalize(embedded.float(), dim=-1).reshape(len(COLOURS), len(_TEMPLATES), -1).mean(dim=1)
+def color_vectors(embedded: Tensor) -> Tensor:
+    """One direction a color from the embeddings of `sentences`, (10 x 3, D) -> (10, D) of length 1."""
+    means = F.normalize(embedded.float(), dim=-1).reshape(len(COLORS), len(_TEMPLATES), -1).mean(dim=1)
     return F.normalize(means, dim=-1)
 
 
 def crops(image: Tensor, boxes: Tensor, masks: Tensor, preprocess: ClipPreprocess) -> Tensor:
-    """What CLIP sees of the objects, (K, 3, *preprocess.crop) float32 on the CPU.
+    """CLIP's input for each object, (K, 3, *preprocess.crop) float32 on the CPU.
 
-    Made with PIL and torchvision, as the benchmark makes it: a crop is seldom square, and the odd pixel of its margin
-    falls on the other side than with transformers' own preprocessing.
+    PIL and torchvision make it, as in the benchmark: a crop is seldom square, and the odd pixel of its margin falls on
+    the other side than with the preprocessing of transformers.
 
     Args:
         image: (3, height, width) uint8.
         boxes: (K, 4) int64.
         masks: (K, height, width) bool.
-        preprocess: the sizes and the normalisation.
+        preprocess: the sizes and the normalization.
     """
     from PIL import Image
     from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
@@ -46,15 +46,15 @@ def crops(image: Tensor, boxes: Tensor, masks: Tensor, preprocess: ClipPreproces
         crop = Image.composite(picture, blank, Image.fromarray(mask)).crop(box)
         crop = center_crop(resize(crop, [preprocess.size], Image.Resampling.BICUBIC), list(preprocess.crop))
         seen.append(pil_to_tensor(crop) / 255)
-    return normalise(torch.stack(seen), preprocess.mean, preprocess.std)
+    return normalize(torch.stack(seen), preprocess.mean, preprocess.std)
 
 
 def nearest(embedded: Tensor, vectors: Tensor) -> list[str]:
-    """The colour of each crop.
+    """The color of each crop.
 
     Args:
         embedded: CLIP's embeddings of the crops, (K, D).
-        vectors: of the colours, (10, D).
+        vectors: of the colors, (10, D).
 
     Raises:
         FloatingPointError: embeddings that are not finite.
@@ -62,4 +62,4 @@ def nearest(embedded: Tensor, vectors: Tensor) -> list[str]:
     cosines = F.normalize(embedded.float(), dim=-1) @ vectors.T
     if not torch.isfinite(cosines).all():
         raise FloatingPointError("CLIP's embeddings are not finite")
-    return [COLOURS[index] for index in cosines.argmax(dim=-1).tolist()]
+    return [COLORS[index] for index in cosines.argmax(dim=-1).tolist()]

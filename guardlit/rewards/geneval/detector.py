@@ -1,4 +1,4 @@
-"""GenEval's object detector: Mask2Former, fed and read as mmdet 2 does it, whose scores the benchmark's are."""
+"""GenEval's object detector: Mask2Former with the input and output processing of mmdet 2, as in the benchmark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guardlit.rewards.geneval.prompt import CLASSES
 from guardlit.rewards.geneval.resize import resize_bilinear
 
 _SHORT, _LONG, _MULTIPLE = 800, 1333, 32  # pixels of the edges after the resize, and what both are padded to
-_MEAN, _STD, _GREY = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 128  # RGB levels; grey is the padding
+_MEAN, _STD, _GRAY = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 128  # RGB levels; gray is the padding
 _MOST = 100  # instances an image
 
 
@@ -38,12 +38,12 @@ class Instances:
 
 @dataclass(frozen=True)
 class View:
-    """How an image was brought to the network.
+    """Sizes of an image on its way to the network.
 
     Attributes:
         original: height and width of the image.
         resized: the same after the resize.
-        padded: the same of what the network sees; the image is at its top left.
+        padded: the same of the network's input; the image is at its top left.
     """
 
     original: tuple[int, int]
@@ -60,11 +60,11 @@ class View:
 
 
 def load_detector(name: str, source: str | None = None) -> Any:
-    """A `transformers.Mask2FormerForUniversalSegmentation` in float32, every weight in its place.
+    """A `transformers.Mask2FormerForUniversalSegmentation` in float32, with exactly its weights.
 
     Args:
         name: Hugging Face id or local folder.
-        source: what to call it in messages, if not by its name.
+        source: its name in messages, if not `name`.
 
     Raises:
         GuardlitError: another kind of model, other classes than COCO's 80, or weights that are missing, unexpected or
@@ -94,14 +94,14 @@ def load_detector(name: str, source: str | None = None) -> Any:
 
 
 def _is_idle(key: str) -> bool:
-    """Whether a weight plays no part in detections: of the loss, and a norm behind the last stage that none asks."""
+    """Whether detections do not depend on a weight: of the loss, and of an unused norm after the last stage."""
     return key == "criterion.empty_weight" or ".swin.layernorm." in key
 
 
 def prepare(images: Tensor, view: View) -> Tensor:
-    """What the network sees, (B, 3, *view.padded) float32.
+    """Input of the network, (B, 3, *view.padded) float32.
 
-    Resized as OpenCV does it, padded with grey, then normalised.
+    Resized as OpenCV does it, padded with gray, then normalized.
 
     Args:
         images: (B, 3, *view.original) uint8, RGB.
@@ -109,13 +109,13 @@ def prepare(images: Tensor, view: View) -> Tensor:
     """
     pixels = resize_bilinear(images, view.resized).float()
     bottom, right = (padded - size for padded, size in zip(view.padded, view.resized, strict=True))
-    pixels = F.pad(pixels, (0, right, 0, bottom), value=_GREY)
+    pixels = F.pad(pixels, (0, right, 0, bottom), value=_GRAY)
     mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (_MEAN, _STD))
     return (pixels - mean) / std
 
 
 def find(classes: Tensor, masks: Tensor, view: View, above: float) -> Instances:
-    """The instances in what the network says of one image, by mmdet's formula.
+    """Instances in the network's output for one image, by mmdet's formula.
 
     Of all pairs of a query and a class the 100 most probable are instances. Their pixels are those where the query's
     mask is above 0, their score is the class's probability times the mean probability of these pixels.
@@ -123,7 +123,7 @@ def find(classes: Tensor, masks: Tensor, view: View, above: float) -> Instances:
     Args:
         classes: logits by query, the last one for no object, (Q, 81).
         masks: logits by query, (Q, h, w) at any scale of the padded image.
-        view: how the image was brought to the network.
+        view: sizes of the image on its way to the network.
         above: instances with a score up to this are left out; at least 0.
 
     Raises:

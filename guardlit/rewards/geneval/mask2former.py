@@ -1,8 +1,8 @@
 """The official Mask2Former checkpoints (mmdet 2 and 3, Swin backbone) under the names and in the order of transformers.
 
-Both generations hold the same weights. What transformers calls otherwise is in `_RULES`; what it stores otherwise are
-three things: the backbone's fused query, key and value, the same of the decoder's self-attention, and the order of the
-four neighbours that a downsampling joins.
+Both generations hold the same weights. `_RULES` maps the names. Three weights have another layout: the backbone's fused
+query, key and value, the same of the decoder's self-attention, and the order of the four neighbors that a downsampling
+joins.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: under mmdet 3's names.
 
     Raises:
-        GuardlitError: names that such a checkpoint does not have.
+        GuardlitError: a name that such a checkpoint does not have.
     """
     converted: dict[str, Tensor] = {}
     unknown = []
@@ -118,7 +118,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _targets(name: str) -> Iterator[str]:
-    """The names of transformers; several where it splits what mmdet fuses."""
+    """Names in transformers; several where it splits a fused weight of mmdet."""
     if name == "panoptic_head.pixel_decoder.level_encoding.weight":
         yield _PIXELS + "level_embed"
     for pattern, target in _RULES:
@@ -130,20 +130,20 @@ def _targets(name: str) -> Iterator[str]:
 
 
 def _reordered(weight: Tensor) -> Tensor:
-    """A downsampling's norm (4 C,) or reduction (2 C, 4 C), from (channel, neighbour) to (neighbour, channel).
+    """A downsampling's norm (4 C,) or reduction (2 C, 4 C), from (channel, neighbor) to (neighbor, channel).
 
-    mmdet numbers the four neighbours by row, transformers by column.
+    mmdet numbers the four neighbors by row, transformers by column.
     """
-    by_neighbour = weight.reshape(*weight.shape[:-1], -1, 4).transpose(-1, -2)
-    return by_neighbour[..., (0, 2, 1, 3), :].flatten(-2)
+    by_neighbor = weight.reshape(*weight.shape[:-1], -1, 4).transpose(-1, -2)
+    return by_neighbor[..., (0, 2, 1, 3), :].flatten(-2)
 
 
 def idle(classes: int, width: int) -> dict[str, Tensor]:
-    """Weights that transformers expects and mmdet has not, for no detection depends on them.
+    """Weights that transformers expects and mmdet lacks, since detections do not depend on them.
 
     Args:
-        classes: the loss holds a weight for each, and for no object.
-        width: channels of the backbone's last stage, behind which there is a norm that nobody asks.
+        classes: number of them; the loss has a weight for each, and one for no object.
+        width: channels of the backbone's last stage, which an unused norm follows.
     """
     norm = _BACKBONE + "swin.layernorm."
     loss = torch.tensor([1.0] * classes + [0.1])
@@ -157,7 +157,7 @@ def describe(state: Mapping[str, Tensor]) -> dict[str, Any]:
         state: under mmdet 3's names.
 
     Raises:
-        GuardlitError: weights that tell a size are missing.
+        GuardlitError: a weight whose shape is needed is missing.
     """
 
     def shape(name: str) -> torch.Size:
@@ -188,9 +188,9 @@ def describe(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_queries": width[0],
         "encoder_layers": count(re.escape(encoder) + r"(\d+)\."),
         "encoder_feedforward_dim": shape(encoder + "0.ffn.layers.0.0.weight")[0],
-        "decoder_layers": count(re.escape(decoder) + r"(\d+)\.") + 1,  # transformers counts the queries' first look
+        "decoder_layers": count(re.escape(decoder) + r"(\d+)\.") + 1,  # transformers counts the initial queries
         "dim_feedforward": shape(decoder + "0.ffn.layers.0.0.weight")[0],
-        # of both attentions: only the deformable one's weights tell
+        # of both attentions; only the deformable one's weights show it
         "num_attention_heads": shape(encoder + "0.self_attn.attention_weights.weight")[0] // (_LEVELS * _POINTS),
         "num_labels": shape(head + "cls_embed.weight")[0] - 1,
     }

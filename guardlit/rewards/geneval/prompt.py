@@ -1,4 +1,4 @@
-"""What a GenEval prompt asks for: its metadata, read and checked."""
+"""The metadata of a GenEval prompt, read and checked."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 MOST_OBJECTS = 16
-"""Of each class this many are kept, so that no prompt can ask for more."""
+"""Objects kept per class; no prompt can ask for more."""
 
 # COCO's 80 classes in COCO's order, three of them under GenEval's own names: detections are named by their index
 CLASSES = tuple(
@@ -32,21 +32,21 @@ class Clause:
     Attributes:
         name: one of `CLASSES`.
         count: how many.
-        colour: one of `COLOURS` that all of them must have, if any.
+        color: one of `COLORS` that all of them must have, if any.
         relation: one of `RELATIONS` in which each of them must stand to each of the target's objects, if any.
         target: index of the earlier clause that `relation` is about.
     """
 
     name: str
     count: int
-    colour: str | None = None
+    color: str | None = None
     relation: str | None = None
     target: int = 0
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one prompt asks for: all of `include`, none of `exclude`."""
+    """Requirements of one prompt: all of `include`, none of `exclude`."""
 
     tag: str
     include: tuple[Clause, ...]
@@ -54,14 +54,14 @@ class Wanted:
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> Wanted:
-    """What the metadata of a prompt ask for.
+    """Requirements in the metadata of a prompt.
 
     Args:
-        metadata: a line of GenEval's file. Keys other than `tag`, `include` and `exclude` are not looked at; a key
-            that is null counts as absent, as tables of optional columns have it.
+        metadata: a line of GenEval's file. Keys other than `tag`, `include` and `exclude` are ignored; null counts as
+            absent, as in tables with optional columns.
 
     Raises:
-        ValueError: anything that could not be scored, in one line that names it.
+        ValueError: an entry cannot be scored; one line names it.
     """
     if metadata.get("tag") is None or not metadata.get("include"):
         raise ValueError(
@@ -91,11 +91,11 @@ def _include(entry: object, index: int) -> Clause:
             f"GenEval's {place}.count is {clause.count}; at most {MOST_OBJECTS} objects of a class are ever found"
         )
     assert isinstance(entry, Mapping)
-    colour, position = entry.get("color"), entry.get("position")
-    if colour is not None:
-        colour = _one_of(colour, COLOURS, f"{place}.color")
+    color, position = entry.get("color"), entry.get("position")
+    if color is not None:
+        color = _one_of(color, COLORS, f"{place}.color")
     if position is None:
-        return Clause(clause.name, clause.count, colour)
+        return Clause(clause.name, clause.count, color)
     if not isinstance(position, list | tuple) or len(position) != 2:
         raise ValueError(f"GenEval's {place}.position is {position!r}; it must be [relation, index of a clause]")
     relation = _one_of(position[0], RELATIONS, f"{place}.position[0]")
@@ -103,7 +103,7 @@ def _include(entry: object, index: int) -> Clause:
     if not _is_count(target) or not 0 <= target < index:
         earlier = f"0 to {index - 1}" if index else "none, as this clause is the first"
         raise ValueError(f"GenEval's {place}.position[1] is {target!r}; it must index an earlier clause ({earlier})")
-    return Clause(clause.name, clause.count, colour, relation, target)
+    return Clause(clause.name, clause.count, color, relation, target)
 
 
 def _clause(entry: object, place: str, known: Collection[str]) -> Clause:
@@ -114,7 +114,7 @@ def _clause(entry: object, place: str, known: Collection[str]) -> Clause:
         _one_of(key, sorted(known), f"{place} key")
     count = entry.get("count")
     if not _is_count(count) or count < 1:
-        raise ValueError(f"GenEval's {place}.count is {count!r}; it must be a whole number of at least 1")
+        raise ValueError(f"GenEval's {place}.count is {count!r}; it must be an integer of at least 1")
     return Clause(_one_of(entry.get("class"), CLASSES, f"{place}.class"), count)
 
 

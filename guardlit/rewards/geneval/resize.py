@@ -1,18 +1,18 @@
-"""OpenCV's resize, through which mmdet's images go, on CPU or GPU."""
+"""OpenCV's resize, which mmdet uses, on CPU or GPU."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_BITS = 11  # a weight is a whole multiple of 1 / 2^11
+_BITS = 11  # a weight is an integer multiple of 1 / 2^11
 
 
 def resize_bilinear(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize without antialiasing: bit for bit `cv2.resize(..., interpolation=cv2.INTER_LINEAR)` on uint8.
 
-    OpenCV computes in whole numbers and drops bits between the two passes, which moves one pixel in eight of a noisy
-    image by a level against exact arithmetic: enough to move a detection's score by 1e-3.
+    OpenCV computes with integers and drops bits between the two passes. That moves one pixel in eight of a noisy image
+    by a level, compared with exact arithmetic: enough to change a detection's score by 1e-3.
 
     Args:
         images: (B, channels, height, width) uint8.
@@ -37,7 +37,7 @@ def _taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Ten
     """For each new pixel the two old ones it lies between, possibly outside, and their weights: (new,) each."""
     position = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).float()
     first = position.floor()
-    share = position - first
-    near, far = (((weight * (1 << _BITS)).round().int()) for weight in (1 - share, share))
+    fraction = position - first
+    near, far = (((weight * (1 << _BITS)).round().int()) for weight in (1 - fraction, fraction))
     index = first.long()
     return index.to(device), (index + 1).to(device), near.to(device), far.to(device)

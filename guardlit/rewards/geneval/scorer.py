@@ -1,4 +1,4 @@
-"""GenEval (arXiv:2310.11513): are the objects that the prompt names in the image, so many, so coloured, so placed."""
+"""GenEval (arXiv:2310.11513): whether the image shows the objects of its prompt, in number, color and position."""
 
 from __future__ import annotations
 
@@ -11,43 +11,44 @@ from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip.scorer import ClipScorer
-from guardlit.rewards.files import expanded, folder_sha256, one_line
-from guardlit.rewards.geneval.colors import colour_vectors, crops, nearest, sentences
+from guardlit.rewards.files import expanded, file_errors, folder_sha256
+from guardlit.rewards.geneval.colors import color_vectors, crops, nearest, sentences
 from guardlit.rewards.geneval.detector import Instances, View, find, load_detector, prepare
 from guardlit.rewards.geneval.prompt import CLASSES, MOST_OBJECTS, Clause, Wanted, read_metadata
-from guardlit.rewards.geneval.rules import Found, Verdict, judge
+from guardlit.rewards.geneval.rules import Found, Verdict, apply_rules
 from guardlit.rewards.network import Placement
 from guardlit.types import RewardRequest, RewardResult
 
 Mode = Literal["official", "strict", "flow_grpo"]
 
 _MODES: tuple[Mode, ...] = ("official", "strict", "flow_grpo")
-_LEAST, _LEAST_COUNTING = 0.3, 0.9  # scores that an instance must exceed to be counted with
+_LEAST, _LEAST_COUNTING = 0.3, 0.9  # scores above which an instance counts
 
 
 class GenEval(ClipScorer):
-    """Whether an image shows what its prompt's metadata ask for.
+    """Whether an image shows what the metadata of its prompt ask for.
 
-    A prompt needs the metadata of GenEval's files: `tag`, `include`, `exclude`. Whatever the mode, all three scores are
-    in `RewardResult.details` and in a run's log.
+    A prompt needs the metadata of GenEval's files: `tag`, `include`, `exclude`. In each mode all three scores are in
+    `RewardResult.details`, and in the log of a run whose only reward this is.
 
     Args:
-        detector: folder or Hugging Face id of a Mask2Former for COCO's instances: the official checkpoint, once
-            `guardlit convert mask2former` has been over it. (`facebook/mask2former-swin-small-coco-instance` has the
-            same architecture, but other weights: its scores are not the benchmark's.)
+        detector: folder or Hugging Face id of a Mask2Former for COCO's instances: the official checkpoint, converted by
+            `guardlit convert mask2former`. (`facebook/mask2former-swin-small-coco-instance` has the same architecture,
+            but other weights: its scores are not the benchmark's.)
         mode: `official`, the benchmark's 0 or 1; `strict`, 0 or 1 with exactly as many objects as asked for;
             `flow_grpo`, the reward that Flow-GRPO trains on, at most 1 and unbounded below.
-        clip: folder or Hugging Face id of CLIP ViT-L/14, which names the colours.
-        swap_channels: show the detector blue for red, as the public reward server of Flow-GRPO does; for reproducing
-            its rewards only.
-        placement: where both networks live and how they are fed; in float32, for the detector samples its features at
-            positions that 16 bits put half a pixel off.
+        clip: folder or Hugging Face id of CLIP ViT-L/14, which names the colors.
+        swap_channels: swap red and blue in the detector's input, as the public reward server of Flow-GRPO does; only to
+            reproduce its rewards.
+        placement: device and batch size of both networks; they need float32, because 16 bits move the positions at
+            which the detector samples its features by half a pixel.
 
     Raises:
         ValueError: an unknown mode, or another precision.
     """
 
-    distinguishes = False  # two images that show nothing that was asked for score alike
+    logged = _MODES
+    distinguishes = False  # two images without any of the requested objects get the same score
 
     def __init__(
         self,
@@ -68,17 +69,12 @@ class GenEval(ClipScorer):
         self._vectors: dict[str, Tensor] = {}
 
     @property
-    def weights(self) -> Mapping[str, float]:
-        """1 for the mode; 0 for the other two, which are logged only."""
-        return {mode: float(mode == self.mode) for mode in _MODES}
-
-    @property
     def provenance(self) -> Mapping[str, str]:
         """Scorer, mode, both networks' files, precision."""
         return {**super().provenance, "mode": self.mode, "swap_channels": str(self.swap_channels)}
 
     def task(self, metadata: Mapping[str, object]) -> str:
-        """The benchmark's score is the mean over the means of its six tasks: each prompt names its own."""
+        """The task that the prompt names: the benchmark's score is the mean over its six tasks."""
         return str(metadata["tag"])
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
@@ -89,11 +85,11 @@ class GenEval(ClipScorer):
             raise ValueError(f"prompt '{prompt[:80]}': {error}") from error
 
     def weight_bytes(self) -> None:
-        """Not known: a detector comes to the CLIP model."""
+        """Not known: there is a detector in addition to the CLIP model."""
 
     def load(self) -> tuple[nn.Module, Mapping[str, str]]:
-        """Read detector and CLIP; every weight must be in its place."""
-        with one_line(self.detector, "Mask2Former folder"):
+        """Load detector and CLIP; the files must hold exactly these weights."""
+        with file_errors(self.detector, "Mask2Former folder"):
             detector, digest = load_detector(self.detector), folder_sha256(self.detector)
         clip, files = super().load()
         self._vectors.clear()
@@ -109,11 +105,11 @@ class GenEval(ClipScorer):
         """The CLIP model, on the device of the current request."""
         return self.network["clip"]  # type: ignore[index]
 
-    def judge(self, request: RewardRequest) -> RewardResult:
+    def compute(self, request: RewardRequest) -> RewardResult:
         """Score B images, (B,)."""
         try:
             wanted = [read_metadata(metadata) for metadata in request.metadata]
-        except ValueError as error:  # of a prompt that nobody has checked
+        except ValueError as error:  # of an unchecked prompt
             raise GuardlitError(str(error)) from error
         verdicts: list[Verdict | None] = []
         for batch in self.placement.batches(len(request)):
@@ -134,29 +130,29 @@ class GenEval(ClipScorer):
         return [self._verdict(image, classes, masks, asked, view) for image, classes, masks, asked in outputs]
 
     def _verdict(self, image: Tensor, classes: Tensor, masks: Tensor, wanted: Wanted, view: View) -> Verdict | None:
-        """Scores of one image; None where a network gave something else than numbers."""
+        """Scores of one image; None where the output of a network is not finite."""
         least = _LEAST_COUNTING if wanted.tag == "counting" else _LEAST
         try:
             instances = find(classes, masks, view, least)
             names = dict.fromkeys(clause.name for clause in (*wanted.include, *wanted.exclude))
-            return judge({name: self._objects(image, instances, name, wanted.include) for name in names}, wanted)
+            return apply_rules({name: self._objects(image, instances, name, wanted.include) for name in names}, wanted)
         except FloatingPointError:
             return None
 
     def _objects(self, image: Tensor, instances: Instances, name: str, clauses: tuple[Clause, ...]) -> list[Found]:
-        """The objects of one class, the most confident first; with colours as far as a clause looks at them."""
+        """The objects of one class, the most confident first, with colors where a clause needs them."""
         chosen = (instances.labels == CLASSES.index(name)).nonzero()[:MOST_OBJECTS, 0]
         boxes = instances.boxes[chosen]
         found = [Found(box) for box in boxes.tolist()]
-        counts = (c.count for c in clauses if c.name == name and c.colour is not None and c.count <= len(found))
+        counts = (c.count for c in clauses if c.name == name and c.color is not None and c.count <= len(found))
         if most := max(counts, default=0):
-            colours = self._colours(image, boxes[:most], instances.masks[chosen[:most]], name)
-            found[:most] = [dataclasses.replace(f, colour=c) for f, c in zip(found[:most], colours, strict=True)]
+            colors = self._colors(image, boxes[:most], instances.masks[chosen[:most]], name)
+            found[:most] = [dataclasses.replace(f, color=c) for f, c in zip(found[:most], colors, strict=True)]
         return found
 
-    def _colours(self, image: Tensor, boxes: Tensor, masks: Tensor, name: str) -> list[str]:
+    def _colors(self, image: Tensor, boxes: Tensor, masks: Tensor, name: str) -> list[str]:
         if name not in self._vectors:
-            self._vectors[name] = colour_vectors(self.in_batches(sentences(name), self._embed_texts))
+            self._vectors[name] = color_vectors(self.in_batches(sentences(name), self._embed_texts))
         seen = crops(image, boxes, masks, self._preprocess)
         return nearest(self.in_batches(seen, self._embed_pixels), self._vectors[name])
 

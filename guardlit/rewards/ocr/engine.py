@@ -1,4 +1,4 @@
-"""Reading text in images: rapidocr with the models of its wheel, in processes of one thread each."""
+"""Text recognition: rapidocr with the models of its wheel, in single-threaded subprocesses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.files import sha256
+from guardlit.files import sha256
 from guardlit.rewards.outcome import Outcome
 
 MODELS = {
@@ -29,7 +29,7 @@ MODELS = {
     "Cls": "ch_ppocr_mobile_v2.0_cls_mobile.onnx",
     "Rec": "PP-OCRv6_rec_small.onnx",
 }
-"""What finds text, turns it upright and reads it: the files of rapidocr 3.10."""
+"""Models that detect text, rotate it upright and recognize it: the files of rapidocr 3.10."""
 
 _PACKAGES = ("onnxruntime", "rapidfuzz", "rapidocr")
 _TRIES = 2
@@ -57,15 +57,15 @@ def _model_paths() -> dict[str, Path]:
 
 
 class Readers:
-    """Processes that read text in images.
+    """Subprocesses that read text in images.
 
-    A process that dies, or is still at one image after `seconds` and then ends itself, costs no result: whatever was
-    not read is given to new processes once more, and has failed if they die too.
+    A subprocess that dies, or exits because one image took longer than `seconds`, costs no result: the images that were
+    not read are retried once in new subprocesses, and fail if these die too.
 
     Args:
-        workers: processes, of one thread each.
-        side: images with a shorter edge are enlarged to it before text is looked for, in pixels.
-        seconds: that reading one image may take, loading the models included.
+        workers: number of subprocesses, with one thread each.
+        side: images with a shorter edge are enlarged to it before text detection, in pixels.
+        seconds: time-out of one image, with loading the models.
     """
 
     def __init__(self, workers: int, side: int, seconds: float = 120.0) -> None:
@@ -74,9 +74,9 @@ class Readers:
         self._executor: ProcessPoolExecutor | None = None
 
     def read(self, images: Sequence[np.ndarray]) -> list[Outcome[list[str]]]:
-        """What stands in each image, (height, width, 3) uint8 RGB: one text a box, from top to bottom.
+        """The texts in each image, (height, width, 3) uint8 RGB: one a box, from top to bottom.
 
-        Outcomes are in the images' order. Where a process raised or died, they hold an error.
+        Outcomes are in the order of the images. Where a subprocess raised or died, they hold an error.
         """
         outcomes: list[Outcome[list[str]] | None] = [None] * len(images)
         for _ in range(_TRIES):
@@ -87,16 +87,16 @@ class Readers:
                 break
             self.deaths += 1
             self.close()
-        died = Outcome[list[str]](error="the process that read the image died, as did another one at the second try")
+        died = Outcome[list[str]](error="the process that read the image died, and so did the one of the retry")
         return [outcome or died for outcome in outcomes]
 
     def _read_once(self, images: Sequence[np.ndarray]) -> list[Outcome[list[str]] | None]:
-        """Outcomes in order; None where the processes broke down before."""
+        """Outcomes in order; None where the subprocesses died first."""
         futures: list[Future[list[str]]] = []
         try:
             for image in images:
                 futures.append(self._started().submit(_read, image, self.side, self.seconds))
-        except BrokenProcessPool:  # one died while nobody asked it
+        except BrokenProcessPool:  # one died while it was idle
             pass
         try:
             outcomes = [_outcome(future) for future in futures]
@@ -107,7 +107,7 @@ class Readers:
         return outcomes + [None] * (len(images) - len(futures))
 
     def self_test(self) -> None:
-        """Have every process read a word; raises `GuardlitError` if one cannot."""
+        """Read a word in every subprocess; raises `GuardlitError` if one cannot."""
         for outcome in self.read([_written(_WORD)] * self.workers):
             if _WORD not in "".join(outcome.value or []):
                 problem = outcome.error or f"{_WORD} was read as {outcome.value}"
@@ -116,7 +116,7 @@ class Readers:
                 )
 
     def close(self) -> None:
-        """End the processes; the next `read` starts new ones."""
+        """Stop the subprocesses; the next `read` starts new ones."""
         if self._executor is not None:
             self._end()
             self._executor = None
@@ -124,16 +124,15 @@ class Readers:
     def _started(self) -> ProcessPoolExecutor:
         if self._executor is None:
             self._executor = ProcessPoolExecutor(self.workers, _context(), initializer=_serve_parent)
-            # at the latest when nobody holds this object any more, or the interpreter exits
+            # at the latest when this object is garbage collected, or the interpreter exits
             self._end = weakref.finalize(self, self._executor.shutdown, cancel_futures=True)
         return self._executor
 
 
 def _context() -> BaseContext:
-    """How processes start: not by a fork of this one, with its CUDA context and the locks that its threads hold.
+    """How subprocesses start: not by a fork of this process, with its CUDA context and the locks of its threads.
 
-    A fresh process imports this package once and is forked instead, which takes half the memory and time of letting
-    each import it.
+    A fresh process imports this package once and is forked: half the memory and time of one import per subprocess.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
@@ -147,18 +146,18 @@ def _outcome(future: Future[list[str]]) -> Outcome[list[str]] | None:
         return Outcome(future.result())
     except BrokenProcessPool:
         return None
-    except Exception as error:  # whatever rapidocr, OpenCV and onnxruntime raise
+    except Exception as error:  # anything that rapidocr, OpenCV and onnxruntime raise
         first_line = (str(error).strip().splitlines() or [""])[0]
         return Outcome(error=f"{type(error).__name__}: {first_line}")
 
 
 def _serve_parent() -> None:
-    """Leave ctrl-C to the parent, and end with it however it ends."""
+    """Ignore ctrl-C, which the parent handles, and exit when the parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -168,7 +167,7 @@ def _end_with_parent() -> None:
 def _read(image: np.ndarray, side: int, seconds: float) -> list[str]:
     faulthandler.dump_traceback_later(seconds, exit=True)
     try:
-        result = _engine(side)(np.ascontiguousarray(image[..., ::-1]))  # it expects OpenCV's order of channels
+        result = _engine(side)(np.ascontiguousarray(image[..., ::-1]))  # it expects the channel order of OpenCV
         return list(result.txts or ())
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -1,4 +1,4 @@
-"""Whether the text that a prompt asks for stands in the image."""
+"""Whether an image shows the text that its prompt quotes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class OCR(Scorer):
     """Text accuracy in [0, 1], as Flow-GRPO (arXiv:2505.05470) defines it, read by PP-OCRv6 through rapidocr.
 
     1 where the quoted text of the prompt is part of what was read, otherwise 1 - min(d, n) / n with the Levenshtein
-    distance d and n characters in the quoted text; white space and case play no part, and boxes are joined from top to
+    distance d and n characters in the quoted text; white space and case are ignored, and boxes are joined from top to
     bottom. An image without text scores 0; one that could not be read is NaN and invalid.
 
-    `details["exact"]` is 1 where nothing but the quoted text was read. Where it falls while the score stays high, the
-    images are filled with text.
+    `details["exact"]` is 1 where only the quoted text was read. If it falls while the score stays high, the images fill
+    with text.
 
     Args:
-        targets: which quoted text counts: `first`, as published, or `all`: the mean accuracy of all of them, each by
-            the box or the joined text that suits it best (this is ours).
-        workers: processes that read, of one thread each; null takes this machine's cores, shared among its ranks.
-        side: images with a shorter edge are enlarged to it before text is looked for, in pixels.
+        targets: which quoted text counts: `first`, as published, or `all`: the mean accuracy over all of them, each by
+            the box or the joined text that matches it best (our extension).
+        workers: subprocesses that read, with one thread each; null for the machine's cores divided by its ranks.
+        side: images with a shorter edge are enlarged to it before text detection, in pixels.
     """
 
     name = "ocr"
@@ -49,18 +49,18 @@ class OCR(Scorer):
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """Scorer, engine, models, options; all but `workers` can move a score."""
+        """Scorer, engine, models, options; `workers` is left out, since it cannot change a score."""
         return {"scorer": self.name, **self._engine, "targets": self.targets, "side": str(self.side)}
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
-        """Raise `ValueError` unless the prompt holds text in quotes, and its quotes pair up."""
+        """Raise `ValueError` unless the prompt holds text in quotes, and its quotes are balanced."""
         quoted_texts(prompt)
 
     def setup(self, device: torch.device) -> None:
-        """Start the processes and have them read a word; raises `GuardlitError` if that does not work."""
+        """Start the subprocesses and read a word in each; raises `GuardlitError` if one cannot."""
         self.close()
         self._engine = engine_provenance()
-        readers = Readers(self.workers or _share_of_cores(), self.side)
+        readers = Readers(self.workers or _cores_of_this_rank(), self.side)
         try:
             readers.self_test()
         except BaseException:
@@ -75,7 +75,7 @@ class OCR(Scorer):
         targets = [quoted_texts(prompt) for prompt in request.prompts]
         outcomes = self._readers.read(list(request.images.permute(0, 2, 3, 1).cpu().numpy()))
         scores = [
-            (float("nan"),) * 2 if o.value is None else self._judge(texts, o.value)
+            (float("nan"),) * 2 if o.value is None else self._rate(texts, o.value)
             for texts, o in zip(targets, outcomes, strict=True)
         ]
         self._failures += sum(outcome.error is not None for outcome in outcomes)
@@ -84,8 +84,8 @@ class OCR(Scorer):
             values, details={"exact": exact}, provenance=self.provenance, reason=first_error(outcomes)
         )
 
-    def _judge(self, targets: list[str], boxes: list[str]) -> tuple[float, float]:
-        """Accuracy, and whether nothing else was read."""
+    def _rate(self, targets: list[str], boxes: list[str]) -> tuple[float, float]:
+        """Accuracy, and 1 if nothing else was read."""
         joined = "".join(boxes)
         if self.targets == "first":
             targets = targets[:1]
@@ -96,7 +96,7 @@ class OCR(Scorer):
         return value, float(value == 1 and nothing_else)
 
     def counters(self) -> Mapping[str, float]:
-        """Since the last time: images that could not be read (`failures`), and how often processes died (`deaths`)."""
+        """Since the last call: images that could not be read (`failures`), deaths of subprocesses (`deaths`)."""
         if self._readers is None:
             return {}
         counts = {"failures": float(self._failures), "deaths": float(self._readers.deaths)}
@@ -104,14 +104,14 @@ class OCR(Scorer):
         return counts
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the subprocesses."""
         if self._readers is not None:
             self._readers.close()
             self._readers = None
 
 
-def _share_of_cores() -> int:
-    """Cores that this process may use, shared with the machine's other ranks."""
+def _cores_of_this_rank() -> int:
+    """Cores that this process may use, divided by the machine's ranks."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     ranks = torch.distributed.get_world_size() if distributed else 1

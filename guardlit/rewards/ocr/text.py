@@ -1,4 +1,4 @@
-"""Which text a prompt asks for, and how far a text that was read is from it."""
+"""The text that a prompt quotes, and its distance from the text that was read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _QUOTE = re.compile('["“”]')
 
 
 def quoted_texts(prompt: str) -> list[str]:
-    """The texts in double quotes, straight or curly, in their order and as written; an apostrophe is no quote.
+    """The texts in double quotes, straight or curly, in order and as written; an apostrophe is not a quote.
 
     Raises:
-        ValueError: no quotes, quotes without text between them, or some that do not pair up or stand inside others.
+        ValueError: no quotes, quotes without text between them, or unbalanced or nested quotes.
     """
     texts = [straight or curly for straight, curly in _QUOTED.findall(prompt)]
     if _QUOTE.search(_QUOTED.sub("", prompt)):
@@ -25,15 +25,15 @@ def quoted_texts(prompt: str) -> list[str]:
 
 
 def squeezed(text: str) -> str:
-    """Without white space, in lower case: what is compared."""
+    """Without white space, in lower case, for the comparison."""
     return "".join(text.split()).lower()
 
 
 def accuracy(target: str, read: str) -> float:
-    """How much of a target was read, in [0, 1]: the reward of Flow-GRPO (arXiv:2505.05470).
+    """Fraction of a target that was read, in [0, 1]: the reward of Flow-GRPO (arXiv:2505.05470).
 
     1 where the target is part of what was read, otherwise 1 - min(d, n) / n with the Levenshtein distance d of both
-    and n characters of the target. White space and case play no part.
+    and n characters of the target. White space and case are ignored.
     """
     from rapidfuzz.distance import Levenshtein
 

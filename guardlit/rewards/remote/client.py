@@ -1,11 +1,11 @@
-"""Asking a server for scores: many requests at once, retried where that can help, and every failure a sentence.
+"""HTTP client of a reward server: concurrent calls, retries, time-outs, a circuit breaker.
 
-The client runs its event loop in one thread of its own and is used from ordinary code:
+The client runs an event loop in a private thread and is called from synchronous code:
 
     with Client("http://127.0.0.1:8000", Limits(concurrency=8), token_env="REWARD_TOKEN") as client:
-        about = client.ask(Call("GET", "/info", json.loads))                  # one call: its value or GuardlitError
+        about = client.ask(Call("GET", "/info", json.loads))                  # one call: its value, or GuardlitError
         outcomes = client.map([Call("POST", "/v1/score", read, body)] * 96)   # 96 outcomes, in order
-        client.counters()                                                     # since the last time
+        client.counters()                                                     # since the last call of counters
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Any, Generic, Self, TypeVar
 from guardlit.errors import GuardlitError
 from guardlit.rewards.outcome import Outcome as Outcome
 from guardlit.rewards.remote.retries import (
+    CircuitBreaker,
     Counts,
-    Patience,
-    Pulse,
     RefusedError,
     ReplyError,
+    RetryPolicy,
     UnreachedError,
     UnreadableError,
     bearer_token,
@@ -40,20 +40,20 @@ from guardlit.rewards.remote.retries import (
 T = TypeVar("T")
 
 MOST_BYTES = 64_000_000
-"""Of a reply, once it is decompressed: many times what the scores of any request take."""
+"""Limit of a reply, decompressed: many times what the scores of any request take."""
 
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # else every retry prints its bare event name
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long and how often a server is asked.
+    """Time-outs, retries and concurrency of the calls to a server.
 
     Attributes:
-        connect: seconds until a connection stands.
-        read: seconds without a byte of the reply.
+        connect: time-out of a connection attempt, in seconds.
+        read: time-out without a byte of the reply, in seconds.
         attempts: of one call, the first included.
-        total: seconds that one call may take with all its attempts and the waiting between them.
+        total: time-out of one call with all its attempts and the delays between them, in seconds.
         concurrency: calls in flight at once.
     """
 
@@ -74,16 +74,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request, and how its reply is understood.
+    """One request, and how its reply is read.
 
     Attributes:
         method: `GET` or `POST`.
         path: below the server's address.
-        read: makes the value of a reply's body. Whatever it raises makes the reply unreadable, and such a call is
-            repeated at most twice. It runs in the client's thread, so it must be quick.
-        body: makes the request's body; runs in a worker thread when the call's turn comes, so that a round's images
-            are not all encoded at once.
-        content_type: of the body.
+        read: parses the body of a reply. Any exception makes the reply unreadable; such a call is retried at most
+            twice. Runs in the client's thread, so it must be quick.
+        body: encodes the body of the request. Runs in a worker thread when the call starts, so that the images of a
+            round are not all encoded at once.
+        content_type: of the request's body.
     """
 
     method: str
@@ -94,22 +94,22 @@ class Call(Generic[T]):
 
 
 class Client:
-    """A server that is asked for scores.
+    """Client of one reward server.
 
-    Retried are transport errors, HTTP 408, 409, 425, 429 and 5xx (after `Retry-After`, if the server sends it) and, at
-    most twice, replies that `Call.read` cannot read; not the other 4xx. When a server stops answering, the calls that
-    were not begun fail at once, so that `map` ends soon after `total` seconds and not after that many for each call.
+    Retries transport errors, HTTP 408, 409, 425, 429 and 5xx (after `Retry-After`, if the server sends it) and, at most
+    twice, replies that `Call.read` cannot read; not the other 4xx. When the server stops answering, the circuit breaker
+    opens: calls that have not started fail at once, so that `map` takes little more than `total` seconds.
 
-    It may be used from several threads; they share `concurrency`. Proxies named in the environment are used, except
-    for loopback addresses.
+    Thread-safe; all threads share `concurrency`. Proxies named in the environment are used, except for loopback
+    addresses.
 
     Args:
         base_url: http or https address, with a path if the server lives below one.
-        limits: times, attempts, concurrency.
+        limits: time-outs, attempts, concurrency.
         token_env: name of the environment variable that holds a bearer token; the token itself is never logged.
 
     Raises:
-        GuardlitError: an address that is none, or no such environment variable.
+        GuardlitError: an invalid address, or no such environment variable.
     """
 
     def __init__(self, base_url: str, limits: Limits = Limits(), token_env: str | None = None) -> None:
@@ -120,7 +120,7 @@ class Client:
         self.limits = limits
         self._counts = Counts()
         self._running: set[Future[Any]] = set()
-        self._jitter = random.Random()  # its own, as scoring must leave the global random state alone
+        self._jitter = random.Random()  # scoring must not touch the global random state
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._no_reply = httpx2.RequestError
         http = httpx2.AsyncClient(
@@ -134,7 +134,7 @@ class Client:
             self._portal = stack.enter_context(start_blocking_portal(name="reward-client"))
             self._http = stack.enter_context(self._portal.wrap_async_context_manager(http))
             self._stack = stack.pop_all()
-        atexit.register(self.close)  # while its event loop can still be ended in peace
+        atexit.register(self.close)  # before the interpreter tears down the event loop
 
     def __enter__(self) -> Self:
         return self
@@ -143,14 +143,14 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Drop the connections and end the thread; a `map` in another thread fails, and no further one is possible."""
+        """Close the connections and stop the thread; a `map` in another thread fails. The client cannot be reopened."""
         for future in list(self._running):
             future.cancel()
         self._stack.close()
         atexit.unregister(self.close)
 
     def map(self, calls: Sequence[Call[T]]) -> list[Outcome[T]]:
-        """Make all calls, `concurrency` at once; outcomes are in the calls' order, and no failure raises."""
+        """Make all calls, `concurrency` at once; outcomes are in the order of the calls, and no failure raises."""
         return self._wait_for(calls, self.limits.total)
 
     def _wait_for(self, calls: Sequence[Call[T]], seconds: float) -> list[Outcome[T]]:
@@ -165,18 +165,18 @@ class Client:
             self._running.discard(future)
 
     def ask(self, call: Call[T], seconds: float | None = None) -> T:
-        """Make one call, with all its attempts within `seconds`; raises `GuardlitError` where `map` has an error."""
+        """Make one call, with all its attempts within `seconds`; raises `GuardlitError` where `map` gives an error."""
         (outcome,) = self._wait_for([call], seconds or self.limits.total)
         if outcome.error is not None:
             raise GuardlitError(f"{self.url}: {outcome.error}")
         return outcome.value  # type: ignore[return-value]  # it may be None, if that is what `read` made
 
     def counters(self) -> Mapping[str, float]:
-        """Since the last time: calls, failures, retries, unparseable_share, latency_p50 and latency_p95.
+        """Calls, failures, retries, unparseable_share, latency_p50 and latency_p95 since the last call.
 
-        The last three, over replies, are left out where there was none; latencies are in seconds.
+        The last three are over replies, and left out where there was none; latencies are in seconds.
         """
-        return self._portal.call(self._take_counts).summary()  # in the loop's thread, so that none is lost
+        return self._portal.call(self._take_counts).summary()  # in the event loop's thread, so that no count is lost
 
     async def _take_counts(self) -> Counts:
         counts, self._counts = self._counts, Counts()
@@ -184,11 +184,11 @@ class Client:
 
     async def _map(self, calls: Sequence[Call[T]], seconds: float) -> list[Outcome[T]]:
         outcomes: list[Outcome[T]] = [Outcome()] * len(calls)
-        pulse = Pulse(self.limits.concurrency)
+        breaker = CircuitBreaker(self.limits.concurrency)
 
         async def make(index: int) -> None:
             async with self._slots:
-                outcomes[index] = await self._make(calls[index], seconds, pulse)
+                outcomes[index] = await self._make(calls[index], seconds, breaker)
             self._counts.calls += 1
             self._counts.failures += outcomes[index].error is not None
 
@@ -197,32 +197,32 @@ class Client:
                 group.create_task(make(index))
         return outcomes
 
-    async def _make(self, call: Call[T], seconds: float, pulse: Pulse) -> Outcome[T]:
-        if pulse.flat:
+    async def _make(self, call: Call[T], seconds: float, breaker: CircuitBreaker) -> Outcome[T]:
+        if breaker.open:
             return Outcome(error=f"{call.method} {call.path}: not sent, as the server stopped answering")
         try:
             async with asyncio.timeout(seconds):
-                value = await self._insist(call, time.monotonic() + seconds)
+                value = await self._retried(call, time.monotonic() + seconds)
         except TimeoutError:
-            pulse.note(alive=False)
+            breaker.note(alive=False)
             return Outcome(error=f"{call.method} {call.path}: no answer within {seconds:g} s")
         except ReplyError as failure:
-            pulse.note(alive=failure.alive)
+            breaker.note(alive=failure.alive)
             return Outcome(error=f"{call.method} {call.path}: {failure}")
-        pulse.note(alive=True)
+        breaker.note(alive=True)
         return Outcome(value)
 
-    async def _insist(self, call: Call[T], deadline: float) -> T:
-        """The value of a call, after at most `attempts` tries."""
+    async def _retried(self, call: Call[T], deadline: float) -> T:
+        """The value of a call, after at most `attempts` attempts."""
         body = None if call.body is None else await asyncio.to_thread(call.body)
-        patience = Patience(self.limits.attempts, deadline, self._jitter)
-        async for attempt in patience.attempts():
+        policy = RetryPolicy(self.limits.attempts, deadline, self._jitter)
+        async for attempt in policy.attempts():
             self._counts.retries += attempt.num > 1
             with attempt:
-                return await self._try(call, body)
+                return await self._attempt(call, body)
         raise AssertionError("stamina ends with a value or an error")
 
-    async def _try(self, call: Call[T], body: bytes | None) -> T:
+    async def _attempt(self, call: Call[T], body: bytes | None) -> T:
         headers = {} if body is None else {"content-type": call.content_type}
         start = time.monotonic()
         content = bytearray()
@@ -241,6 +241,6 @@ class Client:
             if len(content) > MOST_BYTES:
                 raise ValueError(f"it is longer than {MOST_BYTES:,} bytes")
             return call.read(bytes(content))
-        except Exception as error:  # whatever a reader stumbles over in a reply that may hold anything
+        except Exception as error:  # the reply may hold anything, and `read` may raise anything
             self._counts.unreadable += 1
             raise UnreadableError(f"unreadable reply ({describe(error)})") from error

@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
+from guardlit.rewards.images import image_file
 from guardlit.rewards.remote.client import Call, Limits
 from guardlit.rewards.remote.scorer import ServedScorer
 from guardlit.rewards.remote.wire import Answer
@@ -23,18 +24,18 @@ _SCORES = ("scores", "rewards", "strict_rewards", "outputs")
 class PickleReward(ServedScorer):
     """Scores over the protocol `reward-server-pickle`: for reproduction only.
 
-    That protocol sends images as JPEG files of quality 75, so a score is not the drawn image's; it pickles both ways,
-    without a token. What is sent is plain data. What comes back is read by an unpickler that resolves no name at all:
-    lists, mappings, texts and numbers pass, everything else is a failed score. That server is to be trusted with
-    nothing, and says nothing of what it runs.
+    That protocol sends images as JPEG files of quality 75, so a score is not that of the exact image. Both directions
+    are pickled, without a token. This client sends plain data, and reads replies with an unpickler that resolves no
+    name: lists, mappings, texts and numbers pass, everything else is a failed score. The server does not identify its
+    model.
 
     Args:
         url: address of the server, e.g. http://127.0.0.1:18085 for its GenEval.
         value: which list of the answer is the reward: `scores`, `rewards` (official) or `strict_rewards` of GenEval,
-            `outputs` of DeQA. Those that come along are details.
-        only_strict: spare GenEval's server the official judgement; `rewards` are 0 then.
-        chunk: images of one call; that project's clients send 64.
-        limits: times, attempts and calls in flight.
+            `outputs` of DeQA. The other lists are details.
+        only_strict: skip the official score on GenEval's server; `rewards` are 0 then.
+        chunk: images per call, at most; that project's clients send 64.
+        limits: time-outs, attempts and concurrency.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class PickleReward(ServedScorer):
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """Protocol, address and options; whose model answers, the protocol does not say."""
+        """Protocol, address and options; the protocol does not identify the model."""
         return {
             "scorer": self.name,
             "protocol": "reward-server-pickle",
@@ -71,7 +72,9 @@ class PickleReward(ServedScorer):
 def _body(request: RewardRequest, only_strict: bool) -> bytes:
     pairs = zip(request.prompts, request.metadata, strict=True)
     message = {
-        "images": [_jpeg(pixels) for pixels in request.images.permute(0, 2, 3, 1).numpy()],
+        "images": [
+            image_file(pixels, "JPEG", quality=_QUALITY) for pixels in request.images.permute(0, 2, 3, 1).numpy()
+        ],
         "prompts": list(request.prompts),
         "meta_datas": [{"prompt": prompt, **metadata} for prompt, metadata in pairs],
         "only_strict": only_strict,
@@ -79,16 +82,8 @@ def _body(request: RewardRequest, only_strict: bool) -> bytes:
     return pickle.dumps(message)
 
 
-def _jpeg(pixels: Any) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="JPEG", quality=_QUALITY)
-    return file.getvalue()
-
-
 class DataUnpickler(pickle.Unpickler):
-    """Reads plain data; every class, function and persistent object is refused before it is looked up."""
+    """Reads plain data; every class, function and persistent object is refused before its import."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         """Refuse."""

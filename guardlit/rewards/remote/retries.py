@@ -1,4 +1,4 @@
-"""What a client of a reward server needs beside its requests: failures, counts, addresses, tokens."""
+"""Retries and time-outs of a reward client: errors, retry policy, circuit breaker, counters, addresses, tokens."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ if TYPE_CHECKING:
     from stamina import Attempt
 
 _RETRIED = {408, 409, 425, 429}  # and everything from 500 up
-_REREADS = 2  # at temperature 0 a model mostly repeats itself
+_REREADS = 2  # at temperature 0 a model mostly repeats its answer
 
 
 class ReplyError(Exception):
-    """A reply that is of no use; the message is one line.
+    """A failed attempt; the message is one line.
 
     Attributes:
-        alive: the server does its work, and another call may well succeed.
-        again: another attempt may help.
-        wait: seconds that the server asks to wait before it.
+        alive: whether the server works, so that another call may succeed.
+        retryable: whether a retry of this call may succeed.
+        retry_after: seconds that the server asks to wait before it.
     """
 
     alive = True
-    again = True
-    wait = 0.0
+    retryable = True
+    retry_after = 0.0
 
 
 class RefusedError(ReplyError):
-    """A status other than 2xx, with what the server says beside it."""
+    """A status other than 2xx, with the start of its body."""
 
     def __init__(self, response: Response, said: str = "") -> None:
         super().__init__(f"HTTP {response.status_code}: {shorten(said) or response.reason_phrase}")
-        self.again = response.status_code in _RETRIED or response.status_code >= 500
-        self.alive = not self.again
-        self.wait = _retry_after(response.headers.get("retry-after", ""))
+        self.retryable = response.status_code in _RETRIED or response.status_code >= 500
+        self.alive = not self.retryable
+        self.retry_after = _retry_after(response.headers.get("retry-after", ""))
 
 
 class UnreadableError(ReplyError):
-    """A body without what was asked for."""
+    """A reply that `Call.read` cannot read."""
 
 
 class UnreachedError(ReplyError):
-    """No whole reply: no connection, a broken one, or one that fell silent."""
+    """No complete reply: no connection, a broken one, or a read time-out."""
 
     alive = False
 
 
 @dataclass
 class Counts:
-    """What happened to the calls of a client, and how long each readable or unreadable reply took, in seconds."""
+    """Counters of a client, and the latency of each reply, readable or not, in seconds."""
 
     calls: int = 0
     failures: int = 0
@@ -78,27 +78,32 @@ class Counts:
         return {**counts, "unparseable_share": share, "latency_p50": float(p50), "latency_p95": float(p95)}
 
 
-class Pulse:
-    """Whether a server still answers: not when as many calls in a row as may be in flight used up their attempts."""
+class CircuitBreaker:
+    """Opens when a server stops answering: once as many calls in a row as may be in flight failed for good.
+
+    Args:
+        concurrency: calls that may be in flight at once.
+    """
 
     def __init__(self, concurrency: int) -> None:
-        self.flat = False
+        self.open = False
+        """Whether no further call is sent."""
         self._limit = max(3, concurrency)
         self._missed = 0
 
     def note(self, *, alive: bool) -> None:
-        """Take in how a call ended."""
+        """Count the outcome of a call: whether the server still answers."""
         self._missed = 0 if alive else self._missed + 1
-        self.flat = self.flat or self._missed >= self._limit
+        self.open = self.open or self._missed >= self._limit
 
 
-class Patience:
-    """When a call is tried again.
+class RetryPolicy:
+    """When a failed call is retried: exponential backoff with jitter, or after the server's `Retry-After`.
 
     Args:
-        attempts: at most so many, the first included.
-        deadline: the clock of `time.monotonic` at which the call is given up anyway.
-        jitter: a generator of its own, as scoring must leave the global random state alone.
+        attempts: at most, the first included.
+        deadline: time-out of the call, on the clock of `time.monotonic`.
+        jitter: random generator; scoring must leave the global random state alone.
     """
 
     def __init__(self, attempts: int, deadline: float, jitter: random.Random) -> None:
@@ -106,26 +111,26 @@ class Patience:
         self._failed = self._unread = 0
 
     def attempts(self) -> AsyncIterable[Attempt]:
-        """Each of them a context that swallows an error after which there is another one."""
+        """Contexts, one per attempt, each of which swallows an error that is retried."""
         import stamina
 
-        return stamina.retry_context(self.pause, attempts=self._attempts, timeout=None)
+        return stamina.retry_context(self.delay, attempts=self._attempts, timeout=None)
 
-    def pause(self, error: Exception) -> float | bool:
-        """Seconds until the next attempt, or False where it would be in vain."""
+    def delay(self, error: Exception) -> float | bool:
+        """Seconds until the next attempt; False where a retry cannot help or would miss the deadline."""
         self._failed += 1
         self._unread += isinstance(error, UnreadableError)
-        if not isinstance(error, ReplyError) or not error.again or self._unread > _REREADS:
+        if not isinstance(error, ReplyError) or not error.retryable or self._unread > _REREADS:
             return False
-        seconds = max(error.wait, min(0.25 * 2 ** (self._failed - 1), 10) * self._jitter.uniform(0.5, 1))
+        seconds = max(error.retry_after, min(0.25 * 2 ** (self._failed - 1), 10) * self._jitter.uniform(0.5, 1))
         return seconds if time.monotonic() + seconds < self._deadline else False
 
 
 def checked_url(text: str) -> tuple[str, bool]:
-    """A server's address without the last slash, and whether it is this machine's own.
+    """A server's address without the trailing slash, and whether it is a loopback address.
 
     Raises:
-        GuardlitError: no http or https address, or one with a password in it.
+        GuardlitError: not an http or https address, or one that holds a password.
     """
     from httpx2 import URL, InvalidURL
 
@@ -154,7 +159,7 @@ def bearer_token(variable: str) -> str:
 
 
 def describe(error: Exception) -> str:
-    """An exception in one line, with its class where the message alone says too little."""
+    """An exception in one line, with its class unless it is a `ReplyError`."""
     text = shorten(str(error))
     return text if isinstance(error, ReplyError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
@@ -166,7 +171,7 @@ def shorten(text: str, length: int = 200) -> str:
 
 
 def _retry_after(header: str) -> float:
-    """Seconds that a server asks to wait; it may name them or a date. 0 if it asks for nothing that can be read."""
+    """Seconds that a `Retry-After` header asks to wait, given as seconds or as a date; 0 if it cannot be read."""
     if header.isascii() and header.isdecimal():
         return float(header)
     try:

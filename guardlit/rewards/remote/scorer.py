@@ -1,4 +1,4 @@
-"""Scores from a server: images go out without loss, numbers come back, and whatever else comes back is a failure."""
+"""Scores from a server: images are sent without loss, and any reply other than finite numbers is a failure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.base import Scorer
-from guardlit.rewards.remote.client import Call, Client, Limits
+from guardlit.rewards.remote.base import ClientScorer
+from guardlit.rewards.remote.client import Call, Limits
 from guardlit.rewards.remote.wire import (
     MSGPACK,
     PROTOCOL,
@@ -27,41 +27,28 @@ from guardlit.rewards.remote.wire import (
 from guardlit.types import RewardRequest, RewardResult
 
 
-class ServedScorer(Scorer):
-    """A scorer that asks a server; a subclass says how in `call`.
+class ServedScorer(ClientScorer):
+    """A scorer on a server; a subclass writes `call`.
 
     Args:
         url: http or https address of the server.
-        chunk: most images of one call; null sends a request whole.
-        limits: times, attempts and calls in flight.
+        chunk: images per call, at most; null sends a request in one call.
+        limits: time-outs, attempts and concurrency.
         token_env: name of the environment variable with the server's bearer token; null sends none.
     """
-
-    background = True
 
     def __init__(self, url: str, chunk: int | None, limits: Limits, token_env: str | None) -> None:
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk={chunk} of the reward server {url} must be at least 1")
-        self.url, self.chunk, self.limits, self.token_env = url, chunk, limits, token_env
-        self._client: Client | None = None
+        super().__init__(url, limits, token_env)
+        self.chunk = chunk
 
     @abstractmethod
     def call(self, request: RewardRequest) -> Call[Answer]:
-        """The call for the scores of B images; raises nothing, and neither touches `request` before its turn."""
-
-    def setup(self, device: torch.device) -> None:
-        """Open the client; raises `GuardlitError` for an address or a token that cannot be used."""
-        self.close()
-        self._client = Client(self.url, self.limits, self.token_env)
-
-    @property
-    def client(self) -> Client:
-        """Open between `setup` and `close`."""
-        assert self._client is not None
-        return self._client
+        """The call that scores B images; does not raise, and encodes `request` only when the call starts."""
 
     def score(self, request: RewardRequest) -> RewardResult:
-        """Score B images: values (B,) in their order, NaN where the server gave no number in time."""
+        """Score B images: values (B,) in order, NaN where the server did not give a number in time."""
         size = self.chunk or max(len(request), 1)
         request = RewardRequest(request.images.cpu(), request.prompts, request.metadata)
         parts = [request.take(range(i, min(i + size, len(request)))) for i in range(0, len(request), size)]
@@ -78,18 +65,8 @@ class ServedScorer(Scorer):
         return RewardResult.from_values(values, details=details, provenance=self.provenance, reason=reason)
 
     def _checked(self, answer: Answer) -> Answer:
-        """The answer, unless it comes from another scorer than the one this run began with."""
+        """The answer, unless it comes from another scorer than the one at the start of the run."""
         return answer
-
-    def counters(self) -> Mapping[str, float]:
-        """Calls, failures, retries, latency in seconds: since the last time."""
-        return {} if self._client is None else self._client.counters()
-
-    def close(self) -> None:
-        """Drop the connections."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
 
 
 def _joined(columns: list[Tensor]) -> Tensor:
@@ -99,16 +76,16 @@ def _joined(columns: list[Tensor]) -> Tensor:
 class RemoteReward(ServedScorer):
     """A scorer behind `guardlit serve-reward`.
 
-    Values are those of the same scorer in this process, bit for bit on like machines, as long as a request is scored
-    whole: `chunk` here and `merge` at the server change what a network sees at once, and so the last digits.
+    On equal machines its values equal those of the same scorer in this process, bit for bit, if a request is one batch:
+    `chunk` here and `merge` at the server change the batches, and so the last digits.
 
     Args:
         url: address of the server, such as http://127.0.0.1:8765.
-        scorer: its name there; null if the server has one.
-        expect: parts of the scorer's provenance, such as `weights_sha256`, that must be so before anything is drawn.
-        images: how images travel, in both cases without loss.
-        chunk: most images of one call; null sends a request whole.
-        limits: times, attempts and calls in flight.
+        scorer: name of the scorer on the server; null if the server has only one.
+        expect: entries of the scorer's provenance, such as `weights_sha256`, that are checked before anything is drawn.
+        images: format of the images, both without loss.
+        chunk: images per call, at most; null sends a request in one call.
+        limits: time-outs, attempts and concurrency.
         token_env: name of the environment variable with the server's bearer token; null sends none.
     """
 
@@ -129,24 +106,18 @@ class RemoteReward(ServedScorer):
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """The served scorer's own."""
+        """Of the served scorer."""
         return self._provenance
 
-    def setup(self, device: torch.device) -> None:
-        """See that the server is well, has the scorer, and that it is the expected one; raises `GuardlitError`."""
-        super().setup(device)
-        try:
-            self.client.ask(Call("GET", "/healthz", json.loads))
-            self._provenance = self._find(self.client.ask(Call("GET", "/info", _read_info)))
-        except GuardlitError:
-            self.close()
-            raise
+    def check_server(self) -> None:
+        """Check that the server is healthy and has the expected scorer; raises `GuardlitError` otherwise."""
+        self.client.ask(Call("GET", "/healthz", json.loads))
+        self._provenance = self._find(self.client.ask(Call("GET", "/info", _read_info)))
         for key, wanted in self.expect.items():
             if (found := self._provenance.get(key)) != wanted:
                 said = (
                     f"has {key}={found}" if found is not None else f"tells {', '.join(self._provenance)}, but no {key}"
                 )
-                self.close()
                 raise GuardlitError(f"{self.url}: scorer '{self.name}' {said}; this run expects {key}={wanted}")
 
     def _find(self, served: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:

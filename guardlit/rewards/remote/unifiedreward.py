@@ -1,9 +1,8 @@
-"""UnifiedReward (arXiv:2503.05236): a vision-language model behind a server, asked for a score."""
+"""UnifiedReward (arXiv:2503.05236): a vision-language model on a server that answers with a score."""
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -14,38 +13,38 @@ import numpy as np
 import torch
 
 from guardlit.errors import GuardlitError
-from guardlit.rewards.base import Scorer
+from guardlit.rewards.images import image_file
 from guardlit.rewards.outcome import first_error
-from guardlit.rewards.remote.client import Call, Client, Limits
+from guardlit.rewards.remote.base import ClientScorer
+from guardlit.rewards.remote.client import Call, Limits
 from guardlit.rewards.remote.unifiedreward_texts import IMAGE_LINE, TEMPLATES
 from guardlit.types import RewardRequest, RewardResult
 
 _PROBE_SECONDS = 30
-_CONTROL = re.compile(r"<image>|<\|\w+\|>")  # a server's tokenizer takes these for control tokens, not for words
+_CONTROL = re.compile(r"<image>|<\|\w+\|>")  # a server's tokenizer reads these as control tokens, not as words
 
 
-class UnifiedReward(Scorer):
-    """The model's own score from 1 to 5, raw, at temperature 0.
+class UnifiedReward(ClientScorer):
+    """The model's score from 1 to 5, raw, at temperature 0.
 
     With `template: "2.0"` the model gives three scores: `details` holds `alignment`, `coherence` and `style`, and the
     value is their mean. No script of its authors combines the three, so the mean is our choice.
 
-    A sample whose request fails, or whose answer holds no legal score, is NaN and invalid. The values depend on the
-    weights that the server loaded, which it does not tell: the provenance holds the name under which it serves them.
+    A sample whose request fails, or whose answer holds no valid score, is NaN and invalid. The values depend on the
+    weights on the server, which it does not identify: the provenance holds the name under which it serves them.
 
     Args:
         base_url: address of a server with `/v1/chat/completions`, such as `http://127.0.0.1:8080`.
-        template: what is asked; it must be the text that the served model was trained on.
-        model: name under which the server knows it; may be left out where only one is served.
-        image_line: open the text with a line `<image>`; by default as published: with 7b-v1.5, which is a LLaVA model,
-            but not with 2.0. The Qwen models of version 1 do not want it.
-        image_size: images are resized to this square before they are sent, as PNG; null sends them as they are.
-        limits: times, attempts and requests in flight.
-        token_env: name of the environment variable that holds the server's key, if it wants one.
+        template: text of the request; it must be the one that the served model was trained on.
+        model: its name on the server; may be left out if the server has only one.
+        image_line: begin the text with a line `<image>`; by default as published: with 7b-v1.5, a LLaVA model, but not
+            with 2.0. The Qwen models of version 1 must not have it.
+        image_size: images are resized to this square and sent as PNG; null sends them unresized.
+        limits: time-outs, attempts and concurrency.
+        token_env: name of the environment variable that holds the server's key, if it needs one.
     """
 
     name = "unifiedreward"
-    background = True
 
     def __init__(
         self,
@@ -59,14 +58,11 @@ class UnifiedReward(Scorer):
     ) -> None:
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size of unifiedreward is {image_size}; it must be a number of pixels, or null")
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        super().__init__(base_url.rstrip("/").removesuffix("/v1"), limits, token_env)
         self.template = template
         self.model = model
         self.image_line = TEMPLATES[template].image_line if image_line is None else image_line
         self.image_size = image_size
-        self.limits = limits
-        self.token_env = token_env
-        self._client: Client | None = None
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -80,42 +76,32 @@ class UnifiedReward(Scorer):
         }
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
-        """Raise `ValueError` for a prompt with a control token in it."""
+        """Raise `ValueError` for a prompt that holds a control token."""
         if found := _CONTROL.search(prompt):
             raise ValueError(
                 f"prompt {prompt!r}: holds {found[0]!r}, which a model behind a chat server takes for its own"
             )
 
-    def setup(self, device: torch.device) -> None:
-        """Ask the server what it serves; raises `GuardlitError` if it is out of reach or serves another model."""
-        self.close()
-        client = Client(self.base_url, self.limits, self.token_env)
-        try:
-            served = client.ask(Call("GET", "/v1/models", _served), _PROBE_SECONDS)
-            self.model = self._choose(served)
-            client.counters()  # begin anew: this was no score
-        except BaseException:
-            client.close()
-            raise
-        self._client = client
+    def check_server(self) -> None:
+        """Choose the model on the server; raises `GuardlitError` if the server cannot be reached or lacks the model."""
+        self.model = self._choose(self.client.ask(Call("GET", "/v1/models", _served), _PROBE_SECONDS))
+        self.client.counters()  # resets them: this call was not a score
 
     def _choose(self, served: list[str]) -> str:
         names = ", ".join(served) or "no model"
         if self.model is None and len(served) == 1:
             return served[0]
         if self.model is None:
-            raise GuardlitError(f"{self.base_url} serves {names}; set `model` of unifiedreward to one of them")
+            raise GuardlitError(f"{self.url} serves {names}; set `model` of unifiedreward to one of them")
         if self.model not in served:
-            raise GuardlitError(f"{self.base_url} serves {names}, but not {self.model!r}, the `model` of unifiedreward")
+            raise GuardlitError(f"{self.url} serves {names}, but not {self.model!r}, the `model` of unifiedreward")
         return self.model
 
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images of any size, (B,)."""
-        if self._client is None:
-            raise RuntimeError("unifiedreward was not set up")
         pixels = request.images.permute(0, 2, 3, 1).cpu().numpy()
         bodies = [partial(self._body, image, prompt) for image, prompt in zip(pixels, request.prompts, strict=True)]
-        outcomes = self._client.map([Call("POST", "/v1/chat/completions", self._read, body) for body in bodies])
+        outcomes = self.client.map([Call("POST", "/v1/chat/completions", self._read, body) for body in bodies])
         labels = TEMPLATES[self.template].labels
         failed = (float("nan"),) * len(labels)
         scores = torch.tensor([failed if o.value is None else o.value for o in outcomes]).view(-1, len(labels))
@@ -129,7 +115,9 @@ class UnifiedReward(Scorer):
 
     def _body(self, pixels: np.ndarray, prompt: str) -> bytes:
         template = TEMPLATES[self.template]
-        picture = "data:image/png;base64," + base64.b64encode(_png(pixels, self.image_size)).decode()
+        # the published bicubic resize; the pixels are the same at any compression level
+        png = image_file(pixels, "PNG", self.image_size, compress_level=1)
+        picture = "data:image/png;base64," + base64.b64encode(png).decode()
         text = IMAGE_LINE * self.image_line + template.ask(prompt)
         content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
         body = {
@@ -147,28 +135,7 @@ class UnifiedReward(Scorer):
             raise ValueError(f"the answer ended by {reason!r}")
         return TEMPLATES[self.template].read(choice["message"]["content"])
 
-    def counters(self) -> Mapping[str, float]:
-        """See `Client.counters`."""
-        return {} if self._client is None else self._client.counters()
-
-    def close(self) -> None:
-        """Drop the connections."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-
 
 def _served(body: bytes) -> list[str]:
     models: list[Any] = json.loads(body)["data"]
     return [str(model["id"]) for model in models]
-
-
-def _png(pixels: np.ndarray, size: int | None) -> bytes:
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size))  # PIL's default, bicubic, as published
-    file = io.BytesIO()
-    image.save(file, format="PNG", compress_level=1)  # the pixels are the same at any level
-    return file.getvalue()

@@ -1,7 +1,7 @@
-"""What UnifiedReward is asked, word for word, and how its answers are read.
+"""The requests to UnifiedReward, verbatim, and how its answers are read.
 
 The texts are those the models were trained on, and have to be verbatim. They are from
-https://github.com/CodeGoat24/UnifiedReward (MIT licence):
+https://github.com/CodeGoat24/UnifiedReward (MIT license):
 
 - `7b-v1.5`: the sglang script; yifan123/flow_grpo asks the same.
 - `7b-v1.5-long`: `inference_llava/image_generation/point_score_image_generation.py`; `inference_qwen` has the same text
@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 
 IMAGE_LINE = "<image>\n"
-"""Precedes the text where the server's chat template does not place the image by itself, as with LLaVA models."""
+"""Precedes the text where the chat template of the server does not insert the image, as with LLaVA models."""
 
 _CRITERIA = (
     "You are given a text caption and a generated image based on that caption. Your task is to evaluate this image "

@@ -1,11 +1,10 @@
 """Protocol 1 between `guardlit serve-reward` and its clients: messages of names, numbers, texts and lossless images.
 
-docs/serving.md has it as a table. Nothing here can carry code: msgpack and JSON hold data alone.
+docs/serving.md has it as a table. No message can carry code: msgpack and JSON hold only data.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from guardlit.rewards.images import image_file
+from guardlit.rewards.remote.retries import shorten
 from guardlit.types import RewardRequest
 
 PROTOCOL = 1
 MSGPACK, JSON = "application/msgpack", "application/json"
 
 ImageFormat = Literal["raw", "png"]
-"""`raw` is the quickest on one machine and in its rack; `png` (level 1) is smaller, for slow links."""
+"""`raw` is the fastest on one machine or a fast network; `png` (level 1) is smaller, for slow links."""
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -32,12 +33,12 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 
 def unpack(body: bytes) -> Any:
-    """What a msgpack body says; raises `ValueError` in one line where it is not whole and nothing but msgpack."""
+    """The message in a msgpack body; raises `ValueError` in one line for any other body."""
     import msgpack
 
     try:
         return msgpack.unpackb(body)
-    except Exception as error:  # the library raises ValueError, UnicodeDecodeError, its own, or TypeError for a map key
+    except Exception as error:  # ValueError, UnicodeDecodeError, TypeError for a map key, or the library's own
         raise ValueError(f"not msgpack ({str(error) or type(error).__name__})") from error
 
 
@@ -45,15 +46,11 @@ def encode_image(pixels: Tensor, format: ImageFormat) -> dict[str, Any]:
     """One image, (3, height, width) uint8, without loss."""
     if format == "raw":
         return {"format": "raw", "shape": list(pixels.shape), "dtype": "uint8", "data": pixels.numpy().tobytes()}
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, format="PNG", compress_level=1)
-    return {"format": "png", "data": file.getvalue()}
+    return {"format": "png", "data": image_file(pixels.permute(1, 2, 0).numpy(), "PNG", compress_level=1)}
 
 
 def score_message(request: RewardRequest, scorer: str | None, format: ImageFormat) -> dict[str, Any]:
-    """Ask for the scores of B images."""
+    """The request for the scores of B images."""
     images = request.images.cpu().contiguous()
     items = [
         {"prompt": prompt, "metadata": dict(metadata), "image": encode_image(pixels, format)}
@@ -64,13 +61,13 @@ def score_message(request: RewardRequest, scorer: str | None, format: ImageForma
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said of B images.
+    """A server's scores of B images.
 
     Attributes:
-        values: (B,) float32; NaN where it gave no number.
+        values: (B,) float32; NaN where there is no number.
         details: further named scores, (B,) float32; NaN where one is missing.
-        provenance: what gave these values.
-        reason: why the first image without a number has none; empty if all have one.
+        provenance: of the values.
+        reason: why the first image without a number failed; empty if all have one.
     """
 
     values: Tensor
@@ -80,19 +77,19 @@ class Answer:
 
     @classmethod
     def failed(cls, count: int, reason: str) -> Answer:
-        """No number for any of `count` images."""
+        """A failure of all of `count` images."""
         return cls(torch.full((count,), torch.nan), {}, {}, reason)
 
 
 def read_answer(message: Any, count: int) -> Answer:
-    """Take a server's message apart, and believe nothing of it that the protocol does not allow.
+    """Parse a server's message; only what the protocol allows is accepted.
 
     Args:
         message: anything.
         count: B, images that were sent.
 
     Raises:
-        ValueError: it is no answer to `count` images, said in one line. An item that is none only fails itself.
+        ValueError: not an answer for `count` images, in one line. An invalid item fails only its image.
     """
     if not isinstance(message, dict) or message.get("protocol") != PROTOCOL:
         raise ValueError(f"the answer is not of protocol {PROTOCOL}")
@@ -116,7 +113,7 @@ def read_answer(message: Any, count: int) -> Answer:
 
 
 def _read_item(item: Any) -> tuple[float, dict[str, float], str]:
-    """Value, details and what is wrong with them."""
+    """Value, details and error."""
     if not isinstance(item, dict):
         return math.nan, {}, f"expected a value or an error, found {_short(item)}"
     details = item.get("details", {})
@@ -135,5 +132,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return " ".join(text[:200].split())
+    return shorten(value if isinstance(value, str) else repr(value))

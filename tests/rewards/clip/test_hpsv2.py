@@ -17,7 +17,7 @@ import guardlit.rewards.clip.hpsv2 as module
 from guardlit.errors import GuardlitError
 from guardlit.rewards import HPSv2
 from guardlit.rewards.clip.hpsv2 import fit_longest_edge
-from guardlit.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, normalise
+from guardlit.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, normalize
 
 TOLERANCE = 1e-6  # of a cosine; the scores of these pictures and prompts spread over 0.1
 
@@ -50,11 +50,11 @@ def shortest_edge(monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
     monkeypatch.setattr(module, "fit_longest_edge", fit)
 
 
-def grey_margins(monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
-    """The mean of the training images in the margins: 0 after normalisation."""
+def gray_margins(monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
+    """The mean of the training images in the margins: 0 after normalization."""
 
     def fit(pixels: Tensor, size: int, antialias: bool) -> Tensor:
-        seen = fit_longest_edge(normalise(pixels, OPENAI_MEAN, OPENAI_STD), size, antialias)
+        seen = fit_longest_edge(normalize(pixels, OPENAI_MEAN, OPENAI_STD), size, antialias)
         return seen * seen.new_tensor(OPENAI_STD).view(-1, 1, 1) + seen.new_tensor(OPENAI_MEAN).view(-1, 1, 1)
 
     monkeypatch.setattr(module, "fit_longest_edge", fit)
@@ -71,9 +71,9 @@ def transformers_tokenizer(scorer: HPSv2, folder: Path, **_: Any) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "at_least"),
-    [(no_antialias, 1e-2), (shortest_edge, 1e-2), (grey_margins, 1e-3), (transformers_tokenizer, 1e-3)],
+    [(no_antialias, 1e-2), (shortest_edge, 1e-2), (gray_margins, 1e-3), (transformers_tokenizer, 1e-3)],
 )
-def test_wrong_settings_are_seen(
+def test_wrong_settings_fail(
     arguments: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

@@ -19,7 +19,7 @@ from torch import Tensor
 import guardlit.rewards.clip.imagereward as module
 from guardlit.errors import GuardlitError
 from guardlit.rewards import ImageReward
-from guardlit.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, ClipPreprocess, normalise
+from guardlit.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, ClipPreprocess, normalize
 
 TOLERANCE = 2e-6  # the scores of these pictures and prompts spread over 0.3
 
@@ -48,7 +48,7 @@ def test_scores_are_those_of_the_package(folders: dict[str, dict[str, Any]], cas
         ("vision", {"num_attention_heads": 8}, "tiny", 0.1),
     ],
 )
-def test_a_wrong_architecture_is_seen(
+def test_a_wrong_architecture_fails(
     folders: dict[str, dict[str, Any]], part: str, wrong: dict[str, Any], case: str, at_least: float
 ):
     arguments = folders[case] | {part: folders[case][part] | wrong}
@@ -64,7 +64,7 @@ def aliased(scorer: ImageReward, **_: Any) -> None:
         pixels = torch.nn.functional.interpolate(images.float(), size=size, mode="bicubic").round().clamp(0, 255) / 255
         top, left = (round((side - right.size) / 2) for side in size)
         pixels = pixels[..., top : top + right.size, left : left + right.size]
-        return normalise(pixels, right.mean, right.std)
+        return normalize(pixels, right.mean, right.std)
 
     scorer._preprocess = wrong
 
@@ -78,7 +78,7 @@ def squeezed(scorer: ImageReward, **_: Any) -> None:
 
     def wrong(images: Tensor) -> Tensor:
         pixels = torch.nn.functional.interpolate(images.float(), size=right.crop, mode="bicubic", antialias=True) / 255
-        return normalise(pixels, right.mean, right.std)
+        return normalize(pixels, right.mean, right.std)
 
     scorer._preprocess = wrong
 
@@ -111,7 +111,7 @@ def in_training_mode(scorer: ImageReward, **_: Any) -> None:
         (in_training_mode, 1e-2),
     ],
 )
-def test_wrong_settings_are_seen(
+def test_wrong_settings_fail(
     folders: dict[str, dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -134,7 +134,7 @@ def test_pixels_are_those_of_torchvision_on_a_pil_image(shape: tuple[int, int]):
     image = pictures([shape])[0]
     expected = tv.Compose([*steps, tv.Normalize(OPENAI_MEAN, OPENAI_STD)])(Image.fromarray(image))
     ours = ClipPreprocess(32, (32, 32), margin="even")(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)  # a grey level is 1.5e-2
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)  # a gray level is 1.5e-2
 
 
 @pytest.mark.parametrize(
@@ -180,9 +180,9 @@ def test_a_tokenizer_of_another_vocabulary_gives_one_line(folders: dict[str, dic
         assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_that_is_not_here(folders: dict[str, dict[str, Any]]):
-    with pytest.raises(GuardlitError, match=r"run `hf download nobody/nothing tokenizer_config\.json` on a machine"):
-        ImageReward(**folders["tiny"] | {"tokenizer": "nobody/nothing"}).setup(CPU)
+def test_a_tokenizer_that_is_missing(folders: dict[str, dict[str, Any]]):
+    with pytest.raises(GuardlitError, match=r"run `hf download absent/model tokenizer_config\.json` on a machine"):
+        ImageReward(**folders["tiny"] | {"tokenizer": "absent/model"}).setup(CPU)
 
 
 def test_the_published_architecture_is_the_default():

@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip.hpsv2 import fit_longest_edge
 from guardlit.rewards.clip.pickscore import PickScore
-from guardlit.rewards.clip.preprocess import ClipPreprocess, normalise, resize_shortest_edge
+from guardlit.rewards.clip.preprocess import ClipPreprocess, normalize, resize_shortest_edge
 from guardlit.rewards.network import Placement
 from guardlit.types import RewardRequest
 
@@ -46,7 +46,7 @@ def pil_pixels(images: Tensor, **sizes: object) -> Tensor:
     return CLIPImageProcessorPil(**sizes)(arrays, return_tensors="pt")["pixel_values"]
 
 
-def reference_scores(folder: Path, prompts: list[str], pixels: Tensor, *, normalise: bool = True) -> Tensor:
+def reference_scores(folder: Path, prompts: list[str], pixels: Tensor, *, normalize: bool = True) -> Tensor:
     """The published formula one pair at a time, in float64."""
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -59,7 +59,7 @@ def reference_scores(folder: Path, prompts: list[str], pixels: Tensor, *, normal
             text = model.text_projection(model.text_model(**tokens).pooler_output)[0]
             seen = model.visual_projection(model.vision_model(image[None].double()).pooler_output)[0]
             score = model.logit_scale.exp() * (text @ seen)
-            scores.append(score / (text.norm() * seen.norm()) if normalise else score)
+            scores.append(score / (text.norm() * seen.norm()) if normalize else score)
     return torch.stack(scores)
 
 
@@ -115,7 +115,7 @@ def test_scores_are_the_published_formula(scorer: PickScore, clip_folder: Path, 
     assert result.values.std() > 0.1
 
 
-def test_wrong_ways_to_score_are_seen(scorer: PickScore, clip_folder: Path):
+def test_wrong_scoring_fails(scorer: PickScore, clip_folder: Path):
     images = pictures(256, 256)
     right = scorer.score(request(images, PROMPTS)).values.double()
     preprocess = scorer._preprocess
@@ -124,7 +124,7 @@ def test_wrong_ways_to_score_are_seen(scorer: PickScore, clip_folder: Path):
     for wrong in (
         reference_scores(clip_folder, PROMPTS, (aliased - mean) / std),
         reference_scores(clip_folder, PROMPTS, preprocess(images) * std + mean),  # pixels left in [0, 1]
-        reference_scores(clip_folder, PROMPTS, preprocess(images), normalise=False),
+        reference_scores(clip_folder, PROMPTS, preprocess(images), normalize=False),
         reference_scores(clip_folder, PROMPTS[::-1], preprocess(images)),
     ):
         assert ((wrong - right) / right).abs().max() > 1e-2
@@ -149,7 +149,7 @@ def test_every_prompt_is_encoded_once(scorer: PickScore, monkeypatch: pytest.Mon
     assert sorted(seen) == sorted(set(PROMPTS))
 
 
-def test_global_random_state_is_left_alone(clip_folder: Path):
+def test_global_random_state_is_unchanged(clip_folder: Path):
     before = torch.random.get_rng_state()
     scorer = PickScore(str(clip_folder))
     scorer.setup(CPU)
@@ -240,10 +240,10 @@ def test_old_bin_files_load_and_code_in_them_does_not_run(clip_folder: Path, tmp
     ("model", "expected"),
     [
         ("/nowhere/clip", "there is no /nowhere/clip; a CLIP folder"),
-        ("nobody/nothing", "run `hf download nobody/nothing`"),
+        ("absent/model", "run `hf download absent/model`"),
     ],
 )
-def test_models_that_are_not_here(model: str, expected: str):
+def test_models_that_are_missing(model: str, expected: str):
     with pytest.raises(GuardlitError) as caught:
         PickScore(model).setup(CPU)
     assert expected in str(caught.value)
@@ -293,14 +293,14 @@ def aliased(scorer: PickScore) -> None:
         size = [int(side * edge) for side in images.shape[-2:]]
         pixels = F.interpolate(images.float(), size=size, mode="bicubic").round().clamp(0, 255) / 255
         top, left = ((side - right.size) // 2 for side in size)
-        return normalise(pixels[..., top : top + right.size, left : left + right.size], right.mean, right.std)
+        return normalize(pixels[..., top : top + right.size, left : left + right.size], right.mean, right.std)
 
     scorer._preprocess = wrong
 
 
 def longest_edge(scorer: PickScore) -> None:
     right = scorer._preprocess
-    scorer._preprocess = lambda images: normalise(fit_longest_edge(images / 255, right.size), right.mean, right.std)
+    scorer._preprocess = lambda images: normalize(fit_longest_edge(images / 255, right.size), right.mean, right.std)
 
 
 def crop_of_torchvision(scorer: PickScore) -> None:
@@ -316,7 +316,7 @@ def open_clips_tokenizer(scorer: PickScore) -> None:
 
 
 @pytest.mark.parametrize("spoil", [aliased, longest_edge, crop_of_torchvision, open_clips_tokenizer])
-def test_wrong_settings_are_seen(published_scorer: PickScore, spoil: Callable[[PickScore], None]):
+def test_wrong_settings_fail(published_scorer: PickScore, spoil: Callable[[PickScore], None]):
     scorer = copy.copy(published_scorer)
     spoil(scorer)
     assert error(scorer) > 1e-3

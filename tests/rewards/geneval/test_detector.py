@@ -107,7 +107,7 @@ OFFICIAL = {
 }
 
 
-def test_the_official_sizes_are_recognised(monkeypatch: pytest.MonkeyPatch):
+def test_the_official_sizes_are_recognized(monkeypatch: pytest.MonkeyPatch):
     """transformers' defaults are those of the hub's Swin-S model."""
     from transformers import Mask2FormerConfig
 
@@ -129,15 +129,15 @@ def without_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask2former, "_reordered", lambda weight: weight)
 
 
-def neighbours_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """(neighbour, channel), but in mmdet's order of neighbours."""
+def neighbors_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(neighbor, channel), but in mmdet's order of neighbors."""
     monkeypatch.setattr(
         mask2former, "_reordered", lambda w: w.reshape(*w.shape[:-1], -1, 4).mT.flatten(-2).contiguous()
     )
 
 
-@pytest.mark.parametrize("spoil", [without_permutation, neighbours_by_row])
-def test_a_wrong_order_of_weights_is_seen(
+@pytest.mark.parametrize("spoil", [without_permutation, neighbors_by_row])
+def test_a_wrong_order_of_weights_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None]
 ):
     spoil(monkeypatch)
@@ -298,7 +298,7 @@ def test_a_detector_shown_blue_for_red_is_the_reward_servers(network: Any):
 
 
 def black_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geneval_detector, "_GREY", 0)
+    monkeypatch.setattr(geneval_detector, "_GRAY", 0)
 
 
 def no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +309,7 @@ def padding_counts_as_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(View, "of", classmethod(lambda cls, h, w: cls((h, w), (800, 1088), (800, 1088))))
 
 
-def no_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geneval_detector, "_MEAN", (0, 0, 0))
     monkeypatch.setattr(geneval_detector, "_STD", (255, 255, 255))
 
@@ -326,9 +326,9 @@ def ordinary_resize(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [black_padding, no_padding, padding_counts_as_image, no_normalisation, smaller, ordinary_resize]
+    "spoil", [black_padding, no_padding, padding_counts_as_image, no_normalization, smaller, ordinary_resize]
 )
-def test_wrong_ways_to_look_are_seen(
+def test_wrong_processing_fails(
     network: Any, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None]
 ):
     spoil(monkeypatch)

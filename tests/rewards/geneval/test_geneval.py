@@ -1,4 +1,4 @@
-"""GenEval as one scorer: detector, colours, rules, on tiny networks in the published formats."""
+"""GenEval as one scorer: detector, colors, rules, on tiny networks in the published formats."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 import torch
 from reference import geneval_tiny as tiny
 from runs import config, guardlit
-from tiny_geneval import make_colour_clip, make_detector
+from tiny_geneval import make_color_clip, make_detector
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards import GenEval, Placement
-from guardlit.rewards.geneval.colors import colour_vectors, crops, nearest, sentences
+from guardlit.rewards.geneval.colors import color_vectors, crops, nearest, sentences
 from guardlit.rewards.geneval.detector import View
-from guardlit.rewards.geneval.prompt import CLASSES, COLOURS, read_metadata
+from guardlit.rewards.geneval.prompt import CLASSES, COLORS, read_metadata
 from guardlit.types import RewardRequest
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def open_clip_model(folder: Path) -> Any:
-    return make_colour_clip(folder / "clip")
+    return make_color_clip(folder / "clip")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def wants(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
     return {"tag": "colors", "include": [{"class": name, "count": count, **more}]}
 
 
-# colours -------------------------------------------------------------------------------------------------------------
+# colors -------------------------------------------------------------------------------------------------------------
 
 
 def objects() -> tuple[Tensor, Tensor, Tensor]:
@@ -83,11 +83,11 @@ def official_cosines(model: Any, name: str) -> Tensor:
 
     tokenizer = open_clip.SimpleTokenizer()
     classifier = []
-    for colour in COLOURS:
+    for color in COLORS:
         texts = [
-            f"a photo of a {colour} {name}",
-            f"a photo of a {colour}-colored {name}",
-            f"a photo of a {colour} object",
+            f"a photo of a {color} {name}",
+            f"a photo of a {color}-colored {name}",
+            f"a photo of a {color} object",
         ]
         mean = F.normalize(model.encode_text(tokenizer(texts)), dim=-1).mean(dim=0)
         classifier.append(mean / mean.norm())
@@ -105,19 +105,19 @@ def official_cosines(model: Any, name: str) -> Tensor:
 
 @torch.no_grad()
 def our_cosines(scorer: GenEval, name: str, image: Tensor, boxes: Tensor, masks: Tensor) -> Tensor:
-    vectors = colour_vectors(scorer._embed_texts(sentences(name)))
+    vectors = color_vectors(scorer._embed_texts(sentences(name)))
     return F.normalize(scorer._embed_pixels(crops(image, boxes, masks, scorer._preprocess)), dim=-1) @ vectors.T
 
 
 @pytest.mark.parametrize("name", ["dog", "tv remote"])
-def test_colours_are_those_of_open_clip(scorer: GenEval, open_clip_model: Any, name: str):
+def test_colors_are_those_of_open_clip(scorer: GenEval, open_clip_model: Any, name: str):
     expected = official_cosines(open_clip_model, name)
-    assert expected.std(dim=1).min() > 0.01  # the colours are apart
+    assert expected.std(dim=1).min() > 0.01  # the colors are apart
     torch.testing.assert_close(our_cosines(scorer, name, *objects()), expected, rtol=0, atol=2e-6)
-    assert scorer._colours(*objects(), name) == [COLOURS[i] for i in expected.argmax(1).tolist()]
+    assert scorer._colors(*objects(), name) == [COLORS[i] for i in expected.argmax(1).tolist()]
 
 
-def test_wrong_ways_to_see_colours_are_noticed(folder: Path, open_clip_model: Any, monkeypatch: pytest.MonkeyPatch):
+def test_wrong_color_classification_fails(folder: Path, open_clip_model: Any, monkeypatch: pytest.MonkeyPatch):
     scorer = ready(folder)
     image, boxes, masks = objects()
     expected = official_cosines(open_clip_model, "dog")
@@ -130,7 +130,7 @@ def test_wrong_ways_to_see_colours_are_noticed(folder: Path, open_clip_model: An
     monkeypatch.setattr("guardlit.rewards.geneval.colors._SURROUNDINGS", "#000")
     assert off(image, boxes, masks) > 1e-3
     monkeypatch.undo()
-    monkeypatch.setattr("guardlit.rewards.geneval.colors._TEMPLATES", ("a photo of a {colour} {name}",) * 3)
+    monkeypatch.setattr("guardlit.rewards.geneval.colors._TEMPLATES", ("a photo of a {color} {name}",) * 3)
     assert off(image, boxes, masks) > 1e-3
     monkeypatch.undo()
     for layer in scorer.clip.vision_model.encoder.layers:
@@ -138,7 +138,7 @@ def test_wrong_ways_to_see_colours_are_noticed(folder: Path, open_clip_model: An
     assert off(image, boxes, masks) > 1e-4
 
 
-def test_colours_of_embeddings_that_are_no_numbers():
+def test_colors_of_embeddings_that_are_no_numbers():
     with pytest.raises(FloatingPointError):
         nearest(torch.full((1, 4), torch.nan), torch.eye(10, 4))
 
@@ -186,10 +186,10 @@ def test_boxes_decide_on_positions(scorer: GenEval):
     assert (wrong.official, wrong.strict, wrong.flow_grpo) == (False, False, 0.75)
 
 
-def test_the_most_confident_are_coloured(scorer: GenEval):
+def test_the_most_confident_are_colored(scorer: GenEval):
     instances = [("cup", 0.5, LEFT), ("cup", 0.9, RIGHT)]
-    seen = [colour for colour in COLOURS if verdict(scorer, wants("cup", color=colour), *instances).official]
-    alone = [colour for colour in COLOURS if verdict(scorer, wants("cup", color=colour), instances[1]).official]
+    seen = [color for color in COLORS if verdict(scorer, wants("cup", color=color), *instances).official]
+    alone = [color for color in COLORS if verdict(scorer, wants("cup", color=color), instances[1]).official]
     assert seen == alone
     assert len(seen) == 1
 
@@ -231,7 +231,7 @@ def test_batches_and_offloading_do_not_matter(folder: Path, whole: dict[str, Ten
         result = other.score(request(pictures(4), tv_and_more()))
         assert torch.equal(result.values, whole[mode])
         assert {name: v.tolist() for name, v in result.details.items()} == {n: v.tolist() for n, v in whole.items()}
-        assert other.weights == {name: float(name == mode) for name in MODES}
+        assert other.logged == tuple(MODES)
 
 
 def test_provenance_names_every_file(folder: Path, scorer: GenEval):
@@ -268,8 +268,8 @@ def test_channels_are_swapped_for_the_detector_only(folder: Path, scorer: GenEva
 def test_a_network_that_gives_no_numbers_gives_no_score(folder: Path, open_clip_model: Any):
     scorer = ready(folder)
     scorer.clip.visual_projection.weight.fill_(torch.nan)
-    coloured = wants("tv", color="red")
-    result = scorer.score(request(pictures(2), [coloured, wants("tv")]))
+    colored = wants("tv", color="red")
+    result = scorer.score(request(pictures(2), [colored, wants("tv")]))
     assert result.valid.tolist() == [False, True]
     assert torch.isnan(result.values[0])
     assert all(torch.isnan(column[0]) for column in result.details.values())
@@ -277,7 +277,7 @@ def test_a_network_that_gives_no_numbers_gives_no_score(folder: Path, open_clip_
     assert not scorer.score(request(pictures(1), [wants("tv")])).valid.any()
 
 
-def test_global_random_state_is_left_alone(folder: Path, open_clip_model: Any):
+def test_global_random_state_is_unchanged(folder: Path, open_clip_model: Any):
     before = torch.random.get_rng_state()
     ready(folder).score(request(pictures(1), [wants("tv", color="red")]))
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""GenEval's rules against their published behaviour, and the prompts they refuse."""
+"""GenEval's rules against their published behavior, and the prompts they refuse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reference import geneval_tiny as tiny
 from guardlit.data.prompts import load_prompts
 from guardlit.rewards import task_means
 from guardlit.rewards.geneval.prompt import CLASSES, TASKS, read_metadata
-from guardlit.rewards.geneval.rules import Found, judge, relations
+from guardlit.rewards.geneval.rules import Found, apply_rules, relations
 
 EXPECTED = json.loads((Path(__file__).parents[2] / "support" / "reference" / "geneval.json").read_text())
 REAL_PROMPTS = Path(__file__).parents[3].parent / "shared" / "prompts" / "geneval_test.jsonl"
@@ -29,7 +29,7 @@ PLACED = {
     "tag": "position",
     "include": [{"class": "laptop", "count": 1}, {"class": "cow", "count": 1, "position": ["right of", 0]}],
 }
-COLOURED = {
+COLORED = {
     "tag": "color_attr",
     "include": [
         {"class": "handbag", "count": 1, "color": "pink"},
@@ -39,12 +39,12 @@ COLOURED = {
 TWO_RED = {"tag": "colors", "include": [{"class": "cup", "count": 2, "color": "red"}]}
 
 
-def things(*lefts: float, colour: str | None = None) -> list[Found]:
-    return [Found((left, 0, left + 10, 10), colour) for left in lefts]
+def things(*lefts: float, color: str | None = None) -> list[Found]:
+    return [Found((left, 0, left + 10, 10), color) for left in lefts]
 
 
 def bag_and_scissors(bag: str, scissors: str) -> dict[str, list[Found]]:
-    return {"handbag": things(0, colour=bag), "scissors": things(20, colour=scissors)}
+    return {"handbag": things(0, color=bag), "scissors": things(20, color=scissors)}
 
 
 @pytest.mark.parametrize(
@@ -64,43 +64,43 @@ def bag_and_scissors(bag: str, scissors: str) -> dict[str, list[Found]]:
         (PLACED, {"cow": things(0)}, False, False, 1 / 3),  # no target
         (PLACED, {"laptop": things(0)}, False, False, 1 / 3),
         (PLACED, {"laptop": things(0, 90), "cow": things(50)}, True, False, 1 / 3),  # strict has no target then
-        (COLOURED, bag_and_scissors("pink", "black"), True, True, 1.0),
-        (COLOURED, bag_and_scissors("pink", "white"), False, False, 0.75),
-        (COLOURED, {"handbag": things(0, colour="pink")}, False, False, 0.5),
-        (TWO_RED, {"cup": things(0, colour="red") + things(20, colour="blue")}, False, False, 0.75),
+        (COLORED, bag_and_scissors("pink", "black"), True, True, 1.0),
+        (COLORED, bag_and_scissors("pink", "white"), False, False, 0.75),
+        (COLORED, {"handbag": things(0, color="pink")}, False, False, 0.5),
+        (TWO_RED, {"cup": things(0, color="red") + things(20, color="blue")}, False, False, 0.75),
         # of three cups the two most confident decide
-        (TWO_RED, {"cup": things(0, 20, colour="red") + things(40, colour="blue")}, True, False, 0.25),
-        (TWO_RED, {"cup": things(0, colour="blue") + things(20, 40, colour="red")}, False, False, 0.25),
+        (TWO_RED, {"cup": things(0, 20, color="red") + things(40, color="blue")}, True, False, 0.25),
+        (TWO_RED, {"cup": things(0, color="blue") + things(20, 40, color="red")}, False, False, 0.25),
     ],
 )
-def test_the_table_of_behaviour(
+def test_the_table_of_behavior(
     metadata: dict[str, Any], found: dict[str, list[Found]], official: bool, strict: bool, flow_grpo: float
 ):
-    verdict = judge(found, read_metadata(metadata))
+    verdict = apply_rules(found, read_metadata(metadata))
     assert (verdict.official, verdict.strict) == (official, strict)
     assert verdict.flow_grpo == pytest.approx(flow_grpo, abs=1e-12)
 
 
 def test_every_object_must_stand_to_every_target():
     wanted = read_metadata({"tag": "position", "include": [{"class": "cup", "count": 2}, *PLACED["include"][1:]]})
-    assert judge({"cup": things(0, 20), "cow": things(60)}, wanted).official
-    assert not judge({"cup": things(0, 90), "cow": things(60)}, wanted).official
+    assert apply_rules({"cup": things(0, 20), "cow": things(60)}, wanted).official
+    assert not apply_rules({"cup": things(0, 90), "cow": things(60)}, wanted).official
 
 
-def test_a_group_in_the_wrong_colour_is_no_target():
+def test_a_group_in_the_wrong_color_is_no_target():
     metadata = {
         "tag": "position",
         "include": [{"class": "laptop", "count": 1, "color": "red"}, PLACED["include"][1]],
     }
-    found = {"laptop": things(0, colour="blue"), "cow": things(50)}
-    verdict = judge(found, read_metadata(metadata))
+    found = {"laptop": things(0, color="blue"), "cow": things(50)}
+    verdict = apply_rules(found, read_metadata(metadata))
     assert (verdict.official, verdict.strict, verdict.flow_grpo) == (False, False, 0.5)  # 1, 0, 1, 0
 
 
 def test_exclude_is_an_or_and_strict_ignores_it():
     metadata = DOG | {"exclude": [{"class": "cat", "count": 1}, {"class": "cow", "count": 2}]}
     for name, count, allowed in (("cat", 1, False), ("cow", 1, True), ("cow", 2, False)):
-        verdict = judge({"dog": things(0), name: things(*range(count))}, read_metadata(metadata))
+        verdict = apply_rules({"dog": things(0), name: things(*range(count))}, read_metadata(metadata))
         assert (verdict.official, verdict.strict, verdict.flow_grpo) == (allowed, True, 1.0)
 
 
@@ -128,8 +128,8 @@ def test_all_rules_are_those_of_the_public_reward_server():
     assert {"0", "2", "3"} == set(verdicts)
     assert min(scores) < -1
     for (metadata, found), bits, score in zip(cases, verdicts, scores, strict=True):
-        objects = {name: [Found(box, colour) for box, colour in group] for name, group in found.items()}
-        verdict = judge(objects, read_metadata(metadata))
+        objects = {name: [Found(box, color) for box, color in group] for name, group in found.items()}
+        verdict = apply_rules(objects, read_metadata(metadata))
         assert 2 * verdict.official + verdict.strict == int(bits), metadata
         assert np.float32(verdict.flow_grpo) == np.float32(score), metadata
 
@@ -150,7 +150,7 @@ def test_the_overall_score_is_the_mean_of_the_tasks():
     assert means == {"counting": pytest.approx(1 / 3), "position": 1.0, "overall": pytest.approx(2 / 3)}
     assert list(task_means(TASKS, [1.0] * 6)) == [*TASKS, "overall"]
     assert math.isnan(task_means(tags, [math.nan, 0.0, 0.0, 1.0])["overall"])
-    for wrong_tags, values in (([], []), (["position"], [1.0, 2.0]), (["colour"], [1.0])):
+    for wrong_tags, values in (([], []), (["position"], [1.0, 2.0]), (["color"], [1.0])):
         with pytest.raises(ValueError, match=r"found"):
             task_means(wrong_tags, values)
 
@@ -169,20 +169,20 @@ CUP = {"class": "cup", "count": 1}
         ({"seed": 3}, "needs metadata with `tag` and a list `include` of what must be seen; this prompt has seed"),
         ({"tag": "position"}, "this prompt has tag"),
         ({"tag": "position", "include": []}, "this prompt has tag, include"),
-        (include(CUP) | {"tag": "colours"}, "tag is 'colours'; did you mean 'colors'?"),
+        (include(CUP) | {"tag": "color"}, "tag is 'color'; did you mean 'colors'?"),
         (include(CUP) | {"tag": 7}, "tag is 7; it is one of single_object"),
         ({"tag": "position", "include": "cup"}, "include is 'cup'; it must be a list"),
         (include("cup"), "include[0] is 'cup'; it must be an object"),
         (include({"count": 1}), "include[0].class is None; it is one of person"),
         (include({"class": "cups", "count": 1}), "include[0].class is 'cups'; did you mean 'cup'?"),
         (include({"class": "mouse", "count": 1}), "include[0].class is 'mouse'"),
-        (include(CUP, {"class": "cup"}), "include[1].count is None; it must be a whole number"),
+        (include(CUP, {"class": "cup"}), "include[1].count is None; it must be an integer"),
         (include(CUP | {"count": 0}), "include[0].count is 0"),
         (include(CUP | {"count": True}), "include[0].count is True"),
         (include(CUP | {"count": 2.0}), "include[0].count is 2.0"),
         (include(CUP | {"count": 17}), "include[0].count is 17; at most 16"),
-        (include(CUP | {"colour": "red"}), "include[0] key is 'colour'; did you mean 'color'?"),
-        (include(CUP | {"color": "grey"}), "include[0].color is 'grey'; did you mean 'green'?"),
+        (include(CUP | {"colors": "red"}), "include[0] key is 'colors'; did you mean 'color'?"),
+        (include(CUP | {"color": "greenish"}), "include[0].color is 'greenish'; did you mean 'green'?"),
         (include(CUP | {"color": "cyan"}), "include[0].color is 'cyan'; it is one of red, orange"),
         (include(CUP, CUP | {"position": "above"}), "include[1].position is 'above'; it must be [relation, index"),
         (include(CUP, CUP | {"position": ["over", 0]}), "include[1].position[0] is 'over'"),

@@ -106,14 +106,14 @@ def test_every_third_reply_a_503_costs_retries_and_nothing_else():
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 599])
-def test_what_may_pass_is_tried_again(status):
+def test_what_may_pass_is_retried(status):
     made, requests, _ = outcomes(lambda n, seen: Response("", status) if seen == 1 else None, Limits())
     assert made[0].value == 0
     assert requests == 2
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 413, 422])
-def test_what_will_not_pass_is_not_tried_again(status):
+def test_what_will_not_pass_is_not_retried(status):
     made, requests, counters = outcomes(lambda n, seen: Response("no\n such  thing", status), Limits())
     assert made[0].error == f"POST /echo: HTTP {status}: no such thing"
     assert (made[0].value, requests, counters["failures"]) == (None, 1, 1)
@@ -217,11 +217,11 @@ def test_retry_after_is_waited_for_unless_it_is_too_long():
     [("3", 3), ("0", 0), ("-3", 0), ("", 0), ("soon", 0), ("nan", 0), ("inf", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
 )
 def test_a_retry_after_that_cannot_be_read_asks_for_nothing(header, seconds):
-    assert refused(header).wait == seconds
+    assert refused(header).retry_after == seconds
 
 
 def test_retry_after_may_be_a_date():
-    assert 50 < refused(format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)).wait <= 60
+    assert 50 < refused(format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)).retry_after <= 60
 
 
 def refused(header: str) -> RefusedError:
@@ -244,7 +244,7 @@ def test_the_token_is_sent_and_never_shown(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://me:pw@host"])
-def test_an_address_that_is_none(url):
+def test_an_invalid_address(url):
     with pytest.raises(GuardlitError) as caught:
         Client(url)
     assert "\n" not in str(caught.value)
@@ -260,7 +260,7 @@ def test_proxies_are_left_out_on_this_machine(monkeypatch):
 @pytest.mark.parametrize(
     "wrong", [{"read": 0}, {"connect": -1}, {"total": float("inf")}, {"attempts": 0}, {"concurrency": 0}]
 )
-def test_limits_that_are_none(wrong):
+def test_invalid_limits(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Limits(**wrong)
 
@@ -295,7 +295,7 @@ def test_closing_ends_a_map_in_another_thread():
     assert ended == [True]
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_is_unchanged():
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     outcomes(lambda n, seen: Response("", 500) if seen == 1 else None, Limits(), 3)
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())

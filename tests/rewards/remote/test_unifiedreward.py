@@ -54,7 +54,7 @@ def said(text: object, reason: object = "stop") -> dict[str, object]:
 
 
 def shades(*values: int) -> RewardRequest:
-    """One grey image for each value, 24 x 40 pixels."""
+    """One gray image for each value, 24 x 40 pixels."""
     images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 24, 40)
     return RewardRequest(images, [f"shade {value}" for value in values], [{}] * len(values))
 
@@ -200,7 +200,7 @@ def test_no_failure_is_a_number(reply, requests, reason):
     assert counters["failures"] == 1
 
 
-def test_an_answer_that_is_unreadable_once_is_asked_for_again():
+def test_an_unreadable_answer_is_retried():
     result, _, counters = scored(lambda picture, text, times: "Final Score: 3" if times > 1 else "Hm.", shades(0, 1))
     assert result.values.tolist() == [3, 3]
     assert (counters["retries"], counters["unparseable_share"]) == (2, 0.5)
@@ -219,8 +219,8 @@ def test_a_server_that_is_gone_in_the_middle():
 
 
 def test_setup_says_in_one_line_what_is_wrong():
-    nobody = dead_address()
-    assert_setup_fails(UnifiedReward(nobody, limits=QUICK), rf"^{nobody}: GET /v1/models: ConnectError")
+    nowhere = dead_address()
+    assert_setup_fails(UnifiedReward(nowhere, limits=QUICK), rf"^{nowhere}: GET /v1/models: ConnectError")
     for models, options, message in [
         (("a", "b"), {}, "serves a, b; set `model` of unifiedreward to one of them"),
         (("a", "b"), {"model": "c"}, "serves a, b, but not 'c', the `model` of unifiedreward"),
@@ -249,7 +249,7 @@ def test_a_named_model_is_asked_for():
         scorer.close()
 
 
-def test_options_that_are_none():
+def test_invalid_options():
     with pytest.raises(ValueError, match="image_size of unifiedreward is 0"):
         UnifiedReward("http://127.0.0.1:1", image_size=0)
 
@@ -359,7 +359,7 @@ def test_hundreds_of_broken_replies_over_http():
     for index in range(400):
         score = chance.choice([1, 2.25, 4.5, 5, 0, 7, 45])
         reply = said(f"cat (animal): 1\nFinal Score: {score}", chance.choice(["stop", "stop", "length"]))
-        text = damaged(json.dumps(reply), chance)
+        text = corrupted(json.dumps(reply), chance)
         replies.append(text)
         meant.append(score if 1 <= score <= 5 and reply["choices"][0]["finish_reason"] == "stop" else None)
         assert index < 256**2
@@ -375,7 +375,7 @@ def test_hundreds_of_broken_replies_over_http():
     assert 20 < int(result.valid.sum()) < 380
 
 
-def damaged(text: str, chance: random.Random) -> str:
+def corrupted(text: str, chance: random.Random) -> str:
     kind = chance.randrange(4)
     place = chance.randrange(len(text))
     if kind == 0:

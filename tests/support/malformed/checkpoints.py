@@ -1,4 +1,4 @@
-"""Malformed checkpoints, and such as belong to something else."""
+"""Malformed checkpoints, and those of other programs and runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 from malformed.case import FIT, RUN, Case, World, line
 from malformed.folders import Touch
-
-DAMAGED = "truncated or damaged?"
 
 
 def _case(
@@ -51,7 +49,7 @@ FOREIGN = {"state_dict": {}, "pytorch-lightning_version": "2.6.6"}
 OURS = FOREIGN | {"guardlit": {"fingerprint": {"policy": "FluxPolicy"}}}
 CASES = [
     *(
-        _case(what, write, "cannot be read", DAMAGED, command)
+        _case(what, write, "is corrupt", "corrupt (", command)
         for command in ("fit", "export")
         for what, write in {
             "text for a checkpoint": _bytes(b"hello"),
@@ -61,13 +59,13 @@ CASES = [
             "pickled code": lambda path, world: torch.save({"state_dict": Touch(world.marker)}, path),
         }.items()
     ),
-    _case("list of tensors", _saved([torch.zeros(1)]), "no Lightning checkpoint", "is no Lightning checkpoint"),
-    _case("weights alone", _saved({"w": torch.zeros(1)}), "no Lightning checkpoint", "is no Lightning checkpoint"),
+    _case("list of tensors", _saved([torch.zeros(1)]), "a Lightning checkpoint", "is not a Lightning checkpoint"),
+    _case("weights alone", _saved({"w": torch.zeros(1)}), "a Lightning checkpoint", "is not a Lightning checkpoint"),
     _case("checkpoint of others", _saved(FOREIGN), "not written by", "no entry 'guardlit'", "export", "checkpoint"),
     _case("other policy", _saved(OURS), "policy = FluxPolicy", "this run has SD3Policy", "export", "checkpoint"),
     line("missing checkpoint", [*FIT, "--ckpt_path", "no.ckpt"], "checkpoint no.ckpt", "no.ckpt", "does not exist"),
     line("folder for checkpoint", [*FIT, "--ckpt_path", "model"], "model", "checkpoint model", "checkpoint"),
-    line("no name of a checkpoint", [*FIT, "--ckpt_path", ""], "checkpoint", "checkpoint .", "cannot be read"),
+    line("no name of a checkpoint", [*FIT, "--ckpt_path", ""], "checkpoint", "checkpoint .", "is corrupt"),
     line("last of none", [*FIT, "--ckpt_path", "last"], "runs/version_*", "no checkpoint", "--ckpt_path last"),
     line("validate: missing", ["validate", *RUN, "--ckpt_path", "no"], "checkpoint no", "no", "does not exist"),
     line("sample: missing", ["sample", *RUN, "--ckpt_path", "no"], "checkpoint no", "no", "does not exist"),

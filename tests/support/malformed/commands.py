@@ -185,7 +185,7 @@ CONVERT = [
     _line("convert", "guardlit convert", "arguments are required", "mask2former CHECKPOINT.pth FOLDER"),
     _line("convert foo a b", "kind", "'foo'", "choose from 'mask2former'"),
     _line("convert mask2former ./no.pth out", "no.pth", "neither here nor", "name a local file of weights"),
-    _line("convert mask2former run.yaml out", "run.yaml", "damaged, or of another kind", "file of weights"),
+    _line("convert mask2former run.yaml out", "run.yaml", "corrupt, or of another kind", "file of weights"),
     _line("convert mask2former model out", "model", "Is a directory", "file of weights"),
     _line("convert mask2former run.yaml model", "model", "exists already", "name a folder that does not"),
 ]

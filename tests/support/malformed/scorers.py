@@ -91,15 +91,15 @@ PICKSCORE = [
     _pickscore("no folder", lambda f, _: shutil.rmtree(f), "clip", "CLIP folder"),
 ]
 CODE = "code in a file of weights is not run here"
-DAMAGED = "damaged, or of another kind"
+CORRUPT = "corrupt, or of another kind"
 FILES = [
     _file("HPSv2", "pickled code", _evil, CODE, "convert it to safetensors"),
-    _file("HPSv2", "text", lambda p, _: p.write_text("hello"), DAMAGED, "file of weights"),
+    _file("HPSv2", "text", lambda p, _: p.write_text("hello"), CORRUPT, "file of weights"),
     _file("HPSv2", "list", lambda p, _: torch.save([1], p), "holds a list", "not named tensors"),
     _file("HPSv2", "other weights", lambda p, _: torch.save({"w": torch.zeros(1)}, p), "weights missing", "exactly"),
     _file("ImageReward", "pickled code", _evil, CODE, "convert it to safetensors"),
     _file("Aesthetic", "pickled code", _evil, CODE, "convert it to safetensors", model="./clip"),
-    _file("Aesthetic", "text", lambda p, _: p.write_text("hello"), DAMAGED, "file of weights", model="./clip"),
+    _file("Aesthetic", "text", lambda p, _: p.write_text("hello"), CORRUPT, "file of weights", model="./clip"),
     _file(
         "Aesthetic",
         "other weights",

@@ -112,8 +112,8 @@ def fill(seed: int) -> dict[str, np.ndarray]:
             continue
         values = random.standard_normal(shape, dtype=np.float32)
         if len(shape) == 1:
-            centre = 1.0 if ("norm" in name or ".gn." in name) and name.endswith("weight") else 0.0
-            weights[name] = centre + 0.2 * values
+            center = 1.0 if ("norm" in name or ".gn." in name) and name.endswith("weight") else 0.0
+            weights[name] = center + 0.2 * values
         else:  # rows of tables are used as they are, matrices keep the scale of what they multiply
             table = any(part in name for part in ("bias_table", "query_", "level_"))
             gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
@@ -128,7 +128,7 @@ def renamed(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def picture(height: int, width: int, seed: int) -> np.ndarray:
-    """Coloured rectangles and a ramp, (height, width, 3) uint8, RGB."""
+    """Colored rectangles and a ramp, (height, width, 3) uint8, RGB."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     image = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (height + width)], axis=-1)
@@ -140,7 +140,7 @@ def picture(height: int, width: int, seed: int) -> np.ndarray:
 
 
 def pixels(seed: int) -> np.ndarray:
-    """What a network is fed: (1, 3, 96, 160) float32, normalised."""
+    """What a network is fed: (1, 3, 96, 160) float32, normalized."""
     image = picture(96, 160, seed).astype(np.float32)
     return np.ascontiguousarray(((image - 120) / 58).transpose(2, 0, 1)[None])
 
@@ -156,14 +156,14 @@ def logits(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 Case = tuple[dict[str, Any], dict[str, list[tuple[list[float], str]]]]
-"""A prompt's metadata, and what is found: by class, boxes and colours."""
+"""A prompt's metadata, and what is found: by class, boxes and colors."""
 
 
 def cases(count: int, seed: int) -> Iterator[Case]:
     """Random prompts of all kinds with detections near and far from what they ask for; boxes on a coarse grid, so
     that ties occur."""
     random = np.random.default_rng(seed)
-    names, colours = ("dog", "cat", "tv remote"), ("red", "blue")
+    names, colors = ("dog", "cat", "tv remote"), ("red", "blue")
     for kind in itertools.islice(itertools.cycle(range(6)), count):
         first, second = random.permutation(len(names))[:2]
         wanted = int(random.integers(1, 4))
@@ -171,7 +171,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
         if kind in (1, 4, 5):
             include.append({"class": names[second], "count": 1})
         if kind in (3, 5):
-            include[0]["color"] = str(random.choice(colours))
+            include[0]["color"] = str(random.choice(colors))
         if kind in (4, 5):
             relation = str(random.choice(["left of", "right of", "above", "below"]))
             include[1]["position"] = [relation, 0]
@@ -184,5 +184,5 @@ def cases(count: int, seed: int) -> Iterator[Case]:
             corners = 8 * random.integers(0, 8, (number, 2))
             sizes = 8 * random.integers(1, 6, (number, 2))
             boxes = np.concatenate([corners, corners + sizes], axis=1).astype(float).tolist()
-            found[name] = [(box, str(random.choice(colours))) for box in boxes]
+            found[name] = [(box, str(random.choice(colors))) for box in boxes]
         yield metadata, found

@@ -5,7 +5,7 @@ CLIPScore is the bare cosine, 100 times which, or 0 if it is negative, is torchm
 pointed at a small file in OpenAI's layout, and spared a first attempt as TorchScript, which leaves the file read to its
 end. Weights are whole numbers of half precision, to which `clip` rounds them.
 
-    python tests/reference/make_clip.py
+    python tests/support/reference/make_clip.py
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Two environments, as the official weights exist in two layouts; each run fills its own part of the file. mmdet has no
 wheel for today's torch and mmcv no compiled operators: mmcv without them and an empty `_ext` run the deformable
-attention's own PyTorch code on a CPU. In environments of their own (Python 3.11):
+attention's own PyTorch code on a CPU. In two environments (Python 3.11):
 
     pip install torch==2.14.1 torchvision==0.29.1 numpy==2.4.6 opencv-python-headless==5.0.0.93 scipy matplotlib tqdm
     pip install pycocotools shapely terminaltables addict yapf termcolor platformdirs rich six wheel
@@ -184,7 +184,7 @@ def judged(file: str) -> dict[str, Any]:
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in wanted]
     scope: dict[str, Any] = {"np": np, "POSITION_THRESHOLD": 0.1, "COLORS": ["red", "blue"]}
-    scope["color_classification"] = lambda image, objects, name: [colour for _, colour in objects]
+    scope["color_classification"] = lambda image, objects, name: [color for _, color in objects]
     exec(compile(ast.Module(functions, []), file, "exec"), scope)
     results = []
     for metadata, found in tiny.cases(300, SEED):

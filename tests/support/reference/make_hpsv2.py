@@ -8,8 +8,8 @@ Environment: Python 3.11, then
 The wheel lacks its vocabulary and imports `turtle`: `prepare` lends it open_clip's file and an empty module. Nothing
 else of it is changed: preprocessing, tokenizer, network, loading and score are the package's own.
 
-    python tests/reference/make_hpsv2.py          # a tiny architecture
-    python tests/reference/make_hpsv2.py --full   # ViT-H/14: 4 GB of file, 10 GB of memory
+    python tests/support/reference/make_hpsv2.py          # a tiny architecture
+    python tests/support/reference/make_hpsv2.py --full   # ViT-H/14: 4 GB of file, 10 GB of memory
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ Environment: Python 3.11, then
 tokenizer comes from a small local folder; for the tiny cases the sizes are replaced, and nothing else: preprocessing,
 network, loading and score are the package's own.
 
-    python tests/reference/make_imagereward.py          # tiny architectures
-    python tests/reference/make_imagereward.py --full   # the published one: 1.8 GB of file, 8 GB of memory
+    python tests/support/reference/make_imagereward.py          # tiny architectures
+    python tests/support/reference/make_imagereward.py --full   # the published one: 1.8 GB of file, 8 GB of memory
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Environment: Python 3.11, then
 The lines between processor and score are those of the model card (yuvalkirstain/PickScore_v1). open_clip only lends its
 copy of CLIP's vocabulary.
 
-    python tests/reference/make_pickscore.py
+    python tests/support/reference/make_pickscore.py
 """
 
 from __future__ import annotations

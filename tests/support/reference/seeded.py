@@ -1,6 +1,6 @@
 """Weights and pictures that a seed determines on every machine, for the reference programs and for the tests.
 
-numpy and the standard library only: the reference programs run beside libraries of another age.
+numpy and the standard library only: the reference programs run with old libraries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 PROMPTS = [
     "a photo of a red cup on a table",
-    "“a curly quote”, isn’t it?",  # noqa: RUF001 - mended to ASCII by open_clip's tokenizer, not by transformers'
+    "“a curly quote”, isn’t it?",  # noqa: RUF001 - replaced by ASCII in open_clip's tokenizer, not by transformers'
     "a café &amp; a cat",  # entities likewise
     "seven white horses under a tall tree " * 14,  # cut off
     "",

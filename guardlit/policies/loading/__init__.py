@@ -1,1 +1,0 @@
-"""Pipeline folders, checked before anything of them is loaded. Imports policies/ alone."""

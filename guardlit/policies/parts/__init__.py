@@ -1,0 +1,1 @@
+"""What `DiffusersPolicy` consists of, one class a concern. Imports devices, base.py, folders, network, weights."""

@@ -1,0 +1,55 @@
+"""The weight sets of a diffusers policy, and the precision of its forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guardlit.devices.dtypes import HALVES
+from guardlit.policies.base import FlowPolicy, WeightSet
+from guardlit.policies.weights.lora import LoRA
+from guardlit.policies.weights.merging import mergeable, merged
+from guardlit.policies.weights.sets import WeightSets
+
+
+class SwitchingPolicy(FlowPolicy):
+    """Switches between the weight sets of one transformer; see `DiffusersPolicy` for the attributes."""
+
+    lora: LoRA | None
+    weights_dtype: torch.dtype
+    transformer: Any
+    _sets: WeightSets
+
+    @property
+    def forward_dtype(self) -> torch.dtype | None:
+        """See `FlowPolicy.forward_dtype`: that of frozen weights in half precision."""
+        return self.weights_dtype if self.lora and self.weights_dtype in HALVES else None
+
+    def using(self, weights: WeightSet) -> AbstractContextManager[None]:
+        """See `FlowPolicy.using`."""
+        return self._sets.using(weights)
+
+    @property
+    def mergeable(self) -> bool:
+        """See `FlowPolicy.mergeable`."""
+        return mergeable(self.transformer)
+
+    def merged(self) -> AbstractContextManager[None]:
+        """See `FlowPolicy.merged`."""
+        return merged(self.transformer)
+
+    def refresh_old(self) -> None:
+        """See `FlowPolicy.refresh_old`."""
+        self._sets.refresh_old()
+
+    def old_state(self) -> dict[str, Tensor]:
+        """See `FlowPolicy.old_state`."""
+        return self._sets.old_state()
+
+    def load_old_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `FlowPolicy.load_old_state`."""
+        self._sets.load_old_state(state)

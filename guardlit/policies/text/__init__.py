@@ -1,1 +1,0 @@
-"""Prompts encoded once and kept on disk. Imports policies/ alone."""

@@ -1,0 +1,135 @@
+"""Full fine-tuning: the old policy and the reference are copies that are swapped with the trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from guardlit_callbacks.distributed.gather import is_first
+from guardlit_callbacks.distributed.sharded import is_sharded, local, on_first, reshard, shard_like, sharded
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from guardlit.errors import GuardlitError
+from guardlit.policies.base import WeightSet
+from guardlit.policies.weights.sets import without_gradients
+
+
+class FullWeights:
+    """The trained weights of a network, and copies that are swapped in for the old policy and the reference.
+
+    Args:
+        transformer: trained in full, in float32.
+        reference: keep a copy of the base too, for KL.
+        device: where the copies are stored. From `cpu`, pinned if there is a GPU, they cross the bus whenever they are
+            swapped in: once a round, and in every micro-batch with `old_velocity: recomputed` and again with KL.
+            None stores them on the weights' device, which costs only memory.
+        unused: layers that stay frozen.
+    """
+
+    def __init__(
+        self, transformer: nn.Module, reference: bool, device: str | None = "cpu", unused: Sequence[str] = ()
+    ) -> None:
+        transformer.requires_grad_(True).float()
+        for name in unused:
+            transformer.get_submodule(name).requires_grad_(False)
+        self._transformer = transformer
+        self._device = device
+        self._names = ("old", "reference") if reference else ("old",)
+        self._copies: dict[str, dict[str, Tensor]] = {}  # of this rank's shards
+
+    def make_copies(self) -> None:
+        """See `WeightSets.make_copies`."""
+        self._copies = {name: self._copy() for name in self._names}
+
+    def _copy(self) -> dict[str, Tensor]:
+        named = self._transformer.named_parameters()
+        return {name: local(p).to(self._device or p.device, copy=True) for name, p in named}
+
+    @contextmanager
+    def using(self, weights: WeightSet) -> Iterator[None]:
+        """Swap a copy in; see `FlowPolicy.using`."""
+        if weights == "policy":
+            yield
+            return
+        if weights not in self._copies:
+            raise GuardlitError(
+                f"full fine-tuning keeps no {weights} weights, which KL needs, unless the policy says reference: true"
+            )
+        with without_gradients():
+            reshard(self._transformer)
+            trained: dict[str, Tensor] = {}
+            try:
+                for name, p in self._transformer.named_parameters():
+                    trained[name] = _exchange(p, self._copy_for(p, weights, name))
+                yield
+            finally:
+                reshard(self._transformer)
+                for name, p in self._transformer.named_parameters():
+                    if name in trained:
+                        _exchange(p, trained.pop(name))
+
+    def _copy_for(self, parameter: nn.Parameter, weights: WeightSet, name: str) -> Tensor:
+        """A copy on the parameter's device; from pinned memory the host does not wait for its transfer."""
+        copies = self._copies[weights]
+        if self._device is None:
+            copies[name] = copies[name].to(parameter.device)  # the weights have moved since the copy was made
+        elif parameter.is_cuda and not (copies[name].is_cuda or copies[name].is_pinned()):
+            copies[name] = copies[name].pin_memory()
+        return copies[name].to(parameter.device, non_blocking=True)
+
+    @torch.no_grad()
+    def refresh_old(self) -> None:
+        """Copy the trained weights to the old ones."""
+        reshard(self._transformer)
+        for name, parameter in self._transformer.named_parameters():
+            self._copies["old"][name].copy_(local(parameter))
+
+    def old_state(self) -> dict[str, Tensor]:
+        """The old weights by name."""
+        reshard(self._transformer)
+        parameters = dict(self._transformer.named_parameters())
+        return on_first((name, sharded(part, parameters[name])) for name, part in self._copies["old"].items())
+
+    @torch.no_grad()
+    def load_old_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load the old weights."""
+        reshard(self._transformer)
+        parameters = dict(self._transformer.named_parameters())
+        for name, part in self._copies["old"].items():
+            part.copy_(local(shard_like(state[name], parameters[name])))
+
+
+def _exchange(parameter: nn.Parameter, values: Tensor) -> Tensor:
+    """Assign values to a parameter, or to this rank's shard of it; returns the previous values."""
+    if not isinstance(parameter, DTensor):
+        before, parameter.data = parameter.data, values
+        return before
+    part = local(parameter)  # FSDP2 gathers from this memory
+    before = part.clone()
+    part.copy_(values)
+    return before
+
+
+def full_network(transformer: Any, kind: Any) -> Any:
+    """The network, gathered into an unsharded copy on rank 0 if it is sharded. Collective: every rank must call it.
+
+    Args:
+        transformer: the network.
+        kind: its class before it was sharded.
+
+    Returns:
+        An unsharded network; None on all ranks but the first if it was sharded.
+    """
+    reshard(transformer)
+    if not is_sharded(dict(transformer.named_parameters())):
+        return transformer
+    state = on_first(transformer.state_dict().items())
+    if not is_first():
+        return None
+    with torch.device("meta"):
+        network = kind.from_config(transformer.config)
+    network.load_state_dict(state, assign=True)
+    return network

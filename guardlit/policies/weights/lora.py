@@ -1,0 +1,154 @@
+"""LoRA: the policy and the old policy are two adapters on one frozen base."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from guardlit_callbacks.distributed.sharded import on_first, reshard, shard_like
+from torch import Tensor, nn
+
+from guardlit.errors import GuardlitError, at_least, positive
+from guardlit.policies.base import WeightSet
+from guardlit.policies.weights.adapters import activate, adapted_layers, compute_as_base
+from guardlit.policies.weights.sets import without_gradients
+
+TRAINED, OLD = "default", "old"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A low-rank adapter (peft).
+
+    Attributes:
+        rank: of the update; 32 in Flow-GRPO's SD3.5-M settings.
+        alpha: the update is scaled by alpha / rank.
+        targets: suffixes of module names; null takes the model family's published list.
+        init: `gaussian`, as published, or `default` (Kaiming); both start as no change at all.
+    """
+
+    rank: int = 32
+    alpha: float = 64
+    targets: tuple[str, ...] | None = None
+    init: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"lora.rank": self.rank})
+        positive(**{"lora.alpha": self.alpha})
+        if self.init not in ("gaussian", "default"):
+            raise GuardlitError(f"lora.init={self.init} must be gaussian or default")
+        if self.targets is not None and not self.targets:
+            raise GuardlitError("lora.targets is empty; name layers, or omit it for the family's own list")
+
+
+class AdapterWeights:
+    """The policy and the old policy as two adapters on one frozen base; without an adapter it is the reference.
+
+    Args:
+        transformer: a diffusers model with `add_adapter`; frozen here except for the trained adapter.
+        lora: the adapter's settings.
+        default_targets: module name suffixes for `lora.targets: null`.
+        unused: layers that get no adapter.
+
+    Raises:
+        GuardlitError: a target that matches no module of the transformer.
+    """
+
+    def __init__(
+        self, transformer: Any, lora: LoRA, default_targets: Sequence[str], unused: Sequence[str] = ()
+    ) -> None:
+        from peft import LoraConfig
+
+        targets = list(lora.targets or default_targets)
+        names = _check_targets(transformer, targets)
+        if unused:  # listed in full, since peft's `exclude_modules` causes warnings when an exported adapter is loaded
+            targets = sorted(names - set(unused))
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=targets,
+            init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+        )
+        transformer.requires_grad_(False)
+        weightless = next(transformer.parameters()).is_meta
+        with warnings.catch_warnings(), torch.device("meta" if weightless else "cpu"):  # equal numbers on any device
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are intended
+            for name in (TRAINED, OLD):
+                transformer.add_adapter(config, adapter_name=name)
+        transformer.set_adapter(TRAINED)
+        self._transformer, self._layers = transformer, adapted_layers(transformer)
+        for name, parameter in transformer.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.float()
+
+    def make_copies(self) -> None:
+        """See `WeightSets.make_copies`."""
+        compute_as_base(self._transformer)
+        self.refresh_old()
+
+    def _pairs(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+        parameters = dict(self._transformer.named_parameters())
+        for name, parameter in parameters.items():
+            if f".{TRAINED}." in name:
+                yield name, parameter, parameters[name.replace(f".{TRAINED}.", f".{OLD}.")]
+
+    @contextmanager
+    def using(self, weights: WeightSet) -> Iterator[None]:
+        """Switch adapters; see `FlowPolicy.using`."""
+        if weights == "policy":
+            yield
+            return
+        with without_gradients():
+            try:
+                activate(self._layers, OLD if weights == "old" else None)
+                yield
+            finally:
+                activate(self._layers, TRAINED)
+
+    @torch.no_grad()
+    def refresh_old(self) -> None:
+        """Copy the trained adapter to the old one."""
+        reshard(self._transformer)
+        for _, trained, old in self._pairs():
+            old.copy_(trained)
+
+    def old_state(self) -> dict[str, Tensor]:
+        """The old adapter under the trained one's parameter names."""
+        reshard(self._transformer)
+        return on_first((name, old) for name, _, old in self._pairs())
+
+    @torch.no_grad()
+    def load_old_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load the old adapter."""
+        reshard(self._transformer)
+        for name, _, old in self._pairs():
+            old.copy_(shard_like(state[name], old))
+
+
+def adapter_state(transformer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The trained adapter's weights on the CPU under peft's names, and its settings; see `on_first`."""
+    from peft.utils import get_peft_model_state_dict
+
+    state = on_first((k, v) for k, v in transformer.state_dict().items() if f".{TRAINED}." in k)
+    weights = get_peft_model_state_dict(transformer, state_dict=state, adapter_name=TRAINED)
+    return weights, transformer.peft_config[TRAINED].to_dict()
+
+
+def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> set[str]:
+    """Names of the linear layers that end in one of the targets."""
+    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    found: set[str] = set()
+    for target in targets:
+        matches = {name for name in names if f".{name}".endswith(f".{target}")}
+        if not matches:
+            suffixes = sorted({".".join(name.split(".")[-k:]) for name in names for k in (1, 2)})
+            close = difflib.get_close_matches(target, suffixes, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise GuardlitError(f"LoRA target '{target}' names no linear layer of {type(transformer).__name__}{hint}")
+        found |= matches
+    return found

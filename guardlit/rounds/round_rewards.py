@@ -1,0 +1,117 @@
+"""A round's rewards: gathered from all ranks, checked for failures, turned into advantages and metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guardlit.advantage import Advantages, GroupAdvantage
+from guardlit.errors import GuardlitError
+from guardlit.processes.world import World
+from guardlit.rewards.reward import Reward
+from guardlit.rounds.round import Round
+from guardlit.types import RewardResult
+
+TAKE_LARGEST = ("_p50", "_p95", "_max", "_share", "_s", "_ms")
+"""Suffixes of counters whose sum over ranks means nothing: statistics and units."""
+
+
+@dataclass(frozen=True)
+class RoundRewards:
+    """Turns the rewards of a round into advantages and metrics, the same on every rank.
+
+    Attributes:
+        reward: that the results are of.
+        advantage: how rewards become advantages.
+        max_failed_fraction: of a round's rewards; more failed ones stop the run.
+        round: that was drawn.
+        world: the ranks.
+    """
+
+    reward: Reward
+    advantage: GroupAdvantage
+    max_failed_fraction: float
+    round: Round
+    world: World
+
+    def finish(
+        self, batches: Sequence[Sequence[int]], results: Sequence[RewardResult]
+    ) -> tuple[Advantages, dict[str, float]]:
+        """Advantages and metrics of the round. Collective: every rank must call it.
+
+        Args:
+            batches: samples of each request of this rank.
+            results: of each request.
+
+        Raises:
+            GuardlitError: too many rewards failed; on every rank.
+        """
+        scores = self._gather(results)
+        failed = self._failed_fraction(self.reward.total(scores), batches, results)
+        advantages = self.advantage(self.reward.normalize(scores), self.round.group_ids, self.reward.weights)
+        metrics = {"reward/failed": failed, "reward/zero_std_share": advantages.zero_std_share}
+        return advantages, metrics | reward_metrics(self.reward, scores) | self._counters()
+
+    def _gather(self, results: Sequence[RewardResult]) -> dict[str, Tensor]:
+        """Raw scores of all ranks by image, (N,) float32 each on the CPU; NaN where one failed."""
+        columns = self.reward.columns(self.round.index)
+        named = {name: torch.cat([result.details[name] for result in results]) for name in columns}
+        gathered = {name: self.world.gather(values.to(self.world.device)) for name, values in named.items()}
+        return {name: self.round.by_image(values).float().cpu() for name, values in gathered.items()}
+
+    def _failed_fraction(
+        self, total: Tensor, batches: Sequence[Sequence[int]], results: Sequence[RewardResult]
+    ) -> float:
+        """Fraction of the images whose reward failed; every rank sees all rewards, so that all stop at once."""
+        failed = ~total.isfinite()
+        fraction = float(failed.double().mean())
+        if fraction > self.max_failed_fraction:
+            self.world.raise_on_all(self._too_many(int(failed.sum()), batches, results))
+        return fraction
+
+    def _too_many(
+        self, failed: int, batches: Sequence[Sequence[int]], results: Sequence[RewardResult]
+    ) -> GuardlitError | None:
+        """The error of `failed` failures, with this rank's first one; None where it has none."""
+        for samples, result in zip(batches, results, strict=True):
+            if not bool(result.valid.all()):
+                prompt = self.round.prompt_of(samples[int((~result.valid).nonzero()[0])]).text
+                return GuardlitError(
+                    f"round {self.round.index}: {failed} of {self.round.plan.images} rewards failed, more than "
+                    f"max_failed_fraction={self.max_failed_fraction}; the first on prompt '{prompt[:80]}' "
+                    f"of rank {self.round.rank}; {result.reason}"
+                )
+        return None
+
+    def _counters(self) -> dict[str, float]:
+        """The scorers' counters over all ranks: sums, or the largest for names that end as in `TAKE_LARGEST`."""
+        mine = {f"reward/{name}": value for name, value in self.reward.counters().items()}
+        total: dict[str, float] = {}
+        for counters in self.world.gather_objects(mine):
+            for name, value in counters.items():
+                merge = max if name.endswith(TAKE_LARGEST) else float.__add__
+                total[name] = merge(total[name], float(value)) if name in total else float(value)
+        return total
+
+
+def reward_metrics(reward: Reward, scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean, standard deviation and failures of a round's rewards; NaN is left out.
+
+    Args:
+        reward: that the scores are of.
+        scores: raw, by column, (N,) each with NaN where one failed.
+    """
+    failed = {name: ~values.isfinite() for name, values in scores.items() if name != reward.name}
+    metrics = {f"reward/{name}_failed": float(rows.double().mean()) for name, rows in failed.items()}
+    columns = {f"reward/{name}": values for name, values in scores.items()}
+    columns |= {f"reward_normalized/{name}": v for name, v in reward.normalize(scores).items() if v is not scores[name]}
+    columns[f"reward/{reward.name}"] = reward.total(scores)
+    for name, values in columns.items():
+        finite = values[torch.isfinite(values)].double()
+        metrics[f"{name}_mean"] = float(finite.mean())
+        metrics[f"{name}_std"] = float(finite.std(correction=0)) if len(finite) else math.nan
+    return metrics

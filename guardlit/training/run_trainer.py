@@ -1,0 +1,134 @@
+"""Lightning's Trainer with what every run has, from a script or the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+import lightning.pytorch as pl
+
+from guardlit.checkpoints.discovery import newest_intact
+from guardlit.config.limits import as_one_line, check_trainer, user_errors
+from guardlit.devices.float32 import allow_tf32
+from guardlit.errors import NonFiniteError
+from guardlit.processes.rank_errors import report_to_launcher
+from guardlit.processes.shutdown import release_resources
+from guardlit.processes.watchdog import RankWatchdog
+from guardlit.training.ddp import keep_buffers
+from guardlit.training.defaults import complete, run_loggers
+from guardlit.training.quiet import quiet_libraries
+from guardlit.training.recovery.restart import restart_checkpoint
+from guardlit.training.recovery.signals import Interrupted
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def command(method: Callable[P, T]) -> Callable[P, T]:
+    """Give a method of the Trainer the exits of a run, and let its `ckpt_path="last"` mean the newest intact one."""
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        trainer = cast("RunTrainer", args[0])
+        if kwargs.get("ckpt_path") == "last":
+            kwargs["ckpt_path"] = str(newest_intact(Path(trainer.default_root_dir)))
+        with trainer.exits(cast("pl.LightningModule", kwargs.get("model", (*args, None)[1]))):
+            return method(*args, **kwargs)
+
+    return run
+
+
+class RunTrainer(pl.Trainer):
+    """Lightning's Trainer with a run's defaults and exits: the base of `guardlit.Trainer`.
+
+    A script that calls `fit` and `guardlit fit` with the same settings are the same run. Unless an argument says
+    otherwise, a run has the `guardlit.training.defaults`: arguments such as `gradient_clip_val=1.0`, TensorBoard and
+    CSV logs in `default_root_dir/version_K` (of `fit` alone), checkpoints of the two newest rounds, verified
+    checkpoint files, one line of progress, `interrupted.ckpt` on a signal, and a run folder that describes the run.
+
+    Args:
+        tf32: whether products and convolutions of float32 may round their factors to TF32's 11 bits, on GPUs since
+            Ampere; for the whole process. false by default, since torch's own is true for convolutions: a policy's
+            VAE and patch embedding are float32 by promise, and log ratios lie between 1e-6 and 1e-4. In half precision
+            little but the VAE is float32: its `decode_dtype` is the faster way there. null leaves torch's switches
+            as they are.
+        kwargs: of Lightning's Trainer.
+    """
+
+    def __init__(self, *, tf32: bool | None = False, **kwargs: Any) -> None:
+        quiet_libraries()
+        if tf32 is not None:
+            allow_tf32(tf32)
+        self._active = False
+        self._watchdog = RankWatchdog()
+        self._logs_by_default = kwargs.get("logger") is None and not kwargs.get("fast_dev_run")
+        complete(kwargs)
+        check_trainer(kwargs)
+        kwargs["callbacks"].insert(0, self._watchdog)  # it hears of an error before all others
+        if self._logs_by_default:
+            kwargs["logger"] = False  # until `fit`
+        with as_one_line("trainer"):
+            super().__init__(**kwargs)
+        keep_buffers(self.strategy)
+        self._watchdog.attach(self)
+
+    @contextmanager
+    def exits(self, model: pl.LightningModule) -> Iterator[None]:
+        """Handle the exits of a run: release resources, explain errors to other ranks and to the user.
+
+        A signal that stopped the run exits with 128 + its number, as shells report it. Nested calls do nothing.
+
+        Args:
+            model: whose reward is closed.
+        """
+        if self._active:
+            yield
+            return
+        self._active = True
+        try:
+            with user_errors():
+                try:
+                    with report_to_launcher(), self._watchdog.supervise():
+                        yield
+                finally:  # Lightning calls no `teardown` after an exception
+                    self._active = False
+                    release_resources(self, model)
+        except Interrupted as stop:
+            print(f"guardlit fit: {stop}", file=sys.stderr)
+            raise SystemExit(128 + stop.signum) from None
+
+    validate = command(pl.Trainer.validate)
+    test = command(pl.Trainer.test)
+    predict = command(pl.Trainer.predict)
+
+    @command
+    def fit(
+        self,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train, and restart from a good checkpoint for as long as a `Rollback` among the callbacks says so.
+
+        Args:
+            model: of the configuration.
+            train_dataloaders: not used by guardlit, whose data module has the rounds.
+            val_dataloaders: not used either.
+            datamodule: the prompts.
+            ckpt_path: a checkpoint to resume from; `last` for the newest intact one below `default_root_dir`.
+            weights_only: not used: a checkpoint never executes anything.
+        """
+        if self._logs_by_default and not self.loggers:
+            self.loggers = run_loggers(Path(self.default_root_dir))
+        while True:
+            try:
+                return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+            except NonFiniteError as error:
+                ckpt_path = restart_checkpoint(self, error)

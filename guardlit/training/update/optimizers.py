@@ -1,0 +1,36 @@
+"""The configured optimizer and its learning-rate schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from guardlit.config.limits import as_one_line
+from guardlit.errors import at_least
+
+
+def configured(
+    make: Callable[[Sequence[Tensor]], Optimizer],
+    make_scheduler: Callable[[Optimizer], Any] | None,
+    parameters: Sequence[Tensor],
+) -> Any:
+    """Build the optimizer and the schedule, in the form that `configure_optimizers` returns.
+
+    Args:
+        make: builds the optimizer with the configured settings.
+        make_scheduler: builds the schedule, stepped after every update; null keeps the learning rate.
+        parameters: that train.
+
+    Raises:
+        GuardlitError: a setting that the optimizer refuses, or an invalid learning rate; names it in one line.
+    """
+    with as_one_line("model.optimizer"):
+        optimizer = make(parameters)
+    for group in optimizer.param_groups:
+        at_least(0, **{"model.optimizer: lr": float(group["lr"])})
+    if make_scheduler is None:
+        return optimizer
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make_scheduler(optimizer), "interval": "step"}}

@@ -1,0 +1,274 @@
+"""Lightning's private names that guardlit relies on: each test names one, and fails where a new Lightning lacks it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from guardlit.commands.lightning_cli import GuardlitCLI
+from guardlit.processes import lightning_internals as internals
+
+BATCHES, EPOCHS, ACCUMULATED = 4, 2, 2
+QUIET = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+
+
+class Line(pl.LightningModule):
+    """Fits one number, and remembers at which step it was validated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.validated: list[int] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return (self.weight - batch).square().mean()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.validated.append(self.trainer.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Calls(pl.Callback):
+    """Calls functions from a training."""
+
+    def __init__(self, **hooks: Any) -> None:
+        for name, hook in hooks.items():
+            setattr(self, name, hook)
+
+
+def fit(folder: Path, callback: pl.Callback | None = None, ckpt_path: str | None = None, **settings: Any) -> pl.Trainer:
+    """A training of two epochs of four batches, two an update."""
+    defaults = {"max_epochs": EPOCHS, "accumulate_grad_batches": ACCUMULATED, "num_sanity_val_steps": 0, **QUIET}
+    trainer = pl.Trainer(default_root_dir=folder, callbacks=callback and [callback], **(defaults | settings))
+    numbers = DataLoader(torch.arange(float(BATCHES)), batch_size=1)
+    trainer.fit(Line(), numbers, DataLoader(torch.zeros(1)), ckpt_path=ckpt_path)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> pl.Trainer:
+    """A Trainer after its training."""
+    return fit(tmp_path_factory.mktemp("run"), enable_checkpointing=False)
+
+
+@pytest.fixture
+def loops(trainer: pl.Trainer) -> dict[str, Any]:
+    """The state of the loops after the training, as a checkpoint has it."""
+    return {"fit_loop": trainer.fit_loop.state_dict()}
+
+
+# the state of the loops -----------------------------------------------------------------------------------------------
+
+DONE = {"ready": BATCHES, "started": BATCHES, "processed": BATCHES, "completed": BATCHES}
+
+
+def test_epoch_progress(loops: dict[str, Any]):
+    assert set(loops["fit_loop"]["epoch_progress"]) >= {"total", "current"}
+    assert set(loops["fit_loop"]["epoch_progress"]["current"]) == set(DONE)
+    assert set(loops["fit_loop"]["epoch_progress"]["current"].values()) == {EPOCHS}
+
+
+def test_epoch_loop_batch_progress(loops: dict[str, Any]):
+    progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress["current"] == DONE
+    assert progress["total"] == {key: EPOCHS * value for key, value in DONE.items()}
+    assert progress["is_last_batch"] is True
+
+
+def test_optim_progress(loops: dict[str, Any]):
+    progress = loops["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+    assert progress["optimizer"]["step"]["total"]["completed"] == EPOCHS * BATCHES // ACCUMULATED
+
+
+def test_batches_that_stepped_in_a_checkpoint(loops: dict[str, Any]):
+    state = loops["fit_loop"]["epoch_loop.state_dict"]
+    assert state == {"_batches_that_stepped": EPOCHS * BATCHES // ACCUMULATED}
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end", "on_train_epoch_start"])
+def test_a_closed_epoch_resumes_with_the_next(hook: str, tmp_path: Path):
+    """Counters of the first epoch's end, or of the second's start, closed: the run makes the remaining updates."""
+
+    def save(trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == BATCHES // ACCUMULATED and not (tmp_path / "a.ckpt").exists():
+            trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    fit(tmp_path, Calls(**{hook: save}))
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    internals.close_epoch(checkpoint, 1)
+    torch.save(checkpoint, tmp_path / "closed.ckpt")
+    batches: list[int] = []
+    count = Calls(on_train_batch_start=lambda trainer, module, batch, index: batches.append(index))
+    updates = {"max_epochs": -1, "max_steps": EPOCHS * BATCHES // ACCUMULATED, "limit_val_batches": 0}
+    trainer = fit(tmp_path, count, ckpt_path=str(tmp_path / "closed.ckpt"), enable_checkpointing=False, **updates)
+    assert batches == list(range(BATCHES))
+    assert trainer.current_epoch == EPOCHS
+    assert trainer.fit_loop.epoch_loop._batches_that_stepped == trainer.global_step == updates["max_steps"]
+
+
+def test_counters_move_within_an_epoch(loops: dict[str, Any]):
+    checkpoint = {"loops": loops}
+    internals.move_within_epoch(checkpoint, 0)
+    assert loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == BATCHES
+    internals.move_within_epoch(checkpoint, 3)
+    progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+    assert (progress["current"]["ready"], progress["total"]["ready"]) == (3, EPOCHS * BATCHES - 1)
+
+
+# the loops of a training ----------------------------------------------------------------------------------------------
+
+
+def test_val_loop_run(tmp_path: Path):
+    """It validates before the first batch, and the training continues."""
+    first = Calls(on_train_start=lambda trainer, module: internals.validate_now(trainer))
+    trainer = fit(tmp_path, first, enable_checkpointing=False)
+    assert trainer.lightning_module.validated == [0, 2, 4]
+    assert trainer.global_step == EPOCHS * BATCHES // ACCUMULATED
+
+
+def test_batches_that_stepped(tmp_path: Path):
+    """Loggers read it as the step; a repeated validation has the step of Lightning's own."""
+    steps = []
+
+    def repeat(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        steps.append(trainer.fit_loop.epoch_loop._batches_that_stepped)
+        trainer.fit_loop.epoch_loop.val_loop.run = lambda: steps.append(  # type: ignore[method-assign]
+            trainer.fit_loop.epoch_loop._batches_that_stepped
+        )
+        internals.repeat_validation(trainer)
+        steps.append(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    fit(tmp_path, Calls(on_train_end=repeat), enable_checkpointing=False)
+    assert steps == [4, 3, 4]
+
+
+def test_reset_on_run(trainer: pl.Trainer):
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress.current.ready = 3
+    internals.reset_validation_progress(trainer)
+    assert progress.current.ready == 0
+
+
+def test_is_last_batch(tmp_path: Path):
+    seen = []
+    look = Calls(on_train_batch_end=lambda trainer, *_: seen.append(internals.is_last_batch(trainer)))
+    fit(tmp_path, look, enable_checkpointing=False, max_epochs=1)
+    assert seen == [False, False, False, True]
+
+
+def test_batch_progress_current_ready(tmp_path: Path):
+    seen = []
+    look = Calls(
+        on_train_epoch_start=lambda trainer, module: seen.append(internals.is_within_round(trainer)),
+        on_train_batch_end=lambda trainer, *_: seen.append(internals.is_within_round(trainer)),
+    )
+    fit(tmp_path, look, enable_checkpointing=False, max_epochs=1)
+    assert seen == [False, True, True, True, True]
+
+
+def test_limits(tmp_path: Path):
+    """Removed, they end neither a fit after its epochs nor after its steps."""
+    ends = []
+
+    def end(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        ends.append(trainer.current_epoch)
+        trainer.should_stop = len(ends) == 3
+
+    hooks = Calls(on_train_epoch_end=end)
+    trainer = pl.Trainer(
+        max_epochs=1, max_steps=2, min_epochs=9, callbacks=[hooks], enable_checkpointing=False, **QUIET
+    )
+    internals.remove_limits(trainer)
+    trainer.fit(Line(), DataLoader(torch.arange(float(BATCHES)), batch_size=1))
+    assert ends == [0, 1, 2]
+
+
+def test_broadcast_sigterm_tensor(tmp_path: Path):
+    """Lightning calls the method at every batch of several ranks: replaced, it is not called."""
+    loop = pl.Trainer(accelerator="cpu", logger=False, barebones=True).fit_loop.epoch_loop
+    assert callable(loop._broadcast_sigterm_tensor)
+    assert "_broadcast_sigterm_tensor" in type(loop).advance.__code__.co_names
+    disable = Calls(on_train_start=lambda trainer, module: internals.disable_sigterm_broadcast(trainer))
+    trainer = fit(tmp_path, disable, enable_checkpointing=False)
+    assert trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor() is None
+
+
+# connectors -----------------------------------------------------------------------------------------------------------
+
+
+def test_accelerator_connector(tmp_path: Path):
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, plugins=[SLURMEnvironment(auto_requeue=False)])
+    assert isinstance(internals.cluster_environment(trainer), SLURMEnvironment)
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+    assert isinstance(internals.cluster_environment(trainer), LightningEnvironment)
+
+
+def test_hpc_save_path(tmp_path: Path):
+    trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    assert internals.next_hpc_checkpoint(trainer) == tmp_path / "hpc_ckpt_1.ckpt"
+    (tmp_path / "hpc_ckpt_4.ckpt").touch()
+    assert internals.next_hpc_checkpoint(trainer) == tmp_path / "hpc_ckpt_5.ckpt"
+
+
+def test_parse_ckpt_path():
+    """LightningCLI calls it, which would read hyperparameters from the checkpoint; guardlit's does nothing."""
+    assert "_parse_ckpt_path" in LightningCLI.__init__.__code__.co_names
+    assert "_parse_ckpt_path" in vars(GuardlitCLI)
+
+
+# strategies and launchers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [DDPStrategy, ModelParallelStrategy])
+def test_timeout(kind: type[Any]):
+    assert internals.collective_timeout(kind(timeout=timedelta(seconds=7))) == timedelta(seconds=7)
+    assert internals.collective_timeout(SingleDeviceStrategy()) is None
+
+
+def test_setup_environment(tmp_path: Path):
+    """The Trainer calls it on the strategy's instance before any callback's hook."""
+    calls = []
+    hooks = Calls(setup=lambda trainer, module, stage: calls.append("setup"))
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", devices=1, logger=False, callbacks=[hooks])
+    internals.after_setup_environment(trainer.strategy, lambda: calls.append("connected"))
+    trainer.fit(Line(), DataLoader(torch.zeros(1)))
+    assert calls == ["connected", "setup"]
+
+
+def test_procs():
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=1, num_nodes=1)
+    assert launcher.procs == []
+    strategy = DDPStrategy()
+    strategy._launcher = launcher
+    launcher.procs.append("process")  # type: ignore[arg-type]
+    assert internals.child_processes(strategy) == ["process"]
+    assert internals.child_processes(SingleDeviceStrategy()) == []
+
+
+def test_data_parallel_size_and_tensor_parallel_size(monkeypatch: pytest.MonkeyPatch):
+    """The base class builds its mesh from them."""
+    strategy = ModelParallelStrategy()
+    strategy.num_nodes, strategy.parallel_devices = 3, [torch.device("cpu")] * 2
+    internals.shard_over_all_ranks(strategy)
+    names = ModelParallelStrategy.setup_environment.__code__.co_names
+    assert {"_data_parallel_size", "_tensor_parallel_size"} <= set(names)
+    assert (strategy._data_parallel_size, strategy._tensor_parallel_size) == (6, 1)
+
+
+def test_ddp_kwargs():
+    strategy = DDPStrategy(broadcast_buffers=True)
+    assert internals.ddp_options(strategy) == {"broadcast_buffers": True}
+    assert "_ddp_kwargs" in DDPStrategy._setup_model.__code__.co_names
