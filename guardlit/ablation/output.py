@@ -26,8 +26,8 @@ def write_analysis(analysis: Analysis, provenance: Mapping[str, Any], folder: Pa
 
     Args:
         analysis: what to write.
-        provenance: how it was made, for the JSON file.
-        folder: made if need be.
+        provenance: for the JSON file.
+        folder: created if it does not exist.
 
     Returns:
         The files.
@@ -88,7 +88,7 @@ def _no_nan(values: Any) -> Any:
 
 
 def print_analysis(analysis: Analysis) -> None:
-    """Print a table a question; coloured on a terminal, plain elsewhere."""
+    """Print one table a question; colored on a terminal, plain elsewhere."""
     from rich.console import Console
 
     console = Console()
@@ -113,7 +113,7 @@ def _tables(analysis: Analysis) -> dict[str, Table]:
 
     velocity, predicted = (_spreads(m[name]) for name in ("velocity_gradient", "predicted_scale"))
     return {
-        "share of the ratios above / below the clip range": _by_step(analysis, clipped, ["clip", *_clips(analysis)]),
+        "fraction of the ratios above / below the clip range": _by_step(analysis, clipped, ["clip", *_clips(analysis)]),
         "log ratio, mean ± standard deviation": _by_step(analysis, ratio),
         "gradient of a transition's loss with respect to the velocity; in brackets, predicted by Table 2": _by_step(
             analysis,
@@ -123,7 +123,7 @@ def _tables(analysis: Analysis) -> dict[str, Table]:
         "gradient of a step's mean loss with respect to the parameters": _by_step(
             analysis, gradient("parameter_gradient"), ["max/min", *_spreads(m["parameter_gradient"])]
         ),
-        "cosine between the parameter gradients, all steps together": _cosine_table(analysis),
+        "cosine between the parameter gradients, over all steps": _cosine_table(analysis),
     }
 
 
@@ -170,7 +170,7 @@ def _cosine_table(analysis: Analysis) -> Table:
 
 
 def analysis_figure(analysis: Analysis) -> Figure:
-    """Clip shares, both gradient magnitudes and the cosines, in four panels."""
+    """Clipped fractions, both gradient magnitudes and the cosines, in four panels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.5, 9), layout="constrained")
@@ -181,7 +181,7 @@ def analysis_figure(analysis: Analysis) -> Figure:
     _draw(clips, analysis, -m["clipped_below"])
     clips.axhline(0, color="black", linewidth=0.8)
     clips.set(
-        title="Share of ratios outside the clip range", ylabel="below  (-)     share     above  (+)", ylim=(-1, 1)
+        title="Fraction of ratios outside the clip range", ylabel="below  (-)     fraction     above  (+)", ylim=(-1, 1)
     )
     for axes, measure, title in (
         (velocity, "velocity_gradient", "Gradient with respect to the velocity\n(dashed: predicted by Table 2)"),
@@ -217,7 +217,7 @@ def _draw(
     for row in range(len(analysis.objectives)):
         marker, line = ("", "--") if dashed else (MARKERS[row], "-")
         label = labels[row] if labels else None
-        # later curves are smaller, so that those they coincide with still show
+        # later markers are smaller, so that curves that coincide stay visible
         axes.plot(
             values[row].numpy(), line, marker=marker, ms=9 - row, lw=1.2, color=PALETTE[row], alpha=0.9, label=label
         )

@@ -217,7 +217,7 @@ def _describe(run: Run, finished: bool) -> str:
     if finished:
         return f"clip {clip}, finished, is skipped"
     checkpoint = run.checkpoint()
-    return f"clip {clip}, " + (f"goes on from {checkpoint}" if checkpoint else "starts")
+    return f"clip {clip}, " + (f"resumes from {checkpoint}" if checkpoint else "starts")
 
 
 def _fit(run: Run) -> None:

@@ -18,7 +18,7 @@ from guardlit.commands.trainer import Trainer
 from guardlit.config import GuardlitParser
 from guardlit.config.limits import LARGEST_SEED, user_errors
 from guardlit.data.datamodule import PromptDataModule
-from guardlit.processes.watchdog import report_to_launcher
+from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.training.defaults import DEFAULTS
 from guardlit.training.module import GRPOModule
 from guardlit.training.quiet import quiet_libraries

@@ -28,7 +28,7 @@ class Table:
     Attributes:
         drawn: models, prompts and images.
         gold: what was measured.
-        rows: each model's metrics by name, `average` last where it could be formed.
+        rows: each model's metrics by name, `average` last, if it could be formed.
         scores: each model's scores by column, (K x P,) each in the order of `drawn.images`.
         files: each model's images, in the same order.
         trained: names of the scorers that the models were trained on.
@@ -61,7 +61,7 @@ class Table:
         return scorer is not None and scorer.name in self.trained
 
     def notes(self) -> list[str]:
-        """What a reader must know."""
+        """Notes below the table."""
         prompts, k = len(self.drawn.prompts), self.drawn.images_per_prompt
         images = len(self.drawn.images)
         average = " and ".join(self.gold.average or [])
@@ -204,7 +204,7 @@ def _document(table: Table, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_table(table: Table) -> None:
-    """Print the values, then a row for each difference to the base; coloured on a terminal, plain elsewhere."""
+    """Print the values, then a row for each difference to the base; colored on a terminal, plain elsewhere."""
     from rich.console import Console
 
     console = Console()
