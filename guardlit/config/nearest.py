@@ -49,9 +49,9 @@ def nearest_key(key: str, known: Collection[str]) -> str | None:
 
 
 def nearest_file(path: Path) -> str | None:
-    """The neighbour of a file that does not exist, by the most similar name."""
-    neighbours = path.parent.glob(f"*{path.suffix}")
-    close = nearest(path.stem, [file.stem for file in neighbours])
+    """The neighbor of a file that does not exist, by the most similar name."""
+    neighbors = path.parent.glob(f"*{path.suffix}")
+    close = nearest(path.stem, [file.stem for file in neighbors])
     return None if close is None else str(path.with_name(close + path.suffix))
 
 
