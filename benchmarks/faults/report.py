@@ -23,7 +23,7 @@ def write(path: Path, kind: str, row: History | Outcome) -> None:
 
 def kills_table(histories: Sequence[History]) -> str:
     """By setting: what was killed, and how the runs ended."""
-    head = ("setting", "runs", "kills", "while loading", "a checkpoint half written", "of one process of two")
+    head = ("setting", "runs", "kills", "while loading", "a checkpoint half written", "of one rank of two")
     head += ("gone after, longest", "ended bit for bit as undisturbed", "log lines lost")
     rows = []
     for setting in dict.fromkeys(h.setting for h in histories):
