@@ -144,5 +144,9 @@ class Merging:
     def _report(self, why: str = "") -> None:
         """Log a line in the first round, and whenever the decision changes."""
         if self._setup.was_merged is not self._merged:
-            how = "with the adapter merged into the weights" if self._merged else "with the adapter beside the weights"
+            how = (
+                "with the adapter merged into the weights"
+                if self._merged
+                else "with the adapter apart from the weights"
+            )
             rank_zero_info(f"round {self._round.index} is drawn {how}{why}")
