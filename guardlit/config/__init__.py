@@ -1,4 +1,4 @@
-"""The command line's parser: jsonargparse with errors of one line."""
+"""The command line's parser: jsonargparse with errors of one line. Imports errors and assets."""
 
 from guardlit.config.parser import GuardlitParser
 

@@ -14,16 +14,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from reference.seeded import pictures
+from runs import EVERY_UPDATE, config, differing, guardlit, newest, start
 from runs import _tensors as tensors
-from runs import config, differing, guardlit, newest, start
 from scorer_files import request as asked
 
 from guardlit.types import RewardRequest
 
 pytestmark = pytest.mark.gpu
 EMA = {"class_path": "guardlit_callbacks.TrainableEMA"}
-KEEP = {"filename": "update_{step}", "every_n_train_steps": 1, "save_top_k": -1, "auto_insert_metric_name": False}
-EVERY_UPDATE = {"class_path": "ModelCheckpoint", "init_args": KEEP}
 WATCHING = [
     EMA,
     {"class_path": "guardlit_callbacks.SampleGrid", "init_args": {"max_images": 2}},
@@ -122,7 +120,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(run: Callable[..., Path], pr
 
 
 def test_a_signal_leaves_a_checkpoint_that_resumes(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    from guardlit.training.signals import SignalGuard
+    from guardlit.training.recovery.signals import SignalGuard
 
     path = run(trainer__deterministic=True, trainer__callbacks=[EMA, EVERY_UPDATE])
     assert guardlit("fit", "--config", path) == 0

@@ -10,19 +10,10 @@ import torch
 import yaml
 from families import FAMILIES
 from rehearsal import Rehearsal, rehearse
-from runs import config, differing, guardlit, newest
+from runs import EVERY_UPDATE, config, differing, guardlit, newest
 
 pytestmark = pytest.mark.timeout(400)
 
-EVERY_UPDATE = {
-    "class_path": "ModelCheckpoint",
-    "init_args": {
-        "filename": "update_{step}",
-        "every_n_train_steps": 1,
-        "save_top_k": -1,
-        "auto_insert_metric_name": False,
-    },
-}
 ALL = [
     {"class_path": "guardlit_callbacks.TrainableEMA"},
     {"class_path": "guardlit_callbacks.SampleGrid"},
@@ -165,7 +156,7 @@ PER_BATCH = {
 }
 """Allowed synchronizations of a line per sampled and scored batch; other lines wait less than once per batch."""
 PER_UPDATE = {
-    "training/nonfinite.py allows": 1,
+    "recovery/nonfinite.py allows": 1,
     "guardlit_callbacks/gradient_norm.py on_after_backward": 1,  # the loss scale
     "guardlit_callbacks/gradient_spikes.py on_train_batch_end": 1,
     "core/module.py __to_tensor": 2,  # Lightning, for every logged Python number
