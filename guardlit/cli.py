@@ -6,31 +6,28 @@ seconds that torch and Lightning take to import are spent once there is somethin
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
 from guardlit import __version__
-from guardlit.errors import GuardlitError
-
-_LIGHTNING = "guardlit.commands.lightning_cli:main"  # reads the command's name from the arguments' first entry
+from guardlit.errors import GuardlitError, did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("train a pipeline", _LIGHTNING),
-    "validate": ("evaluate a checkpoint with the rewards of its run", _LIGHTNING),
-    "sample": ("draw images with a checkpoint", _LIGHTNING),
-    "export": ("write a checkpoint as a LoRA or a pipeline folder", _LIGHTNING),
-    "evaluate": ("set checkpoints beside the base model: gold scores in one table", "guardlit.commands.evaluate:main"),
-    "convert": ("turn a published checkpoint into what a scorer loads", "guardlit.commands.convert:main"),
-    "ablate": ("compare objectives, on one rollout or by training with each", "guardlit.commands.ablate:main"),
-    "plan": ("print what a run will cost, before any weights load", "guardlit.commands.plan:main"),
-    "report": ("write figures and one page from run folders", "guardlit.commands.report:main"),
-    "serve-reward": ("score images for other processes, over HTTP", "guardlit.commands.serve_reward:main"),
-    "schedule": ("print a sampler's coefficients and every objective's gradient scale", "guardlit.schedule:main"),
+    "fit": ("train a pipeline", "lightning_cli"),
+    "validate": ("evaluate a checkpoint with the rewards of its run", "lightning_cli"),
+    "sample": ("draw images with a checkpoint", "lightning_cli"),
+    "export": ("write a checkpoint as a LoRA or a pipeline folder", "lightning_cli"),
+    "evaluate": ("compare checkpoints with the base model: gold scores in one table", "evaluate"),
+    "convert": ("turn a published checkpoint into what a scorer loads", "convert"),
+    "ablate": ("compare objectives, on one rollout or by training with each", "ablate"),
+    "plan": ("print what a run will cost, before any weights load", "plan"),
+    "report": ("write figures and one page from run folders", "report"),
+    "serve-reward": ("score images for other processes, over HTTP", "serve_reward"),
+    "schedule": ("print a sampler's coefficients and every objective's gradient scale", "schedule"),
 }
-"""Name -> what it does, and the function that does it, which takes the list of arguments."""
+"""Name -> what it does, and the module of `guardlit.commands` whose `main` does it, given the list of arguments."""
 
 USAGE_ERROR = 2
 INTERRUPTED = 128 + 2  # as shells report SIGINT
@@ -79,16 +76,13 @@ def _answer(arguments: list[str]) -> int:
     if first.startswith("-"):
         return _fail("guardlit", f"found {first!r} where the command belongs: guardlit COMMAND [options]")
     if first not in COMMANDS:
-        close = difflib.get_close_matches(first, COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"commands are {', '.join(COMMANDS)}"
-        return _fail("guardlit", f"unknown command {first!r}: {hint}")
+        return _fail("guardlit", f"unknown command {first!r}: {did_you_mean(first, COMMANDS, 'commands are')}")
     _load(first)(arguments)
     return 0
 
 
 def _load(command: str) -> Callable[[list[str]], object]:
-    module, function = COMMANDS[command][1].split(":")
-    run: Callable[[list[str]], object] = getattr(import_module(module), function)
+    run: Callable[[list[str]], object] = import_module(f"guardlit.commands.{COMMANDS[command][1]}").main
     return run
 
 

@@ -1,25 +1,26 @@
-"""What the command line turns into a single line, and the bounds that most numbers share."""
+"""Errors that the command line prints as one line, hints at similar names, and the bounds that most numbers share."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 
 class GuardlitError(Exception):
-    """A mistake the user can mend: the message names the place, what was found and what would be right.
+    """An error that the user can fix: the message names the place, what was found and what would be right.
 
     Attributes:
-        on_all_ranks: whether all processes of the run raise it at the same point: they may then save together.
+        on_all_ranks: whether every rank raises it at the same point, so that collectives still work.
     """
 
     on_all_ranks: bool = False
 
 
 class NonFiniteError(GuardlitError):
-    """Numbers that went wrong: the run cannot go on from its weights, and a checkpoint of them would be no good.
+    """Training has diverged: the run cannot continue with its weights, and a checkpoint of them is useless.
 
     Attributes:
-        restart_from: the checkpoint from which the run is to go on by itself, where there is one.
+        restart_from: the checkpoint that the run restarts from by itself, if there is one.
     """
 
     restart_from: str | None = None
@@ -29,11 +30,11 @@ def at_least(least: float, **values: float | None) -> None:
     """Refuse numbers below a bound, infinity and NaN; null passes.
 
     Args:
-        least: the smallest that will do.
+        least: the smallest allowed value.
         values: by the names that the message gives them.
 
     Raises:
-        GuardlitError: naming the first that will not do.
+        GuardlitError: naming the first value that is not allowed.
     """
     for name, value in values.items():
         if value is not None and not least <= value < math.inf:
@@ -47,3 +48,29 @@ def positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise GuardlitError(f"{name}={value} must be positive and finite")
+
+
+def similar(word: str, known: Iterable[str], n: int = 1) -> list[str]:
+    """At most n known words that are similar to a misspelled one, letter case aside; the most similar first."""
+    import difflib
+
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    return [by_lower[match] for match in difflib.get_close_matches(word.lower(), by_lower, n)]
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", n: int = 1) -> str:
+    """The end of a message about an unknown word.
+
+    Args:
+        word: what was found.
+        known: what would be right.
+        otherwise: the words before the list of all known ones, where none is similar; without, that is an empty text.
+        n: similar words to name at most.
+
+    Returns:
+        Such as `did you mean fit?` or `commands are fit, validate, ...`.
+    """
+    known = list(known)
+    if found := similar(word, known, n):
+        return f"did you mean {' or '.join(found)}?"
+    return f"{otherwise} {', '.join(known)}" if otherwise else ""

@@ -29,7 +29,7 @@ MATHS = ("sde", "surrogate", "objective", "kl", "advantage", "schedule")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
     MATHS,
-    ("files", "assets", "config", "processes", "devices"),
+    ("files", "console", "assets", "config", "processes", "devices"),
     ("policies", "rewards"),
     ("rounds", "checkpoints"),
     ("data",),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from guardlit.ablation.analysis import MEASURES, Analysis
+from guardlit.console import show, table, times
 from guardlit.errors import GuardlitError
-from guardlit.schedule import PLAIN_WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,15 +88,9 @@ def _no_nan(values: Any) -> Any:
 
 
 def print_analysis(analysis: Analysis) -> None:
-    """Print one table a question; colored on a terminal, plain elsewhere."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
-    for title, table in _tables(analysis).items():
-        console.print(title)  # of the console's width, not folded to the table's
-        console.print(table)
+    """Print a table a question."""
+    for title, grid in _tables(analysis).items():
+        show(title, grid)
 
 
 def _tables(analysis: Analysis) -> dict[str, Table]:
@@ -138,32 +132,21 @@ def _spreads(values: Tensor) -> list[str]:
 
 def _times(values: Tensor) -> str:
     low, high = float(values.min()), float(values.max())
-    return "-" if not low > 0 else f"{high / low:.0f}x" if high / low >= 10 else f"{high / low:.2f}x"
+    return times(high / low if low > 0 else math.nan)
 
 
 def _by_step(analysis: Analysis, cell: Callable[[int, int], str], footer: list[str] | None = None) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    grid = Table(box=box.SIMPLE, pad_edge=False, show_footer=footer is not None)
-    for name, foot in zip(["step", *analysis.objectives], footer or [""] * (len(analysis.objectives) + 1), strict=True):
-        grid.add_column(name, footer=foot, justify="right")
-    for step in range(len(analysis.sigma)):
-        grid.add_row(str(analysis.steps[step]), *(cell(row, step) for row in range(len(analysis.objectives))))
-    return grid
+    objectives = range(len(analysis.objectives))
+    rows = [
+        [str(analysis.steps[step]), *(cell(row, step) for row in objectives)] for step in range(len(analysis.sigma))
+    ]
+    return table(["step", *analysis.objectives], rows, footer)
 
 
 def _cosine_table(analysis: Analysis) -> Table:
-    from rich import box
-    from rich.table import Table
-
     names = list(analysis.objectives)
-    grid = Table("", box=box.SIMPLE, pad_edge=False)
-    for name in names:
-        grid.add_column(name, justify="right")
-    for name, row in zip(names, analysis.cosines.tolist(), strict=True):
-        grid.add_row(name, *("-" if math.isnan(c) else f"{c:.3f}" for c in row))
-    return grid
+    cells = ["-" if math.isnan(c) else f"{c:.3f}" for row in analysis.cosines.tolist() for c in row]
+    return table(["", *names], [[name, *cells[i * len(names) :][: len(names)]] for i, name in enumerate(names)])
 
 
 # as a picture ---------------------------------------------------------------------------------------------------------

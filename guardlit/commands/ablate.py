@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import signal
@@ -12,10 +11,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from guardlit.config.limits import LARGEST_SEED
-from guardlit.errors import GuardlitError
+from guardlit.console import Parser
+from guardlit.errors import GuardlitError, did_you_mean
 from guardlit.files import atomic_write
 from guardlit.objective import PRESETS
 
@@ -89,18 +89,9 @@ def main(args: list[str]) -> None:
         _train(options, rest)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise GuardlitError(message)
-
-
 def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = _Parser(
-        "guardlit ablate",
-        description=__doc__,
-        epilog="All other options, --config first of them, are those of `guardlit fit`.",
-        allow_abbrev=False,
-    )
+    epilog = "All other options, --config first of them, are those of `guardlit fit`."
+    parser = Parser("guardlit ablate", description=__doc__, epilog=epilog)
     add = parser.add_argument
     add("--objectives", type=_objectives, default=NAMES, metavar="A,B", help=f"of {', '.join(NAMES)} (default: all)")
     add("--clip", type=_clips, default={}, metavar="A=1e-3,B=none", help="clip ranges (default: the configuration's "
@@ -119,9 +110,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _preset(name: str) -> str:
     if name not in NAMES:
-        close = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(NAMES)}"
-        raise GuardlitError(f"unknown objective '{name}': {hint}")
+        raise GuardlitError(f"unknown objective '{name}': {did_you_mean(name, NAMES, 'it is one of')}")
     return name
 
 

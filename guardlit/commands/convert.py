@@ -9,20 +9,16 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
+from guardlit.console import Parser
 from guardlit.errors import GuardlitError
 from guardlit.rewards.files import read_tensors
 from guardlit.rewards.geneval import mask2former
 from guardlit.rewards.geneval.detector import load_detector
 from guardlit.rewards.geneval.prompt import CLASSES
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise GuardlitError(f"{message} (guardlit convert mask2former CHECKPOINT.pth FOLDER)")
 
 
 def main(args: list[str]) -> None:
@@ -34,16 +30,16 @@ def main(args: list[str]) -> None:
     Raises:
         GuardlitError: a file that is no such checkpoint, or a folder that cannot be written.
     """
-    parser = _Parser(
+    parser = Parser(
         "guardlit convert",
+        usage_hint="(guardlit convert mask2former CHECKPOINT.pth FOLDER)",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("kind", choices=["mask2former"], help="what the file is")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the published file")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="to be written; must not exist, or be empty")
-    options = parser.parse_args(args[1:])
+    options = parser.parse(args[1:])
     convert_mask2former(options.checkpoint.expanduser(), options.folder.expanduser())
     print(f"{options.folder}: config.json and model.safetensors of a Mask2Former, checked by loading them")
 

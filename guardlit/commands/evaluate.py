@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from guardlit.console import Parser
 from guardlit.errors import GuardlitError
 from guardlit.gold.evaluation import GOLD, RUN
 
@@ -28,14 +27,9 @@ def main(args: list[str]) -> None:
     run(arguments)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise GuardlitError(message)
-
-
 def _rewritten(args: list[str]) -> list[str]:
     """Lists as `--ckpt a b`, also repeated; with --rescore, the configuration that the images were drawn with."""
-    parser = _Parser("guardlit evaluate", add_help=False, allow_abbrev=False)
+    parser = Parser("guardlit evaluate", add_help=False)
     for option in ("--ckpt", "--label"):
         parser.add_argument(option, nargs="+", action="extend", default=[])
     parser.add_argument("--rescore", nargs="?", const="true", default="false", choices=("true", "false"))
@@ -45,7 +39,7 @@ def _rewritten(args: list[str]) -> list[str]:
         return [*rest, *lists]
     if lists:
         raise GuardlitError("--rescore scores the images in --out; leave out --ckpt and --label")
-    place = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    place = Parser("guardlit evaluate", add_help=False)
     place.add_argument("--out", type=Path, default=Path("evaluation"))
     place.add_argument("--config", "-c", action="append")
     where, _ = place.parse_known_args(rest)

@@ -12,7 +12,8 @@ from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.cli import LightningCLI
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
-import guardlit.rewards  # noqa: F401 - and `class_path: PickScore`
+import guardlit.rewards  # and `class_path: PickScore`
+import guardlit.training.recovery.rollback  # noqa: F401 - and `class_path: Rollback`; what else has a short name is used here
 from guardlit.checkpoints.discovery import newest_intact, require_intact
 from guardlit.commands.trainer import Trainer
 from guardlit.config import GuardlitParser

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from guardlit.commands.lightning_cli import parse
 from guardlit.config.limits import check_trainer
+from guardlit.console import Parser, show, table
 from guardlit.errors import GuardlitError
 from guardlit.planning.estimate import Estimate, estimate
 from guardlit.planning.run import PlannedRun
@@ -20,12 +21,6 @@ from guardlit.training.checks import check_precision
 from guardlit.training.linter import Finding, LintFacts, lint
 
 Row = tuple[str, ...]
-PLAIN_WIDTH = 120
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise GuardlitError(message)
 
 
 def main(args: list[str]) -> None:
@@ -89,15 +84,11 @@ def _refuse(findings: Sequence[Finding]) -> None:
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = _Parser(
-        "guardlit plan",
-        description=__doc__,
-        epilog="All other options, --config first of them, are those of `guardlit fit`.",
-        allow_abbrev=False,
-    )
+    epilog = "All other options, --config first of them, are those of `guardlit fit`."
+    parser = Parser("guardlit plan", description=__doc__, epilog=epilog)
     add = parser.add_argument
     add("--tflops", type=float, default=400.0, help="peak rate of a device in TFLOP/s (default: %(default)s)")
-    add("--mfu", type=float, default=0.4, help="share of it that is reached (default: %(default)s)")
+    add("--mfu", type=float, default=0.4, help="fraction of it that is reached (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all numbers here, too: bytes, FLOP, seconds")
     options, rest = parser.parse_known_args(args)
     if not 0 < options.tflops < math.inf or not 0 < options.mfu <= 1:
@@ -162,37 +153,18 @@ def _disk(run: PlannedRun, found: Estimate) -> dict[str, int]:
 
 
 def _print(run: PlannedRun, document: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
-    console.print(run.plan.describe(), highlight=False)
     counts = document["run"]
-    console.print(
+    show(
+        run.plan.describe(),
         f"whole run           {counts['rounds']} rounds: {counts['images']:,} images, {counts['updates']:,} updates"
         f"; {counts['validations']} validations: {counts['validation_images']:,} images",
-        highlight=False,
     )
     if "missing" in document:
-        console.print(f"no compute, memory, disk: {document['missing']}", highlight=False, markup=False)
+        show(f"no compute, memory, disk: {document['missing']}")
     else:
         for title, header, rows in _tables(run, document):
-            console.print(_table(title, header, rows))
-    for finding in document["findings"]:
-        if not finding["fatal"]:
-            console.print(f"warning: {finding['text']}", highlight=False, markup=False)
-
-
-def _table(title: str, header: Row, rows: Sequence[Row]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(header):
-        table.add_column(column, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
+            show(table(header, rows, title=title, title_justify="left"))
+    show(*(f"warning: {finding['text']}" for finding in document["findings"] if not finding["fatal"]))
 
 
 def _tables(run: PlannedRun, document: dict[str, Any]) -> list[tuple[str, Row, list[Row]]]:

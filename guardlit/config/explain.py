@@ -223,10 +223,13 @@ def _verdict(parser: ArgumentParser, finding: Finding, siblings: Sequence[Findin
         if len(bases) == 1 and is_dataclass(bases[0]):
             text = f"{where}expected a mapping of the settings of {bases[0].__name__}, found {_quoted(name)}"
             return Verdict(text, value=name)
-        known = sorted({cls.__name__ for base in bases for cls in concrete_subclasses(base)})
+        classes_known = {cls.__name__: cls for base in bases for cls in concrete_subclasses(base)}
+        known = sorted(classes_known)
         wanted = " or ".join(base.__name__ for base in bases) or "class"
         reason = "is abstract" if found["abstract"] else f"is no known {wanted}"
         close = None if found["abstract"] else nearest(_short(name), known)
+        if close == _short(name) != name:  # a class that has moved, or a misspelled module
+            close = f"{classes_known[close].__module__}.{close} (in short, {close})"
         return Verdict(f"{where}{name!r} {reason}{hint(close, known)}", value=name)
     if found := re.match(r"the following arguments are required: (.+)", finding.text):
         return Verdict(f"{_short(classes[-1])} needs {found[1]}", value=classes[-1])

@@ -14,6 +14,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from guardlit.errors import similar
+
 MOST_NAMES_LISTED = 8
 LIKE = 0.66  # two of three letters, as in sed for sde
 
@@ -27,9 +29,7 @@ def hint(close: str | None, known: Sequence[str] = ()) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like this one, letter case aside; None if none is alike."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return by_lower[close[0]] if close else None
+    return next(iter(similar(name, known)), None)
 
 
 def nearest_key(key: str, known: Collection[str]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 from guardlit.data.arrow_sources import HubDataset, ParquetFile
 from guardlit.data.prompt_set import AT_ONCE, Chunk, PromptSet, Row
 from guardlit.data.text_files import READERS, TextFile
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, did_you_mean
 from guardlit.types import Prompt
 
 MAX_CHARACTERS = 2000
@@ -135,5 +134,4 @@ def _missing(path: Path) -> str:
     if not folder.is_dir():
         return f"no prompt file {path}: its folder {folder} does not exist (a data set is written hf:org/name)"
     names = sorted(p.name for p in folder.iterdir())
-    similar = difflib.get_close_matches(path.name, names, n=1)
-    return f"no prompt file {path.name} in {folder}" + (f"; did you mean {similar[0]}?" if similar else "")
+    return "; ".join(filter(None, [f"no prompt file {path.name} in {folder}", did_you_mean(path.name, names)]))

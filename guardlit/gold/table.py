@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from guardlit import console
+from guardlit.console import show
 from guardlit.errors import GuardlitError
 from guardlit.gold.drawing import Drawn, as_json
 from guardlit.gold.settings import AVERAGE, Gold
 from guardlit.gold.statistics import LEVEL, Array, Estimate
-from guardlit.schedule import PLAIN_WIDTH
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 FILES = ("table.md", "table.csv", "table.json", "scores.csv")
 
@@ -204,31 +205,15 @@ def _document(table: Table, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_table(table: Table) -> None:
-    """Print the values, then a row for each difference to the base; colored on a terminal, plain elsewhere."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
-    console.print("gold scores")
-    _print(console, _grid(table, _short))
+    """Print the values, then a row for each difference to the base model."""
+    header, *rows = _grid(table, _short)
+    show("gold scores", console.table(header, rows))
     if len(table.rows) > 1:
-        console.print("differences to the base model on the same prompts")
-        rows = zip(table.drawn.models[1:], table.rows[1:], strict=True)
-        cells = [[m.label, table.title(n), _difference(n, e)] for m, row in rows for n, e in row.items()]
-        _print(console, [["model", "metric", f"difference [{LEVEL:.0%} interval]"], *cells])
-    for note in table.notes():
-        console.print(note, markup=False, highlight=False)
-
-
-def _print(console: Console, rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table as Grid
-
-    grid = Grid(box=box.SIMPLE, pad_edge=False)
-    for number, heading in enumerate(rows[0]):
-        grid.add_column(escape(heading), justify="left" if number == 0 else "right", overflow="fold")
-    for row in rows[1:]:
-        grid.add_row(*map(escape, row))
-    console.print(grid)
+        differences = [
+            [model.label, table.title(name), _difference(name, entry)]
+            for model, row in zip(table.drawn.models[1:], table.rows[1:], strict=True)
+            for name, entry in row.items()
+        ]
+        header = ["model", "metric", f"difference [{LEVEL:.0%} interval]"]
+        show("differences to the base model on the same prompts", console.table(header, differences))
+    show(*table.notes())

@@ -44,8 +44,8 @@ def test_the_module_runs_as_the_command_does():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["fitt"], "guardlit: error: unknown command 'fitt': did you mean 'fit'?"),
-        (["schedul"], "guardlit: error: unknown command 'schedul': did you mean 'schedule'?"),
+        (["fitt"], "guardlit: error: unknown command 'fitt': did you mean fit?"),
+        (["schedul"], "guardlit: error: unknown command 'schedul': did you mean schedule?"),
         (
             ["zzz"],
             "guardlit: error: unknown command 'zzz': "
@@ -67,7 +67,7 @@ def test_without_arguments_the_help_goes_to_stderr(capsys: pytest.CaptureFixture
 
 
 def run_with(command, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(import_module("guardlit.schedule"), "main", command)
+    monkeypatch.setattr(import_module("guardlit.commands.schedule"), "main", command)
     monkeypatch.setattr(sys, "argv", ["guardlit"])
     return cli.main(["schedule", "--steps", "3"])
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from guardlit.commands.schedule import main
 from guardlit.errors import GuardlitError
-from guardlit.schedule import main, schedule_table, write_csv
+from guardlit.schedule import schedule_table, write_csv
 from guardlit.sde import CPS, FlowSDE, flow_match_sigmas
 
 # SD3.5-M: 10 steps, shift 3, noise level 0.7

@@ -111,7 +111,10 @@ COMMAND_LINES = [
     ("--model.sde FlowSD", "--model.sde: 'FlowSD' is no known SDE; did you mean FlowSDE?"),
     ("--model.sde.class_path flowsde", "--model.sde.class_path: 'flowsde' is no known SDE; did you mean FlowSDE?"),
     ("--model.sde guardlit.sde.FlowSD", "--model.sde: 'guardlit.sde.FlowSD' is no known SDE; did you mean FlowSDE?"),
-    ("--model.sde guardlt.sde.FlowSDE", "--model.sde: 'guardlt.sde.FlowSDE' is no known SDE; did you mean FlowSDE?"),
+    (
+        "--model.sde guardlt.sde.FlowSDE",
+        "--model.sde: 'guardlt.sde.FlowSDE' is no known SDE; did you mean guardlit.sde.FlowSDE (in short, FlowSDE)?",
+    ),
     (
         "--model.sde guardlit.objective.GRPOGuard",
         "--model.sde: 'guardlit.objective.GRPOGuard' is no known SDE; known: CPS, DanceSDE, FlowSDE, ODE",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, did_you_mean
 
 KERNELS = {
     "native": None,
@@ -38,8 +37,7 @@ def set_attention(transformer: Any, backend: str) -> None:
 
     names = [name.value for name in AttentionBackendName]
     if backend not in names:
-        close = difflib.get_close_matches(backend, names, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"diffusers has {', '.join(names)}"
+        hint = did_you_mean(backend, names, "diffusers has", n=2)
         raise GuardlitError(f"attention_backend={backend} is no attention backend; {hint}")
     attentions = [module for module in transformer.modules() if getattr(module, "processor", None) is not None]
     if attentions and all(hasattr(module.processor, "_attention_backend") for module in attentions):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from guardlit_callbacks.distributed.sharded import on_first, reshard, shard_like
+from guardlit_callbacks.distributed import on_first, reshard, shard_like
 from torch import Tensor, nn
 
-from guardlit.errors import GuardlitError, at_least, positive
+from guardlit.errors import GuardlitError, at_least, did_you_mean, positive
 from guardlit.policies.base import WeightSet
 from guardlit.policies.weights.adapters import activate, adapted_layers, compute_as_base
 from guardlit.policies.weights.sets import without_gradients
@@ -147,8 +146,7 @@ def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> set[str]:
         matches = {name for name in names if f".{name}".endswith(f".{target}")}
         if not matches:
             suffixes = sorted({".".join(name.split(".")[-k:]) for name in names for k in (1, 2)})
-            close = difflib.get_close_matches(target, suffixes, n=3)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise GuardlitError(f"LoRA target '{target}' names no linear layer of {type(transformer).__name__}{hint}")
+            text = f"LoRA target '{target}' names no linear layer of {type(transformer).__name__}"
+            raise GuardlitError("; ".join(filter(None, [text, did_you_mean(target, suffixes, n=3)])))
         found |= matches
     return found

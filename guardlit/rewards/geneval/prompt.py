@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
+
+from guardlit.errors import did_you_mean
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -125,6 +126,5 @@ def _is_count(value: object) -> TypeGuard[int]:
 def _one_of(value: object, known: Sequence[str], place: str) -> str:
     if isinstance(value, str) and value in known:
         return value
-    close = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else []
-    hint = f"did you mean {close[0]!r}?" if close else f"it is one of {', '.join(known)}"
+    hint = did_you_mean(value if isinstance(value, str) else "", known, "it is one of")
     raise ValueError(f"GenEval's {place} is {value!r}; {hint}")

@@ -297,9 +297,9 @@ def test_mistakes_get_one_line(folder: Path, scorer: GenEval):
             GenEval(str(detector), clip=str(clip)).setup(CPU)
         assert expected in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
-    with pytest.raises(ValueError, match=r"prompt 'a cup': GenEval's include\[0\].class is 'cups'; did you mean 'cup'"):
+    with pytest.raises(ValueError, match=r"prompt 'a cup': GenEval's include\[0\].class is 'cups'; did you mean cup"):
         scorer.check_prompt("a cup", wants("cups"))
-    with pytest.raises(GuardlitError, match="did you mean 'cup'"):
+    with pytest.raises(GuardlitError, match="did you mean cup"):
         scorer.score(request(pictures(1), [wants("cups")]))
 
 
@@ -341,4 +341,4 @@ def test_a_run_names_the_prompt_that_cannot_be_scored(run: Path, tmp_path: Path,
     assert guardlit("fit", "--config", run) == 2
     error = [text for text in capsys.readouterr().err.splitlines() if text.startswith("guardlit ")]
     assert len(error) == 1
-    assert "prompt 'a photo of zebras': GenEval's include[0].class is 'zebras'; did you mean 'zebra'?" in error[0]
+    assert "prompt 'a photo of zebras': GenEval's include[0].class is 'zebras'; did you mean zebra?" in error[0]

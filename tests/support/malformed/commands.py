@@ -52,7 +52,7 @@ def _gold(what: str, options: Sequence[str], place: str, found: str, right: str)
 
 
 FIRST = [
-    _line("fitt", "guardlit: error", "unknown command 'fitt'", "did you mean 'fit'?"),
+    _line("fitt", "guardlit: error", "unknown command 'fitt'", "did you mean fit?"),
     _line("zzz", "guardlit: error", "unknown command 'zzz'", "commands are fit, validate"),
     _line("--foo", "guardlit: error", "found '--foo'", "guardlit COMMAND [options]"),
     line("no command", [""], "guardlit: error", "unknown command ''", "commands are fit, validate"),

@@ -1,0 +1,198 @@
+"""`guardlit schedule`: what a sampler's steps look like, and how large a gradient each objective gives them.
+
+No network is needed for it: a step is x_next = a x + g v + s noise, and Table 2's gradient scales follow from a, g, s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from guardlit.console import Parser, show, times
+from guardlit.errors import GuardlitError, positive
+from guardlit.schedule import ScheduleTable, schedule_table, write_csv
+from guardlit.sde import CPS, MOST_STEPS, ODE, SDE, Coefficients, DanceSDE, FlowSDE, flow_match_sigmas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+SAMPLERS: dict[str, type[FlowSDE] | type[DanceSDE] | type[CPS]] = {"flow": FlowSDE, "dance": DanceSDE, "cps": CPS}
+DEFAULT_SHIFT, DEFAULT_TRAIN_TIMESTEPS = 3.0, 1000
+OF_SIZE = (("base_shift", 0.5), ("max_shift", 1.15))
+OTHER_SCHEDULES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal", "invert_sigmas")
+
+
+def main(args: list[str]) -> None:
+    """Run `guardlit schedule`.
+
+    Args:
+        args: the command's name and its options.
+
+    Raises:
+        GuardlitError: an option or a model folder that cannot be used.
+    """
+    options = _parse(args[1:])
+    if not 1 <= options.steps <= MOST_STEPS:
+        raise GuardlitError(f"--steps {options.steps} must lie in 1 to {MOST_STEPS}")
+    if options.shift is not None:
+        positive(**{"--shift": options.shift})
+    shift, train_timesteps = _shift(options.model, options.shift)
+    try:
+        sigmas = flow_match_sigmas(options.steps, shift, train_timesteps)
+        coefficients = _sampler(options.sde, options.noise_level).coefficients(sigmas)
+    except ValueError as error:
+        raise GuardlitError(str(error)) from error
+    trained = _trained_steps(coefficients, options.timestep_fraction)
+    table = schedule_table(coefficients, trained)
+    _print(table, title=f"{options.sde}, {options.steps} steps, shift {shift:g}, {len(trained)} trained")
+    for option, path, write in (("--csv", options.csv, write_csv), ("--plot", options.plot, plot)):
+        try:
+            if path:
+                write(path, table)
+        except (OSError, ValueError) as error:  # matplotlib says ValueError to a file type it cannot write
+            reason = getattr(error, "strerror", None) or error
+            raise GuardlitError(f"{option} {path} cannot be written: {reason}") from error
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = Parser("guardlit schedule", description=__doc__)
+    add = parser.add_argument
+    add("--steps", type=int, default=10, metavar="T", help="sampling steps (default: 10)")
+    add("--shift", type=float, help="timestep shift (default: the model's, or 3)")
+    add("--sde", choices=[*SAMPLERS, "ode"], default="flow", help="sampler (default: flow)")
+    add("--noise-level", type=float, metavar="ETA", help="default: 0.7 for flow, 0.3 for dance, 0.8 for cps")
+    add("--timestep-fraction", type=float, default=0.99, help="fraction of the steps that is trained (default: 0.99)")
+    add("--model", type=Path, metavar="FOLDER", help="pipeline folder whose scheduler gives the shift")
+    add("--plot", type=Path, metavar="PNG", help="draw the table into this file")
+    add("--csv", type=Path, metavar="CSV", help="write the table to this file")
+    return parser.parse(args)
+
+
+def _shift(model: Path | None, shift: float | None) -> tuple[float, int]:
+    """The shift and the length of the training schedule, from a pipeline folder unless the option says otherwise."""
+    if model is None:
+        return (DEFAULT_SHIFT if shift is None else shift), DEFAULT_TRAIN_TIMESTEPS
+    path = model / "scheduler" / "scheduler_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GuardlitError(
+            f"--model {model}: {path} cannot be read ({error.strerror}); name a pipeline folder"
+        ) from error
+    except ValueError as error:
+        raise GuardlitError(f"{path} is not JSON: {error}") from error
+    found = config.get("_class_name") if isinstance(config, dict) else type(config).__name__
+    if found != "FlowMatchEulerDiscreteScheduler":
+        raise GuardlitError(f"{path}: found {found}, only FlowMatchEulerDiscreteScheduler is a flow-matching schedule")
+    for name in OTHER_SCHEDULES:
+        if config.get(name):
+            raise GuardlitError(f"{path}: {name} is set; only a static shift can be printed")
+    if config.get("use_dynamic_shifting") and shift is None:
+        low, high = (math.exp(_number_of(config, key, default, path)) for key, default in OF_SIZE)
+        raise GuardlitError(f"{path}: the shift depends on the image size; give --shift, from {low:.2f} to {high:.2f}")
+    own = _number_of(config, "shift", 1.0, path) if shift is None else shift  # 1.0 is diffusers' default
+    return own, int(_number_of(config, "num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS, path))
+
+
+def _number_of(config: Mapping[str, Any], key: str, default: float, path: Path) -> float:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise GuardlitError(f"{path}: {key} is {value!r}; a positive number is needed")
+    return value
+
+
+def _sampler(name: str, noise_level: float | None) -> SDE:
+    if name == "ode":
+        if noise_level is not None:
+            raise GuardlitError("--sde ode draws no noise: leave --noise-level out")
+        return ODE()
+    return SAMPLERS[name]() if noise_level is None else SAMPLERS[name](noise_level)
+
+
+def _trained_steps(coefficients: Coefficients, fraction: float) -> list[int]:
+    """The first `fraction` of the steps, without deterministic ones."""
+    if not 0 < fraction <= 1:
+        raise GuardlitError(f"--timestep-fraction {fraction} must lie in (0, 1]")
+    count = math.floor(len(coefficients) * fraction + 1e-9)  # 100 x 0.29 is 28.999... in floating point
+    if count == 0:
+        raise GuardlitError(f"--timestep-fraction {fraction} of --steps {len(coefficients)} leaves no step to train")
+    return [step for step in range(count) if coefficients.std[step] > 0]
+
+
+def _print(table: ScheduleTable, title: str) -> None:
+    show(_grid(table, title))
+    if not bool((table.coefficients["s"] > 0).all()):
+        show("A step with s = 0 is deterministic: it has no ratio and cannot be trained.")
+
+
+def _grid(table: ScheduleTable, title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    columns = {**table.coefficients, **table.gradient_scales}
+    grid = Table("step", box=box.SIMPLE, pad_edge=False, show_footer=True, title=title, title_justify="left")
+    grid.columns[0].footer = "max/min"
+    for name in table.coefficients:
+        grid.add_column(name, justify="right", overflow="fold")
+    grid.add_column("trained", justify="center")
+    for name, scale in table.gradient_scales.items():
+        grid.add_column(name, footer=times(table.spread(scale)), justify="right", overflow="fold")
+    for step, trained in enumerate(table.trained.tolist()):
+        cells = [_number(float(column[step])) for column in columns.values()]
+        cells.insert(len(table.coefficients), "yes" if trained else "no")
+        grid.add_row(str(step), *cells, style=None if trained else "dim")
+    return grid
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.1e}"
+
+
+def plot(path: Path, table: ScheduleTable) -> None:
+    """Draw s and |g|, and the six gradient scales, over t; steps that are not trained are hollow.
+
+    Args:
+        path: file to write; its suffix chooses the format.
+        table: what to draw.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: a file format matplotlib does not know.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curve(left, table, table.coefficients["s"], 0, "s, standard deviation")
+    _curve(left, table, table.coefficients["g"].abs(), 1, "|g|, factor of the velocity")
+    for style, (name, scale) in enumerate(table.gradient_scales.items()):
+        # the first two are drawn broad, for on-policy the fourth and the fifth coincide with them
+        _curve(right, table, scale, style, f"{name}, {times(table.spread(scale))}", broad=style < 2)
+    left.set(title="Coefficients of a step", ylabel="coefficient", ylim=(0, None))
+    right.set(title="Predicted gradient scale, max/min over trained steps", ylabel="gradient scale", yscale="log")
+    for axes in (left, right):
+        axes.set(xlabel="t, from noise (1) to image (0); hollow: not trained", xlim=(1.03, -0.03))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _curve(axes: Axes, table: ScheduleTable, values: Tensor, style: int, label: str, broad: bool = False) -> None:
+    from guardlit_callbacks.figures.plots import MARKERS, PALETTE
+
+    t, untrained = table.coefficients["t"].numpy(), ~table.trained.numpy()
+    color, marker, size = PALETTE[style], MARKERS[style], 10 if broad else 5
+    axes.plot(
+        t, values.numpy(), label=label, color=color, marker=marker, markersize=size, linewidth=4 if broad else 1.5
+    )
+    axes.plot(t[untrained], values.numpy()[untrained], marker, color=color, mfc="white", markersize=size)

@@ -1,0 +1,26 @@
+"""The two distributions of this repository belong together, and their bounds hold here."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import guardlit_callbacks
+from packaging.requirements import Requirement
+
+import guardlit
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REQUIREMENTS = {requirement.name: requirement for requirement in map(Requirement, PROJECT["dependencies"])}
+
+
+def test_guardlit_pins_the_callbacks_to_its_own_version():
+    assert str(REQUIREMENTS["guardlit-callbacks"].specifier) == f"=={guardlit.__version__}"
+    assert guardlit_callbacks.__version__ == guardlit.__version__
+
+
+def test_libraries_that_guardlit_knows_the_inside_of_have_upper_bounds():
+    for name in ("lightning", "jsonargparse", "diffusers"):
+        assert any(bound.operator == "<" for bound in REQUIREMENTS[name].specifier), name
+        assert REQUIREMENTS[name].specifier.contains(version(name)), name
