@@ -37,8 +37,9 @@ from rich.table import Table
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.objective import GRPOGuard
 from guardlit.policies import LoRA, SD3Policy
-from guardlit.rewards.base import Scorer
-from guardlit.rewards.jpeg import JPEGCompressibility
+from guardlit.processes.world import World
+from guardlit.rewards import JPEGCompressibility, Reward, Scorer
+from guardlit.rounds.reward_runner import RewardRunner
 from guardlit.rounds.settings import Rollout
 from guardlit.training.module import GRPOModule
 from guardlit.types import RewardRequest, RewardResult
@@ -137,7 +138,7 @@ class Clock(pl.Callback):
         for index in range(self._rounds + 1):
             for name, reward in self._rewards.items():
                 pl_module.reward_runner.close()
-                pl_module.reward = reward
+                pl_module.reward_runner = RewardRunner(Reward.of(reward), World.of(trainer))
                 metrics = pl_module.collect(data.round(index), BATCH).metrics
                 total = metrics["time/rollout_s"] + metrics["time/reward_s"]
                 self._note(index, name, metrics["time/rollout_s"] if name == "sampling" else total)

@@ -1,10 +1,10 @@
-"""Memory of each process of a sharded run: `python benchmarks/sharding.py [--layers 8] [--width 512]`.
+"""Memory of each rank of a sharded run: `python benchmarks/sharding.py [--layers 8] [--width 512]`.
 
 Trains all weights of a mid-size Stable Diffusion 3 transformer for two rounds, by one process, and sharded over 2 and 4
-(torchrun, gloo, CPU), and prints Markdown, in MB: what a process takes at most while it loads, and from then on. Before
-that it trains a tiny model, so that every library is loaded; what it took then is left out. The images of a round are
-dealt to the processes, as in any run; `rollout_batch` and `micro_batch` are the same for all. Checkpoints are folders
-of shards, or with `--one-file` files, which process 0 assembles in its host's memory: that is then its peak.
+(torchrun, gloo, CPU), and prints Markdown, in MB: a rank's peak while it loads, and afterwards. Before
+that it trains a tiny model, so that every library is loaded; that memory is subtracted. The images of a round are
+divided among the ranks, as in any run; `rollout_batch` and `micro_batch` are the same for all. Checkpoints are folders
+of shards, or with `--one-file` files, which rank 0 assembles in its host's memory: that is then its peak.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STRATEGY = "guardlit.training.sharded_strategy.ShardedStrategy"
 
 
 class Peaks(pl.Callback):
-    """Writes, for every process, the peaks of resident memory before and after training begins.
+    """Writes, for every rank, the peaks of resident memory before and after training begins.
 
     Args:
         folder: for one file a process.

@@ -1,18 +1,18 @@
-"""Does a long run stay as it began: `python benchmarks/soak.py [--rounds 2000] [--out runs/soak]`.
+"""Whether a long run keeps its memory and speed: `python benchmarks/soak.py [--rounds 2000] [--out runs/soak]`.
 
-Runs `guardlit fit` in this process on a Stable Diffusion 3 folder of a few thousand random weights, with all that a run
-can have: `clip_range: auto`, every callback, gold scores, TensorBoard and CSV, two `ModelCheckpoint`s of which one
-writes every round, a validation every 50, and so many prompts that the text encoders load anew every 64. A round takes
-a fraction of a second; what is watched is the loop around the model.
+Runs `guardlit fit` in this process on a Stable Diffusion 3 folder of a few thousand random weights, with everything a
+run can have: `clip_range: auto`, every callback, gold scores, TensorBoard and CSV, two `ModelCheckpoint`s of which one
+writes every round, a validation every 50, and so many prompts that the text encoders load again every 64. A round takes
+a fraction of a second; what is measured is the loop around the model.
 
 After every round a line goes to `soak.csv` in `--out`: resident memory, open file descriptors, threads, seconds and CPU
-seconds of the round. Every 50th round Python's garbage is collected, and the line also has what the C heap has given
-out, the number of Python's objects, and the size of the run folder. At the end a table is printed, each cell the median
-over the 64 rounds before it. The exit code is 1 where resident memory or the heap has grown by 1 % or more since round
-128, or file descriptors or threads are more.
+seconds of the round. Every 50th round Python's garbage is collected, and the line also has the allocated size of the C
+heap, the number of Python's objects, and the size of the run folder. At the end a table is printed, each cell the
+median over the 64 rounds before it. The exit code is 1 where resident memory or the heap has grown by 1 % or more since
+round 128, or file descriptors or threads are more.
 
-Resident memory also moves with what the allocator gives back to the system, and when; the heap does not. Seconds are of
-a machine that may be busy; CPU seconds of this process tell whether a round has become slower.
+Resident memory also depends on when the allocator returns memory to the system; the heap does not. Seconds depend on
+the machine's load; CPU seconds of this process tell whether a round has become slower.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WINDOW = ENCODE_ROUNDS
 WARM = 2 * WINDOW
 """Rounds after which nothing may grow: the 1,024 prompts whose embeddings stay in memory are there after 64."""
 PROMPTS = 16_000
-"""Each serves once in 2,000 rounds of 8, so that the text encoders never rest."""
+"""Each is used once in 2,000 rounds of 8, so that the text encoders are needed throughout."""
 COLUMNS = {
     "rss_mb": "resident MB",
     "heap_mb": "heap MB",
@@ -68,7 +68,7 @@ Row = Mapping[str, float]
 
 
 class Recorder(pl.Callback):
-    """Writes a line for every round once it is over, with its validation and its checkpoint.
+    """Writes a line for every finished round, its validation and its checkpoint included.
 
     Args:
         path: of the CSV file.
@@ -81,15 +81,15 @@ class Recorder(pl.Callback):
         self._begun: tuple[float, float] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What is no growth, but would come in the middle."""
+        """Do early what would look like growth later."""
         settle_interned_strings()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The round before is over."""
+        """The previous round is finished."""
         self._record(trainer.current_epoch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """So is the last one."""
+        """The last round is finished."""
         self._record(trainer.current_epoch)
 
     def _record(self, rounds: int) -> None:

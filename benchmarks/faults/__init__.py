@@ -1,4 +1,4 @@
-"""What a run survives: kills at random moments, and faults one by one; `python -m benchmarks.faults --help`."""
+"""The fault campaign: kills at random moments, and faults one by one; `python -m benchmarks.faults --help`."""
 
 from __future__ import annotations
 

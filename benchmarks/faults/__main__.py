@@ -1,4 +1,4 @@
-"""Kill runs and break what they stand on, resume them, and compare: `python -m benchmarks.faults --out runs/faults`.
+"""Kill runs, inject faults, resume, and compare: `python -m benchmarks.faults --out runs/faults`.
 
 Every run is the tiny Stable Diffusion 3 of the tests, with a checkpoint after every update and every round; the state
 that a disturbed run ends with is compared bit by bit with that of the undisturbed one. Exits with 1 if anything was
@@ -32,8 +32,8 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=5, help="kills of one run")
     parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS), help="of the killed runs")
     parser.add_argument("--faults", nargs="*", help="only faults whose names hold one of these texts; none without any")
-    parser.add_argument("--no-console", action="store_true", help="no kills of the true command in a fresh process")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--no-console", action="store_true", help="no kills of the command itself in a fresh process")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--out", type=Path, default=Path("runs/faults"), help="folder for all runs; emptied first")
     args = parser.parse_args()
     chosen = [f for f in FAULTS if args.faults is None or any(text in f.name for text in args.faults)]
@@ -63,7 +63,7 @@ def main() -> int:
 def _lab(out: Path) -> Lab:
     """An empty folder with the tiny model; what is there already must be a campaign's."""
     if out.exists() and any(out.iterdir()) and not (out / "model").is_dir():
-        raise SystemExit(f"{out} is no folder of an earlier campaign; name another one with --out")
+        raise SystemExit(f"{out} is not the folder of an earlier campaign; choose another --out")
     shutil.rmtree(out, ignore_errors=True)
     import_all()
     return Lab(out)
@@ -72,9 +72,9 @@ def _lab(out: Path) -> Lab:
 def _played(lab: Lab, fault: Fault) -> Outcome:
     try:
         return play(lab, fault)
-    except Exception as error:  # one that could not be played must not end the campaign
+    except Exception as error:  # one that could not be run must not end the campaign
         traceback.print_exc()
-        return Outcome(fault.name, broken=[f"not played: {type(error).__name__}: {error}"])
+        return Outcome(fault.name, broken=[f"not run: {type(error).__name__}: {error}"])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ STATE = (
     "global_step",
     "epoch",
 )
-"""Entries of a checkpoint that decide how a run goes on."""
+"""Entries of a checkpoint that decide how a run continues."""
 
 Row = dict[str, str]
 _COUNTED = re.compile("time/|reward/.*/")
@@ -72,10 +72,10 @@ def _same(a: object, b: object) -> bool:
 
 
 def logged(folder: Path, undisturbed: Path) -> tuple[int, list[str]]:
-    """What the logs of all starts say together, beside the undisturbed run's.
+    """The logs of all starts of a run, compared with the undisturbed run's.
 
     Returns:
-        How many of the undisturbed run's lines nobody wrote, and the values that differ; durations are not compared.
+        How many of the undisturbed run's lines are missing, and the values that differ; durations are not compared.
     """
     theirs = dict(_lines(_rows(undisturbed)))
     mine = list(_lines(_rows(folder)))

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from benchmarks.faults.kills import LIMIT, History, judged, note
+from benchmarks.faults.kills import LIMIT, History, compared, note
 from benchmarks.faults.lab import ONE, TWO, Lab, last_update, said
 from benchmarks.faults.processes import Launch
 
@@ -31,4 +31,4 @@ def histories(lab: Lab) -> Iterator[History]:
             after = round(time.monotonic() - begun, 3)
             history.kills.append(note(folder, after, False, "all", launch.wait(LIMIT)))
         launch = Launch(lab.args(setting, folder), said(folder), program=program)
-        yield judged(lab, setting, folder, history, launch)
+        yield compared(lab, setting, folder, history, launch)

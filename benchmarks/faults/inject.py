@@ -1,4 +1,4 @@
-"""How a fault gets into a run: a method of the process's own guardlit does something else at its n-th call."""
+"""How a fault gets into a run: a method of the process's guardlit does something else at its n-th call."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def replace(target: str, wrap: Act, rank: int | None = None) -> Prepare:
     return prepare
 
 
-# what may be done -----------------------------------------------------------------------------------------------------
+# actions --------------------------------------------------------------------------------------------------------------
 
 
 def send(number: int, times: int = 1) -> Act:
-    """Send a signal to the own process."""
+    """Send a signal to this process."""
 
     def act(*_: Any) -> None:
         for _ in range(times):
@@ -138,14 +138,14 @@ def infinite(velocity: torch.Tensor) -> torch.Tensor:
 
 
 def no_numbers(result: Any) -> Any:
-    """A reward that gives NaN for every image."""
+    """A reward of NaN for every image."""
     from guardlit.types import RewardResult
 
     return RewardResult.from_values(torch.full_like(result.values, torch.nan))
 
 
 def one_no_number(result: Any) -> Any:
-    """A reward that gives NaN for the first image."""
+    """A reward of NaN for the first image."""
     from guardlit.types import RewardResult
 
     values = result.values.clone()
@@ -156,7 +156,7 @@ def one_no_number(result: Any) -> Any:
 DIE = send(signal.SIGKILL)
 
 
-# what may happen to files ---------------------------------------------------------------------------------------------
+# corruption of files --------------------------------------------------------------------------------------------------
 
 
 def truncate(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: a run is killed and resumed again and again, and must end as if nothing had been."""
+"""SIGKILL at random moments: a run is killed and resumed repeatedly, and must end like the undisturbed run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from benchmarks.faults.lab import UPDATES, Lab, Setting, checkpoints, last_updat
 from benchmarks.faults.processes import Ended, Launch
 
 LIMIT = 60.0
-"""Seconds within which the processes that are left must end by themselves."""
+"""Seconds within which the remaining processes must exit by themselves."""
 LOADING = 0.2
-"""Share of the kills that come before the first round begins."""
+"""Fraction of the kills that come before the first round starts."""
 
 
 @dataclass
@@ -44,13 +44,13 @@ class Kill:
 
 @dataclass
 class History:
-    """A run that was killed and resumed until it was done.
+    """A run that was killed and resumed until it finished.
 
     Attributes:
         setting: its name.
         kills: in order.
-        code: of the start that went through.
-        differing: what is not the undisturbed run's in the state after the last update.
+        code: of the start that finished.
+        differing: what differs from the undisturbed run in the state after the last update.
         unlogged: lines of the undisturbed run's log that no start of this one wrote.
         wrong: logged values that differ.
     """
@@ -64,13 +64,13 @@ class History:
 
     @property
     def equal(self) -> bool:
-        """Whether it ended as the undisturbed run, with no process left behind on the way."""
+        """Whether it ended like the undisturbed run and left no process behind."""
         stuck = any(kill.stuck for kill in self.kills)
         return self.code == 0 and not self.differing and not self.wrong and not stuck
 
 
 def campaign(lab: Lab, settings: list[Setting], kills: int, most: int, seed: int) -> Iterator[History]:
-    """So many kills, at most `most` of one run, dealt to the settings in turn; each run's history as it is done."""
+    """That many kills, at most `most` of one run, of the settings in turn; yields each finished run's history."""
     chance = random.Random(seed)
     for setting in settings if kills else ():
         lab.undisturbed(setting)
@@ -86,7 +86,7 @@ def campaign(lab: Lab, settings: list[Setting], kills: int, most: int, seed: int
 
 
 def killed(lab: Lab, setting: Setting, name: str, most: int, chance: random.Random) -> History:
-    """Kill one run up to `most` times, resume it each time, and set it beside the undisturbed one."""
+    """Kill one run up to `most` times, resume it each time, and compare it with the undisturbed one."""
     folder, history = lab.write(setting, name), History(setting.name)
     while True:
         begun, launch = time.monotonic(), lab.start(setting, folder)
@@ -96,9 +96,9 @@ def killed(lab: Lab, setting: Setting, name: str, most: int, chance: random.Rand
             break
         after = round(time.monotonic() - begun, 3)
         ended = launch.wait(LIMIT)
-        if -signal.SIGKILL in ended.codes:  # else it was done in that very moment
+        if -signal.SIGKILL in ended.codes:  # else it finished at that moment
             history.kills.append(note(folder, after, moment.loading, victim, ended))
-    return judged(lab, setting, folder, history, launch)
+    return compared(lab, setting, folder, history, launch)
 
 
 def note(folder: Path, after: float, loading: bool, victim: str, ended: Ended) -> Kill:
@@ -107,8 +107,8 @@ def note(folder: Path, after: float, loading: bool, victim: str, ended: Ended) -
     return Kill(after, loading, victim, last_update(folder), bool(halves), round(ended.seconds, 2), ended.stuck)
 
 
-def judged(lab: Lab, setting: Setting, folder: Path, history: History, launch: Launch) -> History:
-    """Wait for the start that nobody kills, and set its end beside the undisturbed run's."""
+def compared(lab: Lab, setting: Setting, folder: Path, history: History, launch: Launch) -> History:
+    """Wait for the start that is not killed, and compare its end with the undisturbed run's."""
     undisturbed = lab.undisturbed(setting)
     ended = launch.wait()
     history.code = max(ended.codes, key=abs)
@@ -130,7 +130,7 @@ class _Moment:
 
 
 def _moment(chance: random.Random, folder: Path, undisturbed: Path) -> _Moment:
-    """Evenly over the time that the run loads, or over the updates that are left."""
+    """Evenly over the time that the run loads, or over the remaining updates."""
     times = _times(undisturbed)
     if chance.random() < LOADING:
         return _Moment(True, 0, chance.uniform(0.0, times[0] - (undisturbed / "run.yaml").stat().st_mtime))
@@ -147,7 +147,7 @@ def _times(undisturbed: Path) -> list[float]:
 
 
 def _killed(launch: Launch, folder: Path, victim: str, moment: _Moment) -> bool:
-    """Kill at a moment; False if the run was done before it."""
+    """Kill at a moment; False if the run finished before it."""
     rounds = _begun(folder)
     launch.pids()
     if not moment.loading:
@@ -161,5 +161,5 @@ def _killed(launch: Launch, folder: Path, victim: str, moment: _Moment) -> bool:
 
 
 def _begun(folder: Path) -> int:
-    """Starts of a run that have begun a round."""
+    """Number of a run's starts that reached a round."""
     return len(list((folder / "runs").glob("version_*/batches.txt")))

@@ -1,4 +1,4 @@
-"""The tiny runs that faults happen to: one model folder, a configuration a setting, and the run nobody disturbs."""
+"""The tiny runs of the campaign: one model folder, a configuration for each setting, and its undisturbed run."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ class Lab:
         self._undisturbed: dict[str, Path] = {}
 
     def write(self, setting: Setting, name: str, **changes: object) -> Path:
-        """The YAML of a run in a folder of its own, `FOLDER/run.yaml`; returns FOLDER.
+        """Write the YAML of a run into a new folder, `FOLDER/run.yaml`; returns FOLDER.
 
         Args:
             setting: of the run.
             name: of the folder.
-            changes: of the configuration, as in `tests/runs.py`; `prompts`, if there, are the run's.
+            changes: of the configuration, as in `tests/support/runs.py`; `prompts`, if there, are the run's.
         """
         folder = self.folder / "runs" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class Lab:
         return Launch(args, said(folder), setting.processes, prepare, agent)
 
     def undisturbed(self, setting: Setting, **changes: object) -> Path:
-        """The folder of the run of this setting that nothing happens to; made once for each kind of changes."""
+        """The folder of this setting's undisturbed run; made once for each kind of changes."""
         key = json.dumps(changes, sort_keys=True)
         name = f"undisturbed-{setting.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         if name not in self._undisturbed:
@@ -130,7 +130,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def said(folder: Path) -> Path:
-    """Where the next start of a run says what it has to say."""
+    """The folder of the output of a run's next start."""
     return folder / f"said_{len(list(folder.glob('said_*')))}"
 
 

@@ -57,15 +57,15 @@ class Ended:
 class Launch:
     """One start of `guardlit ARGS` on one or several processes, each with a file of what it said.
 
-    Several processes are started by torchrun's own agent, or, with `agent=False`, by nobody who would look after them:
-    then each must notice by itself what happens to the others.
+    Several processes are started by torchrun's own agent, or, with `agent=False`, without a launcher:
+    then each must notice by itself that another one is gone.
 
     Args:
         args: of the command line.
         folder: for what the processes say; made here.
         processes: of the run.
         prepare: called in each process first.
-        agent: whether torchrun watches over several processes.
+        agent: whether torchrun launches several processes.
         program: that is executed with `args` instead, in a process that has imported nothing; it counts as one process.
     """
 
@@ -132,7 +132,7 @@ class Launch:
         return file.read_text(errors="replace") if file.exists() else ""
 
     def until(self, ready: Callable[[], bool], limit: float = 300.0, every: float = 0.005) -> bool:
-        """Wait while the run goes on; whether it became ready before it ended."""
+        """Wait while the run lasts; whether it became ready before it exited."""
         end = time.monotonic() + limit
         while self.alive and time.monotonic() < end:
             if ready():
@@ -141,7 +141,7 @@ class Launch:
         return ready()
 
     def wait(self, limit: float = 600.0) -> Ended:
-        """Wait until all is over; what is still there after `limit` seconds is killed, and named."""
+        """Wait until all processes have exited; one that is left after `limit` seconds is killed, and named."""
         begun = time.monotonic()
         while any(process.exitcode is None for process in self._started) and time.monotonic() < begun + limit:
             time.sleep(0.01)
@@ -196,7 +196,7 @@ def _begin() -> None:
 
 
 def _alone(rank: int, world: int, port: int, args: list[str], folder: Path, prepare: Prepare | None) -> None:
-    """A process without a launcher to look after it; with others it finds them as under torchrun."""
+    """A process without a launcher; several connect as under torchrun."""
     _begin()
     if world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "GROUP_RANK": "0"}

@@ -1,4 +1,4 @@
-"""Faults of one process among several."""
+"""Faults of one rank among several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.faults.scenario import Fault
 from guardlit.errors import GuardlitError
 
 TIMEOUT = 8
-"""Seconds that a collective may take, where a process is to be stopped."""
+"""Seconds that a collective may take where a rank is stopped."""
 WITHIN = 22
 
 
@@ -25,34 +25,34 @@ def _kill_torchrun(launch: Launch, folder: Path) -> None:
 
 FAULTS = [
     Fault(
-        "one of two processes is killed; nobody looks after the other",
+        "one of two ranks is killed, without a launcher that ends the other",
         setting=TWO,
         prepare=before(STEP, WITHIN, send(signal.SIGKILL), rank=1),
         agent=False,
-        says=("guardlit fit: error: process 1",),
+        says=("guardlit fit: error: rank 1", "is dead, stopped or disconnected"),
     ),
     Fault(
-        "the process that keeps the store is killed",
+        "the rank that hosts the store is killed",
         setting=TWO,
         prepare=before(STEP, WITHIN, send(signal.SIGKILL), rank=0),
         agent=False,
-        says=("guardlit fit: error: process 0",),
+        says=("guardlit fit: error: rank 0 or torchrun is gone",),
     ),
     Fault(
-        "torchrun is killed, its processes compute on for minutes",
+        "torchrun is killed while its ranks compute for minutes",
         setting=TWO,
         prepare=before(STEP, WITHIN, lambda *_: time.sleep(600)),
         during=_kill_torchrun,
-        codes=(-9,),  # they end themselves, and nobody is left to be told how
+        codes=(-9,),  # they exit by themselves, and no launcher is left to report how
     ),
     Fault(
-        "one of two processes is stopped (SIGSTOP)",
+        "one of two ranks is stopped (SIGSTOP)",
         setting=Setting(2, False, "ddp", timeout=TIMEOUT),
         prepare=before(STEP, WITHIN, send(signal.SIGSTOP), rank=1),
-        says=("guardlit fit: error: process 1", "timeout"),
+        says=("guardlit fit: error: rank 1", "timeout"),
     ),
     Fault(
-        "one of two processes raises what a library might",
+        "one of two ranks raises an error of a library",
         setting=TWO,
         prepare=before(STEP, WITHIN, fail(RuntimeError("the wires are cut")), rank=1),
         agent=False,
@@ -60,10 +60,10 @@ FAULTS = [
         says=("the wires are cut",),
     ),
     Fault(
-        "the reward of one of two processes is hopeless",
+        "the reward of one of two ranks fails for good",
         setting=TWO,
-        prepare=before(SCORE, 6, fail(GuardlitError("the licence of the scorer ran out")), rank=1),
+        prepare=before(SCORE, 6, fail(GuardlitError("the license of the scorer ran out")), rank=1),
         agent=False,
-        says=("guardlit fit: error: ", "process 1", "the licence of the scorer ran out", "resume with --ckpt_path"),
+        says=("guardlit fit: error: ", "process 1", "the license of the scorer ran out", "resume with --ckpt_path"),
     ),
 ]

@@ -1,4 +1,4 @@
-"""What the campaign says: a line as things happen, two tables at the end, and JSON lines for whoever counts again."""
+"""The campaign's output: a line for each event, two tables at the end, and JSON lines for scripts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _short(text: str) -> str:
-    """Without the folders of this campaign, and not longer than the table can bear."""
+    """Without the folders of this campaign, and short enough for the table."""
     words = text.replace("`", "'").split()
     text = " ".join(
         word if "/" not in word or word[0].isdigit() else ".../" + word.rsplit("/", 1)[-1] for word in words

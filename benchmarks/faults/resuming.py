@@ -1,4 +1,4 @@
-"""Faults between a run and its resume: what it is made of has changed or is gone."""
+"""Faults between a run and its resume: its files or its configuration have changed or are gone."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def _another_prompt(folder: Path) -> None:
 FAULTS = [
     Fault(
         "prompt file gone at the resume",
-        damage=lambda folder: _hide(_prompts(folder)),
+        corrupt=lambda folder: _hide(_prompts(folder)),
         refused=(ERROR, "prompts.txt"),
-        mend=lambda folder: _show(_prompts(folder)),
+        fix=lambda folder: _show(_prompts(folder)),
     ),
     Fault(
         "prompt file changed before the resume",
-        damage=_another_prompt,
+        corrupt=_another_prompt,
         refused=(ERROR, "prompts"),
-        mend=lambda folder: _prompts(folder).with_suffix(".kept").rename(_prompts(folder)),
+        fix=lambda folder: _prompts(folder).with_suffix(".kept").rename(_prompts(folder)),
     ),
     Fault(
         "model folder gone at the resume",
-        damage=lambda folder: _hide(_model(folder)),
+        corrupt=lambda folder: _hide(_model(folder)),
         refused=(ERROR, "model"),
-        mend=lambda folder: _show(_model(folder)),
+        fix=lambda folder: _show(_model(folder)),
     ),
     Fault("resumed with another seed", with_options=("--seed_everything", "7"), refused=(ERROR, "seed")),
     Fault(

@@ -1,4 +1,4 @@
-"""Faults of rewards that live elsewhere: servers that die, stall and lie, and processes of a scorer's pool."""
+"""Faults of rewards in other processes: servers that die, stall and lie, and processes of a scorer's pool."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Lie = Callable[[list[dict[str, Any]], dict[str, str]], tuple[list[dict[str, Any]
 
 
 def served(prepare: Prepare | None = None, late: bool = False) -> Callable[[Path], AbstractContextManager[Any]]:
-    """A reward server for a run, as `guardlit serve-reward` runs it; `mended` puts a good one in its place.
+    """A reward server for a run, as `guardlit serve-reward` runs it; `fixed` puts a good one in its place.
 
     Args:
         prepare: called in the server's process first.
-        late: there is none until it is mended.
+        late: there is none until it is fixed.
     """
 
     @contextmanager
@@ -48,8 +48,8 @@ def served(prepare: Prepare | None = None, late: bool = False) -> Callable[[Path
 _SERVERS: dict[Path, tuple[int, Any]] = {}
 
 
-def mended(folder: Path) -> None:
-    """Put a good server in the place of the bad one."""
+def fixed(folder: Path) -> None:
+    """Replace the bad server by a good one."""
     port, server = _SERVERS[folder]
     _end(server)
     _SERVERS[folder] = (port, _start(port, None))
@@ -122,12 +122,12 @@ ANSWER = "guardlit.serving.app:write_response"
 FAILED = (ERROR, "rewards failed", "on prompt '", "resume with --ckpt_path")
 
 FAULTS = [
-    Fault("reward server is not there", surroundings=served(late=True), says=(ERROR, "http://127"), mend=mended),
+    Fault("reward server is not there", surroundings=served(late=True), says=(ERROR, "http://127"), fix=fixed),
     Fault(
         "reward server dies in the middle",
         surroundings=served(before(ANSWER, HEALTHY + 1, lambda *_: os._exit(1))),
         says=FAILED,
-        mend=mended,
+        fix=fixed,
     ),
     Fault(
         "reward server stalls",
@@ -138,10 +138,10 @@ FAULTS = [
         "reward server stalls for good",
         surroundings=served(replace(ANSWER, _stalled)),
         says=FAILED,
-        mend=mended,
+        fix=fixed,
     ),
     *(
-        Fault(f"reward server lies: {what}", surroundings=served(_lying(lie)), says=(*FAILED, said), mend=mended)
+        Fault(f"reward server lies: {what}", surroundings=served(_lying(lie)), says=(*FAILED, said), fix=fixed)
         for what, lie, said in (
             ("one score too few", lambda items, provenance: (items[:-1], provenance), "items for"),
             ("NaN", _each(float("nan")), "expected a finite number, found nan"),

@@ -1,4 +1,4 @@
-"""One fault from its beginning to the resumed run, and what is expected on the way."""
+"""One fault, from the first start to the resumed run, and what is expected at each step."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ Surroundings = Callable[[Path], AbstractContextManager[Mapping[str, object]]]
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault and what guardlit promises of it.
+    """A fault, and what guardlit promises for it.
 
     It strikes in the first start of a run (`prepare`, `during`, `surroundings`), or strikes the files of a run that was
-    killed in its second round (`damage`), or both. Then the run is resumed: first with the fault still there if
-    `refused` says what is said then, at last with everything mended.
+    killed in its second round (`corrupt`), or both. Then the run is resumed: first with the fault still there with
+    `refused` for its message, at last with everything fixed.
 
     Attributes:
         name: for the table.
         setting: of the run.
         changes: of its configuration, in the undisturbed run too.
         prepare: in every process of the first start.
-        during: from outside, while the first start goes on.
+        during: from outside, during the first start.
         surroundings: of all starts: gives further changes of the configuration that only this run gets.
-        agent: whether torchrun looks after several processes.
+        agent: whether torchrun launches several processes.
         codes: exit codes of the first start; of several processes, of those that are not killed. It is done after a 0.
-        says: words in the last line of the first start, on every process that says something.
-        damage: to the folder, before the resume.
+        says: words in the last line of the first start, on every rank with output.
+        corrupt: called with the folder, before the resume.
         with_options: command line options of the refused resume.
         refused: words in the last line of a resume that ends with 2.
-        mend: the folder, after `refused`.
-        warns: words anywhere in what the run says that is resumed at last.
+        fix: called with the folder, after `refused`.
+        warns: words anywhere in the output of the run that is resumed at last.
         like: whether the final state is the undisturbed one's bit by bit, within rounding, or is not compared.
-        limit: seconds in which the first start must be over once something happened to it.
+        limit: seconds within which the first start must have exited.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Fault:
     agent: bool = True
     codes: tuple[int, ...] = (2,)
     says: tuple[str, ...] = ()
-    damage: Callable[[Path], object] | None = None
+    corrupt: Callable[[Path], object] | None = None
     with_options: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
-    mend: Callable[[Path], object] | None = None
+    fix: Callable[[Path], object] | None = None
     warns: tuple[str, ...] = ()
     like: Like = "bits"
     limit: float = 120.0
@@ -101,7 +101,7 @@ class Outcome:
 
 
 def play(lab: Lab, fault: Fault) -> Outcome:
-    """Let a fault happen, resume, and compare."""
+    """Run a fault, resume, and compare."""
     undisturbed = lab.undisturbed(fault.setting, **fault.changes)
     outcome = Outcome(fault.name)
     name = "".join(c if c.isalnum() else "-" for c in fault.name)
@@ -109,12 +109,12 @@ def play(lab: Lab, fault: Fault) -> Outcome:
         folder = lab.write(fault.setting, name, **fault.changes, **own)
         done = _strike(lab, fault, folder, outcome)
         outcome.kept = f"update {last_update(folder)}, {len(checkpoints(folder))} files"
-        if fault.damage is not None:
-            fault.damage(folder)
+        if fault.corrupt is not None:
+            fault.corrupt(folder)
         if fault.refused:
             _refuse(fault, lab.start(fault.setting, folder, *fault.with_options).wait(), outcome)
-        if fault.mend is not None:
-            fault.mend(folder)
+        if fault.fix is not None:
+            fault.fix(folder)
         if not done:
             _resume(lab, fault, folder, outcome)
         _compare(fault, folder, undisturbed, outcome)
@@ -181,7 +181,7 @@ def _expect(outcome: Outcome, codes: set[int], found: set[int], words: tuple[str
 
 def _compare(fault: Fault, folder: Path, undisturbed: Path, outcome: Outcome) -> None:
     if fault.like == "own":
-        outcome.equal = "a run of its own"
+        outcome.equal = "another run"
         return
     names = differing(folder, undisturbed)
     _, wrong = logged(folder, undisturbed)

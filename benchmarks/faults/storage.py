@@ -18,7 +18,7 @@ from benchmarks.faults.scenario import Fault
 
 
 def mounted(megabytes: float) -> Callable[[Path], contextlib.AbstractContextManager[Mapping[str, object]]]:
-    """A small disk of its own for a run's output folder; needs root."""
+    """A small separate disk for a run's output folder; needs root."""
 
     @contextmanager
     def surroundings(folder: Path) -> Iterator[Mapping[str, object]]:
@@ -59,20 +59,20 @@ def _allow_writing(folder: Path) -> None:
             subprocess.run(["umount", "-l", place], check=False, stderr=subprocess.DEVNULL)
 
 
-def _last(damage: Callable[[Path], None]) -> Callable[[Path], None]:
-    return lambda folder: damage(checkpoints(folder)[-1])
+def _last(corrupt: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda folder: corrupt(checkpoints(folder)[-1])
 
 
-def _last_shard(damage: Callable[[Path], None]) -> Callable[[Path], None]:
-    return lambda folder: damage(sorted(checkpoints(folder)[-1].glob("*.distcp"))[-1])
+def _last_shard(corrupt: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda folder: corrupt(sorted(checkpoints(folder)[-1].glob("*.distcp"))[-1])
 
 
-def _all(damage: Callable[[Path], None]) -> Callable[[Path], None]:
-    def damaged(folder: Path) -> None:
+def _all(corrupt: Callable[[Path], None]) -> Callable[[Path], None]:
+    def corrupted(folder: Path) -> None:
         for path in checkpoints(folder):
-            damage(path)
+            corrupt(path)
 
-    return damaged
+    return corrupted
 
 
 def _remove_checkpoints(folder: Path) -> None:
@@ -115,13 +115,13 @@ FAULTS = [
         "folder of the checkpoints becomes read-only",
         prepare=before(SAVE, SAVES, _forbid_writing),
         says=UNWRITTEN,
-        mend=_allow_writing,
+        fix=_allow_writing,
     ),
     Fault(
         "a file where the output folder belongs",
         surroundings=_blocked,
         says=("guardlit fit: error: output folder", "cannot be written"),
-        mend=lambda folder: (folder / "runs").unlink(),
+        fix=lambda folder: (folder / "runs").unlink(),
     ),
     Fault(
         "no more file descriptors",
@@ -136,30 +136,30 @@ FAULTS = [
     Fault(
         "killed between writing a checkpoint and putting it in place", prepare=before("os:fsync", 6, DIE), codes=(-9,)
     ),
-    Fault("last checkpoint cut in half", damage=_last(truncate), warns=PASSED_OVER),
-    Fault("last checkpoint emptied", damage=_last(lambda path: os.truncate(path, 0)), warns=PASSED_OVER),
-    Fault("a bit of the last checkpoint flipped", damage=_last(flip_bit), warns=(*PASSED_OVER, "checksum")),
+    Fault("last checkpoint cut in half", corrupt=_last(truncate), warns=PASSED_OVER),
+    Fault("last checkpoint emptied", corrupt=_last(lambda path: os.truncate(path, 0)), warns=PASSED_OVER),
+    Fault("a bit of the last checkpoint flipped", corrupt=_last(flip_bit), warns=(*PASSED_OVER, "checksum")),
     *(
-        Fault(f"a shard of the last checkpoint {what}", setting=FOLDERS, damage=_last_shard(harm), warns=PASSED_OVER)
+        Fault(f"a shard of the last checkpoint {what}", setting=FOLDERS, corrupt=_last_shard(harm), warns=PASSED_OVER)
         for what, harm in (("is gone", Path.unlink), ("has a bit flipped", flip_bit))
     ),
     Fault(
         "all checkpoints cut in half",
-        damage=_all(truncate),
+        corrupt=_all(truncate),
         refused=("guardlit fit: error: ", "checkpoint"),
-        mend=_remove_checkpoints,
+        fix=_remove_checkpoints,
     ),
     Fault(
         "checkpoints gone",
-        damage=_remove_checkpoints,
+        corrupt=_remove_checkpoints,
         with_options=("--ckpt_path", "last"),
         refused=("guardlit fit: error: --ckpt_path last: no checkpoint under",),
     ),
-    Fault("clock set back an hour before the last checkpoint", damage=_set_clock_back, warns=("update_7.ckpt",)),
+    Fault("clock set back an hour before the last checkpoint", corrupt=_set_clock_back, warns=("update_7.ckpt",)),
 ]
-"""Those that any user can play."""
+"""Those that any user can run."""
 
 if os.geteuid() == 0:
     FAULTS.append(
-        Fault("disk full when a checkpoint is written", surroundings=mounted(1), says=UNWRITTEN, mend=_enlarge)
+        Fault("disk full when a checkpoint is written", surroundings=mounted(1), says=UNWRITTEN, fix=_enlarge)
     )

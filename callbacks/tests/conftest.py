@@ -1,4 +1,4 @@
-"""What the tests of every callback share: one small module, a quiet trainer, a logger that remembers, two processes."""
+"""Fixtures of all tests: a small module, a quiet trainer, a recording logger, two ranks."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from guardlit_callbacks.tools.lightning import Callback, LightningModule, Trainer
 
 HUNG = 120
-"""Seconds after which two processes are taken to wait for each other; seen to take 10 on a busy machine."""
+"""Seconds after which two ranks count as deadlocked; a run takes about 10 on a busy machine."""
 
 torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # helpers that several tests import by plain names
@@ -22,7 +22,7 @@ Logger = import_module(f"{ROOT}.loggers.logger").Logger
 
 
 class Recorder(Logger):
-    """Remembers every (step, metrics) it is handed, in order."""
+    """Records every (step, metrics) in order."""
 
     name, version = "recorder", 0
 
@@ -136,7 +136,7 @@ def _child(rank, function, port, args):
 
 @pytest.fixture
 def two_processes():
-    """Runs function(rank, *args) in two forked processes that Lightning joins by gloo."""
+    """Runs function(rank, *args) on two forked ranks that Lightning connects by gloo."""
 
     def run(function, *args):
         with socket.socket() as probe:
@@ -146,8 +146,8 @@ def two_processes():
         for _ in range(HUNG):
             if both.join(timeout=1):
                 return
-        for process in both.processes:  # a collective that only one of them asked for waits for ever
+        for process in both.processes:  # a collective that only one of them called waits forever
             process.kill()
-        pytest.fail(f"two processes had not ended after {HUNG} s")
+        pytest.fail(f"two ranks had not ended after {HUNG} s")
 
     return run

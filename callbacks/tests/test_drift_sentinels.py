@@ -14,7 +14,7 @@ from guardlit_callbacks.drift_sentinels import (
 )
 from guardlit_callbacks.tools.lightning import MisconfigurationException
 
-EVEN = torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)
+UNIFORM = torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)
 NOISE = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
@@ -32,13 +32,13 @@ def test_shape_and_independence_of_the_batch(name):
     torch.testing.assert_close(together[2:3], SENTINELS[name](NOISE[2:3]))
 
 
-def test_an_even_image_has_nothing():
-    assert edge_density(EVEN).item() == 0
-    assert gray_entropy(EVEN).item() == 0
-    assert spectral_peak(EVEN).item() == pytest.approx(0, abs=1e-6)
-    assert saturation(EVEN).item() == 0
-    assert dark_share(EVEN).item() == 0
-    assert dark_share(EVEN // 2).item() == 1
+def test_all_sentinels_of_a_uniform_image_are_zero():
+    assert edge_density(UNIFORM).item() == 0
+    assert gray_entropy(UNIFORM).item() == 0
+    assert spectral_peak(UNIFORM).item() == pytest.approx(0, abs=1e-6)
+    assert saturation(UNIFORM).item() == 0
+    assert dark_share(UNIFORM).item() == 0
+    assert dark_share(UNIFORM // 2).item() == 1
 
 
 def test_half_black_image():
@@ -48,7 +48,7 @@ def test_half_black_image():
     assert gray_entropy(torch.arange(256).expand(1, 3, 4, 256).to(torch.uint8)).item() == pytest.approx(8.0)
 
 
-def test_saturation_of_pure_and_mixed_colours():
+def test_saturation_of_pure_and_mixed_colors():
     image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     image[0, :, 0, 0] = torch.tensor([200, 0, 0])  # 1
     image[0, :, 0, 1] = torch.tensor([200, 100, 200])  # 0.5
@@ -77,7 +77,7 @@ def test_group_diversity_by_hand():
 def sampler(small_module):
     class Sampler(small_module):
         def validation_step(self, x, batch_idx):
-            images = torch.stack([half_black()[0] // (1 + self.global_step // 8), EVEN[0]])
+            images = torch.stack([half_black()[0] // (1 + self.global_step // 8), UNIFORM[0]])
             return {"images": images, "prompts": ["one", "one"]}
 
     return Sampler
@@ -117,7 +117,7 @@ def test_baseline_is_resumed(small_module, loader, make_trainer, recorder, tmp_p
 
 
 @pytest.mark.parametrize(("steps", "validations"), [(1, 1), (-1, 2)])
-def test_only_a_whole_sanity_check_counts(small_module, loader, make_trainer, recorder, steps, validations):
+def test_only_a_full_sanity_check_counts(small_module, loader, make_trainer, recorder, steps, validations):
     trainer = make_trainer(DriftSentinels(), logger=recorder, num_sanity_val_steps=steps)
     trainer.fit(sampler(small_module)(), loader(), loader(2))
     assert len(recorder.values("drift/edge_density")) == validations
@@ -129,7 +129,7 @@ def test_late_baseline_warns(small_module, loader, make_trainer):
         make_trainer(DriftSentinels(groups=None)).fit(sampler(small_module)(), loader(), loader(1))
 
 
-def test_two_processes_log_what_one_does(small_module, make_trainer, two_processes, tmp_path):
+def test_two_ranks_log_what_one_does(small_module, make_trainer, two_processes, tmp_path):
     class Noisy(small_module):
         def validation_step(self, x, batch_idx):
             rows = x[:, 0].long()
@@ -152,10 +152,10 @@ def test_two_processes_log_what_one_does(small_module, make_trainer, two_process
         assert torch.load(tmp_path / f"2_{rank}.pt") == pytest.approx(one, rel=1e-6)
 
 
-def test_labels_of_another_number_are_refused(small_module, loader, make_trainer):
+def test_a_wrong_number_of_labels_is_refused(small_module, loader, make_trainer):
     class Short(small_module):
         def validation_step(self, x, batch_idx):
-            return {"images": EVEN, "prompts": ["a", "b"]}
+            return {"images": UNIFORM, "prompts": ["a", "b"]}
 
     with pytest.raises(MisconfigurationException, match="2 labels under 'prompts' for 1 images"):
         make_trainer(DriftSentinels()).validate(Short(), loader(1), verbose=False)

@@ -243,7 +243,7 @@ def _fit(rank, make_trainer, folder, devices):
         (folder / "history.json").write_text(json.dumps(gold.history))
 
 
-def test_two_processes_score_what_one_scores(make_trainer, two_processes, tmp_path):
+def test_two_ranks_score_what_one_scores(make_trainer, two_processes, tmp_path):
     _fit(0, make_trainer, tmp_path / "one", 1)
     two_processes(_fit, make_trainer, tmp_path / "two", 2)
     assert json.loads((tmp_path / "one" / "history.json").read_text()) == json.loads(
@@ -278,7 +278,7 @@ class Connected(Brightness):
 
 
 @pytest.mark.filterwarnings("ignore:GoldScore. no evaluation at step 0")
-def test_what_a_scorer_holds_is_given_back_once_a_run(make_trainer):
+def test_scorers_are_closed_once_a_run(make_trainer):
     """One that cannot be closed is named and keeps no other one open; one that has no `close` is set up once."""
     scorers = {"broken": Connected(broken=True), "kept": Connected(), "plain": Brightness()}
     trainer = make_trainer(GoldScore(scorers, metadata=None), max_epochs=1)

@@ -69,7 +69,7 @@ def test_logged_keys_and_values(make_trainer, recorder):
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_clipping_is_seen_as_it_acted(make_trainer, recorder, algorithm):
+def test_norms_before_and_after_clipping(make_trainer, recorder, algorithm):
     spy, limit = GradientSpy(), 0.2
     options = {"gradient_clip_val": limit, "gradient_clip_algorithm": algorithm}
     make_trainer(spy, measuring(), logger=recorder, **options).fit(ToyFlow(), Rounds(transitions()))
@@ -92,7 +92,7 @@ def test_training_is_not_changed(make_trainer):
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_round_resumed_in_its_middle_is_whole(make_trainer, tmp_path, at):
+def test_a_round_resumed_in_its_middle_is_complete(make_trainer, tmp_path, at):
     def run(folder, ckpt=None, every=None):
         save = CHECKPOINTS.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)
         options = {"enable_checkpointing": bool(every), "accumulate_grad_batches": 2, "gradient_clip_val": 0.2}
@@ -101,12 +101,12 @@ def test_a_round_resumed_in_its_middle_is_whole(make_trainer, tmp_path, at):
         )
         trainer.fit(ToyFlow(), Rounds(transitions()), ckpt_path=ckpt, weights_only=True if ckpt else None)
 
-    run(tmp_path / "whole", every=1)
-    run(tmp_path / "resumed", ckpt=tmp_path / "whole" / f"step={at}.ckpt")
+    run(tmp_path / "full", every=1)
+    run(tmp_path / "resumed", ckpt=tmp_path / "full" / f"step={at}.ckpt")
     for round_index in (0, 1):
-        whole, resumed = load(tmp_path / "whole", round_index), load(tmp_path / "resumed", round_index)
-        assert whole.keys() == resumed.keys()
-        assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+        full, resumed = load(tmp_path / "full", round_index), load(tmp_path / "resumed", round_index)
+        assert full.keys() == resumed.keys()
+        assert all(np.array_equal(full[name], resumed[name]) for name in full)
 
 
 def _fit(rank, make_trainer, folder, strategy):
@@ -115,7 +115,7 @@ def _fit(rank, make_trainer, folder, strategy):
     trainer.fit(ToyFlow(), Rounds(transitions()))
 
 
-def test_two_processes_write_what_one_writes(make_trainer, two_processes, tmp_path):
+def test_two_ranks_write_what_one_writes(make_trainer, two_processes, tmp_path):
     _fit(0, make_trainer, tmp_path / "one", None)
     two_processes(_fit, make_trainer, tmp_path / "two", SyncDDP)
     one, two = load(tmp_path / "one"), load(tmp_path / "two")
@@ -190,14 +190,14 @@ def _sharded_norm(rank):
 
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
-    whole = [torch.arange(6.0).reshape(3, 2), torch.full((4,), 2.0)]
-    sharded = distribute_tensor(whole[0], mesh, [Shard(0)])
-    expected = torch.cat([w.flatten() for w in whole]).norm()
-    torch.testing.assert_close(total_norm([sharded, None, whole[1]]), expected)
+    full = [torch.arange(6.0).reshape(3, 2), torch.full((4,), 2.0)]
+    sharded = distribute_tensor(full[0], mesh, [Shard(0)])
+    expected = torch.cat([w.flatten() for w in full]).norm()
+    torch.testing.assert_close(total_norm([sharded, None, full[1]]), expected)
     torch.distributed.destroy_process_group()
 
 
-def test_sharded_and_whole_gradients_have_one_norm(two_processes):
+def test_sharded_and_unsharded_gradients_have_one_norm(two_processes):
     two_processes(_sharded_norm)
     assert total_norm([]) == 0
 

@@ -80,7 +80,7 @@ def test_ratios_and_spikes_are_those_of_numpy(make_trainer, recorder, window, pa
     assert recorder.values("gradient/spikes") == list(enumerate(counts))
 
 
-def test_it_says_how_far_out_a_gradient_is_and_which_sample(make_trainer):
+def test_the_warning_names_the_norm_its_baseline_and_the_sample(make_trainer):
     callback = GradientSpikes(window=10, patience=10, names=("step", "sample"))
     with pytest.warns(UserWarning, match="gradient spike") as warned:
         run(make_trainer, callback)
@@ -110,7 +110,7 @@ def test_a_skipped_update_does_not_enter_the_window(make_trainer, recorder):
 
 @pytest.mark.filterwarnings("ignore:gradient spike")
 @pytest.mark.parametrize("batch", [41, 42])  # in the middle of an accumulation, and after one
-def test_a_resumed_run_says_what_the_whole_one_says(make_trainer, recorder, tmp_path, batch):
+def test_a_resumed_run_warns_as_an_uninterrupted_one(make_trainer, recorder, tmp_path, batch):
     class Save(Callback):
         def on_train_batch_end(self, trainer, *args):
             if args[3] == batch - 1:
@@ -119,8 +119,8 @@ def test_a_resumed_run_says_what_the_whole_one_says(make_trainer, recorder, tmp_
     def made():
         return GradientSpikes(window=10, patience=5, names=("sample",))
 
-    whole, resumed = made(), made()
-    run(make_trainer, whole, extra=[Save()])
+    full, resumed = made(), made()
+    run(make_trainer, full, extra=[Save()])
     checkpoint = torch.load(tmp_path / "middle.ckpt", weights_only=True)
     state = next(s for name, s in checkpoint["callbacks"].items() if "GradientSpikes" in name)
     largest = state["largest"] and [state["largest"][0], state["largest"][1]["sample"]]
@@ -129,8 +129,8 @@ def test_a_resumed_run_says_what_the_whole_one_says(make_trainer, recorder, tmp_
     assert resumed.state_dict() == state
     if batch == 42:  # this module keeps no gradients of an accumulation
         run(make_trainer, resumed, ckpt=tmp_path / "middle.ckpt")
-        assert resumed.state_dict() == whole.state_dict()
-        assert whole.spikes > 0
+        assert resumed.state_dict() == full.state_dict()
+        assert full.spikes > 0
 
 
 def test_a_gradient_after_none_at_all_is_infinitely_larger(make_trainer):
@@ -170,5 +170,5 @@ def _nothing():
     return contextlib.nullcontext()
 
 
-def test_two_processes_find_the_largest_sample_of_both(make_trainer, recorder, two_processes):
+def test_two_ranks_find_the_largest_sample_of_both(make_trainer, recorder, two_processes):
     two_processes(_fit, make_trainer, recorder)

@@ -57,7 +57,7 @@ def test_stops_after_patience_evaluations_beyond_the_noise(make_trainer, patienc
     assert run(make_trainer, OverOptimizationStop(patience=patience)).global_step == stopped_at
 
 
-def test_says_why_and_writes_the_evidence(make_trainer, recorder, tmp_path):
+def test_it_warns_with_the_reason_and_writes_the_evaluations(make_trainer, recorder, tmp_path):
     line = (
         "over-optimization: from step 2 to 6 gold/proxy rose from 0.6 to 0.95 while gold/average fell from 1.05 to 0.9 "
         "(noise 0.042), 3 evaluations in a row; training stops"
@@ -95,13 +95,13 @@ def test_lower_lr_also_holds_under_a_scheduler(make_trainer):
         ([*HACKED[:5], (0.95, 1.04, 1.01), *HACKED[6:]], {}),  # a recovery starts the count again
     ],
 )
-def test_leaves_other_runs_alone(make_trainer, evaluations, options):
+def test_other_runs_continue(make_trainer, evaluations, options):
     trainer = run(make_trainer, OverOptimizationStop(patience=3, **options), evaluations)
     assert trainer.global_step == len(evaluations)
 
 
 @pytest.mark.filterwarnings("ignore:over-optimization")
-def test_without_an_interval_a_smallest_drop_is_asked_for(make_trainer):
+def test_without_an_interval_min_gold_drop_is_required(make_trainer):
     with pytest.raises(ValueError, match="min_gold_drop"):
         OverOptimizationStop(gold_low=None)
     stop = OverOptimizationStop(gold_low=None, min_gold_drop=0.12, patience=1)
@@ -118,7 +118,7 @@ def test_arguments_out_of_range_are_refused(options, line):
 
 
 @pytest.mark.filterwarnings("ignore:over-optimization")
-def test_a_resumed_run_stops_where_the_whole_one_does(make_trainer, tmp_path):
+def test_a_resumed_run_stops_where_an_uninterrupted_one_does(make_trainer, tmp_path):
     first = run(make_trainer, OverOptimizationStop(), max_epochs=5)
     first.save_checkpoint(tmp_path / "at5.ckpt")
     resumed = run(make_trainer, OverOptimizationStop(), ckpt=tmp_path / "at5.ckpt")
@@ -140,5 +140,5 @@ def _fit(rank, make_trainer):
 
 
 @pytest.mark.filterwarnings("ignore:over-optimization")
-def test_two_processes_stop_together(make_trainer, two_processes):
+def test_two_ranks_stop_at_the_same_step(make_trainer, two_processes):
     two_processes(_fit, make_trainer)

@@ -67,7 +67,7 @@ def test_generic_phases(small_module, loader, make_trainer, recorder, clock):
     assert [v for _, v in recorder.values("time/epoch_seconds")] == pytest.approx([18.0, 18.0])
 
 
-def test_published_phases_are_taken_out_of_where_they_happened(small_module, loader, make_trainer, recorder, clock):
+def test_the_modules_phases_are_reported_separately(small_module, loader, make_trainer, recorder, clock):
     module = timed(small_module, clock)
     timer = PhaseTimer("phase_seconds", "images_made", flops_per_sample=9e10, peak_flops=1e12)
     make_trainer(timer, logger=recorder, max_epochs=2).fit(module, module.rounds(list(loader(4))), loader(2))
@@ -91,7 +91,7 @@ def test_sanity_check_is_not_counted(small_module, loader, make_trainer, recorde
     assert recorder.values("time/epoch_seconds")[0][1] == pytest.approx(1 + 2 + 6)
 
 
-def test_two_processes_sum_the_throughput(small_module, loader, make_trainer, two_processes, clock, tmp_path):
+def test_two_ranks_sum_the_throughput(small_module, loader, make_trainer, two_processes, clock, tmp_path):
     class Check(Callback):
         def on_train_end(self, trainer, pl_module):
             metrics = trainer.callback_metrics

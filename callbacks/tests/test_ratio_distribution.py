@@ -140,7 +140,7 @@ def test_accumulation_counts_every_micro_batch(make_trainer, tmp_path):
 
 
 @pytest.mark.parametrize("at", [1, 4, 6, 7])
-def test_a_round_resumed_in_its_middle_is_whole(make_trainer, tmp_path, at):
+def test_a_round_resumed_in_its_middle_is_complete(make_trainer, tmp_path, at):
     checkpoints = import_module(RatioDistribution.__mro__[2].__module__.rsplit(".", 1)[0])
 
     def run(folder, ckpt=None, every=None):
@@ -149,12 +149,12 @@ def test_a_round_resumed_in_its_middle_is_whole(make_trainer, tmp_path, at):
         trainer = make_trainer(*callbacks, max_epochs=2, enable_checkpointing=bool(every), default_root_dir=folder)
         trainer.fit(ToyFlow(), Rounds(transitions()), ckpt_path=ckpt, weights_only=True if ckpt else None)
 
-    run(tmp_path / "whole", every=1)
-    run(tmp_path / "resumed", ckpt=tmp_path / "whole" / f"step={at}.ckpt")
+    run(tmp_path / "full", every=1)
+    run(tmp_path / "resumed", ckpt=tmp_path / "full" / f"step={at}.ckpt")
     for round_index in (0, 1) if at <= 6 else (1,):
-        whole, resumed = load(tmp_path / "whole", round_index), load(tmp_path / "resumed", round_index)
-        assert whole.keys() == resumed.keys()
-        assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+        full, resumed = load(tmp_path / "full", round_index), load(tmp_path / "resumed", round_index)
+        assert full.keys() == resumed.keys()
+        assert all(np.array_equal(full[name], resumed[name]) for name in full)
 
 
 def _fit(rank, make_trainer, folder, devices, ckpt):
@@ -164,7 +164,7 @@ def _fit(rank, make_trainer, folder, devices, ckpt):
     )
 
 
-def test_two_processes_write_what_one_writes(make_trainer, two_processes, tmp_path):
+def test_two_ranks_write_what_one_writes(make_trainer, two_processes, tmp_path):
     _fit(0, make_trainer, tmp_path / "one", 1, None)
     two_processes(_fit, make_trainer, tmp_path / "two", 2, None)
     for round_index in (0, 1):
@@ -183,14 +183,14 @@ def _fit_and_save(rank, make_trainer, folder):
     trainer.fit(ToyFlow(), Rounds(transitions()))
 
 
-def test_a_checkpoint_of_two_processes_resumes_on_one_and_on_two(make_trainer, two_processes, tmp_path):
-    two_processes(_fit_and_save, make_trainer, tmp_path / "whole")
-    _fit(0, make_trainer, tmp_path / "one", 1, tmp_path / "whole" / "step=4.ckpt")
-    two_processes(_fit, make_trainer, tmp_path / "two", 2, tmp_path / "whole" / "step=4.ckpt")
-    whole = load(tmp_path / "whole", 0)
-    for name in whole:
-        np.testing.assert_allclose(load(tmp_path / "one", 0)[name], whole[name], rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(load(tmp_path / "two", 0)[name], whole[name], rtol=1e-9, atol=1e-12)
+def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_two(make_trainer, two_processes, tmp_path):
+    two_processes(_fit_and_save, make_trainer, tmp_path / "full")
+    _fit(0, make_trainer, tmp_path / "one", 1, tmp_path / "full" / "step=4.ckpt")
+    two_processes(_fit, make_trainer, tmp_path / "two", 2, tmp_path / "full" / "step=4.ckpt")
+    full = load(tmp_path / "full", 0)
+    for name in full:
+        np.testing.assert_allclose(load(tmp_path / "one", 0)[name], full[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(load(tmp_path / "two", 0)[name], full[name], rtol=1e-9, atol=1e-12)
 
 
 def test_a_missing_key_is_one_clear_line(make_trainer):

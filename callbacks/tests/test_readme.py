@@ -11,7 +11,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["lightning.pytorch", "pytorch_lightning"])
-def test_the_example_runs_and_leaves_its_pictures(name, tmp_path):
+def test_the_example_runs_and_writes_its_images(name, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     code = example.replace("lightning.pytorch", name)
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

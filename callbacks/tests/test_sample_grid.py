@@ -10,17 +10,17 @@ from PIL import Image
 
 
 def sampler(small_module):
-    """A module whose validation image i is of the even colour 10 i + step."""
+    """A module whose validation image i is of the uniform color 10 i + step."""
 
     class Sampler(small_module):
         def validation_step(self, x, batch_idx):
             first = int(x[0, 0]) if self.by_content else 2 * batch_idx
-            colours = torch.tensor([10 * (first + self.stride * i) + self.global_step for i in range(len(x))])
-            images = colours.to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+            colors = torch.tensor([10 * (first + self.stride * i) + self.global_step for i in range(len(x))])
+            images = colors.to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
             return {
                 "images": images,
-                "prompts": [f"prompt {int(c) // 10}" for c in colours],
-                "reward": colours / 100,
+                "prompts": [f"prompt {int(c) // 10}" for c in colors],
+                "reward": colors / 100,
             }
 
         by_content, stride = False, 1
@@ -61,7 +61,7 @@ def test_every_n_validations_and_no_scores(small_module, loader, make_trainer, t
     assert sorted(p.name for p in (tmp_path / "samples").glob("step_*")) == ["step_000008.png", "step_000024.png"]
 
 
-def test_a_whole_sanity_check_is_step_0(small_module, loader, make_trainer, tmp_path):
+def test_a_full_sanity_check_is_step_0(small_module, loader, make_trainer, tmp_path):
     trainer = make_trainer(SampleGrid(size=32), num_sanity_val_steps=-1)
     trainer.fit(sampler(small_module)(), loader(), loader(1))
     assert sorted(p.name for p in (tmp_path / "samples").glob("step_*")) == ["step_000000.png", "step_000008.png"]
@@ -71,7 +71,7 @@ def test_strip_keeps_first_and_last_at_an_even_stride():
     grid = SampleGrid(strip_rows=4)
     steps = []
     for count in range(14):
-        grid._validations = count + 1
+        grid._validations = count
         grid._remember(count, [np.zeros((4, 4, 3), np.uint8)], [""])
         steps.append([row.step for row in grid._strip])
     assert steps[3] == [0, 1, 2, 3]
@@ -81,19 +81,19 @@ def test_strip_keeps_first_and_last_at_an_even_stride():
     assert all(row[0] == 0 and row[-1] == count and len(row) <= 4 for count, row in enumerate(steps))
 
 
-def test_resume_goes_on_with_the_strip(small_module, loader, make_trainer, tmp_path):
+def test_the_strip_is_resumed(small_module, loader, make_trainer, tmp_path):
     def train(epochs, folder, source=None):
         trainer = make_trainer(SampleGrid(size=16), max_epochs=epochs, default_root_dir=tmp_path / folder)
         trainer.fit(sampler(small_module)(), loader(), loader(1), ckpt_path=source, weights_only=source and True)
         trainer.save_checkpoint(tmp_path / f"{folder}.ckpt")
         return np.asarray(Image.open(tmp_path / folder / "samples" / "film_strip.png"))
 
-    whole = train(4, "whole")
+    full = train(4, "full")
     train(2, "half")
-    assert np.array_equal(train(4, "resumed", tmp_path / "half.ckpt"), whole)
+    assert np.array_equal(train(4, "resumed", tmp_path / "half.ckpt"), full)
 
 
-def test_two_processes_draw_the_picture_of_one(small_module, make_trainer, two_processes, tmp_path):
+def test_two_ranks_make_the_image_of_one(small_module, make_trainer, two_processes, tmp_path):
     class ByContent(sampler(small_module)):
         by_content = True
 
@@ -124,7 +124,7 @@ def test_missing_key_names_what_is_there_and_the_argument(small_module, loader, 
         make_trainer(SampleGrid(scores="score")).validate(sampler(small_module)(), loader(1), verbose=False)
 
 
-def test_an_output_that_is_no_dictionary_is_named(small_module, loader, make_trainer):
+def test_an_output_that_is_not_a_dictionary_is_refused(small_module, loader, make_trainer):
     with pytest.raises(MisconfigurationException, match="the step returned NoneType, not a dictionary"):
         make_trainer(SampleGrid()).validate(small_module(), loader(1), verbose=False)
 
@@ -133,7 +133,7 @@ def test_wrong_shapes_and_numbers_are_refused(small_module, loader, make_trainer
     with pytest.raises(ValueError, match="SampleGrid: columns must be at least 1, got 0"):
         SampleGrid(columns=0)
 
-    class Grey(small_module):
+    class Gray(small_module):
         def validation_step(self, x, batch_idx):
             return {"images": torch.zeros(2, 1, 8, 8), "prompts": ["a", "b"], "reward": torch.zeros(2)}
 
@@ -142,12 +142,12 @@ def test_wrong_shapes_and_numbers_are_refused(small_module, loader, make_trainer
             return {"images": torch.zeros(2, 3, 8, 8), "prompts": ["a"], "reward": torch.zeros(2)}
 
     with pytest.raises(MisconfigurationException, match=r"images must be \(B, 3, H, W\), got shape \(2, 1, 8, 8\)"):
-        make_trainer(SampleGrid()).validate(Grey(), loader(1), verbose=False)
+        make_trainer(SampleGrid()).validate(Gray(), loader(1), verbose=False)
     with pytest.raises(MisconfigurationException, match="2 images, 1 prompts, 2 scores"):
         make_trainer(SampleGrid()).validate(Short(), loader(1), verbose=False)
 
 
-def test_captions_are_drawn_and_cut():
+def test_captions_are_written_and_cut():
     tile = np.full((8, 8, 3), 128, np.uint8)
     blank = captioned_grid([tile], [""], [""], columns=4, size=64)
     written = captioned_grid([tile], ["a dog"], ["reward 1"], columns=4, size=64)

@@ -61,7 +61,7 @@ class Watch(Callback):
     on_test_batch_end = on_validation_batch_end
 
 
-def test_validation_and_test_use_the_average_and_put_the_weights_back(small_module, loader, make_trainer):
+def test_validation_and_test_use_the_average_and_restore_the_weights(small_module, loader, make_trainer):
     module, ema, watch, weights = small_module(), TrainableEMA(), Watch(), Weights()
     trainer = make_trainer(ema, watch, weights)
     trainer.fit(module, loader(), loader(1))
@@ -100,7 +100,7 @@ def test_context_manager_nests_and_restores(small_module, loader, make_trainer):
     assert torch.equal(module.layer.weight, raw)
 
 
-def test_double_precision_weights_come_back_exactly(small_module, loader, make_trainer):
+def test_double_precision_weights_are_restored_exactly(small_module, loader, make_trainer):
     module, ema = small_module(), TrainableEMA()
     make_trainer(ema).fit(module, loader())
     module.double()
@@ -110,16 +110,16 @@ def test_double_precision_weights_come_back_exactly(small_module, loader, make_t
     assert torch.equal(module.layer.weight, raw)
 
 
-def test_resume_equals_never_having_stopped(small_module, loader, make_trainer, tmp_path):
-    whole = TrainableEMA(every=3, warmup=True)
-    make_trainer(whole, max_epochs=2).fit(small_module(), loader())
+def test_a_resumed_run_equals_an_uninterrupted_one(small_module, loader, make_trainer, tmp_path):
+    full = TrainableEMA(every=3, warmup=True)
+    make_trainer(full, max_epochs=2).fit(small_module(), loader())
     first = make_trainer(TrainableEMA(every=3, warmup=True), max_epochs=1)
     first.fit(small_module(), loader())
     first.save_checkpoint(tmp_path / "half.ckpt")
     resumed = TrainableEMA(every=3, warmup=True)
     trainer = make_trainer(resumed, max_epochs=2)
     trainer.fit(small_module(seed=5), loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
-    for name, average in whole.state_dict()["averages"].items():
+    for name, average in full.state_dict()["averages"].items():
         assert torch.equal(resumed.state_dict()["averages"][name], average)
     assert resumed.state_dict()["updates"] == 5
 
@@ -144,7 +144,7 @@ def test_validating_a_checkpoint_without_average_warns(small_module, loader, mak
         )
 
 
-def test_training_goes_on_after_validating_a_checkpoint(small_module, loader, make_trainer, tmp_path):
+def test_training_continues_after_validating_a_checkpoint(small_module, loader, make_trainer, tmp_path):
     trainer = make_trainer(TrainableEMA())
     trainer.fit(small_module(), loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -237,10 +237,10 @@ def test_sharded_average_equals_one_process(
         trainer.save_checkpoint(target)
 
     two_processes(train, 8, None, tmp_path / "half.ckpt")
-    two_processes(train, 16, tmp_path / "half.ckpt", tmp_path / "whole.ckpt")
+    two_processes(train, 16, tmp_path / "half.ckpt", tmp_path / "full.ckpt")
     ema = TrainableEMA(every=2)
     make_trainer(ema, max_steps=16, max_epochs=-1).fit(small_module(), loader())
-    sharded = torch.load(tmp_path / "whole.ckpt", weights_only=False)["callbacks"]["TrainableEMA"]
+    sharded = torch.load(tmp_path / "full.ckpt", weights_only=False)["callbacks"]["TrainableEMA"]
     assert sharded["updates"] == 8
     for name, average in ema.state_dict()["averages"].items():
         torch.testing.assert_close(sharded["averages"][name], average, rtol=1e-6, atol=1e-7)

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from guardlit.types import Transition
 
 MEASURES = {
-    "clipped_above": "share of transitions whose ratio lies above the clip range",
-    "clipped_below": "share below it",
+    "clipped_above": "fraction of transitions whose ratio lies above the clip range",
+    "clipped_below": "fraction below it",
     "log_ratio_mean": "mean of the log ratio that the objective clips",
     "log_ratio_std": "its standard deviation",
     "velocity_gradient": "mean over transitions of |d loss_b / d velocity_b|",
     "predicted_scale": "that by Table 2, on-policy and up to a constant",
     "parameter_gradient": "|d loss / d parameters| of the step's mean loss",
 }
-"""What is known of an objective at a denoising step."""
+"""Measures of an objective at a denoising step."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Analysis:
         sigma: t of each step, (S,).
         measures: `MEASURES`, (O, S) float64 each.
         step_cosines: between the objectives' parameter gradients at each step, (S, O, O); NaN where one is zero.
-        cosines: between the gradients of all steps together, (O, O).
+        cosines: between the gradients over all steps, (O, O).
         gradient_norms: of those, (O,).
         transitions: at each step; they are equal unless a window chooses the steps.
     """
@@ -56,12 +56,12 @@ class Analysis:
     transitions: list[int]
 
 
-def analyse(module: GRPOModule, objectives: Mapping[str, Objective], batch_size: int) -> Analysis:
+def analyze(module: GRPOModule, objectives: Mapping[str, Objective], batch_size: int) -> Analysis:
     """Evaluate objectives on the module's last round, with the policy as it is now.
 
-    The network runs once a micro-batch, forward; the O losses share that graph and each sends its own gradient through
-    it. Two float32 copies of the trainable parameters per objective are kept on the CPU. A penalty on the distance to
-    the base model is no part of an objective and left out.
+    The network runs forward once a micro-batch. The O losses use the same graph, and each sends its own gradient
+    through it. Two float32 copies of the trainable parameters per objective are kept on the CPU. A KL penalty is not
+    part of an objective and is left out.
 
     Args:
         module: in training, after some updates on the round: before the first every ratio is 1.
@@ -104,9 +104,9 @@ def analyse(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
 
 
 def _evaluate(
-    module: GRPOModule, objectives: Sequence[Objective], batch: Transition, gradients: Tensor, share: float
+    module: GRPOModule, objectives: Sequence[Objective], batch: Transition, gradients: Tensor, fraction: float
 ) -> dict[str, Tensor]:
-    """What the objectives say of each transition, (O, B) each; `share` of their gradients is added to (O, P) ones."""
+    """Measures of each transition, (O, B) each; adds `fraction` times their gradients to (O, P) ones."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     with module.trainer.precision_plugin.train_step_context():
         velocity, old = module.velocities(batch)
@@ -129,7 +129,7 @@ def _evaluate(
         parts = torch.autograd.grad(
             velocity, parameters, gradient / size, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        row.add_((size * torch.cat([part.flatten().float() for part in parts])).cpu(), alpha=share)
+        row.add_((size * torch.cat([part.flatten().float() for part in parts])).cpu(), alpha=fraction)
         facts["log_ratio"].append(out.log_ratio)
         facts["above"].append(out.clipped & (out.log_ratio > 0))
         facts["below"].append(out.clipped & (out.log_ratio < 0))
@@ -150,19 +150,19 @@ def _summary(facts: Mapping[str, Tensor], gradients: Tensor) -> dict[str, Tensor
 
 
 def cosine_matrix(vectors: Tensor) -> Tensor:
-    """Cosines between O vectors, (O, P) -> (O, O) float64; NaN beside a zero vector."""
+    """Cosines between O vectors, (O, P) -> (O, O) float64; NaN for a zero vector."""
     unit = vectors / vectors.norm(dim=1, keepdim=True)
     products = torch.mm(unit, unit.T).double()
     return (products + products.T) / 2  # a matrix product need not be symmetric to the last bit
 
 
 def with_clips(
-    own: Objective | None, clips: Mapping[str, ClipRange], names: Sequence[str] = ()
+    configured: Objective | None, clips: Mapping[str, ClipRange], names: Sequence[str] = ()
 ) -> dict[str, Objective]:
     """Presets of Table 2 by name.
 
     Args:
-        own: a preset that stands for itself, such as a configuration's.
+        configured: the configuration's objective, which replaces the preset of its class.
         clips: clip ranges by name; the others have their published default.
         names: all of them by default.
     """
@@ -172,27 +172,27 @@ def with_clips(
         if name in clips:
             made[name] = classes[name](clip_range=clips[name])
         else:
-            made[name] = own if type(own) is classes[name] else classes[name]()
+            made[name] = configured if type(configured) is classes[name] else classes[name]()
     return made
 
 
 class RolloutAnalysis(pl.Callback):
-    """Analyses the round in progress after some of its updates, and ends the training.
+    """Analyzes the round in progress after some of its updates, and ends the training.
 
     Args:
         objectives: by name.
-        updates: of the round, to be made first; null for all but the last, so that the policy is the one that the
-            round's last update meets.
+        updates: of the round before the analysis; null for all but the last, so that the policy is that of the
+            round's last update.
     """
 
     def __init__(self, objectives: Mapping[str, Objective], updates: int | None = None) -> None:
         self._objectives, self._wanted = objectives, updates
         self.updates = 0
-        """Updates that the analysed policy is away from the one that drew the round."""
+        """Number of updates between the policy that drew the round and the analyzed one."""
         self.result: Analysis | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check that the round has that many updates."""
+        """Check that the round has so many updates."""
         if trainer.world_size > 1:
             raise GuardlitError(f"the analysis needs one process, found {trainer.world_size}: --trainer.devices 1")
         available = trainer.datamodule.plan.updates_per_round  # type: ignore[attr-defined]
@@ -205,9 +205,9 @@ class RolloutAnalysis(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Transition, batch_idx: int
     ) -> None:
-        """Analyse once the updates are made."""
+        """Analyze after the last of these updates."""
         updates, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
         if rest == 0 and updates >= self.updates and self.result is None:
             self.updates = updates
-            self.result = analyse(pl_module, self._objectives, len(batch))  # type: ignore[arg-type]
+            self.result = analyze(pl_module, self._objectives, len(batch))  # type: ignore[arg-type]
             trainer.should_stop = True

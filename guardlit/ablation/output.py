@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from guardlit.ablation.analysis import MEASURES, Analysis
-from guardlit.console import show, table, times
+from guardlit.config.console import show, table, times
 from guardlit.errors import GuardlitError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def write_analysis(analysis: Analysis, provenance: Mapping[str, Any], folder: Pa
 
     Args:
         analysis: what to write.
-        provenance: how it was made, for the JSON file.
-        folder: made if need be.
+        provenance: for the JSON file.
+        folder: created if it does not exist.
 
     Returns:
         The files.
@@ -88,7 +88,7 @@ def _no_nan(values: Any) -> Any:
 
 
 def print_analysis(analysis: Analysis) -> None:
-    """Print a table a question."""
+    """Print one table a question."""
     for title, grid in _tables(analysis).items():
         show(title, grid)
 
@@ -117,7 +117,7 @@ def _tables(analysis: Analysis) -> dict[str, Table]:
         "gradient of a step's mean loss with respect to the parameters": _by_step(
             analysis, gradient("parameter_gradient"), ["max/min", *_spreads(m["parameter_gradient"])]
         ),
-        "cosine between the parameter gradients, all steps together": _cosine_table(analysis),
+        "cosine between the parameter gradients, over all steps": _cosine_table(analysis),
     }
 
 
@@ -153,7 +153,7 @@ def _cosine_table(analysis: Analysis) -> Table:
 
 
 def analysis_figure(analysis: Analysis) -> Figure:
-    """Clip shares, both gradient magnitudes and the cosines, in four panels."""
+    """Clipped fractions, both gradient magnitudes and the cosines, in four panels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.5, 9), layout="constrained")
@@ -200,7 +200,7 @@ def _draw(
     for row in range(len(analysis.objectives)):
         marker, line = ("", "--") if dashed else (MARKERS[row], "-")
         label = labels[row] if labels else None
-        # later curves are smaller, so that those they coincide with still show
+        # later markers are smaller, so that curves that coincide stay visible
         axes.plot(
             values[row].numpy(), line, marker=marker, ms=9 - row, lw=1.2, color=PALETTE[row], alpha=0.9, label=label
         )

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guardlit.config.console import Parser
 from guardlit.config.limits import LARGEST_SEED
-from guardlit.console import Parser
 from guardlit.errors import GuardlitError, did_you_mean
 from guardlit.files import atomic_write
 from guardlit.objective import PRESETS
@@ -206,7 +206,7 @@ def _describe(run: Run, finished: bool) -> str:
     if finished:
         return f"clip {clip}, finished, is skipped"
     checkpoint = run.checkpoint()
-    return f"clip {clip}, " + (f"goes on from {checkpoint}" if checkpoint else "starts")
+    return f"clip {clip}, " + (f"resumes from {checkpoint}" if checkpoint else "starts")
 
 
 def _fit(run: Run) -> None:

@@ -13,13 +13,13 @@ from lightning.pytorch.cli import LightningCLI
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # and `class_path: PickScore`
-import guardlit.training.rollback  # noqa: F401 - and `class_path: Rollback`; what else has a short name is used here
+import guardlit.training.recovery.rollback  # noqa: F401 - and `class_path: Rollback`; what else has a short name is used here
 from guardlit.checkpoints.discovery import newest_intact, require_intact
 from guardlit.commands.trainer import Trainer
-from guardlit.config import GuardlitParser
 from guardlit.config.limits import LARGEST_SEED, user_errors
+from guardlit.config.parser import GuardlitParser
 from guardlit.data.datamodule import PromptDataModule
-from guardlit.processes.watchdog import report_to_launcher
+from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.training.defaults import DEFAULTS
 from guardlit.training.module import GRPOModule
 from guardlit.training.quiet import quiet_libraries

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from guardlit.commands.lightning_cli import parse
+from guardlit.config.console import Parser, show, table
 from guardlit.config.limits import check_trainer
-from guardlit.console import Parser, show, table
 from guardlit.errors import GuardlitError
-from guardlit.planning.estimate import Estimate, estimate, prompts_of
+from guardlit.planning.estimate import Estimate, estimate
 from guardlit.planning.run import PlannedRun
 from guardlit.training.checks import check_precision
 from guardlit.training.linter import Finding, LintFacts, lint
@@ -142,7 +142,7 @@ def _disk(run: PlannedRun, found: Estimate) -> dict[str, int]:
     trained = found.footprint.trained
     checkpoint = trained * (2 if run.average else 1) + found.optimizer
     return {
-        "embedding cache": prompts_of(run) * found.footprint.embedding if found.footprint.remembered else 0,
+        "embedding cache": run.encoded * found.footprint.embedding if found.footprint.remembered else 0,
         "checkpoint of a round": checkpoint,
         "checkpoint within a round": checkpoint + 2 * trained + found.trajectories * run.world,
         "images": run.validations * run.grids * found.image_bytes,

@@ -21,6 +21,7 @@ from guardlit.errors import GuardlitError, at_least
 from guardlit.gold import Gold
 from guardlit.gold.drawing import Drawn
 from guardlit.gold.evaluation import Evaluation
+from guardlit.processes.lightning_internals import remove_limits
 from guardlit.training.encoding import EncodeFirst
 from guardlit.training.export import export_weights, find_ema, write_images
 from guardlit.training.progress_bar import RoundProgress
@@ -175,8 +176,7 @@ class Trainer(RunTrainer):
         self.callbacks = [*(c for c in mine if isinstance(c, RoundProgress)), analysis]
         self._logs_by_default = False
         self.limit_val_batches = 0
-        self.fit_loop.max_epochs, self.fit_loop.min_epochs = -1, 0
-        self.fit_loop.epoch_loop.max_steps, self.fit_loop.epoch_loop.min_steps = -1, None
+        remove_limits(self)
         with warnings.catch_warnings():
             # an average of the weights, or what else the checkpoint's callbacks keep, is not asked for
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")

@@ -1,5 +1,1 @@
-"""The command line's parser: jsonargparse with errors of one line."""
-
-from guardlit.config.parser import GuardlitParser
-
-__all__ = ["GuardlitParser"]
+"""What users write and read: configuration files, options, errors of one line, the terminal. Imports errors."""

@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 RECORD, PROMPTS = "drawn.json", "prompts.jsonl"
 FORMAT = 1
-"""Of the images' keys: another number draws everything anew."""
+"""Version of the images' keys; another one draws all images again."""
 
 Numbered = tuple[int, Prompt]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What an output folder's images are of: all that scoring needs.
+    """Models, prompts and settings of an output folder's images: all that scoring needs.
 
     Attributes:
         models: rows of the table, the base first.
         prompts: P of them; image i is of prompt i % P, as in validation.
         images_per_prompt: K; P x K images a model.
-        sampling: what decides an image beside weights, prompt and index.
-        facts: what else is worth knowing of them, for the provenance.
+        sampling: settings that an image depends on, besides weights, prompt and index.
+        facts: further provenance.
     """
 
     models: list[Model]
@@ -63,7 +63,7 @@ class Drawn:
         return hashlib.sha256("\n".join(map(_line, self.prompts)).encode()).hexdigest()
 
     def folder(self, out: Path, model: Model) -> PictureFolder:
-        """Where a model's images are: another place for whatever would give other images."""
+        """Folder of a model's images, named by a hash of everything that decides them."""
         identity = {
             "format": FORMAT,
             "weights": (model.kind, model.weights, model.sha256),
@@ -80,12 +80,12 @@ class Drawn:
         if missing := [i for i, _ in self.images if i not in found]:
             raise GuardlitError(
                 f"{folder.path}: {len(missing)} of {len(self.images)} images of '{model.label}' are missing or "
-                f"damaged, number {missing[0]} first; evaluate without --rescore to draw them"
+                f"corrupt, number {missing[0]} first; evaluate without --rescore to draw them"
             )
         return [Picture(*found[i], i, prompt) for i, prompt in self.images]
 
     def write(self, out: Path) -> None:
-        """Write `drawn.json` and `prompts.jsonl`, from which `read` makes it again."""
+        """Write `drawn.json` and `prompts.jsonl`, which `read` reads."""
         document = {
             "models": [asdict(model) | {"folder": self.folder(Path(), model).path.name} for model in self.models],
             "images_per_prompt": self.images_per_prompt,
@@ -97,7 +97,7 @@ class Drawn:
 
     @classmethod
     def read(cls, out: Path) -> Drawn:
-        """What an earlier evaluation drew; raises `GuardlitError` where there is none."""
+        """Read what an earlier evaluation drew; raises `GuardlitError` if there is none."""
         if not (out / RECORD).is_file():
             raise GuardlitError(f"{out} holds no {RECORD}: --rescore needs an evaluation that drew images there")
         try:
@@ -107,7 +107,7 @@ class Drawn:
             prompts = [Prompt(row["prompt"], row["metadata"]) for row in rows]
             return cls(models, prompts, document["images_per_prompt"], document["sampling"], document["facts"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise GuardlitError(f"{out / RECORD} is damaged ({error}): evaluate again without --rescore") from error
+            raise GuardlitError(f"{out / RECORD} is corrupt ({error}): evaluate again without --rescore") from error
 
 
 def _line(prompt: Prompt) -> str:
@@ -119,14 +119,14 @@ Batches = list[list[Numbered]]
 
 
 def missing_batches(drawn: Drawn, batch_size: int, out: Path) -> dict[Model, Batches]:
-    """What is not in the output folder yet, of each model.
+    """Batches of each model that the output folder lacks.
 
-    Batches are those of `guardlit validate` on one process, whatever the number of processes and wherever an earlier
-    call stopped: a missing image is drawn again with the others of its batch.
+    Batches are those of `guardlit validate` on one rank. They depend neither on the world size nor on where an earlier
+    call was interrupted: a missing image is drawn again with the others of its batch.
 
     Args:
         drawn: models and prompts.
-        batch_size: images drawn at once on a process.
+        batch_size: images drawn at once on a rank.
         out: the output folder.
     """
     images, missing = drawn.images, {}
@@ -138,10 +138,10 @@ def missing_batches(drawn: Drawn, batch_size: int, out: Path) -> dict[Model, Bat
 
 
 def draw(trainer: pl.Trainer, module: GRPOModule, drawn: Drawn, missing: Mapping[Model, Batches], out: Path) -> None:
-    """Draw batches of each model, on all processes together.
+    """Draw batches of each model. Collective: every rank must call it.
 
     Args:
-        trainer: predicts; its callbacks stay outside.
+        trainer: predicts, without its callbacks.
         module: policy and evaluation settings.
         drawn: models and prompts.
         missing: what to draw.
@@ -165,7 +165,7 @@ def draw(trainer: pl.Trainer, module: GRPOModule, drawn: Drawn, missing: Mapping
 def _draw_model(trainer: pl.Trainer, module: GRPOModule, model: Model, batches: Batches, folder: PictureFolder) -> None:
     world, rank = trainer.world_size, trainer.global_rank
     rounds = -(-len(batches) // world)
-    # equally many for every process, or sharded weights would wait for one another: the last may be drawn twice
+    # every rank has equally many batches, which sharded weights require: the last one may be drawn twice
     mine = [batches[min(k * world + rank, len(batches) - 1)] for k in range(rounds)]
     loader: DataLoader[Any] = DataLoader(cast("Dataset[Any]", mine), batch_size=None, collate_fn=as_it_is)
     callbacks: list[pl.Callback] = [_Keep(folder, [prompt.text for batch in batches for _, prompt in batch])]
@@ -181,7 +181,7 @@ def _draw_model(trainer: pl.Trainer, module: GRPOModule, model: Model, batches: 
 
 
 class _Keep(EncodeFirst):
-    """Writes images as they come."""
+    """Writes each image after its batch."""
 
     def __init__(self, folder: PictureFolder, texts: list[str]) -> None:
         super().__init__(texts)
@@ -200,7 +200,7 @@ class _Keep(EncodeFirst):
             self._folder.write(index, image)
 
 
-# what drawing and scoring do alike ------------------------------------------------------------------------------------
+# used by drawing and scoring ------------------------------------------------------------------------------------
 
 
 def say(trainer: pl.Trainer, message: str) -> None:
@@ -211,7 +211,7 @@ def say(trainer: pl.Trainer, message: str) -> None:
 
 @contextmanager
 def only(trainer: pl.Trainer, callbacks: list[pl.Callback], label: str) -> Iterator[None]:
-    """A prediction that none of the configuration's callbacks watches, with a bar where there is a terminal."""
+    """Predict without the configuration's callbacks, with a progress bar on a terminal."""
     mine: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     trainer.callbacks = [*callbacks, _Kept(), *([_Bar(label)] if sys.stderr.isatty() else [])]  # type: ignore[attr-defined]
     try:
@@ -226,7 +226,7 @@ def only(trainer: pl.Trainer, callbacks: list[pl.Callback], label: str) -> Itera
 class _Kept(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            say(trainer, "interrupted; what is done is kept, and the same command goes on from there")
+            say(trainer, "interrupted; finished images and scores are kept, and the same command resumes")
 
 
 class _Bar(RichProgressBar):
@@ -240,10 +240,10 @@ class _Bar(RichProgressBar):
 
 
 def as_it_is(batch: Any) -> Any:
-    """How to collate what is a batch already."""
+    """Collate function of batches that are complete already."""
     return batch
 
 
 def as_json(document: Mapping[str, Any]) -> str:
-    """A file's content; NaN is refused."""
+    """Content of a JSON file; NaN raises."""
     return json.dumps(document, indent=1, allow_nan=False) + "\n"

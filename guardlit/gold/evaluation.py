@@ -1,4 +1,4 @@
-"""`guardlit evaluate` from end to end: draw, score, and say what came out."""
+"""`guardlit evaluate` from end to end: draw, score, print and write the table."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule
 
 RUN, GOLD = "run.yaml", "gold.yaml"
-"""The configuration in the output folder. --rescore takes the first file, and the second where no other is given."""
+"""The configuration in the output folder. --rescore reads the first, and the second if no other is given."""
 
 
 class Evaluation:
     """One call of `guardlit evaluate`.
 
     Args:
-        trainer: gives devices, precision and processes.
-        module: policy and evaluation settings; the reward is only asked for its name.
+        trainer: has devices, precision and world size.
+        module: policy and evaluation settings; of the reward, only the name is used.
         gold: what is measured.
-        out: the output folder, which all processes must see.
+        out: the output folder, which all ranks must see.
     """
 
     def __init__(self, trainer: pl.Trainer, module: GRPOModule, gold: Gold, out: Path) -> None:
@@ -61,7 +61,7 @@ class Evaluation:
         prompts: str | None,
         images_per_prompt: int | None,
     ) -> Drawn:
-        """Draw what is not in the output folder yet; raises `GuardlitError` for whatever cannot be used."""
+        """Draw the images that the output folder lacks; raises `GuardlitError` for unusable models or prompts."""
         models = find_models(paths, labels, weights, Path(self._trainer.default_root_dir))
         source = prompts or data.val_source
         if not source:
@@ -84,21 +84,21 @@ class Evaluation:
             self._begin(drawn)
         missing = missing_batches(drawn, data.rollout_batch, self._out)
         if any(missing.values()):
-            self._try_scorers()
+            self._load_scorers()
             draw(self._trainer, self._module, drawn, missing, self._out)
         number = sum(len(batch) for batches in missing.values() for batch in batches)
         say(self._trainer, f"images: {number} drawn, {len(models) * len(drawn.images)} in all")
         return drawn
 
-    def _try_scorers(self) -> None:
-        """Weights that are missing are missed now, not after hours of drawing."""
+    def _load_scorers(self) -> None:
+        """Fail on missing weights now, and not after hours of drawing."""
         if self._trainer.is_global_zero:
             for scorer in self._gold.scorers.values():
                 scorer.setup(torch.device("cpu"))
                 scorer.close()
 
     def _check_prompts(self, prompts: Sequence[Prompt], images_per_prompt: int) -> None:
-        """No image is drawn that can never be scored."""
+        """Refuse prompts whose images cannot be scored."""
         for column, scorer in self._gold.scorers.items():
             if scorer.compares_images and images_per_prompt < 2:
                 raise GuardlitError(
@@ -112,7 +112,7 @@ class Evaluation:
                     raise GuardlitError(f"gold scorer '{column}': {error}") from error
 
     def _begin(self, drawn: Drawn) -> None:
-        """Write down what is going to be drawn, so that it can be scored whatever happens later."""
+        """Write what is going to be drawn, so that an interrupted evaluation can be scored, too."""
         try:
             self._out.mkdir(parents=True, exist_ok=True)
             drawn.write(self._out)
@@ -127,10 +127,10 @@ class Evaluation:
     # scoring ------------------------------------------------------------------------------------------------------
 
     def score(self, drawn: Drawn) -> None:
-        """Score what is not scored yet, print the table and write it.
+        """Score the images that have no scores, print the table and write it.
 
         Raises:
-            GuardlitError: a score failed: gold scores are never dropped; or no Average can be formed.
+            GuardlitError: a score failed, since gold scores are never dropped; or no Average can be formed.
         """
         self._check_prompts(drawn.prompts, drawn.images_per_prompt)
         cache = ScoreCache(self._out / "scores.sqlite")
@@ -178,8 +178,8 @@ class Evaluation:
         if failed:
             more = f", and {len(failed) - 1} more such failures" if failed[1:] else ""
             raise GuardlitError(
-                f"gold scorer {failed[0]}{more}; gold scores are never dropped: mend the scorer or take the prompt "
-                "out, what was scored is kept"
+                f"gold scorer {failed[0]}{more}; gold scores are never dropped: fix the scorer or remove the "
+                "prompt; finished scores are kept"
             )
         return collected
 

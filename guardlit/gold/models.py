@@ -1,4 +1,4 @@
-"""The rows of the table: the base model, checkpoints and exported weights, each known by its content."""
+"""The rows of the table: the base model, checkpoints and exported weights, each identified by its content."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Model:
         kind: the untrained `base`, a Lightning `checkpoint`, or a folder of `exported` weights.
         weights: `raw`, or the run's average `ema`; empty where there is no such choice.
         path: of the checkpoint or folder.
-        sha256: of the checkpoint, or of the folder's safetensors file; of their digests, if there are several.
-        step: updates made, where the checkpoint says so.
+        sha256: of the checkpoint, or of the folder's safetensors file; of the files' digests if there are several.
+        step: number of updates, if the checkpoint holds it.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Model:
         """Raise `GuardlitError` unless a loaded policy can take these weights."""
         if self.kind == "checkpoint":
             try:
-                check_fingerprint(_look_into(Path(str(self.path))), policy.fingerprint())
+                check_fingerprint(_metadata(Path(str(self.path))), policy.fingerprint())
             except GuardlitError as error:
                 raise GuardlitError(f"{self.path}: {error}") from error
         elif self.kind == "exported":
@@ -56,17 +56,17 @@ class Model:
 
 
 def find_models(paths: Sequence[str], labels: Sequence[str], weights: Weights, runs: Path) -> list[Model]:
-    """The base model and what is to be compared with it.
+    """The base model and the models that are compared with it.
 
     Args:
         paths: checkpoints, `last` for the newest one below `runs`, or folders of exported weights.
-        labels: one for each path, or none for names of their own.
+        labels: one for each path, or none to name rows by their paths.
         weights: which weights of a checkpoint, or of the folder that `guardlit export` wrote: the average where there
             is one, the raw ones, or both.
         runs: where the runs of this configuration are.
 
     Raises:
-        GuardlitError: a path that is not there or holds something else; labels that do not fit.
+        GuardlitError: a path that does not exist or holds something else; a wrong number of labels.
     """
     if labels and len(labels) != len(paths):
         raise GuardlitError(f"{len(labels)} --label for {len(paths)} --ckpt: give one for each, or none")
@@ -92,7 +92,7 @@ def _variants(place: Path, weights: Weights) -> Iterator[Model]:
     if place.is_file() and place.suffix == ".safetensors":
         raise GuardlitError(f"--ckpt {place} is a file of exported weights: name its folder, {place.parent}")
     if place.is_file() or (place / MANIFEST).is_file():
-        checkpoint, digest = _look_into(place), sha256(place / MANIFEST if place.is_dir() else place)
+        checkpoint, digest = _metadata(place), sha256(place / MANIFEST if place.is_dir() else place)
         averaged = bool(checkpoint.get("callbacks", {}).get(TrainableEMA().state_key))
         for variant in _choose(weights, averaged, True, place):
             yield Model(place.stem, "checkpoint", variant, str(place), digest, checkpoint.get("global_step"))
@@ -127,6 +127,6 @@ def _digest(files: Sequence[Path]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _look_into(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint without its numbers: quick, whatever its size."""
+def _metadata(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint whose tensors have no data: fast for any size."""
     return SafeCheckpointIO().load_checkpoint(checkpoint, map_location="meta")

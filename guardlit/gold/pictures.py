@@ -1,4 +1,4 @@
-"""Images as PNG files that bear their own SHA-256, so that a damaged one is noticed."""
+"""Images as PNG files whose names hold their SHA-256, so that a corrupt one is detected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Picture:
     Attributes:
         path: of the PNG file.
         sha256: of the file.
-        index: of the image in its set, which is that of its noise.
+        index: of the image in its set, and of its noise.
         prompt: that it was drawn for.
     """
 
@@ -48,14 +48,14 @@ class PictureFolder:
     """The images of one model on one set of prompts.
 
     Args:
-        path: of the folder; made when the first image is written.
+        path: of the folder; created with the first image.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def find(self) -> dict[int, tuple[Path, str]]:
-        """Files and their SHA-256 by index; a file whose content is not what its name says is left out, and said so."""
+        """Files and their SHA-256 by index; corrupt files are removed, with a message."""
         found = {}
         for path in sorted(self.path.glob("*.png")):
             if (match := _NAME.fullmatch(path.name)) is None:
@@ -64,12 +64,12 @@ class PictureFolder:
             if digest.startswith(match[2]):
                 found[int(match[1])] = (path, digest)
             else:
-                print(f"{path} is damaged", file=sys.stderr)
+                print(f"{path} is corrupt", file=sys.stderr)
                 path.unlink(missing_ok=True)
         return found
 
     def write(self, index: int, image: Tensor) -> None:
-        """Write one image, (3, height, width) uint8, whole or not at all; raises `GuardlitError` where it cannot."""
+        """Write one image, (3, height, width) uint8, atomically; raises `GuardlitError` if it cannot be written."""
         from PIL import Image
 
         file = io.BytesIO()
@@ -87,5 +87,5 @@ class PictureFolder:
 def _sha256(path: Path) -> str:
     try:
         return sha256(path)
-    except OSError:  # gone, or not readable: as good as damaged
+    except OSError:  # missing or unreadable: treated as corrupt
         return ""

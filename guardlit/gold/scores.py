@@ -23,13 +23,13 @@ from guardlit.training.run_folder import versions
 from guardlit.types import RewardRequest
 
 BATCH = 64
-"""Images in one request, unless a scorer needs all images of a prompt together."""
+"""Images of a request, unless a scorer compares all images of a prompt."""
 
 
 class ScoreCache:
-    """Scores by key in one SQLite file: several processes may write, and what is written is whole.
+    """Scores by key in one SQLite file, which several processes may write.
 
-    Every entry bears a digest of its own, and a file that is no database any more is put aside.
+    Every entry has a checksum. A corrupt file is moved away.
 
     Args:
         path: of the file.
@@ -39,19 +39,19 @@ class ScoreCache:
         self._path = path
 
     def check(self) -> None:
-        """Put a damaged file aside; one process does so before the others look."""
+        """Move a corrupt file away; rank 0 calls it before the other ranks read."""
         try:
             with self._open() as database:
                 (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
         except sqlite3.DatabaseError as error:
-            aside = self._path.with_suffix(".damaged")
-            print(f"{self._path} is damaged ({error}): moved to {aside.name}, scored again", file=sys.stderr)
-            self._path.replace(aside)
+            moved = self._path.with_suffix(".corrupt")
+            print(f"{self._path} is corrupt ({error}): moved to {moved.name}, scored again", file=sys.stderr)
+            self._path.replace(moved)
 
     def get(self, keys: Sequence[str]) -> dict[str, float]:
-        """The scores that are there, by key; a damaged entry is not."""
+        """The cached scores, by key, without corrupt entries."""
         found = {}
         with self._open() as database:
             for key in dict.fromkeys(keys):
@@ -61,7 +61,7 @@ class ScoreCache:
         return found
 
     def put(self, scores: Mapping[str, float]) -> None:
-        """Keep scores, all or none of them."""
+        """Write scores, in one transaction."""
         rows = [(key, value, _seal(key, value)) for key, value in scores.items()]
         with self._open() as database:
             database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
@@ -93,40 +93,40 @@ class Task:
 
 
 class Scoring(pl.LightningModule):
-    """Scores what the cache lacks, shared among the processes of a `Trainer.predict`.
+    """Scores what the cache lacks, distributed over the ranks of a `Trainer.predict`.
 
-    A failed score is not kept. A scorer that fails on every image of a request gets no further one.
+    A failed score is not cached. A scorer that fails on every image of a request gets no further request.
 
     Args:
         scorers: by column.
         sets: images of every model; image i is of prompt i % `prompts`.
         prompts: how many there are.
-        cache: where scores are kept.
+        cache: of the scores.
     """
 
     def __init__(
         self, scorers: Mapping[str, Scorer], sets: Sequence[Sequence[Picture]], prompts: int, cache: ScoreCache
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer requests than processes
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer requests than ranks
         self._scorers, self._sets, self._prompts, self._cache = dict(scorers), sets, prompts, cache
         self._given_up: set[str] = set()
         self.keys: dict[str, list[list[str]]] = {}
         """The scores' keys in the cache, by column and model, one an image."""
         self.asked = 0
-        """Scores that the cache lacked, on all processes."""
+        """Number of scores that the cache lacked, on all ranks."""
 
     def configure_model(self) -> None:
-        """Nothing: there is no network here but the scorers', which Lightning is not to see."""
+        """Do nothing: the only networks are the scorers', which are hidden from Lightning."""
 
     def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """This process's share of the requests; the scorers are loaded here, for what they are is part of a key."""
+        """The requests of this rank. Scorers are loaded here, since a key holds their provenance."""
         tasks = []
         for column, scorer in self._scorers.items():
             scorer.setup(self.device)
             tasks += self._tasks(column, scorer)
         self.asked = sum(len(task.keys) for task in tasks)
-        self.trainer.strategy.barrier()  # all have looked before the first writes
+        self.trainer.strategy.barrier()  # every rank has read before one writes
         if not tasks:
             return []
         mine = tasks[self.trainer.global_rank :: self.trainer.world_size]
@@ -141,10 +141,10 @@ class Scoring(pl.LightningModule):
             groups = self._prompts if scorer.compares_images else len(pictures)
             for group in (range(first, len(pictures), groups) for first in range(groups)):
                 members = [pictures[row] for row in group]
-                whole = _key(identity, [p.sha256 for p in members], members[0])
+                group_key = _key(identity, [p.sha256 for p in members], members[0])
                 for place, row in enumerate(group):
-                    keys[row] = f"{whole}.{place}"
-                todo.setdefault(whole, [(keys[row], pictures[row]) for row in group])
+                    keys[row] = f"{group_key}.{place}"
+                todo.setdefault(group_key, [(keys[row], pictures[row]) for row in group])
             self.keys[column].append(keys)
         known = self._cache.get([key for keys in self.keys[column] for key in keys])
         missing = [group for group in todo.values() if any(key not in known for key, _ in group)]
@@ -154,7 +154,7 @@ class Scoring(pl.LightningModule):
         return [Task(column, [key for key, _ in group], [picture for _, picture in group]) for group in missing]
 
     def predict_step(self, task: Task, batch_idx: int) -> int:
-        """Score one request and keep what did not fail."""
+        """Score one request and cache what did not fail."""
         if task.column in self._given_up:
             return 0
         images = torch.stack([picture.read() for picture in task.pictures]).to(self.device)

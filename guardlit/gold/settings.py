@@ -1,4 +1,4 @@
-"""What is measured, and how the paper's Average is made of it."""
+"""Settings of `guardlit evaluate`: gold scorers and the Average."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Gold:
             if column == AVERAGE or not column or set(column) & set("/|\n"):
                 raise ValueError(f"gold.scorers: {column!r} cannot be a column's name")
             if isinstance(scorer, Composite):
-                raise ValueError(f"gold.scorers.{column} is a sum of scorers; give each of them a column of its own")
+                raise ValueError(f"gold.scorers.{column} is a sum of scorers; give each of them a separate column")
         self.average = list(self.scorers) if self.average is None else self.average
         for option, names in (("average", self.average), ("lower_is_better", self.lower_is_better)):
             if unknown := [name for name in names if name not in self.scorers]:

@@ -39,7 +39,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Column:
-    """How a metric is made of its scores.
+    """How a metric is computed from scores.
 
     Attributes:
         scorer: whose scores, by column.
@@ -54,8 +54,8 @@ class Column:
 def columns_of(scorer: str, tasks: Sequence[str | None]) -> dict[str, Column]:
     """A scorer's metrics by name: its overall score and, if its prompts have tasks, `scorer/task` for each of them."""
     named = list(dict.fromkeys(tasks))
-    shares = {task: np.array([float(t == task) for t in tasks]) for task in named}
-    means = {task: share / share.sum() for task, share in shares.items()}
+    members = {task: np.array([float(t == task) for t in tasks]) for task in named}
+    means = {task: member / member.sum() for task, member in members.items()}
     overall = {scorer: Column(scorer, np.asarray(np.mean(list(means.values()), axis=0)))}
     if named == [None]:
         return overall
@@ -123,24 +123,24 @@ def averages(
     values = [{n: float(c.weights @ m[c.scorer]) for n, c in columns.items()} for m in models]
     found = []
     for value, means in zip(values, resampled, strict=True):
-        above, below = _upside_down(value, values[0], lower_is_better)
-        average = composite(above, below)
-        above_n, below_n = _upside_down(means, resampled[0], lower_is_better)
-        for name, divisor in below_n.items():
+        numerators, denominators = _fractions(value, values[0], lower_is_better)
+        average = composite(numerators, denominators)
+        numerators_n, denominators_n = _fractions(means, resampled[0], lower_is_better)
+        for name, divisor in denominators_n.items():
             if not (divisor > 0).all():
                 raise ValueError(f"{name!r} is too close to 0 to divide by: in some resamples its mean is not positive")
-        ratios = np.asarray(np.mean([above_n[name] / below_n[name] for name in columns], axis=0))
+        ratios = np.asarray(np.mean([numerators_n[name] / denominators_n[name] for name in columns], axis=0))
         found.append(_estimate(average, ratios, average - 1, ratios - 1))
     return found
 
 
-def _upside_down(
+def _fractions(
     model: Mapping[str, Number], base: Mapping[str, Number], lower_is_better: Sequence[str]
 ) -> tuple[dict[str, Number], dict[str, Number]]:
-    """What is divided and by what."""
-    above = {name: (base if name in lower_is_better else model)[name] for name in model}
-    below = {name: (model if name in lower_is_better else base)[name] for name in model}
-    return above, below
+    """Numerators and denominators of the ratios."""
+    numerators = {name: (base if name in lower_is_better else model)[name] for name in model}
+    denominators = {name: (model if name in lower_is_better else base)[name] for name in model}
+    return numerators, denominators
 
 
 def _estimate(value: float, means: Array, difference: float, differences: Array) -> Estimate:

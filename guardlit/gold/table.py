@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guardlit import console
-from guardlit.console import show
+from guardlit.config import console
+from guardlit.config.console import show
 from guardlit.errors import GuardlitError
 from guardlit.gold.drawing import Drawn, as_json
 from guardlit.gold.settings import AVERAGE, Gold
@@ -29,7 +29,7 @@ class Table:
     Attributes:
         drawn: models, prompts and images.
         gold: what was measured.
-        rows: each model's metrics by name, `average` last where it could be formed.
+        rows: each model's metrics by name, `average` last, if it could be formed.
         scores: each model's scores by column, (K x P,) each in the order of `drawn.images`.
         files: each model's images, in the same order.
         trained: names of the scorers that the models were trained on.
@@ -62,7 +62,7 @@ class Table:
         return scorer is not None and scorer.name in self.trained
 
     def notes(self) -> list[str]:
-        """What a reader must know."""
+        """Notes below the table."""
         prompts, k = len(self.drawn.prompts), self.drawn.images_per_prompt
         images = len(self.drawn.images)
         average = " and ".join(self.gold.average or [])

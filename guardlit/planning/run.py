@@ -126,6 +126,12 @@ class PlannedRun:
         return len(load_prompts(source, limit=limit, check=self.module.check_prompt))
 
     @property
+    def encoded(self) -> int:
+        """Number of prompts that the run encodes; those of one round for a data set on the hub."""
+        train, val = self.prompts()
+        return (self.plan.prompts_per_round if train is None else train) + (val or 0) + 1
+
+    @property
     def average(self) -> bool:
         """Whether a callback averages the trained weights."""
         return any(isinstance(callback, TrainableEMA) for callback in self.callbacks)

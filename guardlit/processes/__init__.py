@@ -1,1 +1,1 @@
-"""What the ranks of a run do together: collectives, phases, the watchdog, shutdown. Imports errors and types."""
+"""The ranks of a run and their collectives, watchdog and shutdown; Lightning's private names. Imports errors, types."""

@@ -45,6 +45,17 @@ def is_last_batch(trainer: pl.Trainer) -> bool:
     return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
 
+def is_within_round(trainer: pl.Trainer) -> bool:
+    """Whether a resumed fit starts in the middle of a round."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
+
+
+def remove_limits(trainer: pl.Trainer) -> None:
+    """Lift the limits on epochs and steps, for a fit that ends from within."""
+    trainer.fit_loop.max_epochs, trainer.fit_loop.min_epochs = -1, 0
+    trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.epoch_loop.min_steps = -1, None
+
+
 def disable_sigterm_broadcast(trainer: pl.Trainer) -> None:
     """Stop Lightning from asking all ranks for a SIGTERM at every micro-batch, for which every GPU waits."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

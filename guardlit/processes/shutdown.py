@@ -1,4 +1,4 @@
-"""What a command gives back however it ends."""
+"""Releases resources at the end of a run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 
 def release_resources(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Close what holds signals, processes and connections: callbacks and the module's reward.
+    """Close the callbacks and the module's reward on any exit: they hold signals, processes and connections.
 
-    Lightning calls `teardown` only at a good end. What is closed already stays so; what cannot be closed must hide
-    neither why a run ends nor that it is done.
+    Lightning calls `teardown` only on success. Closing twice does nothing. A failure to close is a warning: it must not
+    hide the run's own error.
     """
     for holder in (*trainer.callbacks, getattr(module, "reward_runner", None)):  # type: ignore[attr-defined]
         close = getattr(holder, "close", None)
@@ -25,7 +25,7 @@ def release_resources(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 @atexit.register
-def _leave() -> None:
-    """Take down the process group while the interpreter still lives: gloo's threads may abort the process after it."""
+def _destroy_process_group() -> None:
+    """Destroy the process group before the interpreter exits: gloo's threads may abort the process afterwards."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

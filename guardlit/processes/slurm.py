@@ -1,62 +1,67 @@
-"""Jobs on SLURM that are about to be stopped, and queue themselves again."""
+"""Requeues SLURM jobs that are about to be stopped."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from guardlit.processes.lightning_internals import cluster_environment, next_hpc_checkpoint
+
 PREFIX = "hpc_ckpt_"
-"""How Lightning names what a requeued job is to go on from, in the Trainer's `default_root_dir`."""
+"""Start of the names under which Lightning looks for a requeued job's checkpoint, in `default_root_dir`."""
 
 
 def requeue_signal(trainer: pl.Trainer) -> int | None:
-    """The signal that asks for it; None outside of SLURM, or if it is turned off there."""
-    environment = trainer._accelerator_connector.cluster_environment
+    """The signal that asks for a requeue; None outside of SLURM, or where `auto_requeue` is off."""
+    environment = cluster_environment(trainer)
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
         return environment.requeue_signal
     return None
 
 
 def requeue(trainer: pl.Trainer, checkpoint: Path) -> None:
-    """Have SLURM queue this job again, to go on from `checkpoint`; to be called by all processes.
+    """Requeue this SLURM job, to resume from `checkpoint`; every rank may call it, rank 0 acts.
 
-    The checkpoint gets a second name, under which Lightning looks for it by itself where the command line has no
-    `--ckpt_path`.
+    The checkpoint gets a second name, under which Lightning finds it where the command line has no `--ckpt_path`.
     """
     if not trainer.is_global_zero:
         return
-    root = Path(trainer.default_root_dir)
-    name = Path(trainer._checkpoint_connector.hpc_save_path(root))
+    name = next_hpc_checkpoint(trainer)
     try:
         os.link(checkpoint, name)
-        forget(trainer)
+        remove_requeue_checkpoint(trainer)
     except OSError as error:  # a file system without links
         rank_zero_warn(f"{name} could not be written ({error.strerror}): start the job with --ckpt_path last")
-    command = ["scontrol", "requeue", _job()]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        failure = done.stderr.strip() or f"exit code {done.returncode}" if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failure = str(error)
-    if failure:
+    command = ["scontrol", "requeue", job_id(os.environ)]
+    if failure := _failure(command):
         rank_zero_warn(f"`{' '.join(command)}` failed ({failure}): start the job again yourself")
     else:
-        rank_zero_info(f"job {command[-1]} is queued again, and goes on from {checkpoint}")
+        rank_zero_info(f"job {command[-1]} is requeued, and resumes from {checkpoint}")
 
 
-def forget(trainer: pl.Trainer) -> None:
-    """Remove the second name of the checkpoint that this run went on from: the next job is to start another one."""
+def _failure(command: list[str]) -> str:
+    """Run a command; what it says of its failure, empty on success."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return done.stderr.strip() or f"exit code {done.returncode}" if done.returncode else ""
+
+
+def remove_requeue_checkpoint(trainer: pl.Trainer) -> None:
+    """Remove the second name of the checkpoint this run resumed from: the next job is another run."""
     path = Path(trainer.ckpt_path or "")
     if trainer.is_global_zero and path.name.startswith(PREFIX):
         path.unlink(missing_ok=True)
 
 
-def _job() -> str:
-    """Of a job array, the task's own: `ARRAY_TASK`."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+def job_id(environment: Mapping[str, str]) -> str:
+    """The job's id; of a job array, the task's: `ARRAY_TASK`."""
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]

@@ -1,4 +1,4 @@
-"""Scorers of images, and the reward that a run makes of them. Imports errors, types, math and assets alone.
+"""Scorers of images, and the reward that a run makes of them. Imports errors, files, types, advantage, assets, devices.
 
 Importing this package is cheap: transformers, open_clip, torchvision and PIL are imported when a scorer is set up or
 scores.

@@ -55,7 +55,7 @@ def find_file(name: str, file: str, kind: str) -> Path:
     path = Path(expanded(name))
     if path.is_file():
         return path
-    with one_line(str(path) if path.exists() else name, kind, file):
+    with file_errors(str(path) if path.exists() else name, kind, file):
         return Path(cached_file(str(path) if path.exists() else name, file))
 
 
@@ -67,7 +67,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """
     from safetensors.torch import load_file
 
-    with one_line(str(path), "file of weights"):
+    with file_errors(str(path), "file of weights"):
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         try:
@@ -145,7 +145,7 @@ def _refuse(name: object, missing: Set[str], unexpected: Set[str], misshapen: Se
 
 
 @contextmanager
-def one_line(name: str, kind: str, file: str = "") -> Iterator[None]:
+def file_errors(name: str, kind: str, file: str = "") -> Iterator[None]:
     """Turn any library error about a folder, file or hub id into one line that says what would be right.
 
     Args:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from guardlit.rewards.base import Scorer
+from guardlit.rewards.images import image_file
 from guardlit.types import RewardRequest, RewardResult
 
 _QUALITY = 95
@@ -44,13 +43,5 @@ class JPEGCompressibility(Scorer):
     def score(self, request: RewardRequest) -> RewardResult:
         """Score B images of any size; prompts are not used."""
         pixels = request.images.permute(0, 2, 3, 1).cpu().numpy()
-        kilobytes = torch.tensor([_jpeg_bytes(image) / 1000 for image in pixels])
+        kilobytes = torch.tensor([len(image_file(image, "JPEG", quality=_QUALITY)) / 1000 for image in pixels])
         return self.result(self.sign * kilobytes / 500)
-
-
-def _jpeg_bytes(pixels: np.ndarray) -> int:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="JPEG", quality=_QUALITY)
-    return file.tell()

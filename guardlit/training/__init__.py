@@ -1,1 +1,1 @@
-"""The LightningModule and a run's own callbacks. Imports data, rounds and checkpoints."""
+"""The LightningModule, the Trainer of a run and its callbacks. Imports data, rounds and checkpoints."""

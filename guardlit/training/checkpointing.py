@@ -14,7 +14,7 @@ from guardlit.processes.world import World
 from guardlit.rounds.old_policy import OldPolicy
 from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.sde import SDE
-from guardlit.training.nonfinite import NonFiniteGuard
+from guardlit.training.recovery.nonfinite import NonFiniteGuard
 
 
 class CheckpointHooks(pl.LightningModule):

@@ -8,15 +8,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.training.progress_bar import RoundProgress
+from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.run_folder import RunFolder, next_version
 from guardlit.training.sharded_strategy import ShardedStrategy
-from guardlit.training.signals import SignalGuard
 
 DEFAULTS: dict[str, Any] = {
     "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # ratios need float64, which Apple's MPS lacks
@@ -58,7 +58,7 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
         (arguments.get("enable_progress_bar") is not False, ProgressBar, RoundProgress),
         (True, SignalGuard, SignalGuard),
         (True, RunFolder, RunFolder),
-        (arguments.get("enable_checkpointing") is not False, Checkpoint, two_newest_rounds),
+        (arguments.get("enable_checkpointing") is not False, ModelCheckpoint, two_newest_rounds),
     ]
     for wanted, kind, make in candidates:
         if wanted and not any(isinstance(callback, kind) for callback in callbacks):

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.processes.collectives import raise_on_all
+from guardlit.processes.world import World
 
 if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule
@@ -90,5 +90,5 @@ class ExportAtEnd(pl.Callback):
             written = export_weights(pl_module, find_ema(trainer), folder)  # type: ignore[arg-type]
         except GuardlitError as mistake:
             error = mistake
-        raise_on_all(trainer, error)
+        World.of(trainer).raise_on_all(error)
         rank_zero_info(f"trained weights: {', '.join(map(str, written))}")

@@ -39,15 +39,15 @@ from guardlit.rounds.setup import RoundSetup
 from guardlit.sde import SDE, Coefficients, FlowSDE
 from guardlit.training import checks
 from guardlit.training.checkpointing import CheckpointHooks
-from guardlit.training.clip_calibration import ClipCalibration
 from guardlit.training.ddp import keep_quantized
 from guardlit.training.linter import Linter
-from guardlit.training.loss_scale import fit_scale
-from guardlit.training.micro_batch import largest_that_fits
-from guardlit.training.nonfinite import NonFiniteGuard
-from guardlit.training.optimizers import configured
+from guardlit.training.recovery.nonfinite import NonFiniteGuard
 from guardlit.training.sharded_strategy import sharding
-from guardlit.training.step import step_outputs
+from guardlit.training.update.clip_calibration import ClipCalibration
+from guardlit.training.update.loss_scale import fit_scale
+from guardlit.training.update.micro_batch import largest_that_fits
+from guardlit.training.update.optimizers import configured
+from guardlit.training.update.step import step_outputs
 from guardlit.training.validation import ValidationHooks
 from guardlit.types import Conditioning, Prompt, Transition
 
@@ -134,6 +134,11 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         """The round that was collected last."""
         assert self._experience is not None
         return self._experience
+
+    @property
+    def round_index(self) -> int:
+        """Index of the round that was collected last."""
+        return self.experience.round.index
 
     @property
     def _untouched(self) -> bool:
@@ -288,5 +293,5 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
 
     def on_train_epoch_end(self) -> None:
         """Log the round."""
-        finish_round(self.round_metrics, self._collected, self.plan.images, self.experience.round.index)
+        finish_round(self.round_metrics, self._collected, self.plan.images, self.round_index)
         self.log_dict(self.round_metrics, batch_size=1, sync_dist=True)

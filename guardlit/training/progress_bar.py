@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 
+from guardlit.processes.lightning_internals import is_within_round
 from guardlit.processes.phases import Phase
 from guardlit.training.time_left import TimeLeft
 
@@ -40,7 +41,7 @@ class RoundProgress(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
         self._left = TimeLeft()
-        self._left.begin(half=trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0)
+        self._left.begin(half=is_within_round(trainer))
         if not self._enabled or not sys.stderr.isatty():
             return
         from rich.console import Console

@@ -15,13 +15,14 @@ from guardlit.checkpoints.discovery import newest_intact
 from guardlit.config.limits import as_one_line, check_trainer, user_errors
 from guardlit.devices.float32 import allow_tf32
 from guardlit.errors import NonFiniteError
+from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.processes.shutdown import release_resources
-from guardlit.processes.watchdog import RankWatchdog, report_to_launcher
+from guardlit.processes.watchdog import RankWatchdog
 from guardlit.training.ddp import keep_buffers
 from guardlit.training.defaults import complete, run_loggers
 from guardlit.training.quiet import quiet_libraries
-from guardlit.training.restart import restart_checkpoint
-from guardlit.training.signals import Interrupted
+from guardlit.training.recovery.restart import restart_checkpoint
+from guardlit.training.recovery.signals import Interrupted
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -91,7 +92,7 @@ class RunTrainer(pl.Trainer):
         try:
             with user_errors():
                 try:
-                    with report_to_launcher(), self._watchdog.ending():
+                    with report_to_launcher(), self._watchdog.supervise():
                         yield
                 finally:  # Lightning calls no `teardown` after an exception
                     self._active = False

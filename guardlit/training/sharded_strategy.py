@@ -1,4 +1,4 @@
-"""`--trainer.strategy fsdp`: a policy whose weights are spread over the processes (FSDP2)."""
+"""`--trainer.strategy fsdp`: a policy whose weights are sharded over the ranks (FSDP2)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from guardlit.checkpoints.io import agree_on_intact, remove_leftovers, write_err
 from guardlit.checkpoints.shards import read_shards, write_shards
 from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
+from guardlit.processes.lightning_internals import shard_over_all_ranks
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all processes: each keeps its part of every weight and gathers one block of the network at a time.
+    """FSDP2 over all ranks: each keeps its part of every weight and gathers one block of the network at a time.
 
-    What `--trainer.strategy fsdp` stands for. It shards the policy's network; VAE, text encoders and scorers are whole
-    on every process. A checkpoint is one file, or a folder to which every process writes its part; either resumes under
-    any strategy and number of processes.
+    What `--trainer.strategy fsdp` stands for. It shards the policy's network; VAE, text encoders and scorers are
+    replicated. A checkpoint is one file, or a folder to which every rank writes its part; either resumes under any
+    strategy and world size.
 
     Example:
         ```yaml
@@ -44,16 +45,16 @@ class ShardedStrategy(ModelParallelStrategy):
         ```
 
     Args:
-        reshard_after_forward: let go of a block's gathered weights after its forward pass. False keeps the network
+        reshard_after_forward: release a block's gathered weights after its forward pass. False keeps the network
             gathered through a whole rollout, and from a micro-batch's forward pass to its backward pass: faster
             rollouts, and the memory of all of it.
         param_dtype: precision to gather in: null is that of `trainer.precision`, for what is stored in float32 half of
-            the traffic under `bf16-mixed`. With `fp32` there, every process keeps a half-precision copy of all weights
+            the traffic under `bf16-mixed`. With `fp32` there, every rank keeps a half-precision copy of all weights
             from a forward pass to its backward pass, since autocast makes one of each.
         reduce_dtype: precision in which gradients are summed.
-        save_distributed_checkpoint: write checkpoints as folders, each process its own part of weights and optimizer:
-            process 0 then need not hold all of them at once. An average, and within a round the old policy, are whole
-            in its memory either way.
+        save_distributed_checkpoint: write checkpoints as folders, each rank its part of weights and optimizer: rank 0
+            then need not hold all of them at once. An average, and within a round the old policy, are fully in its
+            memory either way.
         process_group_backend: by default `nccl` on GPUs and `gloo` on CPUs.
         timeout: of a collective.
     """
@@ -72,11 +73,11 @@ class ShardedStrategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
-        self.reshard_after_forward = reshard_after_forward
+        self.reshard_after_forward, self.writes_folders = reshard_after_forward, save_distributed_checkpoint
         self._param_dtype, self._reduce_dtype = param_dtype, reduce_dtype
 
     def check(self, precision: str) -> None:
-        """Refuse a `trainer.precision` that does not go with sharding; raises `GuardlitError`."""
+        """Refuse a `trainer.precision` that sharding does not support; raises `GuardlitError`."""
         if precision in ("16-mixed", "16"):
             raise GuardlitError(
                 "trainer.precision=16-mixed: its loss scaler does not work with trainer.strategy=fsdp; take bf16-mixed"
@@ -89,12 +90,12 @@ class ShardedStrategy(ModelParallelStrategy):
             )
 
     def setup_environment(self) -> None:
-        """Lightning's default would be tensor parallelism."""
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        """Connect the ranks, all of them in one data-parallel dimension."""
+        shard_over_all_ranks(self)
         super().setup_environment()
 
     def shard(self, network: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Spread a network over the processes, in place; see `guardlit.policies.base.Shard`."""
+        """Shard a network over the ranks, in place; see `guardlit.policies.base.Shard`."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         half = "bf16" if self.precision_plugin.precision == "bf16-mixed" else None
@@ -121,14 +122,14 @@ class ShardedStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """What trains, by name: whole on rank 0, or every process's part."""
+        """Trainable parameters by name: full tensors on rank 0, or every rank's part."""
         assert self.lightning_module is not None
         reshard(self.lightning_module)
         named = ((name, p.detach()) for name, p in self.lightning_module.named_parameters() if p.requires_grad)
-        return dict(named) if self._save_distributed_checkpoint else on_first(named)
+        return dict(named) if self.writes_folders else on_first(named)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Put weights in their places; parameters that the checkpoint does not hold stay as they are."""
+        """Copy weights into parameters; those that the checkpoint does not hold are unchanged."""
         assert self.lightning_module is not None
         reshard(self.lightning_module)
         parameters = dict(self.lightning_module.named_parameters())
@@ -137,30 +138,30 @@ class ShardedStrategy(ModelParallelStrategy):
                 parameters[name].copy_(shard_like(tensor, parameters[name]))
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """As of any optimizer, but for its tensors: whole on rank 0, or every process's part."""
-        inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        """The optimizer's state: full tensors on rank 0, or every rank's part."""
+        inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state: dict[str, Any] = inner.state_dict()
         _check_shapes(type(inner).__name__, state)
-        if self._save_distributed_checkpoint:
+        if self.writes_folders:
             return state
         return {**state, "state": {i: _on_first(values) for i, values in state["state"].items()}}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Spread whole tensors as their parameters are, in the optimizer's order."""
+        """Shard full tensors as their parameters are, in the optimizer's order."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             places = [place for group in state["param_groups"] for place in group["params"]]
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            spread = {
-                place: {k: _spread(v, parameter) for k, v in state["state"][place].items()}
+            sharded = {
+                place: {k: _shard(v, parameter) for k, v in state["state"][place].items()}
                 for place, parameter in zip(places, parameters, strict=True)
                 if place in state["state"]
             }
-            optimizer.load_state_dict({**state, "state": spread})
+            optimizer.load_state_dict({**state, "state": sharded})
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """Write one file, or a folder with the part of every process."""
+        """Write one file, or a folder with every rank's part."""
         path = Path(self.broadcast(str(filepath)))
-        if self._save_distributed_checkpoint:
+        if self.writes_folders:
             if self.is_global_zero and path.parent.is_dir():
                 remove_leftovers(path.parent)
             try:
@@ -171,7 +172,7 @@ class ShardedStrategy(ModelParallelStrategy):
             Strategy.save_checkpoint(self, checkpoint, path)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a file, or of a folder this process's part alone."""
+        """Read a file, or this rank's part of a folder."""
         path = Path(self.broadcast(str(checkpoint_path)))
         if path.is_dir():
             assert self.lightning_module is not None
@@ -187,13 +188,13 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def _check_shapes(optimizer: str, state: Mapping[str, Any]) -> None:
-    """Refuse what is neither sharded as its parameter nor a number: every process has another one."""
+    """Refuse a state that is neither sharded like its parameter nor a number: it differs between ranks."""
     for values in state["state"].values():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.ndim and not isinstance(value, DTensor):
                 raise GuardlitError(
                     f"{optimizer} keeps '{name}' in another shape than its parameters, which trainer.strategy=fsdp can "
-                    "neither save nor spread; take an optimizer such as AdamW or SGD"
+                    "neither save nor shard; take an optimizer such as AdamW or SGD"
                 )
 
 
@@ -202,14 +203,14 @@ def _on_first(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in {**values, **tensors}.items() if k in tensors or not isinstance(v, Tensor)}
 
 
-def _spread(value: Any, parameter: nn.Parameter) -> Any:
+def _shard(value: Any, parameter: nn.Parameter) -> Any:
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return shard_like(value, parameter)
     return value
 
 
 def sharding(module: pl.LightningModule) -> Shard | None:
-    """How a module's network is to be spread over processes, or None where each has the whole."""
+    """How a module's network is to be sharded over ranks; None where it is replicated."""
     if module.device_mesh is None:
         return None
     strategy = module.trainer.strategy

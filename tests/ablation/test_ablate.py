@@ -1,4 +1,4 @@
-"""Objectives side by side: on one rollout, and each in a training of its own."""
+"""Objectives compared on one rollout, and each in a separate training."""
 
 from __future__ import annotations
 
@@ -152,13 +152,13 @@ def test_cosine_with_a_zero_gradient_is_nan():
 
 
 def test_a_configurations_own_objective_keeps_its_settings():
-    own = GRPOGuard(clip_range=(1e-3, 2e-3), clip_unit="sum")
-    chosen = with_clips(own, {"FlowGRPO": 1e-3})
+    configured = GRPOGuard(clip_range=(1e-3, 2e-3), clip_unit="sum")
+    chosen = with_clips(configured, {"FlowGRPO": 1e-3})
     assert list(chosen) == NAMES
-    assert chosen["GRPOGuard"] is own
+    assert chosen["GRPOGuard"] is configured
     assert chosen["FlowGRPO"].clip_range == (1e-3, 1e-3)
     assert chosen["TempFlowGRPO"].clip_range == TempFlowGRPO().clip_range
-    assert type(with_clips(own, {}, ["FlowGRPO"])["FlowGRPO"]) is FlowGRPO
+    assert type(with_clips(configured, {}, ["FlowGRPO"])["FlowGRPO"]) is FlowGRPO
 
 
 # trainings ------------------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_an_interrupted_ablation_goes_on_and_equals_an_undisturbed_one(sd3_folde
     assert json.loads((folder / "ablate.json").read_text())["finished"] is False
     again = ablate(*common, "--out", broken)
     assert again.returncode == 0, again.stderr
-    assert re.search(r"goes on from .*/version_0/checkpoints/interrupted\.ckpt", again.stdout)
+    assert re.search(r"resumes from .*/version_0/checkpoints/interrupted\.ckpt", again.stdout)
     assert differing(newest(whole), newest(broken), keys=("state_dict", "optimizer_states")) == []
     assert json.loads((folder / "ablate.json").read_text())["finished"] is True
 

@@ -19,7 +19,7 @@ FAULTS = (
     "SIGTERM within an update",
     "a bit of the last checkpoint flipped",
     "killed between writing a checkpoint and putting it in place",
-    "one of two processes is killed; nobody looks after the other",
+    "one of two ranks is killed, without a launcher that ends the other",
 )
 SETTINGS = ("1-single-lora", "2-ddp-lora")
 
@@ -86,21 +86,21 @@ def test_the_comparison_can_fail(lines: Lines, folder: Path):
     assert logged(killed, undisturbed)[1]
 
 
-@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, "error: No space left on device"), (errno.ENOENT, None)])
-def test_a_full_disk_is_one_line_and_a_bug_is_not(number: int, told: str | None, monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "error: No space left on device"), (errno.ENOENT, None)])
+def test_a_full_disk_is_one_line_and_a_bug_is_not(number: int, said: str | None, monkeypatch, capsys):
     from guardlit.commands import lightning_cli as app
 
     def fail() -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(app, "GuardlitCLI", fail)
-    if told is None:
+    if said is None:
         with pytest.raises(FileNotFoundError):
             guardlit("fit")
         return
     assert guardlit("fit") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert said in line
     assert "resume with --ckpt_path last" in line
 
 

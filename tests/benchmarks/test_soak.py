@@ -1,4 +1,4 @@
-"""benchmarks/soak.py: a short run is recorded whole, and what grows is found."""
+"""benchmarks/soak.py: a short run is recorded completely, and growth is found."""
 
 from __future__ import annotations
 

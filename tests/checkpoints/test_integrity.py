@@ -50,7 +50,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(run, tmp_path: Path):
 
 
 def test_torch_alone_takes_a_flipped_bit_for_a_weight(run, tmp_path: Path):
-    """The day this fails, `damage` need not read the file any more."""
+    """Once this fails, `find_corruption` need not read the file any more."""
     path = flip(shutil.copy(run[1][-1], tmp_path / "flipped.ckpt"))
     assert not same(torch.load(path, weights_only=True), torch.load(run[1][-1], weights_only=True))
     assert find_corruption(path) == "the checksum of its record archive/data/5 is wrong"

@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_temporary_file(tmp_path
 
 
 def test_temporary_files_are_removed_unless_they_are_being_written(tmp_path: Path):
-    """The rest lies beside an earlier run's checkpoints; another host's is older than a day, or may still grow."""
+    """They lie in an earlier run's folder; another host's is older than a day, or may still grow."""
 
     def die(path: Path) -> None:
         with locked_write(path) as file:

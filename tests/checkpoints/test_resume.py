@@ -13,7 +13,7 @@ import torch
 from runs import config, differing, guardlit, newest, start
 from watching import raise_after
 
-from guardlit.training.signals import Interrupted
+from guardlit.training.recovery.signals import Interrupted
 
 UPDATES = 12  # 3 rounds of 4
 

@@ -22,8 +22,8 @@ from runs import config, differing, guardlit, newest
 import guardlit as gl
 from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.training.progress_bar import RoundProgress
+from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.run_folder import RunFolder
-from guardlit.training.signals import SignalGuard
 
 CALLBACKS = ["RankWatchdog", "TrainableEMA", "RoundProgress", "SignalGuard", "RunFolder", "ModelCheckpoint"]
 

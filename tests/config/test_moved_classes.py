@@ -13,8 +13,8 @@ from guardlit.commands.lightning_cli import settings_of
 TINY = Path(__file__).parents[2] / "configs/tiny_digits.yaml"
 MOVED = {
     "guardlit.export.ExportAtEnd": "guardlit.training.export.ExportAtEnd",
-    "guardlit.rollback.Rollback": "guardlit.training.rollback.Rollback",
-    "guardlit.interrupt.SignalGuard": "guardlit.training.signals.SignalGuard",
+    "guardlit.rollback.Rollback": "guardlit.training.recovery.rollback.Rollback",
+    "guardlit.interrupt.SignalGuard": "guardlit.training.recovery.signals.SignalGuard",
 }
 
 

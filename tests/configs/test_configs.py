@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pydoc
 import re
 import sys
 import time
@@ -18,6 +19,8 @@ from torch import nn
 
 from guardlit.commands.lightning_cli import GuardlitCLI
 from guardlit.config.bases import bases
+from guardlit.rewards import PickScore
+from guardlit.rewards.base import Scorer
 from guardlit.rounds.plan import RoundPlan
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -137,7 +140,7 @@ def test_gold_fits_the_run_that_it_names(path: Path, capsys: pytest.CaptureFixtu
     gold = yaml.safe_load(capsys.readouterr().out)["gold"]
     assert set(gold["average"]) <= set(gold["scorers"])
     scorers = {name: scorer["class_path"] for name, scorer in gold["scorers"].items()}
-    assert all(path.startswith("guardlit.rewards.") for path in scorers.values())
+    assert all(issubclass(pydoc.locate(path), Scorer) for path in scorers.values())
 
 
 def _find(callbacks: list[Callback], name: str) -> Callback:
@@ -151,7 +154,8 @@ def test_the_published_settings_reach_the_model(parse):
     assert (policy.model, policy.resolution) == ("stabilityai/stable-diffusion-3.5-medium", 512)
     assert (policy.lora.rank, policy.lora.alpha, policy.lora.init, policy.lora.targets) == (32, 64, "gaussian", None)
     assert (policy.weights_dtype, policy.max_sequence_length, policy.text_encoder_3) == (torch.float16, 128, True)
-    assert (type(model.reward).__name__, model.reward.model) == ("PickScore", "yuvalkirstain/PickScore_v1")
+    (term,) = model.reward.terms.values()
+    assert (type(term.scorer), term.scorer.model) == (PickScore, "yuvalkirstain/PickScore_v1")
     assert vars(model.sde) == {"noise_level": 0.7}
     assert (objective.form, objective.weight) == ("ratio_norm", "inverse_dt")
     assert (objective.clip_range, objective.clip_unit) == ((4e-6, 4e-6), "mean")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -28,3 +29,13 @@ def test_the_page_names_every_policy():
     page = (ROOT / "docs/policies.md").read_text(encoding="utf-8")
     for family in FAMILIES.values():
         assert f"| `{family.policy.__name__}` | `{family.policy.pipeline_class}` |" in page
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.stem)
+def test_a_page_opens_with_its_purpose(page: Path):
+    """A title, then a paragraph: no table, list, code or heading."""
+    title, opening, *_ = page.read_text(encoding="utf-8").split("\n\n")
+    assert re.fullmatch(r"# .+", title)
+    assert re.match(r"[A-Za-z`*]", opening)
+    assert re.search(r"[.:]$", opening)
+    assert not opening.startswith("```")

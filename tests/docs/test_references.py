@@ -19,7 +19,7 @@ FILE = re.compile(
     r"(?<![\w/.-])(?:guardlit|callbacks|tests|benchmarks|configs|docs|notebooks)/[\w./-]*"
     r"\.(?:py|md|yaml|json|ipynb|png)\b"
 )
-DOTTED = re.compile(r"(?<![\w/.-])guardlit(?:_callbacks)?(?:\.[A-Za-z_]\w*)+")
+DOTTED = re.compile(r"(?<![\w/.-])(?:guardlit(?:_callbacks)?|benchmarks)(?:\.[A-Za-z_]\w*)+")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)?(?:#([\w-]+))?\)")
 
 
@@ -48,13 +48,32 @@ def links() -> Iterator[pytest.param]:
             yield pytest.param(page, match[1], match[2], id=f"{page.relative_to(ROOT)}: {match[0]}")
 
 
-@pytest.mark.parametrize(("page", "file", "heading"), links())
+@pytest.mark.parametrize(("page", "file", "heading"), list(links()))
 def test_a_link_leads_somewhere(page: Path, file: str | None, heading: str | None):
     target = page.parent / file if file else page
     assert target.exists()
     if heading:
         titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
         assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def rooms() -> set[str]:
+    """Folders and public modules of guardlit, as `name/` and `name.py`."""
+    folders = {f"{path.parent.name}/" for path in (ROOT / "guardlit").glob("*/__init__.py")}
+    return folders | {path.name for path in (ROOT / "guardlit").glob("[!_]*.py")}
+
+
+def test_the_readme_names_the_real_rooms():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```\n(guardlit/\n.*?)^```", text, re.DOTALL | re.MULTILINE)
+    columns = [line.strip().partition("   ")[0] for line in block.splitlines() if line.startswith("  ")]
+    assert set(re.findall(r"[\w.-]+(?:/|\.py)", " ".join(columns))) == rooms()
+
+
+def test_contributing_names_the_real_rooms():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    columns = re.findall(r"^\| \d+ \|([^|]+)\|", text, re.MULTILINE)
+    assert set(re.findall(r"`([\w.]+(?:/|\.py))`", " ".join(columns))) == rooms()
 
 
 @pytest.mark.parametrize("name", ["guardlit.sde.FlowSDE", "guardlit.cli", "guardlit_callbacks.TrainableEMA"])

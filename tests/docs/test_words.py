@@ -13,10 +13,10 @@ SUFFIXES = {".ipynb", ".md", ".py", ".toml", ".yaml", ".yml"}
 FOLDERS = ("guardlit", "callbacks", "tests", "benchmarks", "configs", "docs", "notebooks", ".github")
 PHRASES = {
     r"(?:go|goes|going|went|gone) on(?! (?:top|the))": "resume, continue",
-    r"(?:of|in) (?:its|their) own": "its own, private, separate",
+    r"of (?:its|their) own": "its own, private, separate",
     r"hang(?:s|ing)? on": "depends on",
     r"put by": "saved, set aside",
-    r"no good": "unusable, corrupt",
+    r"(?:is|are|was|be) no good": "unusable, corrupt",
     r"some \w+ or other": "any",
     r"give[sn]? back": "release, return",
     r"(?:is|are|was|were|be|been|being) told": "receives, is given, is notified",

@@ -216,7 +216,7 @@ def test_equal_names_give_way_to_paths(tmp_path: Path, clip_folder: Path):
 
 @pytest.fixture
 def copied(evaluated: Path, tmp_path: Path) -> Path:
-    """A copy of the evaluation, to be damaged; file times are kept."""
+    """A copy of the evaluation, to be corrupted; file times are kept."""
     return Path(shutil.copytree(evaluated, tmp_path / "gold"))
 
 
@@ -254,7 +254,7 @@ def test_rescore_needs_neither_model_nor_checkpoint(copied: Path, monkeypatch, c
     assert scores(copied) == before
 
 
-def test_an_interrupted_evaluation_goes_on(
+def test_an_interrupted_evaluation_is_resumed(
     evaluated: Path, trained: Path, tmp_path: Path, monkeypatch, capsys, handlers
 ):
     write, written = PictureFolder.write, []
@@ -268,7 +268,7 @@ def test_an_interrupted_evaluation_goes_on(
     monkeypatch.setattr(PictureFolder, "write", interrupted)
     command = ("evaluate", *RUN, *GOLD, *TWO_IMAGES, *runs(trained), "--ckpt", "last", "--out", tmp_path)
     assert guardlit(*command) != 0
-    assert "what is done is kept" in capsys.readouterr().err
+    assert "finished images and scores are kept" in capsys.readouterr().err
     monkeypatch.undo()
     kept = times(tmp_path)
     assert len(kept) == 34  # and no score yet
@@ -291,14 +291,14 @@ def handlers() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_damaged_image_is_drawn_again(copied: Path, evaluated: Path, trained: Path, capsys):
+def test_a_corrupt_image_is_drawn_again(copied: Path, evaluated: Path, trained: Path, capsys):
     rows = scores(copied)["base"]
     cut, swapped = copied / rows[3]["file"], copied / rows[17]["file"]
     cut.write_bytes(cut.read_bytes()[:-40])
     swapped.write_bytes((copied / rows[0]["file"]).read_bytes())  # a whole PNG, but of another image
     before = times(copied)
     assert guardlit("evaluate", "--rescore", "--out", copied) == 2
-    assert "2 of 20 images of 'base' are missing or damaged, number 3 first" in capsys.readouterr().err
+    assert "2 of 20 images of 'base' are missing or corrupt, number 3 first" in capsys.readouterr().err
     assert again(trained, copied) == 0
     assert "images: 12 drawn" in capsys.readouterr().err  # batches 0-7 and 16-19
     changed = {name for name, time in times(copied).items() if before[name] != time} - {"scores.sqlite"}
@@ -306,7 +306,7 @@ def test_a_damaged_image_is_drawn_again(copied: Path, evaluated: Path, trained: 
     assert _numbers(copied) == _numbers(evaluated)
 
 
-def test_a_damaged_score_is_computed_again(copied: Path, evaluated: Path, capsys):
+def test_a_corrupt_score_is_computed_again(copied: Path, evaluated: Path, capsys):
     with sqlite3.connect(copied / "scores.sqlite") as database:
         keys = [key for (key,) in database.execute("SELECT key FROM scores ORDER BY key LIMIT 2")]
         database.execute("UPDATE scores SET value = value + 1 WHERE key = ?", keys[:1])
@@ -320,12 +320,12 @@ def test_a_damaged_score_is_computed_again(copied: Path, evaluated: Path, capsys
             assert estimate == pytest.approx(other[1][metric], rel=1e-6, abs=1e-7)
 
 
-def test_a_damaged_cache_is_put_aside(copied: Path, evaluated: Path, capsys):
+def test_a_corrupt_cache_is_moved_away(copied: Path, evaluated: Path, capsys):
     file = copied / "scores.sqlite"
     file.write_bytes(b"not a database" + file.read_bytes()[14:])
     assert guardlit("evaluate", "--rescore", "--out", copied) == 0
     err = capsys.readouterr().err
-    assert "scores.sqlite is damaged" in err
+    assert "scores.sqlite is corrupt" in err
     assert "scores: 240 computed" in err
     assert _numbers(copied) == _numbers(evaluated)
 

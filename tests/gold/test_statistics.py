@@ -43,7 +43,7 @@ def test_tasks_count_equally_whatever_their_size():
     found = estimates([{"geneval": scores}], columns, Bootstrap([(task,) for task in tasks], 5000))[0]
     assert list(found) == ["geneval", "geneval/x", "geneval/y"]
     assert [found[name].value for name in found] == pytest.approx([0.4, 0.5, 0.3])
-    # a task's resamples are of its own prompts: two of them have three means
+    # a task's resamples draw only its prompts: two prompts give three means
     assert (found["geneval/y"].low, found["geneval/y"].high) == pytest.approx((0.2, 0.4))
     drawn = [
         np.random.default_rng(1).choice(part, (20000, len(part))).mean(axis=1) for part in (scores[:6], scores[6:])

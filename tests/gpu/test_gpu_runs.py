@@ -122,7 +122,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(run: Callable[..., Path], pr
 
 
 def test_a_signal_leaves_a_checkpoint_that_resumes(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    from guardlit.training.signals import SignalGuard
+    from guardlit.training.recovery.signals import SignalGuard
 
     path = run(trainer__deterministic=True, trainer__callbacks=[EMA, EVERY_UPDATE])
     assert guardlit("fit", "--config", path) == 0

@@ -165,7 +165,7 @@ PER_BATCH = {
 }
 """Allowed synchronizations of a line per sampled and scored batch; other lines wait less than once per batch."""
 PER_UPDATE = {
-    "training/nonfinite.py allows": 1,
+    "recovery/nonfinite.py allows": 1,
     "guardlit_callbacks/gradient_norm.py on_after_backward": 1,  # the loss scale
     "guardlit_callbacks/gradient_spikes.py on_train_batch_end": 1,
     "core/module.py __to_tensor": 2,  # Lightning, for every logged Python number

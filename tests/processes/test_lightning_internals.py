@@ -9,12 +9,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from guardlit.commands.lightning_cli import GuardlitCLI
 from guardlit.processes import lightning_internals as internals
 
 BATCHES, EPOCHS, ACCUMULATED = 4, 2, 2
@@ -130,7 +132,7 @@ def test_counters_move_within_an_epoch(loops: dict[str, Any]):
 
 
 def test_val_loop_run(tmp_path: Path):
-    """It validates before the first batch, and the training goes on afterwards."""
+    """It validates before the first batch, and the training continues."""
     first = Calls(on_train_start=lambda trainer, module: internals.validate_now(trainer))
     trainer = fit(tmp_path, first, enable_checkpointing=False)
     assert trainer.lightning_module.validated == [0, 2, 4]
@@ -167,6 +169,33 @@ def test_is_last_batch(tmp_path: Path):
     assert seen == [False, False, False, True]
 
 
+def test_batch_progress_current_ready(tmp_path: Path):
+    seen = []
+    look = Calls(
+        on_train_epoch_start=lambda trainer, module: seen.append(internals.is_within_round(trainer)),
+        on_train_batch_end=lambda trainer, *_: seen.append(internals.is_within_round(trainer)),
+    )
+    fit(tmp_path, look, enable_checkpointing=False, max_epochs=1)
+    assert seen == [False, True, True, True, True]
+
+
+def test_limits(tmp_path: Path):
+    """Removed, they end neither a fit after its epochs nor after its steps."""
+    ends = []
+
+    def end(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        ends.append(trainer.current_epoch)
+        trainer.should_stop = len(ends) == 3
+
+    hooks = Calls(on_train_epoch_end=end)
+    trainer = pl.Trainer(
+        max_epochs=1, max_steps=2, min_epochs=9, callbacks=[hooks], enable_checkpointing=False, **QUIET
+    )
+    internals.remove_limits(trainer)
+    trainer.fit(Line(), DataLoader(torch.arange(float(BATCHES)), batch_size=1))
+    assert ends == [0, 1, 2]
+
+
 def test_broadcast_sigterm_tensor(tmp_path: Path):
     """Lightning calls the method at every batch of several ranks: replaced, it is not called."""
     loop = pl.Trainer(accelerator="cpu", logger=False, barebones=True).fit_loop.epoch_loop
@@ -192,6 +221,12 @@ def test_hpc_save_path(tmp_path: Path):
     assert internals.next_hpc_checkpoint(trainer) == tmp_path / "hpc_ckpt_1.ckpt"
     (tmp_path / "hpc_ckpt_4.ckpt").touch()
     assert internals.next_hpc_checkpoint(trainer) == tmp_path / "hpc_ckpt_5.ckpt"
+
+
+def test_parse_ckpt_path():
+    """LightningCLI calls it, which would read hyperparameters from the checkpoint; guardlit's does nothing."""
+    assert "_parse_ckpt_path" in LightningCLI.__init__.__code__.co_names
+    assert "_parse_ckpt_path" in vars(GuardlitCLI)
 
 
 # strategies and launchers ---------------------------------------------------------------------------------------------

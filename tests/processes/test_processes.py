@@ -50,7 +50,7 @@ def _on_the_second(name: str, **settings: object) -> dict[str, object]:
     return {"class_path": f"exploding.{name}", "init_args": {"rank": 1, **settings}}
 
 
-BACK = {"class_path": "guardlit.training.rollback.Rollback", "init_args": {"gold": None}}
+BACK = {"class_path": "guardlit.training.recovery.rollback.Rollback", "init_args": {"gold": None}}
 NUMBERS = {  # what goes wrong on the second process only
     "skipped": {"model__nonfinite": "skip", "trainer__callbacks": [_on_the_second("Poison", updates=[1, 5])]},
     "broken": {"trainer__callbacks": [_on_the_second("Break", round=0)]},

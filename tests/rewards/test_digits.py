@@ -58,7 +58,7 @@ def test_a_wrong_digit_scores_low(real):
         assert result.details["success"].mean() < 0.05
 
 
-def test_gold_stands_noise_that_misleads_the_proxy(real):
+def test_gold_resists_noise_that_misleads_the_proxy(real):
     images, labels = real
     noise = 64 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     noisy = request_of((images + noise).clamp(0, 255).to(torch.uint8), labels)
@@ -120,7 +120,7 @@ def test_diversity_permutes(real):
     torch.testing.assert_close(permuted, values[order])
 
 
-def test_scoring_leaves_the_global_random_state_alone(real):
+def test_scoring_does_not_change_the_global_random_state(real):
     state = torch.get_rng_state()
     for scorer in (DigitProbability, DigitGold, DigitRealism, DigitDiversity):
         ready(scorer()).score(request_of(real[0][:2], real[1][:2]))

@@ -74,7 +74,7 @@ def ready(**placement: Any) -> Dot:
         ("cuda:99", "placement.device 'cuda:99' of a scorer is not here: torch sees"),
     ],
 )
-def test_a_device_that_is_not_here_gives_one_line(device: str, expected: str):
+def test_a_device_that_is_missing_gives_one_line(device: str, expected: str):
     with pytest.raises(GuardlitError) as caught:
         Dot(device=device).setup(CPU)
     assert expected in str(caught.value)
@@ -119,7 +119,7 @@ def test_the_network_is_frozen_in_the_precision_asked_for():
     assert result.provenance == {"scorer": "dot", "weights": "none", "dtype": "bf16"}
 
 
-def test_offloaded_weights_are_lent_for_a_request_and_come_home():
+def test_offloaded_weights_are_copied_to_the_device_for_a_request():
     scorer = ready(offload=True)
     homes = [tensor.data_ptr() for tensor in (*scorer.network.parameters(), *scorer.network.buffers())]
     expected = ready().score(asked()).values
@@ -132,7 +132,7 @@ def test_offloaded_weights_are_lent_for_a_request_and_come_home():
     assert torch.equal(scorer.score(asked()).values, expected)
 
 
-def test_offloaded_weights_come_home_after_an_error():
+def test_offloaded_weights_are_restored_after_an_error():
     scorer = ready(offload=True)
     scorer.device = META
     scorer.compute = lambda _: 1 / 0

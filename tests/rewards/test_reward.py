@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 
 import pytest
 import torch
@@ -151,7 +152,7 @@ def test_short_and_long_names_in_yaml(path: str):
 def test_each_room_exports_its_scorers(room: str):
     """So that `class_path: guardlit.rewards.digits.DigitGold` and `class_path: guardlit.rewards.DigitGold` are one."""
     module = importlib.import_module(f"guardlit.rewards.{room}")
-    assert str(module.__doc__).partition("\n")[0].endswith("Imports rewards/ alone.")
+    assert re.fullmatch(r".+\. Imports .+\.", str(module.__doc__))
     scorers = [cls for cls in vars(guardlit.rewards).values() if inspect.isclass(cls) and issubclass(cls, Scorer)]
     mine = [cls for cls in scorers if cls.__module__.startswith(module.__name__)]
     assert mine

@@ -158,7 +158,7 @@ def test_an_exception_ends_the_run_with_its_place_and_reason(sd3_folder, tmp_pat
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_what_can_never_work_ends_the_run(sd3_folder, tmp_path, monkeypatch, capsys, background):
+def test_a_hopeless_scorer_ends_the_run(sd3_folder, tmp_path, monkeypatch, capsys, background):
     monkeypatch.setattr(Background, "background", background)
     assert run(tmp_path, sd3_folder, both(how="hopeless"), model__max_failed_fraction=1.0) == 2
     said = complaint(capsys)
@@ -331,7 +331,7 @@ def test_terms_at_an_interval_keep_it_across_a_resume(sd3_folder, tmp_path):
 
 
 @pytest.mark.parametrize("spoilt", [-1, 0])
-def test_a_scorer_with_several_marks_can_be_the_reward_by_itself(sd3_folder, tmp_path, spoilt: int):
+def test_a_single_scorer_can_log_several_scores(sd3_folder, tmp_path, spoilt: int):
     """As GenEval, whose three modes are logged next to its score."""
     marks = reward("Marks", spoilt=spoilt)
     assert run(tmp_path, sd3_folder, marks, model__max_failed_fraction=0.25) == 0

@@ -19,7 +19,7 @@ def _mine(rank: int | None) -> bool:
 
 
 class Poison(pl.Callback):
-    """Makes the second row of an update's first micro-batch NaN.
+    """Sets the second row of an update's first micro-batch to NaN.
 
     Args:
         updates: indices of the updates.
@@ -48,7 +48,7 @@ class Spike(pl.Callback):
         self.update = update
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
-        """Before whoever looks at the gradient."""
+        """Before the callbacks that read the gradient."""
         if trainer.global_step == self.update:
             for parameter in module.parameters():
                 if parameter.grad is not None:

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 def reference(name: str) -> dict[str, Any]:
-    """What tests/support/reference/make_NAME.py recorded."""
+    """What tests/support/reference/make_*.py recorded."""
     return json.loads((Path(__file__).parent / "reference" / f"{name}.json").read_text())
 
 

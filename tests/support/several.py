@@ -1,4 +1,4 @@
-"""Several runs in one process, for torchrun: `several.py FOLDER/run.yaml ...`; each says in its folder how it ended."""
+"""Several runs in one process, for torchrun: `several.py FOLDER/run.yaml ...`; each writes its output there."""
 
 from __future__ import annotations
 

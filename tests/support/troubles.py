@@ -1,4 +1,4 @@
-"""Something bad that happens to one process of a run, at one place of it."""
+"""A failure of one rank of a run, at one place in it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
-Error = Literal["raise", "memory", "hopeless"]
+Error = Literal["raise", "memory", "user error"]
 Sleep = Literal["sleep", "sleep and raise"]
 Signal = Literal["SIGKILL", "SIGSTOP", "SIGTERM", "SIGTERM twice", "SIGUSR1", "SIGHUP", "SIGINT", "SIGINT twice"]
 
 
 class Trouble(pl.Callback):
-    """Does it the first time that the run is there.
+    """Fails the first time that the run is at the place.
 
     Args:
         what: raise what a library might, a lack of memory, or a `GuardlitError`; send a signal to this process; sleep;
-            or sleep while the other process raises.
+            or sleep while the other rank raises.
         place: `setup`, `batch` for the end of a micro-batch, `validation` for a batch of validation images, `first
             validation` for one of those at step 0, or a phase.
-        at: index of the micro-batch or batch, or how much of a phase is done.
-        rank: of the process.
-        told: a file that is made just before.
+        at: index of the micro-batch or batch, or steps of a phase that are done.
+        rank: that fails.
+        marker: a file that is created just before.
     """
 
     def __init__(
-        self, what: Error | Sleep | Signal, place: str, at: int = 0, rank: int = 1, told: str | None = None
+        self, what: Error | Sleep | Signal, place: str, at: int = 0, rank: int = 1, marker: str | None = None
     ) -> None:
-        self.what, self.place, self.at, self.rank, self.told = what, place, at, rank, told
+        self.what, self.place, self.at, self.rank, self.marker = what, place, at, rank, marker
         self.done = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -55,8 +55,8 @@ class Trouble(pl.Callback):
                 raise RuntimeError("the wires are cut")
             return
         self.done = True
-        if self.told is not None:
-            Path(self.told).touch()
+        if self.marker is not None:
+            Path(self.marker).touch()
         self._do()
 
     def _do(self) -> None:
@@ -64,7 +64,7 @@ class Trouble(pl.Callback):
             raise RuntimeError("the wires are cut\nand more lines")
         if self.what == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        if self.what == "hopeless":
+        if self.what == "user error":
             from guardlit.errors import GuardlitError
 
             raise GuardlitError("the prompt file is gone")

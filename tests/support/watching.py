@@ -1,4 +1,4 @@
-"""What a run of a test is watched for, and when it gets a signal."""
+"""The outputs of a run, and a signal to it at one place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def seen_outputs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
 
 def raise_after(monkeypatch: pytest.MonkeyPatch, hook: str, count: int) -> None:
     """Send SIGTERM to this process just before the guard's hook is called for the `count`-th time."""
-    from guardlit.training.signals import SignalGuard
+    from guardlit.training.recovery.signals import SignalGuard
 
     original = getattr(SignalGuard, hook)
     calls = {"n": 0}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from runs import config, guardlit
 
+from guardlit import sde
 from guardlit.commands.plan import planned
+from guardlit.errors import GuardlitError
+from guardlit.objective import GRPOGuard
 from guardlit.planning.run import PlannedRun
-from guardlit.training.linter import LintFacts, lint
+from guardlit.rounds.plan import RoundPlan
+from guardlit.training.linter import LintFacts, lint, report
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("gold_*.yaml")))
@@ -70,6 +75,56 @@ def test_a_rule_speaks_up_where_it_should(
     if rule:
         assert words in found[rule]
         assert "\n" not in found[rule]
+
+
+FACTS = LintFacts(
+    objective=GRPOGuard(1e-4),
+    plan=RoundPlan(2, 4, 2, 1, 4, train_steps=4),
+    trained=range(4),
+    sampler="FlowSDE",
+    precision="32-true",
+    old_velocity="stored",
+    penalized=False,
+    has_reference=True,
+    elements=64,
+    coefficients=sde.FlowSDE().coefficients(sde.flow_match_sigmas(5)),
+)
+FOUR = RoundPlan(2, 4, 4, 1, 4, train_steps=4)
+UNDER_CPS = sde.CPS().coefficients(sde.flow_match_sigmas(10))
+ON_GPU = {"host_copy": 10**9, "penalized": True}
+BY_FACTS = [
+    ({}, []),
+    ({"plan": RoundPlan(2, 4, 1, 1, 4, train_steps=4)}, ["clip never acts"]),
+    ({"objective": GRPOGuard(0.2), "elements": 1024}, ["clip never acts"]),
+    ({"objective": GRPOGuard(0.2), "elements": None, "coefficients": None}, []),  # before the policy is loaded
+    ({"objective": GRPOGuard(None), "plan": FOUR}, ["no clip"]),
+    ({"penalized": True, "has_reference": False}, ["no reference"]),
+    ({"precision": "bf16-mixed", "objective": GRPOGuard(1e-5)}, ["rounding decides"]),
+    ({"precision": "bf16-mixed", "objective": GRPOGuard(1e-5), "old_velocity": "auto"}, []),
+    ({"sampler": "CPS", "coefficients": UNDER_CPS, "trained": range(9)}, ["weight not flat"]),
+    (ON_GPU, ["copies cross the bus"]),
+    ({**ON_GPU, "old_velocity": "recomputed"}, ["copies cross the bus"]),
+    ({"host_copy": 10**9}, []),
+]
+
+
+@pytest.mark.parametrize(("changes", "rules"), BY_FACTS, ids=range(len(BY_FACTS)))
+def test_the_rules_of_facts(changes: dict, rules: list[str]):
+    found = lint(replace(FACTS, **changes))
+    assert [f.rule for f in found] == rules
+    assert [f.fatal for f in found] == [f.rule in ("clip never acts", "no reference") for f in found]
+
+
+def test_copies_are_counted_once_for_each_cause():
+    texts = [lint(replace(FACTS, **ON_GPU, old_velocity=old))[0].text for old in ("stored", "recomputed")]
+    assert ["1.0 GB" in texts[0], "2.0 GB" in texts[1]] == [True, True]
+
+
+def test_a_fatal_finding_is_raised_and_others_are_warned_about():
+    with pytest.warns(UserWarning, match="unbounded"):
+        report(lint(replace(FACTS, objective=GRPOGuard(None), plan=FOUR)))
+    with pytest.raises(GuardlitError, match=r"model\.kl asks for the distance"):
+        report(lint(replace(FACTS, penalized=True, has_reference=False)))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guardlit.checkpoints.io import SafeCheckpointIO
 
-pytestmark = pytest.mark.timeout(1500)  # whoever comes first makes all runs, two minutes of one free processor
+pytestmark = pytest.mark.timeout(1500)  # the first test makes all runs, in two minutes of one idle core
 
 DDP, FSDP = ("--trainer.strategy", "ddp"), ("--trainer.strategy", "fsdp")
 IN_FOLDERS = {
@@ -69,7 +69,7 @@ FLUX = {"model__policy__class_path": "FluxPolicy", "trainer__max_epochs": 1}
 
 
 class Runs:
-    """Runs of one configuration and its variants, each in a folder of its own; made on demand, several at a time."""
+    """Runs of one configuration and its variants, each in a separate folder; made on demand, several at a time."""
 
     def __init__(self, base: Path, model: Path) -> None:
         self.base, self._model = base, model
@@ -222,7 +222,7 @@ def test_other_processes_go_on_within_an_update(runs: Runs, resumed: str, whole:
 
 
 def test_a_sharded_runs_export_is_what_plain_diffusers_draws(runs: Runs, sd3_folder: Path, tmp_path: Path, capsys):
-    """A checkpoint folder of FSDP -> `guardlit export` -> the pipeline, beside the trained policy in that pipeline."""
+    """A checkpoint folder of FSDP -> `guardlit export` -> the pipeline, compared with the trained policy."""
     import diffusers
 
     path, checkpoint = runs.base / "fsdp 2 full/run.yaml", runs.checkpoint("fsdp 2 full")

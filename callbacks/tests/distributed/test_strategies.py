@@ -1,4 +1,4 @@
-"""Every callback at once under DDP and FSDP2, on two processes: they log, write and keep what one process does."""
+"""All callbacks under DDP and FSDP2, on two ranks: logs, files and state equal those of one process."""
 
 import csv
 import functools
@@ -37,7 +37,7 @@ KINDS = {"one": lambda: "auto", "ddp": lambda: "ddp", "sync_ddp": SyncDDP, "fsdp
 
 
 def note_collectives(notes):
-    """Writes down each collective that this package asks for."""
+    """Records each collective that this package calls."""
 
     def noting(collective, *args, **kwargs):
         frame = sys._getframe(1)
@@ -52,11 +52,11 @@ def note_collectives(notes):
 
 
 def train(rank, make_trainer, recorder, monkeypatch, folder, kind, ckpt=None):
-    """A run of all callbacks; leaves what was logged, what is kept, where it stopped, and the collectives."""
+    """A run of all callbacks; writes what was logged, the last step and the collectives."""
     notes, recorder = [], type(recorder)()
     if kind != "one":
         note_collectives(notes)
-    # plain DDP hides the gradient of a micro-batch, and says so
+    # plain DDP hides the gradient of a micro-batch, and is refused
     callbacks = all_callbacks(parameters_every=0 if kind == "ddp" else 1)
     save = CHECKPOINTS.ModelCheckpoint(folder / "ckpt", filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = fit(
@@ -64,8 +64,8 @@ def train(rank, make_trainer, recorder, monkeypatch, folder, kind, ckpt=None):
         devices=1 if kind == "one" else 2, enable_checkpointing=True,
     )  # fmt: skip
     trainer.save_checkpoint(folder / "last.ckpt")
-    told = {"step": trainer.global_step, "collectives": notes, "logged": recorder.calls}
-    (folder / f"told_{rank}.json").write_text(json.dumps(told, default=float))
+    record = {"step": trainer.global_step, "collectives": notes, "logged": recorder.calls}
+    (folder / f"record_{rank}.json").write_text(json.dumps(record, default=float))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def run(runs, make_trainer, recorder, monkeypatch, two_processes, tmp_path_factory):
-    """Trains under a strategy, once for the whole file."""
+    """Trains under a strategy, once for the full file."""
 
     def train_once(kind, source=None):
         if (kind, source) not in runs:
@@ -91,14 +91,14 @@ def run(runs, make_trainer, recorder, monkeypatch, two_processes, tmp_path_facto
     return train_once
 
 
-def told(folder, rank=0):
-    return json.loads((folder / f"told_{rank}.json").read_text())
+def record(folder, rank=0):
+    return json.loads((folder / f"record_{rank}.json").read_text())
 
 
 def logged(folder):
     """Every value that a callback logged, by key and step."""
     return {
-        (key, step): value for step, metrics in told(folder)["logged"] for key, value in metrics.items() if "/" in key
+        (key, step): value for step, metrics in record(folder)["logged"] for key, value in metrics.items() if "/" in key
     }
 
 
@@ -111,7 +111,7 @@ def comparable(values, kind):
 
 
 @pytest.mark.parametrize("kind", ["ddp", "sync_ddp", "fsdp2"])
-class TestTwoProcesses:
+class TestTwoRanks:
     def test_log_what_one_does(self, run, kind):
         one, two = comparable(logged(run("one")), kind), logged(run(kind))
         assert one.keys() == two.keys()
@@ -145,8 +145,8 @@ class TestTwoProcesses:
         ]
 
     def test_stop_where_one_does(self, run, kind):
-        one, two = told(run("one")), told(run(kind))
-        assert two["step"] == told(run(kind), rank=1)["step"] == one["step"] == 15 < 24
+        one, two = record(run("one")), record(run(kind))
+        assert two["step"] == record(run(kind), rank=1)["step"] == one["step"] == 15 < 24
         assert files(run(kind), "over_optimization.json")
 
     def test_average_what_one_does(self, run, kind):
@@ -157,27 +157,27 @@ class TestTwoProcesses:
         torch.testing.assert_close(weight, one["state_dict"]["table.weight"], rtol=1e-9, atol=0)
         assert not torch.allclose(weight.float(), ema["averages"]["table.weight"])
 
-    def test_ask_for_the_same_collectives_in_the_same_order(self, run, kind):
-        ours, theirs = (told(run(kind), rank)["collectives"] for rank in (0, 1))
+    def test_call_the_same_collectives_in_the_same_order(self, run, kind):
+        ours, theirs = (record(run(kind), rank)["collectives"] for rank in (0, 1))
         assert ours == theirs
         assert any("gather_objects: all_gather_object" in note for note in ours)
         assert any("run_dir" in note for note in ours)
 
     @pytest.mark.parametrize("then", ["same", "one"])
-    def test_resume_in_the_middle_of_a_round_as_if_nothing_had_been(self, run, kind, then):
-        whole, resumed = run(kind), run(kind if then == "same" else "one", source=kind)
+    def test_resume_in_the_middle_of_a_round_as_if_uninterrupted(self, run, kind, then):
+        full, resumed = run(kind), run(kind if then == "same" else "one", source=kind)
         again = files(resumed, ".npz")
         rounds = {name for name in again if "round_" in name.stem}
         assert {name.stem for name in rounds} == {"round_00002", "round_00003", "round_00004"}
         for name in rounds:
-            here, there = np.load(whole / name), np.load(resumed / name)
+            here, there = np.load(full / name), np.load(resumed / name)
             assert set(here.files) <= set(there.files)
             for column in here.files:
                 if name.stem == "round_00002" and then == "same":
                     assert np.array_equal(here[column], there[column]), (name, column)
                 np.testing.assert_allclose(here[column], there[column], rtol=1e-6, atol=1e-12)
-        assert told(resumed)["step"] == 15
-        assert np.array_equal(*(np.asarray(Image.open(f / film)) for f in (whole, resumed) for film in strips(whole)))
+        assert record(resumed)["step"] == 15
+        assert np.array_equal(*(np.asarray(Image.open(f / film)) for f in (full, resumed) for film in strips(full)))
 
 
 def strips(folder):

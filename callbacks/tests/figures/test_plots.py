@@ -119,7 +119,7 @@ def test_no_text_leaves_its_figure_or_lies_on_another(n, monkeypatch):
         assert [(a, b) for a, b in pairs if boxes[a].padded(-1).overlaps(boxes[b].padded(-1))] == []
 
 
-def test_an_even_gradient_looks_even_and_its_axis_has_numbers():
+def test_a_flat_gradient_looks_flat_and_its_axis_has_numbers():
     figure = gradient_figure({"d loss / d velocity": {"GRPO-Guard": {0: 0.021, 1: 0.022, 2: 0.024}}})
     drawn(figure)
     low, high = figure.axes[0].get_ylim()

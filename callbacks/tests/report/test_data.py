@@ -35,7 +35,7 @@ def test_a_row_that_is_being_written_is_left_out(tmp_path):
     assert read_run(str(tmp_path)).scalars["reward/x_mean"].step.tolist() == [0, 1, 2, 3]
 
 
-def test_of_a_resumed_run_what_was_done_again_counts_once(tmp_path):
+def test_repeated_steps_of_a_resumed_run_count_once(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     write_metrics(a, range(6), slope=1.0)
     write_metrics(b, range(3, 9), slope=-1.0)
@@ -64,7 +64,7 @@ def test_what_is_missing_is_named(tmp_path):
     write_gold(tmp_path)
     run = read_run(str(tmp_path))
     assert run.missing == ("metrics.csv", "ratio/round_*.npz", "gradient/round_*.npz", "config.yaml", "run.json")
-    assert read_run(str(write_run(tmp_path / "whole"))).missing == ()
+    assert read_run(str(write_run(tmp_path / "full"))).missing == ()
 
 
 def test_of_very_many_rounds_some_are_read_evenly(tmp_path):

@@ -45,7 +45,7 @@ def test_a_report_is_one_page_and_each_figure_twice(tmp_path):
     assert page.count("<img ") == len(FIGURES)
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path):
+def test_the_page_is_self_contained(tmp_path):
     page = report.build(four_runs(tmp_path), tmp_path / "out").read_text()
     assert "<script" not in page
     assert not re.search(r"@import|<link|url\(", page)
@@ -188,7 +188,7 @@ def test_the_module_runs_as_a_program(tmp_path):
         (["RUN", "--out", "out", "--titel", "x"], "unrecognized arguments: --titel x"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, monkeypatch, capsys):
+def test_an_error_is_one_line_and_writes_nothing(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_metrics(tmp_path / "run")
     write_gold(tmp_path / "gold")

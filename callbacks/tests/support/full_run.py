@@ -1,4 +1,4 @@
-"""A toy flow policy that draws and is judged, and every callback of the package on it."""
+"""A toy flow policy with validation images, and a full run of it with every callback."""
 
 from types import SimpleNamespace
 
@@ -32,10 +32,10 @@ class Table(torch.nn.Module):
         return self.weight[step]
 
 
-class WholeFlow(ToyFlow):
-    """Draws an image a prompt whose brightness hangs on the weights; gold fades as the reward grows.
+class FullFlow(ToyFlow):
+    """Validation images whose brightness depends on the weights; gold falls as the reward grows.
 
-    Time passes only in training: a second a micro-batch.
+    Time passes only in training: a second per micro-batch.
     """
 
     def __init__(self, clock):
@@ -82,7 +82,7 @@ class WholeFlow(ToyFlow):
         return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.5)  # so that no round is like another
 
 
-class Bright:
+class BrightScorer:
     """Mean brightness, 0 to 1."""
 
     name = "bright"
@@ -96,7 +96,7 @@ class Bright:
 
 
 class Clock:
-    """Time that passes only where the run says."""
+    """Time that passes only where the module advances it."""
 
     now = 0.0
 
@@ -105,14 +105,14 @@ class Clock:
 
 
 def all_callbacks(parameters_every=1, **stop):
-    """One of each, all on."""
+    """One of each, with every option on."""
     return [
         TrainableEMA(decay=0.5),
         PhaseTimer(samples="samples_made", flops_per_sample=5.0, peak_flops=100.0),
         RatioDistribution(raw="raw_log_ratio", normalized="norm_log_ratio", sample_weight="sample_weight"),
         GradientNorm(parameters_every=parameters_every),
         GradientSpikes(ratio=1.5, sigmas=0.5, window=8, patience=3),
-        GoldScore([Bright()], metadata=None, index="row"),
+        GoldScore([BrightScorer()], metadata=None, index="row"),
         DriftSentinels(groups="pair", index="row"),
         SampleGrid(index="row", size=32, columns=3),
         OverOptimizationStop(patience=2, **stop),
@@ -120,7 +120,7 @@ def all_callbacks(parameters_every=1, **stop):
 
 
 def fit(make_trainer, folder, callbacks, monkeypatch=None, ckpt=None, **options):
-    """Trains a whole run in rounds of six micro-batches, two a step, and returns its trainer."""
+    """Trains a full run in rounds of six micro-batches, two a step, and returns its trainer."""
     clock = Clock()
     if monkeypatch is not None:
         monkeypatch.setattr(phase_timer, "perf_counter", clock)
@@ -128,5 +128,5 @@ def fit(make_trainer, folder, callbacks, monkeypatch=None, ckpt=None, **options)
     trainer = make_trainer(*callbacks, default_root_dir=folder, **{**defaults, **options})
     prompts = torch.utils.data.DataLoader(torch.arange(len(PROMPTS)))
     weights_only = {"weights_only": True} if ckpt else {}
-    trainer.fit(WholeFlow(clock), Rounds(transitions()), prompts, ckpt_path=ckpt, **weights_only)
+    trainer.fit(FullFlow(clock), Rounds(transitions()), prompts, ckpt_path=ckpt, **weights_only)
     return trainer

@@ -77,7 +77,7 @@ def write_strip(folder, shade=0):
 
 
 def write_run(folder, objective="FlowGRPO", seed=1, shift=-0.5, **gold):
-    """A whole run of three rounds."""
+    """A full run of three rounds."""
     write_config(folder, objective, seed=seed)
     write_metrics(folder, slope=float(seed))
     write_gold(folder, **gold)

@@ -48,7 +48,7 @@ class Rounds:
 class ToyFlow(LightningModule):
     """x_next = g v + s noise with one trainable velocity a step; v_old is refreshed at the start of each round.
 
-    log r = -(g dv)^2 / 2 s^2 + g dv noise / s, the normalised one is g dv noise; the loss is -A exp(log r).
+    log r = -(g dv)^2 / 2 s^2 + g dv noise / s, the normalized one is g dv noise; the loss is -A exp(log r).
     """
 
     def __init__(self, lr=0.1, drop=()):
@@ -95,7 +95,7 @@ class ToyFlow(LightningModule):
 
 
 class Spy(Callback):
-    """Every output of every micro-batch, one column a key."""
+    """Every output of every micro-batch, one column per key."""
 
     def __init__(self):
         self.outputs = []

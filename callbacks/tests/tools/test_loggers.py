@@ -1,4 +1,4 @@
-"""Whole runs with the real loggers, read back from what they wrote."""
+"""Full runs with the real loggers, read back from their files."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ SCALARS += ("gold/bright", "gold/average_low", "drift/edge_density_ratio", "over
 
 @pytest.fixture
 def run(make_trainer, monkeypatch, tmp_path):
-    """A run of all callbacks with a logger; what a recorder beside it saw, by key."""
+    """A run of all callbacks with a logger; and what a recorder got, by key."""
 
     def train(logger, recorder):
         trainer = fit(make_trainer, tmp_path, all_callbacks(), monkeypatch, logger=[logger, recorder])
@@ -39,7 +39,7 @@ def pictures(folder):
     assert {"ratio/round_00000.png", "gradient/round_00000.png", "gold.png", "samples/film_strip.png"} <= found
 
 
-def test_tensorboard_has_scalars_histograms_and_pictures(run, recorder, tmp_path):
+def test_tensorboard_has_scalars_histograms_and_images(run, recorder, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     seen = run(LOGGERS.TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=False), recorder)
@@ -95,7 +95,7 @@ def test_csv_has_every_scalar(run, recorder, tmp_path):
     pictures(tmp_path / "run")
 
 
-def test_wandb_has_scalars_histograms_and_pictures(run, recorder, tmp_path, monkeypatch):
+def test_wandb_has_scalars_histograms_and_images(run, recorder, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     for name, value in {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_DISABLE_GIT": "true"}.items():
         monkeypatch.setenv(name, value)
@@ -142,16 +142,16 @@ def history(path):
 
 
 def leveldb_records(data, block=32768, header=7):
-    """Whole records of LevelDB's log format, of which W&B's file is one after seven bytes of its own."""
-    whole, at = b"", 0
+    """Records of LevelDB's log format, as in a W&B file after its seven-byte header."""
+    record, at = b"", 0
     while at + header <= len(data):
         room = block - (at + 7) % block
         if room < header:
             at += room
             continue
         length, kind = struct.unpack("<HB", data[at + 4 : at + header])
-        whole += data[at + header : at + header + length]
+        record += data[at + header : at + header + length]
         at += header + length
-        if kind in (1, 4):  # whole, or the last part
-            yield whole
-            whole = b""
+        if kind in (1, 4):  # a full record, or the last part of one
+            yield record
+            record = b""

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from guardlit_callbacks.bases.validation import is_partial
 from guardlit_callbacks.tools.logging import (
     figure_to_array,
     log_figure,
@@ -34,7 +33,7 @@ def wandb_logger(recorder, monkeypatch):
     return WandbLogger()
 
 
-def test_wandb_gets_pictures_and_histograms(make_trainer, wandb_logger):
+def test_wandb_gets_images_and_histograms(make_trainer, wandb_logger):
     trainer = make_trainer(logger=wandb_logger)
     log_image(trainer, "a", PICTURE, 3)
     log_histogram(trainer, "b", np.array([1.0, 2.0]), 4)
@@ -42,7 +41,7 @@ def test_wandb_gets_pictures_and_histograms(make_trainer, wandb_logger):
     assert wandb_logger.calls == [(3, {"a": [(4, 6, 3)]}), (4, {"b": ("histogram", [1.0, 2.0])})]
 
 
-def test_csv_gets_scalars_and_no_pictures(make_trainer, lightning_root, tmp_path):
+def test_csv_gets_scalars_and_no_images(make_trainer, lightning_root, tmp_path):
     csv = import_module(f"{lightning_root}.loggers").CSVLogger(tmp_path)
     trainer = make_trainer(logger=csv)
     log_image(trainer, "a", PICTURE, 3)
@@ -72,12 +71,6 @@ def test_figure_is_logged_and_saved(make_trainer, wandb_logger, tmp_path):
     assert saved.min() < 100 < saved.max()
 
 
-def test_a_sanity_check_on_some_batches_is_partial():
-    assert is_partial(SimpleNamespace(sanity_checking=True, num_sanity_val_steps=2))
-    assert not is_partial(SimpleNamespace(sanity_checking=True, num_sanity_val_steps=float("inf")))
-    assert not is_partial(SimpleNamespace(sanity_checking=False, num_sanity_val_steps=2))
-
-
 @pytest.mark.parametrize(
     ("outputs", "says"),
     [
@@ -94,7 +87,7 @@ def test_read_output_says_what_is_missing(outputs, says):
     assert "\n" not in str(error.value)
 
 
-def test_a_drawn_figure_holds_no_pixels_and_can_be_drawn_again(tmp_path):
+def test_a_rendered_figure_holds_no_pixels_and_can_be_rendered_again(tmp_path):
     figure = Figure(figsize=(3, 2))
     figure.subplots().set_title("a title, which keeps the renderer")
     first = figure_to_array(figure)

@@ -1,4 +1,4 @@
-"""Scorers on CLIP and BLIP networks. Imports rewards/ alone."""
+"""Scorers on CLIP and BLIP networks. Imports devices, errors, files, types, the modules of rewards."""
 
 from guardlit.rewards.clip.aesthetic import Aesthetic as Aesthetic
 from guardlit.rewards.clip.clipscore import CLIPScore as CLIPScore

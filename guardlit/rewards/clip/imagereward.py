@@ -14,7 +14,7 @@ from guardlit.errors import GuardlitError
 from guardlit.files import sha256
 from guardlit.rewards.clip.aesthetic import score_head
 from guardlit.rewards.clip.preprocess import ClipPreprocess
-from guardlit.rewards.files import expanded, fill, find_file, one_line, read_tensors, without_weights
+from guardlit.rewards.files import expanded, file_errors, fill, find_file, read_tensors, without_weights
 from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest, RewardResult
 
@@ -115,7 +115,7 @@ class ImageReward(NetworkScorer):
 
         # transformers creates an empty vocabulary where the files are missing
         find_file(self.tokenizer, "tokenizer_config.json", "folder of BERT's tokenizer")
-        with one_line(self.tokenizer, "folder of BERT's tokenizer"):
+        with file_errors(self.tokenizer, "folder of BERT's tokenizer"):
             self._tokenizer = BertTokenizer.from_pretrained(self.tokenizer)
         known, expected = len(self._tokenizer), vocab_size - _ADDED_TOKENS
         if known != expected:

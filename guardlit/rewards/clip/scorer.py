@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip.preprocess import ClipPreprocess
-from guardlit.rewards.files import check_report, expanded, folder_sha256, one_line
+from guardlit.rewards.files import check_report, expanded, file_errors, folder_sha256
 from guardlit.rewards.network import NetworkScorer, Placement
 from guardlit.types import RewardRequest
 
@@ -41,10 +41,10 @@ class ClipScorer(NetworkScorer):
         """Load both towers, tokenizer and image processor; the files must hold exactly these weights."""
         from transformers import CLIPImageProcessor, CLIPTokenizer
 
-        with one_line(self.model, "CLIP folder"):
+        with file_errors(self.model, "CLIP folder"):
             clip = load_clip(self.model)
             digest = folder_sha256(self.model)
-        with one_line(self.processor, "CLIP folder"):
+        with file_errors(self.processor, "CLIP folder"):
             self._preprocess = ClipPreprocess.like(CLIPImageProcessor.from_pretrained(self.processor))
             self._tokenizer = CLIPTokenizer.from_pretrained(self.processor)
         # transformers creates an empty vocabulary where the files are missing, and appends special tokens that it does

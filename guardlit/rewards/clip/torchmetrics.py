@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip.scorer import load_clip
-from guardlit.rewards.files import expanded, find_file, one_line, read_tensors
+from guardlit.rewards.files import expanded, file_errors, find_file, read_tensors
 
 
 class TorchmetricsClip:
@@ -29,7 +29,7 @@ class TorchmetricsClip:
         """The model and the processor for torchmetrics, with PIL's resize, the reference."""
         from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
 
-        with one_line(self.model, "CLIP folder"):
+        with file_errors(self.model, "CLIP folder"):
             images = CLIPImageProcessorPil.from_pretrained(self.model)
             texts = CLIPTokenizer.from_pretrained(self.model)
             return _TensorsOut(load_clip(self.model)), CLIPProcessor(images, texts)

@@ -1,4 +1,4 @@
-"""Scorers of the tiny world of handwritten digits. Imports rewards/ alone."""
+"""Scorers of the tiny world of handwritten digits. Imports assets, errors, files, types, the modules of rewards."""
 
 from guardlit.rewards.digits.scorers import DigitDiversity as DigitDiversity
 from guardlit.rewards.digits.scorers import DigitGold as DigitGold

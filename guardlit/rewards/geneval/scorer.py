@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 from guardlit.rewards.clip.scorer import ClipScorer
-from guardlit.rewards.files import expanded, folder_sha256, one_line
+from guardlit.rewards.files import expanded, file_errors, folder_sha256
 from guardlit.rewards.geneval.colors import color_vectors, crops, nearest, sentences
 from guardlit.rewards.geneval.detector import Instances, View, find, load_detector, prepare
 from guardlit.rewards.geneval.prompt import CLASSES, MOST_OBJECTS, Clause, Wanted, read_metadata
@@ -89,7 +89,7 @@ class GenEval(ClipScorer):
 
     def load(self) -> tuple[nn.Module, Mapping[str, str]]:
         """Load detector and CLIP; the files must hold exactly these weights."""
-        with one_line(self.detector, "Mask2Former folder"):
+        with file_errors(self.detector, "Mask2Former folder"):
             detector, digest = load_detector(self.detector), folder_sha256(self.detector)
         clip, files = super().load()
         self._vectors.clear()

@@ -1,3 +1,3 @@
-"""OCR: whether an image shows the text that its prompt quotes. Imports rewards/ alone."""
+"""OCR: whether an image shows the text that its prompt quotes. Imports errors, files, types, the modules of rewards."""
 
 from guardlit.rewards.ocr.scorer import OCR as OCR

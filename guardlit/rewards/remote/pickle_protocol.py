@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
+from guardlit.rewards.images import image_file
 from guardlit.rewards.remote.client import Call, Limits
 from guardlit.rewards.remote.scorer import ServedScorer
 from guardlit.rewards.remote.wire import Answer
@@ -71,20 +72,14 @@ class PickleReward(ServedScorer):
 def _body(request: RewardRequest, only_strict: bool) -> bytes:
     pairs = zip(request.prompts, request.metadata, strict=True)
     message = {
-        "images": [_jpeg(pixels) for pixels in request.images.permute(0, 2, 3, 1).numpy()],
+        "images": [
+            image_file(pixels, "JPEG", quality=_QUALITY) for pixels in request.images.permute(0, 2, 3, 1).numpy()
+        ],
         "prompts": list(request.prompts),
         "meta_datas": [{"prompt": prompt, **metadata} for prompt, metadata in pairs],
         "only_strict": only_strict,
     }
     return pickle.dumps(message)
-
-
-def _jpeg(pixels: Any) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="JPEG", quality=_QUALITY)
-    return file.getvalue()
 
 
 class DataUnpickler(pickle.Unpickler):

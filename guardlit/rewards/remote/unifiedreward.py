@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from guardlit.errors import GuardlitError
+from guardlit.rewards.images import image_file
 from guardlit.rewards.outcome import first_error
 from guardlit.rewards.remote.base import ClientScorer
 from guardlit.rewards.remote.client import Call, Limits
@@ -115,7 +115,9 @@ class UnifiedReward(ClientScorer):
 
     def _body(self, pixels: np.ndarray, prompt: str) -> bytes:
         template = TEMPLATES[self.template]
-        picture = "data:image/png;base64," + base64.b64encode(_png(pixels, self.image_size)).decode()
+        # the published bicubic resize; the pixels are the same at any compression level
+        png = image_file(pixels, "PNG", self.image_size, compress_level=1)
+        picture = "data:image/png;base64," + base64.b64encode(png).decode()
         text = IMAGE_LINE * self.image_line + template.ask(prompt)
         content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
         body = {
@@ -137,14 +139,3 @@ class UnifiedReward(ClientScorer):
 def _served(body: bytes) -> list[str]:
     models: list[Any] = json.loads(body)["data"]
     return [str(model["id"]) for model in models]
-
-
-def _png(pixels: np.ndarray, size: int | None) -> bytes:
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size))  # PIL's default, bicubic, as published
-    file = io.BytesIO()
-    image.save(file, format="PNG", compress_level=1)  # the pixels are the same at any level
-    return file.getvalue()

@@ -5,7 +5,6 @@ docs/serving.md has it as a table. No message can carry code: msgpack and JSON h
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from guardlit.rewards.images import image_file
+from guardlit.rewards.remote.retries import shorten
 from guardlit.types import RewardRequest
 
 PROTOCOL = 1
@@ -45,11 +46,7 @@ def encode_image(pixels: Tensor, format: ImageFormat) -> dict[str, Any]:
     """One image, (3, height, width) uint8, without loss."""
     if format == "raw":
         return {"format": "raw", "shape": list(pixels.shape), "dtype": "uint8", "data": pixels.numpy().tobytes()}
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, format="PNG", compress_level=1)
-    return {"format": "png", "data": file.getvalue()}
+    return {"format": "png", "data": image_file(pixels.permute(1, 2, 0).numpy(), "PNG", compress_level=1)}
 
 
 def score_message(request: RewardRequest, scorer: str | None, format: ImageFormat) -> dict[str, Any]:
@@ -135,5 +132,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return " ".join(text[:200].split())
+    return shorten(value if isinstance(value, str) else repr(value))

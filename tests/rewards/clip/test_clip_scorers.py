@@ -64,7 +64,7 @@ def test_the_prompt_counts_but_for_the_aesthetic_score(name: str, scorers: dict[
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_drawn_and_nothing_is_trained(name: str, arguments: dict[str, dict[str, Any]]):
+def test_no_random_number_is_drawn_and_nothing_is_trained(name: str, arguments: dict[str, dict[str, Any]]):
     before = torch.random.get_rng_state()
     scorer = ready(MAKERS[name][0](**arguments[name]))
     values = scorer.score(PAIRS).values
@@ -112,7 +112,7 @@ def test_provenance_names_the_file_by_content(name: str, scorers: dict[str, Any]
 # bad files -----------------------------------------------------------------------------------------------------------
 
 
-def one_line(name: str, arguments: dict[str, Any]) -> str:
+def message_of(name: str, arguments: dict[str, Any]) -> str:
     with pytest.raises(GuardlitError) as caught:
         MAKERS[name][0](**arguments).setup(CPU)
     assert "\n" not in str(caught.value)
@@ -144,14 +144,14 @@ def test_the_file_must_hold_all_weights_and_only_those(name: str, tmp_path: Path
     ]:
         file.write_bytes(kept)
         change(file, edit)
-        assert one_line(name, arguments).startswith(expected)
+        assert message_of(name, arguments).startswith(expected)
 
 
 @pytest.mark.parametrize("name", WEIGHT)
 def test_code_in_a_file_is_refused_with_the_way_out(name: str, tmp_path: Path):
     arguments, file = MAKERS[name][1](tmp_path), tmp_path / FILES[name]
     change(file, lambda w: w.update(args=Malicious(tmp_path / "victim")))
-    message = one_line(name, arguments)
+    message = message_of(name, arguments)
     assert message.startswith(f"{file}: its pickle asks for posix.mkdir")
     assert "convert it to safetensors" in message
     assert not (tmp_path / "victim").exists()
@@ -181,16 +181,16 @@ def test_a_file_converted_to_safetensors_holds_the_same_weights(name: str, tmp_p
         ("absent/model", "run `hf download absent/model {file}`"),
     ],
 )
-def test_a_file_that_is_not_here(name: str, weights: str, expected: str, arguments: dict[str, dict[str, Any]]):
-    assert expected.format(file=FILES[name]) in one_line(name, arguments[name] | {"weights": weights})
+def test_a_file_that_is_missing(name: str, weights: str, expected: str, arguments: dict[str, dict[str, Any]]):
+    assert expected.format(file=FILES[name]) in message_of(name, arguments[name] | {"weights": weights})
 
 
 @pytest.mark.parametrize("name", WEIGHT)
 def test_what_is_no_file_of_weights(name: str, tmp_path: Path, arguments: dict[str, dict[str, Any]]):
     (tmp_path / FILES[name]).write_bytes(b"<!DOCTYPE html>")
-    assert "not a readable file of weights" in one_line(name, arguments[name] | {"weights": str(tmp_path)})
+    assert "not a readable file of weights" in message_of(name, arguments[name] | {"weights": str(tmp_path)})
     (tmp_path / FILES[name]).unlink()
-    assert f"{tmp_path}: not a readable" in one_line(name, arguments[name] | {"weights": str(tmp_path)})
+    assert f"{tmp_path}: not a readable" in message_of(name, arguments[name] | {"weights": str(tmp_path)})
 
 
 def test_building_a_scorer_loads_nothing():

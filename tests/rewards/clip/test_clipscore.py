@@ -50,7 +50,7 @@ def test_the_score_is_a_hundred_cosines_and_never_negative(clipscore: CLIPScore)
     torch.testing.assert_close(one_by_one(clipscore), 100 * expected.clamp(min=0), rtol=1e-6, atol=0)
 
 
-def test_wrong_ways_to_score_are_seen(clipscore: CLIPScore):
+def test_wrong_scoring_fails(clipscore: CLIPScore):
     expected = torch.tensor(reference("clip")["cosines"])
     scorer = copy.copy(clipscore)
     right = scorer._preprocess
@@ -107,14 +107,14 @@ class _Module:
     device = CPU
 
 
-def test_marks_are_those_of_the_published_predictor(arguments: dict[str, Any]):
+def test_ratings_are_those_of_the_published_predictor(arguments: dict[str, Any]):
     scorer = ready(Aesthetic(**arguments))
     errors = (one_by_one(scorer) - torch.tensor(reference("clip")["aesthetic"])).abs()
     assert max(errors[i] for i in range(6) if i not in OTHER_CROP) < 1e-6
     assert min(errors[i] for i in OTHER_CROP) > 1e-3
 
 
-def test_a_mark_needs_an_embedding_of_length_one(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+def test_a_rating_needs_an_embedding_of_length_one(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     scorer = ready(Aesthetic(**arguments))
     monkeypatch.setattr(torch.nn.functional, "normalize", lambda tensor: tensor)
     errors = (one_by_one(scorer) - torch.tensor(reference("clip")["aesthetic"])).abs()

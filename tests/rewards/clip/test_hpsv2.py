@@ -73,7 +73,7 @@ def transformers_tokenizer(scorer: HPSv2, folder: Path, **_: Any) -> None:
     ("spoil", "at_least"),
     [(no_antialias, 1e-2), (shortest_edge, 1e-2), (gray_margins, 1e-3), (transformers_tokenizer, 1e-3)],
 )
-def test_wrong_settings_are_seen(
+def test_wrong_settings_fail(
     arguments: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

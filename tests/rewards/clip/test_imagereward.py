@@ -48,7 +48,7 @@ def test_scores_are_those_of_the_package(folders: dict[str, dict[str, Any]], cas
         ("vision", {"num_attention_heads": 8}, "tiny", 0.1),
     ],
 )
-def test_a_wrong_architecture_is_seen(
+def test_a_wrong_architecture_fails(
     folders: dict[str, dict[str, Any]], part: str, wrong: dict[str, Any], case: str, at_least: float
 ):
     arguments = folders[case] | {part: folders[case][part] | wrong}
@@ -111,7 +111,7 @@ def in_training_mode(scorer: ImageReward, **_: Any) -> None:
         (in_training_mode, 1e-2),
     ],
 )
-def test_wrong_settings_are_seen(
+def test_wrong_settings_fail(
     folders: dict[str, dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -180,7 +180,7 @@ def test_a_tokenizer_of_another_vocabulary_gives_one_line(folders: dict[str, dic
         assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_that_is_not_here(folders: dict[str, dict[str, Any]]):
+def test_a_tokenizer_that_is_missing(folders: dict[str, dict[str, Any]]):
     with pytest.raises(GuardlitError, match=r"run `hf download absent/model tokenizer_config\.json` on a machine"):
         ImageReward(**folders["tiny"] | {"tokenizer": "absent/model"}).setup(CPU)
 

@@ -115,7 +115,7 @@ def test_scores_are_the_published_formula(scorer: PickScore, clip_folder: Path, 
     assert result.values.std() > 0.1
 
 
-def test_wrong_ways_to_score_are_seen(scorer: PickScore, clip_folder: Path):
+def test_wrong_scoring_fails(scorer: PickScore, clip_folder: Path):
     images = pictures(256, 256)
     right = scorer.score(request(images, PROMPTS)).values.double()
     preprocess = scorer._preprocess
@@ -149,7 +149,7 @@ def test_every_prompt_is_encoded_once(scorer: PickScore, monkeypatch: pytest.Mon
     assert sorted(seen) == sorted(set(PROMPTS))
 
 
-def test_global_random_state_is_left_alone(clip_folder: Path):
+def test_global_random_state_is_unchanged(clip_folder: Path):
     before = torch.random.get_rng_state()
     scorer = PickScore(str(clip_folder))
     scorer.setup(CPU)
@@ -243,7 +243,7 @@ def test_old_bin_files_load_and_code_in_them_does_not_run(clip_folder: Path, tmp
         ("absent/model", "run `hf download absent/model`"),
     ],
 )
-def test_models_that_are_not_here(model: str, expected: str):
+def test_models_that_are_missing(model: str, expected: str):
     with pytest.raises(GuardlitError) as caught:
         PickScore(model).setup(CPU)
     assert expected in str(caught.value)
@@ -316,7 +316,7 @@ def open_clips_tokenizer(scorer: PickScore) -> None:
 
 
 @pytest.mark.parametrize("spoil", [aliased, longest_edge, crop_of_torchvision, open_clips_tokenizer])
-def test_wrong_settings_are_seen(published_scorer: PickScore, spoil: Callable[[PickScore], None]):
+def test_wrong_settings_fail(published_scorer: PickScore, spoil: Callable[[PickScore], None]):
     scorer = copy.copy(published_scorer)
     spoil(scorer)
     assert error(scorer) > 1e-3

@@ -97,7 +97,7 @@ def test_lpips_takes_its_backbone_from_torchs_cache(tmp_path: Path, monkeypatch:
     assert metric(first, second) > 0.01
 
 
-def test_a_clip_folder_that_is_none_gives_one_line(tmp_path: Path):
+def test_a_folder_without_clip_gives_one_line(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(GuardlitError) as caught:
         TorchmetricsClip(str(tmp_path))()

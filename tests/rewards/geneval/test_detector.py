@@ -107,7 +107,7 @@ OFFICIAL = {
 }
 
 
-def test_the_official_sizes_are_recognised(monkeypatch: pytest.MonkeyPatch):
+def test_the_official_sizes_are_recognized(monkeypatch: pytest.MonkeyPatch):
     """transformers' defaults are those of the hub's Swin-S model."""
     from transformers import Mask2FormerConfig
 
@@ -137,7 +137,7 @@ def neighbors_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("spoil", [without_permutation, neighbors_by_row])
-def test_a_wrong_order_of_weights_is_seen(
+def test_a_wrong_order_of_weights_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None]
 ):
     spoil(monkeypatch)
@@ -328,7 +328,7 @@ def ordinary_resize(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "spoil", [black_padding, no_padding, padding_counts_as_image, no_normalization, smaller, ordinary_resize]
 )
-def test_wrong_ways_to_look_are_seen(
+def test_wrong_processing_fails(
     network: Any, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None]
 ):
     spoil(monkeypatch)

@@ -176,7 +176,7 @@ CUP = {"class": "cup", "count": 1}
         (include({"count": 1}), "include[0].class is None; it is one of person"),
         (include({"class": "cups", "count": 1}), "include[0].class is 'cups'; did you mean cup?"),
         (include({"class": "mouse", "count": 1}), "include[0].class is 'mouse'"),
-        (include(CUP, {"class": "cup"}), "include[1].count is None; it must be a whole number"),
+        (include(CUP, {"class": "cup"}), "include[1].count is None; it must be an integer"),
         (include(CUP | {"count": 0}), "include[0].count is 0"),
         (include(CUP | {"count": True}), "include[0].count is True"),
         (include(CUP | {"count": 2.0}), "include[0].count is 2.0"),

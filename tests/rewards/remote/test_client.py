@@ -244,7 +244,7 @@ def test_the_token_is_sent_and_never_shown(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://me:pw@host"])
-def test_an_address_that_is_none(url):
+def test_an_invalid_address(url):
     with pytest.raises(GuardlitError) as caught:
         Client(url)
     assert "\n" not in str(caught.value)
@@ -260,7 +260,7 @@ def test_proxies_are_left_out_on_this_machine(monkeypatch):
 @pytest.mark.parametrize(
     "wrong", [{"read": 0}, {"connect": -1}, {"total": float("inf")}, {"attempts": 0}, {"concurrency": 0}]
 )
-def test_limits_that_are_none(wrong):
+def test_invalid_limits(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Limits(**wrong)
 
@@ -295,7 +295,7 @@ def test_closing_ends_a_map_in_another_thread():
     assert ended == [True]
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_is_unchanged():
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     outcomes(lambda n, seen: Response("", 500) if seen == 1 else None, Limits(), 3)
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())

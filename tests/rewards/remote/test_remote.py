@@ -41,7 +41,7 @@ def test_values_and_details_are_the_served_scorers_own_bit_for_bit(images: str, 
     assert (result.provenance, remote.provenance) == (digits.provenance, digits.provenance)
 
 
-def test_scoring_leaves_the_global_random_state_alone():
+def test_scoring_does_not_change_the_global_random_state():
     with serving({"bright": Brightness()}) as url:
         remote = ready(url)
         torch.manual_seed(3), random.seed(3), np.random.seed(3)
@@ -76,7 +76,7 @@ def test_one_failed_image_does_not_take_others_along():
     assert result.reason == f"{url}: the scorer failed: the score is no finite number"
 
 
-def test_a_busy_server_is_asked_again_and_counted():
+def test_a_busy_server_is_retried_and_counted():
     with serving({"bright": Brightness()}, queue=1) as url:
         remote = ready(url, chunk=1, limits=Limits(attempts=30, concurrency=4))
         result = remote.score(request(12))

@@ -200,7 +200,7 @@ def test_no_failure_is_a_number(reply, requests, reason):
     assert counters["failures"] == 1
 
 
-def test_an_answer_that_is_unreadable_once_is_asked_for_again():
+def test_an_unreadable_answer_is_retried():
     result, _, counters = scored(lambda picture, text, times: "Final Score: 3" if times > 1 else "Hm.", shades(0, 1))
     assert result.values.tolist() == [3, 3]
     assert (counters["retries"], counters["unparseable_share"]) == (2, 0.5)
@@ -249,7 +249,7 @@ def test_a_named_model_is_asked_for():
         scorer.close()
 
 
-def test_options_that_are_none():
+def test_invalid_options():
     with pytest.raises(ValueError, match="image_size of unifiedreward is 0"):
         UnifiedReward("http://127.0.0.1:1", image_size=0)
 

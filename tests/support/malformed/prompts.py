@@ -161,7 +161,7 @@ METADATA = [
     _metadata("unknown class", "'unicorn'", "GenEval", include=[{"class": "unicorn", "count": 1}]),
     _metadata("word for count", "'two'", "GenEval", include=[{"class": "dog", "count": "two"}]),
     _metadata("negative count", "-1", "GenEval", include=[{"class": "dog", "count": -1}]),
-    _metadata("unknown colour", "'mauve'", "GenEval", include=[{"class": "dog", "count": 1, "color": "mauve"}]),
+    _metadata("unknown color", "'mauve'", "GenEval", include=[{"class": "dog", "count": 1, "color": "mauve"}]),
     _metadata("number for object", "3", "GenEval", include=[3]),
     line(
         "OCR: nothing quoted",

@@ -1,4 +1,4 @@
-"""Going back to a good checkpoint when gold, reward or gradient explode."""
+"""Restores the last good checkpoint when gold, reward or gradient diverge."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from guardlit_callbacks.tools.logging import log_scalars
 from lightning.pytorch.callbacks import Checkpoint
 
 from guardlit.errors import GuardlitError, NonFiniteError
-from guardlit.processes.collectives import raise_on_all
-from guardlit.training.restart import checkpoint_folder
+from guardlit.processes.world import World
+from guardlit.training.recovery.restart import checkpoint_folder
 
 if TYPE_CHECKING:
     from guardlit_callbacks import GradientSpikes
@@ -23,46 +23,49 @@ if TYPE_CHECKING:
 
 
 UNCONFIRMED = "unconfirmed.ckpt"
-"""The file of a checkpoint that becomes a good one once the run has shown that it is."""
+"""The file of a checkpoint whose weights have not proved good yet."""
 
 
 class Rollback(Checkpoint):
-    """Takes a run whose numbers explode back to its last good checkpoint, or stops it with that checkpoint's name.
+    """Restores the last good checkpoint when training diverges, or stops the run with that checkpoint's name.
 
-    A run explodes when
+    A run diverges when
     - `gold`, in a validation, has fallen from its best so far by more than `max_gold_drop` of it;
     - a round's mean reward has fallen from the best round's by more than `max_reward_drop` of that round's standard
       deviations;
     - `GradientSpikes` saw a gradient of more than `max_spike` medians;
     - it stops over NaN or infinity: in an update that is not skipped, in a rollout, in a validation.
 
-    Good is a checkpoint that this callback writes, `checkpoints/good_STEP.ckpt`, right after a validation whose gold
-    has not fallen that far. Without `gold` it is one from the end of a round once the next round, drawn with its
-    weights, has shown a reward that has not.
+    A good checkpoint is one that this callback writes, `checkpoints/good_STEP.ckpt`, right after a validation whose
+    gold has not fallen that far. Without `gold` it is one from the end of a round, once the next round, drawn with its
+    weights, has a reward that has not.
 
-    To roll back is to begin the fit again from there within the same process: weights, optimizer, averages, callbacks
-    and the place in the data are the checkpoint's. Prompts and noise are a function of seed and round, so that the same
-    run would explode again; what differs is the learning rate, `lr_factor` times the one before at each rollback. Where
-    nothing good was written since the last rollback, the next one goes to the checkpoint before, if there is one. The
-    logs keep the steps that are taken twice; checkpoints from beyond that place are renamed to `NAME.ckpt.exploded`.
-    Needs `guardlit.Trainer`, as `guardlit fit` has it.
+    A rollback restarts the fit from there within the same process: weights, optimizer, averages, callbacks and the
+    position in the data are the checkpoint's. Prompts and noise are a function of seed and round, so the same run would
+    diverge again; what differs is the learning rate, `lr_factor` times the one before at each rollback. If nothing good
+    was written since the last rollback, the next one takes the checkpoint before, if there is one. The logs keep the
+    steps that are made twice; later checkpoints are renamed to `NAME.ckpt.exploded`. Needs `guardlit.Trainer`, which
+    `guardlit fit` has.
 
-    Logged: `rollback/count`, at each validation. Lightning calls a `Checkpoint` after all other callbacks, so that a
-    good checkpoint holds what they made of the validation.
+    Logged: `rollback/count`, at each validation. Lightning calls a `Checkpoint` after all other callbacks, so a good
+    checkpoint holds their state after the validation.
 
     Args:
         action: `rollback`, or `stop` with one line that names the checkpoint and what to change.
         gold: logged key of a gold score, higher is better, such as `GoldScore` logs; null to watch none.
-        max_gold_drop: share of the best gold score.
+        max_gold_drop: fraction of the best gold score.
         max_reward_drop: standard deviations of a round's rewards; null to watch none.
         max_spike: medians; needs `GradientSpikes`. Null to watch none, since clipping already bounds what one does.
         lr_factor: of every learning rate at a rollback, in (0, 1).
-        max_rollbacks: of a run; the next explosion stops it.
+        max_rollbacks: of a run; the next divergence stops it.
         keep: good checkpoints to keep, at least 2.
 
     Raises:
-        GuardlitError: an argument is out of range, or the run has nothing of what is to be watched.
+        GuardlitError: an argument is out of range, or the run lacks what is to be watched.
     """
+
+    keeps_own_checkpoints = True
+    """Tells `SignalGuard` that this callback answers a `NonFiniteError`."""
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class Rollback(Checkpoint):
     ) -> None:
         if not 0 < lr_factor < 1:
             raise GuardlitError(
-                f"Rollback: lr_factor={lr_factor} must lie between 0 and 1: the same run explodes again"
+                f"Rollback: lr_factor={lr_factor} must lie between 0 and 1: the same run diverges again"
             )
         if max_rollbacks < 1 or keep < 2:
             raise GuardlitError(f"Rollback: max_rollbacks={max_rollbacks} must be at least 1, keep={keep} at least 2")
@@ -90,32 +93,32 @@ class Rollback(Checkpoint):
         self.max_gold_drop, self.max_reward_drop, self.max_spike = max_gold_drop, max_reward_drop, max_spike
         self.max_rollbacks, self.keep = max_rollbacks, keep
         self.good: list[Path] = []
-        """Checkpoints to go back to, the newest last."""
+        """Checkpoints that a rollback may restore, the newest last."""
         self.rollbacks = 0
         self._written: list[Path] = []
-        self._unconfirmed: int | None = None  # step of a checkpoint whose worth is not known yet
-        self._back_to: Path | None = None  # where the last rollback went, until something good was written since
-        self._returning = False
-        self._begin_anew()
+        self._unconfirmed: int | None = None  # step of the checkpoint that has not proved good yet
+        self._restored: Path | None = None  # by the last rollback, until something good was written since
+        self._restarting = False
+        self._reset()
 
-    def _begin_anew(self) -> None:
-        self._scaled = 1.0  # what the learning rates were multiplied by, as the weights in memory know it
+    def _reset(self) -> None:
+        self._scaled = 1.0  # factor of the learning rates, as of the weights in memory
         self._best_gold: float | None = None
         self._best_reward: tuple[float, float] | None = None  # mean and standard deviation
         self._round = -1
 
-    # the fit begins, or begins again ------------------------------------------------------------------------------
+    # the fit starts or restarts -----------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Forget an earlier run, but not on the way back."""
+        """Forget an earlier run, except on a restart."""
         if stage != "fit":
             return
-        self._begin_anew()
+        self._reset()
         self._unconfirmed = None
-        if not self._returning:
-            self.rollbacks, self._back_to = 0, None
+        if not self._restarting:
+            self.rollbacks, self._restored = 0, None
             self.good = [Path(trainer.ckpt_path)] if trainer.ckpt_path else []
-        self._returning = False
+        self._restarting = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lower the learning rates of a checkpoint from before the rollback; refuse what cannot be watched."""
@@ -135,7 +138,7 @@ class Rollback(Checkpoint):
     # what is watched ----------------------------------------------------------------------------------------------
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """RewardRunner the gold score; keep what is good."""
+        """Compare the gold score with the best; keep a good checkpoint."""
         if self.gold is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if self.gold not in trainer.callback_metrics:
@@ -145,7 +148,7 @@ class Rollback(Checkpoint):
         value, best = float(trainer.callback_metrics[self.gold]), self._best_gold
         if best is not None and not value >= best - self.max_gold_drop * abs(best):
             fell = f"{self.gold} fell from {best:.4g} to {value:.4g}, by more than max_gold_drop={self.max_gold_drop}"
-            self._explode(trainer, f"{fell} of it")
+            self._diverged(trainer, f"{fell} of it")
         self._best_gold = value if best is None else max(value, best)
         log_scalars(trainer, {"rollback/count": float(self.rollbacks)}, trainer.global_step)
         self._save(trainer)
@@ -154,35 +157,34 @@ class Rollback(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """RewardRunner the rewards of a round that was drawn just now, before an update is made of it."""
+        """Compare a new round's rewards with the best round's, before its first update."""
         module = cast("GRPOModule", pl_module)
         if module.experience.round.index == self._round:
             return
         self._round = module.experience.round.index
         if self.max_reward_drop is not None:
-            self._judge_reward(trainer, module)
+            name = f"reward/{module.reward.name}"
+            mean, std = (module.round_metrics[f"{name}_{what}"] for what in ("mean", "std"))
+            self._check_reward(trainer, name, mean, std)
         self._confirm(trainer)
 
-    def _judge_reward(self, trainer: pl.Trainer, module: GRPOModule) -> None:
-        name = f"reward/{module.reward.name}"
-        mean, std = (module.round_metrics[f"{name}_{what}"] for what in ("mean", "std"))
+    def _check_reward(self, trainer: pl.Trainer, name: str, mean: float, std: float) -> None:
         if self._best_reward is not None:
-            best, spread = self._best_reward
-            if not mean >= best - cast(float, self.max_reward_drop) * spread:
+            best, best_std = self._best_reward
+            if not mean >= best - cast(float, self.max_reward_drop) * best_std:
                 fell = f"{name}_mean fell from {best:.4g} to {mean:.4g} in round {self._round}"
-                limit = f"max_reward_drop={self.max_reward_drop} standard deviations ({spread:.2g}) of that round"
-                self._explode(trainer, f"{fell}, by more than {limit}")
+                limit = f"max_reward_drop={self.max_reward_drop} standard deviations ({best_std:.2g}) of that round"
+                self._diverged(trainer, f"{fell}, by more than {limit}")
         if self._best_reward is None or mean > self._best_reward[0]:
             self._best_reward = mean, std
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """RewardRunner the gradient of an update."""
+        """Compare an update's gradient with its median."""
         spikes = self._spikes(trainer) if self.max_spike is not None else None
         ratio = spikes.last_ratio if spikes is not None else None
         if ratio is not None and math.isfinite(ratio) and ratio > cast(float, self.max_spike):
-            self._explode(
-                trainer, f"the gradient was {ratio:.3g} times its median, more than max_spike={self.max_spike}"
-            )
+            limit = f"max_spike={self.max_spike}"
+            self._diverged(trainer, f"the gradient was {ratio:.3g} times its median, more than {limit}")
 
     @staticmethod
     def _spikes(trainer: pl.Trainer) -> GradientSpikes | None:
@@ -191,60 +193,60 @@ class Rollback(Checkpoint):
         found = (c for c in trainer.callbacks if isinstance(c, GradientSpikes))  # type: ignore[attr-defined]
         return next(found, None)
 
-    def _explode(self, trainer: pl.Trainer, what: str) -> None:
-        raise_on_all(trainer, NonFiniteError(f"{what}, at update {trainer.global_step}"))
+    def _diverged(self, trainer: pl.Trainer, what: str) -> None:
+        World.of(trainer).raise_on_all(NonFiniteError(f"{what}, at update {trainer.global_step}"))
 
     # checkpoints --------------------------------------------------------------------------------------------------
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Without gold, keep the round: the next one's rewards tell what it is worth."""
+        """Without gold, save after each round: the next one's rewards tell whether it is good."""
         if self.gold is None:
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last round's checkpoint is never confirmed."""
+        """Remove the last round's checkpoint, which no further round confirms."""
         if self._unconfirmed is not None:
             trainer.strategy.remove_checkpoint(checkpoint_folder(trainer) / UNCONFIRMED)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        """Write the run as it is now; what it is worth is to be seen."""
+        """Save the present state, which has not proved good yet."""
         trainer.save_checkpoint(checkpoint_folder(trainer) / UNCONFIRMED, weights_only=False)
         self._unconfirmed = trainer.global_step
 
     def _confirm(self, trainer: pl.Trainer) -> None:
-        """What was written last is good; of those before, the oldest goes."""
+        """Keep the last checkpoint as a good one, and remove the oldest."""
         if self._unconfirmed is None:
             return
         path = checkpoint_folder(trainer) / f"good_{self._unconfirmed}.ckpt"
         self._unconfirmed = None
-        trainer.strategy.remove_checkpoint(path)  # of a rollback's first try
+        trainer.strategy.remove_checkpoint(path)  # from before a rollback
         if trainer.is_global_zero:
             (path.parent / UNCONFIRMED).replace(path)
         self.good = [*(p for p in self.good if p != path), path]
         self._written = [*(p for p in self._written if p != path), path]
-        self._back_to = None
+        self._restored = None
         while len(self._written) > self.keep:
             old = self._written.pop(0)
             self.good = [p for p in self.good if p != old]
             trainer.strategy.remove_checkpoint(old)
 
-    # the explosion ------------------------------------------------------------------------------------------------
+    # the divergence -----------------------------------------------------------------------------------------------
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Choose the checkpoint, and say so in the error; a validation that raised leaves the module's modes wrong."""
+        """Name the checkpoint in the error; restore the modules' modes, which a failed validation leaves wrong."""
         if not isinstance(exception, NonFiniteError) or trainer.state.fn != "fit":
             return
         for module, training in getattr(self, "_modes", {}).items():
             module.training = training
-        if self._back_to is not None and len(self.good) > 1:  # nothing good came of it
-            self.good = [p for p in self.good if p != self._back_to]
+        if self._restored is not None and len(self.good) > 1:  # nothing good was written since
+            self.good = [p for p in self.good if p != self._restored]
         if not self.good:
             exception.args = (f"{exception}; no good checkpoint was written yet: lower the learning rate",)
             return
         target, left = self.good[-1], self.max_rollbacks - self.rollbacks
         if self.action == "rollback" and left > 0:
             exception.restart_from = str(target)
-            self._back_to, self._returning = target, True
+            self._restored, self._restarting = target, True
             self.rollbacks += 1
             rates = f"learning rates x {self.lr_factor**self.rollbacks:g} of the run's"
             exception.args = (
@@ -256,12 +258,12 @@ class Rollback(Checkpoint):
             exception.args = (f"{exception}{spent}; {how}",)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was best so far, and how the learning rates were changed; the same on every process."""
+        """The best scores so far, and the factor of the learning rates; the same on every rank."""
         best = {"gold": self._best_gold, "reward": self._best_reward}
         return {"rollbacks": self.rollbacks, "scaled": self._scaled, "round": self._round, **best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there; rollbacks that this process has made since then stay counted."""
+        """Restore them; rollbacks that this process has made since then stay counted."""
         self.rollbacks = max(self.rollbacks, state_dict["rollbacks"])
         self._scaled, self._round = state_dict["scaled"], state_dict["round"]
         self._best_gold = state_dict["gold"]

@@ -1,4 +1,4 @@
-"""The callbacks belong to whichever Lightning the program imported, and never need guardlit."""
+"""The callbacks derive from the Lightning that the program imported, and never need guardlit."""
 
 import ast
 import subprocess
@@ -16,7 +16,7 @@ def python(code, *args):
 
 
 @pytest.mark.parametrize("name", ["lightning.pytorch", "pytorch_lightning"])
-def test_every_callback_derives_from_the_lightning_at_hand(name):
+def test_every_callback_derives_from_the_lightning_in_use(name):
     code = f"""
 import sys
 import {name} as pl
@@ -32,7 +32,7 @@ assert not other & set(sys.modules), other
 
 
 def test_the_other_lightning_without_guardlit_passes_the_same_tests():
-    """Runs this folder once more under pytorch_lightning, with guardlit made impossible to import."""
+    """Runs this folder once more under pytorch_lightning, with guardlit not importable."""
     code = """
 import sys
 sys.modules["guardlit"] = None

@@ -1,18 +1,21 @@
-"""`clip_range: auto`: the range that clips the target's share, and when it is left alone."""
+"""`clip_range: auto`: the range that clips the target fraction, and when it stays."""
 
 from __future__ import annotations
 
 import csv
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from forked import on_ranks
 from runs import config, differing, guardlit, newest
 from torch import Tensor
 
-from guardlit.objective import GRPOGuard, TempFlowGRPO
-from guardlit.training.clip_calibration import ClipCalibration
+from guardlit.objective import GRPOGuard, Objective, TempFlowGRPO
+from guardlit.processes.world import World
+from guardlit.training.update.clip_calibration import ClipCalibration
 
 
 def alone(rows: Tensor) -> Tensor:
@@ -26,7 +29,7 @@ def outputs(scale: float, seed: int, weight: float = 1.0) -> list[dict[str, Tens
     return [{"log_ratio": log_ratio[half], "sample_weight": weights[half]} for half in (slice(500), slice(500, None))]
 
 
-def share(limit: float, scale: float, seed: int) -> float:
+def clipped_fraction(limit: float, scale: float, seed: int) -> float:
     return float((torch.cat([o["log_ratio"] for o in outputs(scale, seed)]).abs() > limit).double().mean())
 
 
@@ -40,11 +43,11 @@ def test_the_first_off_policy_update_sets_the_range():
     calibration = ClipCalibration(0.2)
     assert calibration.observe(0, outputs(0.0, 0), alone) is None
     limit = calibration.observe(0, outputs(1e-5, 1), alone)
-    assert share(limit, 1e-5, 1) == pytest.approx(0.2, abs=2e-3)
+    assert clipped_fraction(limit, 1e-5, 1) == pytest.approx(0.2, abs=2e-3)
     assert limit == pytest.approx(1.2816e-5, rel=0.1)  # 20 % of a normal lie beyond 1.2816 standard deviations
 
 
-def test_a_share_within_the_tolerance_changes_nothing_and_one_outside_does():
+def test_a_fraction_within_the_tolerance_changes_nothing_and_one_outside_does():
     calibration = ClipCalibration(0.2, tolerance=0.05)
 
     def two(index: int, first: float, second: float) -> None:
@@ -54,10 +57,10 @@ def test_a_share_within_the_tolerance_changes_nothing_and_one_outside_does():
     two(0, 1e-5, 1e-5)
     before = calibration.limit
     two(1, 1.05e-5, 1.05e-5)  # about 22 %
-    two(2, 1e-5, 2e-5)  # about 36 %, to be judged when the round is over
+    two(2, 1e-5, 2e-5)  # about 36 %, corrected when the round is over
     assert calibration.limit == before
     limit = calibration.observe(3, outputs(0.0, 3), alone)
-    assert (share(limit, 1e-5, 2) + share(limit, 2e-5, 12)) / 2 == pytest.approx(0.2, abs=2e-3)
+    assert (clipped_fraction(limit, 1e-5, 2) + clipped_fraction(limit, 2e-5, 12)) / 2 == pytest.approx(0.2, abs=2e-3)
 
 
 def test_a_change_of_scale_is_followed_within_the_round():
@@ -66,7 +69,7 @@ def test_a_change_of_scale_is_followed_within_the_round():
     def three(calibration: ClipCalibration, index: int, scale: float) -> list[float]:
         calibration.observe(index, outputs(0.0, index), alone)
         limits = [calibration.observe(index, outputs(k * scale, 10 * index + k), alone) for k in (1, 2, 3)]
-        return [share(limit, k * scale, 10 * index + k) for limit, k in zip(limits, (1, 2, 3), strict=True)]
+        return [clipped_fraction(limit, k * scale, 10 * index + k) for limit, k in zip(limits, (1, 2, 3), strict=True)]
 
     calibration = ClipCalibration(0.2)
     three(calibration, 0, 1e-5)
@@ -83,17 +86,8 @@ def test_masked_transitions_play_no_part():
     assert calibration.observe(0, outputs(1.0, 1, weight=0.0), alone) is None
 
 
-def test_two_processes_find_the_range_of_one():
-    one, two = ClipCalibration(), ClipCalibration()
-    for scale in (0.0, 1e-5):
-        both = outputs(scale, seed=4)
-        whole = one.observe(0, both, alone)
-        halves = two.observe(0, both[:1], lambda r, other=both[1]: torch.stack([r, other["log_ratio"].abs().double()]))
-    assert whole == halves is not None
-
-
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
-def test_a_restored_calibration_goes_on_as_if_it_had_never_stopped(after: int):
+def test_a_restored_calibration_resumes_exactly(after: int):
     def run(stop: int | None) -> list[float | None]:
         calibration, limits = ClipCalibration(), []
         for update in range(6):
@@ -105,6 +99,48 @@ def test_a_restored_calibration_goes_on_as_if_it_had_never_stopped(after: int):
         return limits
 
     assert run(after) == run(None)
+
+
+@dataclass
+class Module:
+    """A module in its first round."""
+
+    objective: Objective
+    outputs: list[dict[str, Tensor]]
+    elements: int = 64
+    round_index: int = 0
+    world: World = field(default_factory=World.single)
+
+
+def test_it_sets_the_range_of_an_objective_that_asks_for_one():
+    calibration, module = ClipCalibration(), Module(GRPOGuard(clip_range="auto"), outputs(0.0, 1))
+    assert calibration.update(module) is None  # on-policy
+    module.outputs = outputs(1e-5, 2)
+    assert calibration.update(module) == module.objective.clip_range[1] == math.expm1(calibration.limit)
+    resumed, other = ClipCalibration(), Module(GRPOGuard(clip_range="auto"), [])
+    resumed.load_state_dict(calibration.state_dict())
+    resumed.apply(other)
+    assert other.objective.clip_range == module.objective.clip_range
+
+
+def test_it_leaves_a_range_that_is_given():
+    calibration, module = ClipCalibration(), Module(GRPOGuard(clip_range=1e-3), outputs(1e-5, 2))
+    assert calibration.update(module) is calibration.update(module) is None
+    assert (calibration.limit, module.objective.clip_range) == (None, (1e-3, 1e-3))
+
+
+def _limit(world: World) -> float | None:
+    calibration = ClipCalibration()
+    module = Module(GRPOGuard(clip_range="auto"), [], world=world)
+    for scale in (0.0, 1e-5):
+        both = outputs(scale, 4)
+        module.outputs = both if world.size == 1 else [both[world.rank]]
+        calibration.update(module)
+    return calibration.limit
+
+
+def test_two_ranks_find_the_range_of_one():
+    assert on_ranks(_limit) == [_limit(World.single())] * 2
 
 
 @pytest.mark.parametrize("numbers", [(0.0, 0.0), (1.0, 0.1), (0.2, 0.2), (0.2, -0.1)])

@@ -11,14 +11,14 @@ from exploding import Modes
 from runs import config, differing, guardlit, newest
 
 from guardlit.errors import GuardlitError
-from guardlit.training.rollback import Rollback
+from guardlit.training.recovery.rollback import Rollback
 
 EMA = {"class_path": "guardlit_callbacks.TrainableEMA"}
 NO_GOLD = {"gold": None, "max_reward_drop": None}
 
 
 def rollback(**settings: object) -> dict[str, object]:
-    return {"class_path": "guardlit.training.rollback.Rollback", "init_args": settings}
+    return {"class_path": "guardlit.training.recovery.rollback.Rollback", "init_args": settings}
 
 
 def double(name: str, **settings: object) -> dict[str, object]:
@@ -149,7 +149,7 @@ def test_gold_that_falls_once_costs_one_rollback(sd3_folder, tmp_path, capsys):
     last = newest(tmp_path, "good_12.ckpt")
     assert learning_rate(last) == pytest.approx(2.5e-4)
     kept = torch.load(last, weights_only=True)["callbacks"]["OverOptimizationStop"]["history"]
-    assert [step for step, *_ in kept] == [0, 4, 8, 12]  # whoever comes after it in the list has seen the validation
+    assert [step for step, *_ in kept] == [0, 4, 8, 12]  # callbacks after it in the list have seen the validation
 
 
 def test_a_run_that_explodes_again_and_again_stops(sd3_folder, tmp_path, capsys):

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from guardlit.processes.world import World
-from guardlit.rounds.experience import Experience
 from guardlit.surrogate import Objective
 
 DRIFT = 1.1
@@ -32,8 +31,8 @@ class Calibrated(Protocol):
         """D, latent elements of a sample."""
 
     @property
-    def experience(self) -> Experience:
-        """The round in progress."""
+    def round_index(self) -> int:
+        """Index of the round in progress."""
 
     @property
     def world(self) -> World:
@@ -91,7 +90,7 @@ class ClipCalibration(pl.Callback):
         """
         if not module.objective.auto:
             return None
-        self.observe(module.experience.round.index, module.outputs, module.world.gather)
+        self.observe(module.round_index, module.outputs, module.world.gather)
         self.apply(module)
         return None if module.objective.clip_range is None else module.objective.clip_range[1]
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
-from guardlit.training.loss_scale import GROWTH_INTERVAL, fit_scale
+from guardlit.training.update.loss_scale import GROWTH_INTERVAL, fit_scale
 
 ACCUMULATION = 1296
 

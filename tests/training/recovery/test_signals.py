@@ -14,7 +14,7 @@ import torch
 from brightness import Brightness
 from runs import config, differing, guardlit, newest
 
-from guardlit.training.signals import SignalGuard
+from guardlit.training.recovery.signals import SignalGuard
 
 EMA = {"class_path": "guardlit_callbacks.TrainableEMA"}
 
@@ -57,7 +57,7 @@ def handlers():
 
 @pytest.mark.parametrize(
     ("what", "code"),
-    [(None, 0), ("SIGTERM", 143), ("hopeless", 2), ("SIGINT twice", 130), ("raise", RuntimeError), ("memory", None)],
+    [(None, 0), ("SIGTERM", 143), ("user error", 2), ("SIGINT twice", 130), ("raise", RuntimeError), ("memory", None)],
 )
 def test_scorers_are_closed_once_however_a_run_ends(sd3_folder: Path, tmp_path: Path, what: str | None, code):
     Open.events.clear()
@@ -132,17 +132,17 @@ def test_schedulers_may_repeat_a_signal(sd3_folder: Path, tmp_path: Path):
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A job of one process, and the file in which a `scontrol` of ours writes what it is told."""
-    told = tmp_path / "scontrol.txt"
+    """A job of one process, and the file to which a stand-in for `scontrol` writes its arguments."""
+    arguments = tmp_path / "scontrol.txt"
     program = tmp_path / "bin" / "scontrol"
     program.parent.mkdir()
-    program.write_text(f'#!{sys.executable}\nimport sys\nopen({str(told)!r}, "a").write(" ".join(sys.argv[1:]))\n')
+    program.write_text(f'#!{sys.executable}\nimport sys\nopen({str(arguments)!r}, "a").write(" ".join(sys.argv[1:]))\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     job = {"NTASKS": "1", "JOB_ID": "4711", "JOB_NAME": "guard", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     for name, value in job.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    return told
+    return arguments
 
 
 def test_the_requeue_signal_queues_the_job_again_which_then_goes_on(

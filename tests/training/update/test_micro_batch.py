@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
+from forked import on_ranks
 from runs import config, differing, guardlit, newest
+from small_policy import SmallPolicy
+from torch import Tensor, nn
 from watching import raise_after
 
+from guardlit.errors import GuardlitError
+from guardlit.processes.world import World
 from guardlit.rounds.plan import RoundPlan, candidates
-from guardlit.training import micro_batch as auto
+from guardlit.rounds.settings import Rollout
 from guardlit.training.module import GRPOModule
+from guardlit.training.update import micro_batch as auto
+from guardlit.types import Transition
 
 PLAN = RoundPlan(2, 4, 4, 2, 1, train_steps=4, world=1)  # 4 images x 4 steps an update
 
@@ -24,6 +35,85 @@ def test_candidates_divide_an_update_and_begin_where_the_round_stands():
     two = RoundPlan(2, 4, 4, 2, 2, train_steps=4, world=2)
     assert candidates(two, 16) == [8, 4, 2, 1]
     assert candidates(two, 16, done=24) == [4, 2, 1]
+
+
+@dataclass
+class Module:
+    """A module of one weight whose step needs as many bytes a row as `row` says."""
+
+    row: int
+    limit: float = math.inf
+    device_mesh: object = None
+    world: World = field(default_factory=World.single)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    policy: SmallPolicy = field(default_factory=SmallPolicy)
+    rollout: Rollout = field(default_factory=Rollout)
+    plan: RoundPlan = PLAN
+    old_velocity: str = "stored"
+    elements: int = 4
+    outputs: list = field(default_factory=list)
+    tried: list[int] = field(default_factory=list)
+
+    def parameters(self, recurse: bool = True) -> list[nn.Parameter]:
+        return [self.policy.scale]
+
+    def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor]:
+        self.tried.append(len(batch))
+        if len(batch) > self.limit:
+            raise torch.OutOfMemoryError("a device of so many rows")
+        self.outputs.append({})
+        rows = torch.zeros(len(batch), self.row // 4)
+        return {"loss": (self.policy.scale * rows).sum()}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.policy.scale.grad = None
+
+
+CONDITIONING = {"number": torch.zeros(1)}
+
+
+def test_free_memory_decides_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
+    """Rows of 1 MB, twice each: the product and its gradient."""
+    found = []
+    for megabytes in (4, 20, 100):
+        module = Module(row=10**6)
+        monkeypatch.setattr(auto, "free_memory", lambda megabytes=megabytes: megabytes * 1e6)
+        found.append(auto.largest_that_fits(module, nullcontext, [16, 8, 4, 2, 1], CONDITIONING))
+        assert module.tried == [1, 2]
+        assert (module.outputs, module.policy.scale.grad) == ([], None)
+    assert found == sorted(set(found))
+    assert found[-1] == 16
+    monkeypatch.setattr(auto, "free_memory", lambda: 1e5)
+    with pytest.raises(GuardlitError, match="there is no memory for a micro-batch of 1"):
+        auto.largest_that_fits(Module(row=10**6), nullcontext, [2, 1], CONDITIONING)
+
+
+def test_a_step_decides_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(auto, "_estimated", lambda module, step, sizes: auto.first_with_room(module, step, sizes, 100))
+    module = Module(row=8, limit=4)
+    assert auto.largest_that_fits(module, nullcontext, [16, 8, 4, 2], CONDITIONING) == 4
+    assert module.tried == [16, 8, 4]
+    assert (module.outputs, module.policy.scale.grad) == ([], None)
+
+
+def test_the_smallest_of_all_ranks_is_taken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(auto, "_estimated", lambda module, step, sizes: auto.first_with_room(module, step, sizes, 100))
+
+    def on_a_rank(world: World) -> int:
+        module = Module(row=8, limit=8 if world.rank else 2, world=world)
+        return auto.largest_that_fits(module, nullcontext, [8, 4, 2, 1], CONDITIONING)
+
+    assert on_ranks(on_a_rank) == [2, 2]
+
+
+def test_sharded_weights_cannot_be_tried():
+    with pytest.raises(GuardlitError, match=r"cannot be tried under trainer\.strategy=fsdp"):
+        auto.largest_that_fits(Module(row=8, device_mesh=object()), nullcontext, [1], CONDITIONING)
+
+
+def test_trajectories_on_the_host_leave_the_device_alone():
+    on_device, on_host = (auto.kept_bytes(Module(8, rollout=Rollout(trajectories=t))) for t in ("device", "host"))
+    assert on_device - on_host == 2 * 8 * 4 * 4 * 4  # states and velocities of 8 images, 4 steps, 4 float32 elements
 
 
 def fit(folder: Path, model: Path, size: int | str, *options: object, **changes: object) -> Path:
@@ -84,7 +174,7 @@ def test_a_device_that_runs_out_is_asked_for_less(sd3_folder, tmp_path, monkeypa
         return original(self, batch, batch_idx)
 
     def on_device(module, make_step, sizes):
-        return next((size for size in sizes if auto._has_room(module, make_step, size, 100)), 0)
+        return auto.first_with_room(module, make_step, sizes, 100)
 
     monkeypatch.setattr(GRPOModule, "training_step", step)
     monkeypatch.setattr(auto, "_estimated", on_device)

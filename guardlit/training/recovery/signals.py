@@ -1,4 +1,4 @@
-"""Signals, and rewards that fail, end a run with a checkpoint that it can go on from."""
+"""Saves and stops a run on a signal or a failing reward."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import lightning.pytorch as pl
 
 from guardlit.checkpoints.finite import finite_weights
 from guardlit.errors import GuardlitError, NonFiniteError
-from guardlit.processes.collectives import largest
-from guardlit.processes.lightning_internals import repeat_validation, reset_validation_progress
+from guardlit.processes import lightning_internals as internals
 from guardlit.processes.phases import Phase
-from guardlit.processes.slurm import forget, requeue, requeue_signal
-from guardlit.processes.watchdog import is_on_all_ranks
-from guardlit.training.rollback import Rollback
+from guardlit.processes.rank_errors import is_on_all_ranks
+from guardlit.processes.slurm import remove_requeue_checkpoint, requeue, requeue_signal
+from guardlit.processes.world import World
+from guardlit.training.recovery.restart import checkpoint_folder
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """The run was asked to stop and did, on all processes at the same point.
+    """A signal stopped the run, on every rank at the same point.
 
     Attributes:
-        signum: the signal that asked.
+        signum: the signal.
     """
 
     on_all_ranks = True
@@ -36,24 +36,24 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 class SignalGuard(pl.Callback):
     """On SIGINT, SIGTERM or SIGUSR1: write `checkpoints/interrupted.ckpt` and stop.
 
-    It does so within one micro-batch, denoising step or batch of validation images; the encoding of prompts is finished
-    first. A second SIGINT stops at once; schedulers repeat the others, which changes nothing. The checkpoint holds the
-    round in progress and the gradients accumulated so far, so that the resumed run is the undisturbed one, bit for bit;
-    a validation that was cut short comes again before anything else.
+    The run stops within one micro-batch, denoising step or batch of validation images; the encoding of prompts is
+    finished first. A second SIGINT stops at once; schedulers repeat the other signals, which changes nothing. The
+    checkpoint holds the round in progress and the gradients accumulated so far, so that the resumed run equals the
+    undisturbed one bit for bit. A validation that was cut short is repeated first.
 
-    On SLURM, Lightning's requeue signal also has the job queued again (`SLURMEnvironment(auto_requeue=...)`).
+    On SLURM, Lightning's requeue signal also requeues the job (`SLURMEnvironment(auto_requeue=...)`).
 
-    A `GuardlitError` while a round is collected, such as a reward server that is gone, also leaves that checkpoint; any
-    other one may have to do with the weights, and is told with the last checkpoint that was written before it. Where
-    numbers went wrong that is the last one whose weights are finite.
+    A `GuardlitError` while a round is collected, such as a reward server that is gone, also writes that checkpoint. Any
+    other one may be due to the weights: its message names the last checkpoint before it or, for a `NonFiniteError`, the
+    last one with finite weights. A callback with `keeps_own_checkpoints = True` answers a `NonFiniteError` itself.
 
-    Must come after the callbacks that have a state of their own: it ends a micro-batch once they have seen it.
+    It must come after the callbacks that keep a state: it ends a micro-batch after their hooks.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self._asked = 0
+        self._received = 0
         self._collecting = False
         self._common_batches = 0
         self._validation_due = False
@@ -61,46 +61,45 @@ class SignalGuard(pl.Callback):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take over the signals, so that one during loading is answered before the first image."""
+        """Install the signal handlers, so that a signal during loading takes effect before the first image."""
         if stage == "fit" and not self._previous:
             self._requeue_signal = requeue_signal(trainer)
             for number in {*self.SIGNALS, *filter(None, [self._requeue_signal])}:
-                self._previous[number] = signal.signal(number, self._ask)
+                self._previous[number] = signal.signal(number, self._on_signal)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take SIGTERM back from Lightning, which answers it too by now: it would end the run without a checkpoint."""
-        signal.signal(signal.SIGTERM, self._ask)
-        # Lightning asks at every micro-batch whether it has got one, and so has every GPU wait
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        """Replace Lightning's handler of SIGTERM, which would end the run without a checkpoint."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        internals.disable_sigterm_broadcast(trainer)
         if self._validation_due:
-            repeat_validation(trainer)
+            internals.repeat_validation(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing is left to go on from."""
-        forget(trainer)
+        """The run is finished: remove what a requeued job would resume from."""
+        remove_requeue_checkpoint(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         self.close()
 
     def close(self) -> None:
-        """Give the signals back, also where Lightning calls no `teardown`: after an exception."""
+        """Restore the previous signal handlers, also after an exception, where Lightning calls no `teardown`."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
-    def _ask(self, signum: int, frame: FrameType | None) -> None:
-        if self._asked and signum == signal.SIGINT:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._received and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = self._asked or signum
+        self._received = self._received or signum
 
-    # places to stop at --------------------------------------------------------------------------------------------
+    # where the run can stop ---------------------------------------------------------------------------------------
 
     def on_phase(self, trainer: pl.Trainer, phase: Phase, done: int, total: int) -> None:
-        """Look between two denoising steps; the resumed run starts an unfinished rollout again."""
+        """Check between two denoising steps; the resumed run repeats an unfinished rollout."""
         self._collecting = self._collecting or phase == "encode"
         if phase != "update":
-            self._look(trainer)
+            self._check_signal(trainer)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """The round is collected."""
@@ -109,45 +108,46 @@ class SignalGuard(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look after a micro-batch, whose gradients are kept; after a round's last one once the round is logged."""
+        """Check after a micro-batch, whose gradients are kept; after a round's last one once the round is logged."""
         if batch_idx + 1 < trainer.num_training_batches:
-            self._look(trainer)
+            self._check_signal(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find how many batches every process has: one may have one less than another."""
-        mine = 0 if trainer.sanity_checking else int(sum(trainer.num_val_batches))
-        self._common_batches = -largest(trainer, -mine)
+        """Find how many batches every rank has: one may have one less than another."""
+        own = 0 if trainer.sanity_checking else int(sum(trainer.num_val_batches))
+        self._common_batches = -World.of(trainer).largest(-own)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Look before a batch of validation images; the resumed run starts the validation again."""
+        """Check before a batch of validation images; the resumed run repeats the validation."""
         if batch_idx < self._common_batches:
-            self._validation_due = trainer.global_step > 0  # at step 0 it comes anyway
-            self._look(trainer)
+            self._validation_due = trainer.global_step > 0  # at step 0 it is due anyway
+            self._check_signal(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """It is done."""
+        """The validation is complete."""
         self._validation_due = False
 
-    def _look(self, trainer: pl.Trainer) -> None:
-        # one process alone must not leave the others waiting in a collective
-        if signum := largest(trainer, self._asked):
+    def _check_signal(self, trainer: pl.Trainer) -> None:
+        # one rank alone must not leave the others waiting in a collective
+        if signum := World.of(trainer).largest(self._received):
             where = f"stopped by {signal.Signals(signum).name} at update {trainer.global_step}"
             raise Interrupted(f"{where}; resume with --ckpt_path {_path(trainer)}", signum)
 
-    # the end ------------------------------------------------------------------------------------------------------
+    # the exit -----------------------------------------------------------------------------------------------------
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save only now: a rollout has left the old policy's weights by its own way out."""
+        """Save only now, when a rollout has put the trained weights back in place of the old policy's."""
         if isinstance(exception, Interrupted):
             self._save(trainer, pl_module)
             if exception.signum == self._requeue_signal:
                 requeue(trainer, _path(trainer))
         elif isinstance(exception, GuardlitError) and trainer.global_step > 0:
             numbers = isinstance(exception, NonFiniteError)
-            if numbers and any(isinstance(c, Rollback) for c in trainer.callbacks):  # type: ignore[attr-defined]
-                return  # which has its own checkpoints
+            callbacks = trainer.callbacks  # type: ignore[attr-defined]
+            if numbers and any(getattr(c, "keeps_own_checkpoints", False) for c in callbacks):
+                return
             if self._collecting and not numbers and (is_on_all_ranks(exception) or trainer.world_size == 1):
                 trainer.save_checkpoint(_path(trainer))
                 exception.args = (f"{exception}; resume with --ckpt_path {_path(trainer)}",)
@@ -156,9 +156,9 @@ class SignalGuard(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._validation_due:
-            reset_validation_progress(trainer)
-            if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-                # the round is over but for its validation, and will not be logged by the run that goes on
+            internals.reset_validation_progress(trainer)
+            if internals.is_last_batch(trainer):
+                # the round is complete but for its validation, and the resumed run will not log it
                 here = dict.fromkeys(("round", "epoch"), float(trainer.current_epoch))
                 for logger in trainer.loggers:
                     logger.log_metrics(pl_module.round_metrics | here, trainer.global_step - 1)  # type: ignore[operator]
@@ -169,16 +169,16 @@ class SignalGuard(pl.Callback):
         return {"validation_due": True} if self._validation_due else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Validate before anything else where one was cut short."""
+        """Repeat a validation that was cut short."""
         self._validation_due = state_dict.get("validation_due", False)
 
 
 def _path(trainer: pl.Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
+    return checkpoint_folder(trainer) / "interrupted.ckpt"
 
 
 def _last_written(trainer: pl.Trainer, finite: bool) -> Path | None:
-    """The newest checkpoint of this run or what it was resumed from, if need be the newest with `finite` weights."""
+    """The newest checkpoint of this run or the one it resumed from; with `finite`, the newest with finite weights."""
     keepers = trainer.checkpoint_callbacks
     folders = {Path(folder) for k in keepers if (folder := getattr(k, "dirpath", None))}
     written = [*(path for folder in folders for path in folder.glob("*.ckpt")), Path(trainer.ckpt_path or "")]

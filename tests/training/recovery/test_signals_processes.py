@@ -17,22 +17,22 @@ def trouble(folder: Path, model: Path, what: str | None, place: str = "", at: in
     """The YAML of two rounds on two processes, with a validation after each."""
     callbacks = [{"class_path": "guardlit_callbacks.TrainableEMA"}]
     if what:
-        init = {"what": what, "place": place, "at": at, "rank": rank, "told": str(folder / "told")}
+        init = {"what": what, "place": place, "at": at, "rank": rank, "marker": str(folder / "marker")}
         callbacks.append({"class_path": "troubles.Trouble", "init_args": init})
     settings = {"trainer__max_epochs": 2, "trainer__check_val_every_n_epoch": 1, "data__rollout_batch": 1}
     return config(folder, model, data__micro_batch=2, trainer__callbacks=callbacks, **settings, **more)
 
 
-CUT = "process 1: RuntimeError: the wires are cut"
-GONE = "process 0: the prompt file is gone"
+CUT = "rank 1: RuntimeError: the wires are cut"
+GONE = "rank 0: the prompt file is gone"
 
 
 @pytest.mark.parametrize(
     ("what", "place", "at", "rank", "own", "heard"),
     [
         ("raise", "rollout", 3, 1, "and more lines", CUT),
-        ("memory", "batch", 2, 1, "CUDA out of memory", "process 1: OutOfMemoryError: CUDA out of memory"),
-        ("hopeless", "setup", 0, 0, "guardlit fit: error: the prompt file is gone", GONE),
+        ("memory", "batch", 2, 1, "CUDA out of memory", "rank 1: OutOfMemoryError: CUDA out of memory"),
+        ("user error", "setup", 0, 0, "guardlit fit: error: the prompt file is gone", GONE),
     ],
 )
 def test_an_error_of_one_process_is_the_last_line_of_both(
@@ -40,15 +40,15 @@ def test_an_error_of_one_process_is_the_last_line_of_both(
 ):
     run = forked(tmp_path, "fit", "--config", trouble(tmp_path, sd3_folder, what, place, at, rank), *TWO)
     codes = run.wait()
-    assert (codes[rank], codes[1 - rank]) == (2 if what == "hopeless" else 1, 2), both(run)
+    assert (codes[rank], codes[1 - rank]) == (2 if what == "user error" else 1, 2), both(run)
     assert own in run.last(rank)
-    assert run.last(1 - rank).startswith(f"guardlit fit: error: ended because another process did: {heard}")
+    assert run.last(1 - rank).startswith(f"guardlit fit: error: stopped because another rank failed: {heard}")
 
 
 def test_a_process_that_is_killed_is_named_by_the_other(sd3_folder: Path, tmp_path: Path):
     run = forked(tmp_path, "fit", "--config", trouble(tmp_path, sd3_folder, "SIGKILL", "rollout", 3), *TWO)
     assert run.wait() == [2, -signal.SIGKILL], both(run)
-    assert re.match("guardlit fit: error: process 1, last at .*, is dead, stopped or cut off: ", run.last(0))
+    assert re.match("guardlit fit: error: rank 1, last at .*, is dead, stopped or disconnected: ", run.last(0))
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_a_process_that_stands_still_is_named_with_the_collective_and_its_limit(
     run.processes[0].join(200)
     run.kill(signal.SIGKILL, 1)
     assert run.wait() == [2, -signal.SIGKILL], both(run)
-    said = "process 1, last at .*, is dead, stopped or cut off: all_reduce of process 0 at rollout 3 of 20 failed "
+    said = "rank 1, last at .*, is dead, stopped or disconnected: all_reduce of rank 0 at rollout 3 of 20 failed "
     assert re.match(
         f"guardlit fit: error: {said}.*imed ?out.*the limit is the strategy's `timeout`, 0:00:30", run.last(0)
     )
@@ -68,7 +68,7 @@ def test_a_process_that_stands_still_is_named_with_the_collective_and_its_limit(
 def test_the_second_ctrl_c_ends_both_at_once(sd3_folder: Path, tmp_path: Path):
     """Of a process that sleeps where it would score, and of one that waits for it in a collective."""
     run = forked(tmp_path, "fit", "--config", trouble(tmp_path, sd3_folder, "sleep", "reward", 1), *TWO)
-    run.until(tmp_path / "told")
+    run.until(tmp_path / "marker")
     for _ in range(40):  # signals that come before a process has answered the one before count as one
         run.kill(signal.SIGINT, *(rank for rank, process in enumerate(run.processes) if process.is_alive()))
         run.processes[1].join(0.5)
@@ -111,7 +111,7 @@ def test_a_process_that_hears_nothing_is_ended_by_its_watch(sd3_folder: Path, tm
     path = trouble(tmp_path, sd3_folder, "sleep and raise", "reward", 1, rank=1)
     run = forked(tmp_path, "fit", "--config", path, *TWO)
     assert run.wait() == [1, 1], both(run)
-    assert run.last(1).startswith("guardlit: error: process 0: RuntimeError: the wires are cut")
+    assert run.last(1).startswith("guardlit: error: rank 0: RuntimeError: the wires are cut")
 
 
 def both(run: Forked) -> str:

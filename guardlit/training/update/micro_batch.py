@@ -105,7 +105,11 @@ def largest_that_fits(module: Tried, context: Context, sizes: Sequence[int], con
 
 def _tried(module: Tried, make_step: Step, sizes: Sequence[int]) -> int:
     total = torch.cuda.get_device_properties(module.device).total_memory
-    kept = kept_bytes(module) + int(SPARE * total)
+    return first_with_room(module, make_step, sizes, kept_bytes(module) + int(SPARE * total))
+
+
+def first_with_room(module: Tried, make_step: Step, sizes: Sequence[int], kept: int) -> int:
+    """The first size whose step fits next to `kept` bytes; 0 where none does."""
     return next((size for size in sizes if _has_room(module, make_step, size, kept)), 0)
 
 

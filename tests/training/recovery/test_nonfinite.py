@@ -17,7 +17,7 @@ from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.world import World
 from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.round import Round
-from guardlit.training.nonfinite import SCALER_PATIENCE, NonFiniteGuard
+from guardlit.training.recovery.nonfinite import SCALER_PATIENCE, NonFiniteGuard
 from guardlit.types import Prompt
 
 POISONED = [2, 5]
