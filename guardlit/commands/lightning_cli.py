@@ -124,6 +124,6 @@ def main(args: list[str]) -> None:
         with user_errors(), report_to_launcher():
             GuardlitCLI()
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns it into an exit code of its own
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit code
             raise KeyboardInterrupt from None
         raise

@@ -178,7 +178,7 @@ def _tables(run: PlannedRun, document: dict[str, Any]) -> list[tuple[str, Row, l
     phases: list[Row] = [(name, _bytes(size)) for name, size in memory["phases"].items()]
     phases.append((f"training {checkpointing} gradient checkpointing", _bytes(memory["other_checkpointing"])))
     if run.on_gpu:
-        phases.append(("in the host's memory, beside", _bytes(memory["host"])))
+        phases.append(("in the host's memory, besides", _bytes(memory["host"])))
     parts: list[Row] = [(name, _bytes(size)) for name, size in memory["parts"].items() if size]
     if not memory["scorers_known"]:
         parts.append(("scorers", "not known before they load"))

@@ -150,7 +150,7 @@ def _device(name: str) -> torch.device:
 
 
 def _facts(settings: ServerSettings) -> dict[str, Any]:
-    """What can change a value's last digits, beside the scorers' provenance."""
+    """What can change a value's last digits, besides the scorers' provenance."""
     return {
         "protocol": PROTOCOL,
         "guardlit": __version__,

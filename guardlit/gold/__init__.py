@@ -1,3 +1,3 @@
-"""`guardlit evaluate`: base model, checkpoints and exported weights under gold scorers, in a table. Imports training."""
+"""`guardlit evaluate`: base model, checkpoints and exported weights under gold scorers, one table. Imports training."""
 
 from guardlit.gold.settings import Gold as Gold

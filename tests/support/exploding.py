@@ -141,7 +141,7 @@ class Scripted(Brightness):
 
 
 class Falling(Background):
-    """Mean grey level, less a fall for one request.
+    """Mean gray level, less a fall for one request.
 
     Args:
         at: index of the request of each process.

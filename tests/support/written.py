@@ -27,7 +27,7 @@ FONTS = ["DejaVuSans.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono-Oblique.ttf",
 
 
 def written(text: str, size: int, font: str = FONTS[0], seed: int = 0) -> Tensor:
-    """A text in a dark colour somewhere on a light one, (3, size, size) uint8."""
+    """A text in a dark color somewhere on a light one, (3, size, size) uint8."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (size, size), tuple(rng.integers(120, 256, 3).tolist()))
     draw = ImageDraw.Draw(image)
