@@ -40,7 +40,7 @@ class Coefficients:
         return len(self.dt)
 
     def between(self, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
-        """g, s and dt from one step to before another, (end - first,) each: what an objective asks about."""
+        """g, s and dt of the steps first to end - 1, (end - first,) each: the arguments of `Objective.bind`."""
         return self.velocity[first:end], self.std[first:end], self.dt[first:end]
 
 
@@ -88,8 +88,8 @@ class SDE(ABC):
     """A sampler: maps a sigma schedule to the coefficients of its steps."""
 
     noise_at_end: bool = True
-    """Whether a rollout draws this sampler's noise in the step to t = 0 although that is not trained; else the step is
-    the ODE's, which ends at the estimate of x_0."""
+    """Whether a rollout draws this sampler's noise in the step to t = 0 even if that is not trained; otherwise the step
+    is the ODE's, which ends at the estimate of x_0."""
 
     @abstractmethod
     def coefficients(self, sigmas: Tensor) -> Coefficients:
@@ -169,7 +169,7 @@ class CPS(SDE):
     x_1 = x + (1 - t) v.
 
     Args:
-        noise_level: share of the noise that is drawn anew, in [0, 1]; 0.8 in Flow-GRPO-Fast; 0 gives the Euler ODE.
+        noise_level: fraction of the noise that is drawn again, in [0, 1]; 0.8 in Flow-GRPO-Fast; 0 gives the Euler ODE.
     """
 
     def __init__(self, noise_level: float = 0.8) -> None:

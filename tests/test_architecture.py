@@ -25,11 +25,11 @@ def _read(folder: str) -> dict[str, Path]:
 GUARDLIT, CALLBACKS = _read("guardlit"), _read("callbacks/guardlit_callbacks")
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in {**GUARDLIT, **CALLBACKS}.items()}
 
-MATHS = ("sde", "surrogate", "objective", "kl", "advantage", "schedule")
+MATH = ("sde", "surrogate", "objective", "kl", "advantage", "schedule")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
-    MATHS,
-    ("files", "assets", "config", "processes", "devices"),
+    MATH,
+    ("files", "console", "assets", "config", "processes", "devices"),
     ("policies", "rewards"),
     ("rounds", "checkpoints"),
     ("data",),
@@ -41,12 +41,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """The rooms, and the modules at the top, lowest first: each may import what stands in a lower row."""
 NEIGHBORS = {("kl", "surrogate"), ("objective", "surrogate"), ("schedule", "sde"), ("schedule", "objective")}
-"""(importer, imported) of one row; the maths are one room in all but name."""
+"""(importer, imported) of one row; the math modules are one room in all but name."""
 
 CALLBACK_LAYERS: tuple[tuple[str, ...], ...] = (
     ("composite", "tools"),
     ("distributed", "figures"),
-    ("report",),
+    ("bases", "report"),
     ("callbacks",),
 )
 """The same for guardlit_callbacks; `callbacks` are the files at its top."""
@@ -170,8 +170,8 @@ def test_no_folder_is_crowded():
 # libraries ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_maths_know_torch_and_nothing_else():
-    modules = {f"guardlit.{name}" for name in MATHS} & GUARDLIT.keys()
+def test_the_math_knows_torch_and_nothing_else():
+    modules = {f"guardlit.{name}" for name in MATH} & GUARDLIT.keys()
     assert len(modules) >= 5
     assert excess(modules, lambda m: packages(imports(m)), {"torch", "numpy", "guardlit"}) == {}
 

@@ -64,6 +64,6 @@ FAULTS = [
         setting=TWO,
         prepare=before(SCORE, 6, fail(GuardlitError("the license of the scorer ran out")), rank=1),
         agent=False,
-        says=("guardlit fit: error: ", "process 1", "the license of the scorer ran out", "resume with --ckpt_path"),
+        says=("guardlit fit: error: ", "rank 1", "the license of the scorer ran out", "resume with --ckpt_path"),
     ),
 ]

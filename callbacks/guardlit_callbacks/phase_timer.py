@@ -45,7 +45,7 @@ class PhaseTimer(Callback):
     Args:
         phases: name of a module attribute, a mapping from phase to seconds spent so far; None for none.
         samples: name of a module attribute, the number of samples of this rank so far; None for none.
-        flops_per_sample: floating-point operations per sample, all phases together.
+        flops_per_sample: floating-point operations per sample, over all phases.
         peak_flops: peak operations per second of one device at the precision used.
         sync: synchronize the device at the end of each phase; exact, but slower.
 

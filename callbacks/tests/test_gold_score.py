@@ -67,7 +67,7 @@ class ImageMetric(PixelMetric):
 
 
 class Painter(LightningModule):
-    """Paints each prompt in one colour that depends on the step: red fades after step 4, the reward always rises."""
+    """Paints each prompt in one color that depends on the step: red fades after step 4, the reward always rises."""
 
     def __init__(self, peak=4, drop=()):
         super().__init__()

@@ -73,7 +73,7 @@ def test_it_warns_with_the_reason_and_writes_the_evaluations(make_trainer, recor
 @pytest.mark.filterwarnings("ignore:over-optimization")
 def test_counts_are_logged(make_trainer, recorder):
     run(make_trainer, OverOptimizationStop(patience=2, action="warn"), logger=recorder)
-    # it acts at steps 5 and 7, and counts anew
+    # it acts at steps 5 and 7, and counts again
     assert recorder.values("over_optimization/count") == list(enumerate([0.0, 0, 0, 1, 2, 1, 2, 1], start=1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guardlit_callbacks.report.writer import ConfigKeys, ReportError, execute
+from guardlit_callbacks.report import ConfigKeys, ReportError, execute
 
 from guardlit.errors import GuardlitError
 

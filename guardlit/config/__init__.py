@@ -1,1 +1,1 @@
-"""What users write and read: configuration files, options, errors of one line, the terminal. Imports errors."""
+"""What users write and read: configuration files, options, errors of a line, the terminal. Imports errors and assets."""

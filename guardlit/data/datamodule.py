@@ -106,7 +106,7 @@ class PromptDataModule(pl.LightningDataModule):
         Raises:
             GuardlitError: numbers that do not divide.
         """
-        plan = RoundPlan(*self.sizes, train_steps=train_steps, world=world)
+        plan = RoundPlan(*self.sizes, train_steps=train_steps, world_size=world)
         at_least(1, **{"data.rollout_batch": self.rollout_batch})
         return replace(plan, micro_batch=candidates(plan, self.rollout_batch)[0]) if self._auto else plan
 
@@ -187,7 +187,7 @@ class PromptDataModule(pl.LightningDataModule):
 
     def fingerprint(self) -> dict[str, str]:
         """What a checkpoint must agree on with these data: batch arithmetic, seed and prompts."""
-        free = ("world", "micro_batch", "train_steps")  # any world size and any micro-batch make the same updates
+        free = ("world_size", "micro_batch", "train_steps")  # any world size and any micro-batch make the same updates
         facts = {f"data.{name}": str(value) for name, value in vars(self.plan).items() if name not in free}
         val = f"{self.val.digest} x {self.val_images}"
         return {**facts, "data.seed": str(self.seed), "data.train": self.train.digest, "data.val": val}

@@ -1,3 +1,6 @@
-"""`guardlit evaluate`: base model, checkpoints and exported weights under gold scorers, one table. Imports training."""
+"""`guardlit evaluate`: base model, checkpoints and exported weights under gold scorers, in one table.
+
+Imports training and the rooms below it.
+"""
 
 from guardlit.gold.settings import Gold as Gold

@@ -1,4 +1,4 @@
-"""Policies, one file a model family; only this room uses diffusers and peft. Imports errors, types, assets, devices."""
+"""Policies, one file a model family; only these use diffusers, peft. Imports errors, types, files, assets, devices."""
 
 from guardlit.policies.base import FlowPolicy as FlowPolicy
 from guardlit.policies.diffusers_base import DiffusersPolicy as DiffusersPolicy

@@ -22,7 +22,7 @@ class Experience:
     """A collected round, ready to be cut into micro-batches.
 
     Attributes:
-        round: what was asked for.
+        round: that was drawn.
         trajectories: of n local rows.
         advantage: (N,) by image.
         mask: images that count, (N,) bool.
@@ -46,7 +46,7 @@ class Experience:
 
     @property
     def velocity(self) -> Tensor | None:
-        """The sampling policy's there, (n, S, C, H, W) float32; None where it is not kept."""
+        """The sampling policy's velocity there, (n, S, C, H, W) float32; None where it is not kept."""
         return self.trajectories.velocity
 
     @cached_property
@@ -66,7 +66,7 @@ class Experience:
         return NoiseSource(self.round.seed, self.round.index, self.latents.shape[2:])
 
     def steps_of(self, rows: Sequence[int], slots: Sequence[int]) -> list[int]:
-        """The denoising step that stands at each row's slot."""
+        """The denoising step at each row's slot."""
         table = self.round.trained_steps
         return [int(table[self.round.samples[row], slot]) for row, slot in zip(rows, slots, strict=True)]
 
@@ -80,7 +80,7 @@ class Experience:
         return dict(sorted(found.items()))
 
     def take(self, rows: list[int], slots: list[int]) -> Transition:
-        """The micro-batch of B local rows, each at one of its S trained steps, on the device."""
+        """The micro-batch of B local rows, each at one of its S slots, on the device."""
         samples, device = [self.round.samples[row] for row in rows], self.trajectories.device
         noise = self._noise.draw(samples, self.steps_of(rows, slots), pinned=device.type == "cuda")
         index = torch.tensor([rows, slots, samples])
@@ -102,11 +102,10 @@ class Experience:
         )
 
     def state(self, collect: Callable[[Tensor], list[Tensor]]) -> dict[str, Any]:
-        """The round for a checkpoint, by image, so that any number of processes can take it up.
+        """The round for a checkpoint, by image, so that it is resumed at any world size. Collective.
 
         Args:
-            collect: gives the processes' tensors, of the CPU, to the one that writes, and to others none; called by
-                all of them.
+            collect: gathers CPU tensors of all ranks on the rank that writes, and gives the others none.
         """
         kept = {"latents": self.latents, "velocity": self.velocity}
         return {
@@ -130,15 +129,15 @@ class Experience:
         place: Place = "device",
         velocities: bool = True,
     ) -> Experience:
-        """Take up a round from a checkpoint; trajectories are used beside the conditioning, and rest at a place.
+        """Restore a round from a checkpoint; its trajectories are used on the conditioning's device.
 
         Args:
             state: of the checkpoint.
-            round: that it was taken in.
+            round: that the checkpoint was written in.
             conditioning: embeddings of the P prompts.
             coefficients: of the sampler.
-            place: where trajectories rest.
-            velocities: whether the checkpoint's, if it has some, are of use.
+            place: where trajectories are stored.
+            velocities: whether the checkpoint's velocities, if it has some, are kept.
         """
         device = next(iter(conditioning.values())).device
         velocity = state["velocity"][round.samples] if velocities and "velocity" in state else None

@@ -1,4 +1,4 @@
-"""What an update and a round said, as the scalars of one log line each."""
+"""Metrics of an update and of a round, one log line each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def update_metrics(outputs: Sequence[Outputs], norm: Tensor, skipped: int) -> di
     Args:
         outputs: `training_step`'s dictionaries, (B,) tensors each but for `loss`.
         norm: of the gradient, before clipping, ().
-        skipped: updates of the run so far that were not made.
+        skipped: updates of the run so far that were skipped.
 
     Returns:
         `train/loss`; `train/ratio_mean` and `train/ratio_std`, of ratio - 1; `train/clip_above` and
-        `train/clip_below`, shares of the transitions; `train/advantage_abs`; `train/kl` where there is one;
+        `train/clip_below`, fractions of the transitions; `train/advantage_abs`; `train/kl` where there is one;
         `train/grad_norm`; `train/skipped_updates`.
     """
     log_ratio = torch.cat([o["log_ratio"] for o in outputs]).double()
@@ -43,12 +43,12 @@ def update_metrics(outputs: Sequence[Outputs], norm: Tensor, skipped: int) -> di
 
 
 def finish_round(metrics: MutableMapping[str, float], collected: float, images: int, index: int) -> None:
-    """Add to a round's metrics what is known at its end.
+    """Add the metrics that are known at a round's end.
 
     Args:
         metrics: with `time/rollout_s` and `time/reward_s`; gets `time/update_s`, `time/images_per_s` and `round`.
         collected: when the updates began, by `time.perf_counter`.
-        images: of the round, on all processes.
+        images: of the round, on all ranks.
         index: of the round.
     """
     metrics["time/update_s"] = time.perf_counter() - collected

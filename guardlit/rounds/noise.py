@@ -1,6 +1,6 @@
-"""Noise that is a function of its place: (seed, round, image, step), never of a generator's history.
+"""Noise as a function of (seed, round, sample, step), independent of any generator's history.
 
-So a run draws the same noise on any number of processes, and a resumed run needs no random state.
+So a run draws the same noise at any world size, and a resumed run needs no random state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from guardlit.devices.transfer import to_device
 
 Place = tuple[Sequence[int], int]
-"""Images of a round, and the step that they are at."""
+"""Samples of a round, and the step that they are at."""
 INITIAL = -1
 """The step index of a sample's initial noise x_1."""
 EVALUATION = -1
@@ -54,13 +54,13 @@ class NoiseSource:
     def ahead(self, places: Sequence[Place], device: torch.device, threaded: bool | None = None) -> Iterator[Tensor]:
         """The noise of one place after another on a device, (B, C, H, W) float32.
 
-        Beside a GPU another thread draws the next place's into pinned memory while the device computes. On a CPU a
-        second thread that computes would slow down the first.
+        For a GPU another thread draws the next place's noise into pinned memory while the device computes. On a CPU a
+        second computing thread would slow down the first.
 
         Args:
             places: samples and their step.
             device: where the noise is needed.
-            threaded: whether another thread draws; None for beside a GPU.
+            threaded: whether another thread draws; null for GPUs only.
         """
         pinned = device.type == "cuda"
         if not (pinned if threaded is None else threaded):

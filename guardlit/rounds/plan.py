@@ -1,4 +1,4 @@
-"""The batch arithmetic of a round, derived from the user's numbers, and who does what in it."""
+"""The batch arithmetic of a round, and which rank trains on what in which micro-batch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class RoundPlan:
         images_per_prompt: K, the group's size.
         updates_per_round: optimizer steps on one round's images, over all inner epochs.
         inner_epochs: passes over the images.
-        micro_batch: transitions (one image at one denoising step) per forward and backward pass on a process.
+        micro_batch: transitions (one image at one denoising step) per forward and backward pass on a rank.
         train_steps: S, denoising steps that are trained of each image.
-        world: processes.
+        world_size: number of ranks.
 
     Raises:
         GuardlitError: numbers that do not divide.
@@ -38,7 +38,7 @@ class RoundPlan:
     inner_epochs: int
     micro_batch: int
     train_steps: int
-    world: int = 1
+    world_size: int = 1
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -56,9 +56,9 @@ class RoundPlan:
         self._divide("updates_per_round", self.updates_per_round, "inner_epochs", self.inner_epochs)
         images = f"images of a round ({self.prompts_per_round} prompts x {self.images_per_prompt} images)"
         self._divide(images, self.images, "updates per inner epoch", self.updates_per_epoch)
-        self._divide("images per update", self.images // self.updates_per_epoch, "processes", self.world)
+        self._divide("images per update", self.images // self.updates_per_epoch, "world size", self.world_size)
         transitions = (
-            f"transitions per update and process ({self.images_per_update} images x {self.train_steps} trained steps)"
+            f"transitions per update and rank ({self.images_per_update} images x {self.train_steps} trained steps)"
         )
         self._divide(transitions, self.images_per_update * self.train_steps, "micro_batch", self.micro_batch)
 
@@ -73,7 +73,7 @@ class RoundPlan:
 
     @property
     def images(self) -> int:
-        """N, images of a round on all processes."""
+        """N, images of a round on all ranks."""
         return self.prompts_per_round * self.images_per_prompt
 
     @property
@@ -83,17 +83,17 @@ class RoundPlan:
 
     @property
     def images_per_update(self) -> int:
-        """Images that one process contributes to an update."""
-        return self.images // self.updates_per_epoch // self.world
+        """Images that one rank contributes to an update."""
+        return self.images // self.updates_per_epoch // self.world_size
 
     @property
     def local_images(self) -> int:
-        """Images of a round on one process."""
-        return self.images // self.world
+        """Images of a round on one rank."""
+        return self.images // self.world_size
 
     @property
     def micro_batches_per_update(self) -> int:
-        """Forward and backward passes of a process per optimizer step: Lightning's `accumulate_grad_batches`."""
+        """Forward and backward passes of a rank per optimizer step: Lightning's `accumulate_grad_batches`."""
         return self.images_per_update * self.train_steps // self.micro_batch
 
     @property
@@ -108,20 +108,20 @@ class RoundPlan:
 
     @property
     def stride(self) -> int:
-        """Transitions of a micro-batch, those of all processes together."""
-        return self.micro_batch * self.world
+        """Transitions of a micro-batch on all ranks."""
+        return self.micro_batch * self.world_size
 
     def position(self, transitions: int) -> int:
-        """The micro-batch before which so many transitions of a round are done, by any number of processes.
+        """The index of the micro-batch that starts after that many transitions of a round, on all ranks.
 
         Raises:
-            GuardlitError: none of these micro-batches begins there.
+            GuardlitError: no micro-batch starts there.
         """
         position, rest = divmod(transitions, self.stride)
         if rest:
             raise GuardlitError(
-                f"the checkpoint stands {transitions} transitions into a round, where no micro-batch begins with "
-                f"{self.world} processes x data.micro_batch = {self.stride}: let this divide {transitions}, or resume "
+                f"the checkpoint stands {transitions} transitions into a round, where no micro-batch starts with "
+                f"{self.world_size} ranks x data.micro_batch = {self.stride}: let this divide {transitions}, or resume "
                 "from the end of a round"
             )
         return position
@@ -135,7 +135,7 @@ class RoundPlan:
             available: prompts in the set.
 
         Returns:
-            P indices; the same for every process, whatever came before.
+            P indices; the same on every rank.
         """
         first = round * self.prompts_per_round
         positions = range(first, first + self.prompts_per_round)
@@ -144,15 +144,15 @@ class RoundPlan:
     def order(self, seed: int, round: int) -> Tensor:
         """The images' order of training, a permutation (N,) of 0 ... N - 1; image i belongs to prompt i // K.
 
-        Position p falls to update p // (N / updates per epoch) and to process p mod world, so that an update sees the
-        same images on any number of processes.
+        Position p belongs to update p // (N / updates per epoch) and to rank p mod world size, so that an update has
+        the same images at any world size.
         """
         return _permutation(self.images, mix(seed, _ORDER, round))
 
     def passes(self, seed: int, round: int) -> list[tuple[list[int], list[int]]]:
-        """The micro-batches of one process: (local rows, slots) of each, over all inner epochs.
+        """The micro-batches of one rank: (local rows, slots) of each, over all inner epochs.
 
-        A process's row q is position q * world + rank; slot k of S is the k-th of an image's trained steps, the same
+        A rank's row q is position q * world size + rank; slot k of S is the k-th of an image's trained steps, the same
         step for all images unless a window chooses them. Inside an update the order is by slot, so that a micro-batch
         that divides the images of an update stays at one timestep. Later inner epochs take the updates in a new order.
         """
@@ -170,16 +170,16 @@ class RoundPlan:
         return batches
 
     def describe(self) -> str:
-        """The arithmetic in words, printed once at start."""
-        many = self.world > 1
+        """The arithmetic in words, printed once at the start."""
+        many = self.world_size > 1
         transitions = self.images * self.train_steps
         lines = [
             f"images per round    {self.prompts_per_round} prompts x {self.images_per_prompt} = {self.images}"
-            + (f", {self.local_images} on each of {self.world} processes" if many else ""),
+            + (f", {self.local_images} on each of {self.world_size} ranks" if many else ""),
             f"transitions         {self.images} images x {self.train_steps} trained steps = {transitions}"
             + (f", in {self.inner_epochs} inner epochs" if self.inner_epochs > 1 else ""),
             f"updates per round   {self.updates_per_round}, each on {self.images // self.updates_per_epoch} images in"
-            f" {self.micro_batches_per_update} micro-batches of {self.micro_batch}{' per process' if many else ''}",
+            f" {self.micro_batches_per_update} micro-batches of {self.micro_batch}{' per rank' if many else ''}",
             f"off-policy          {self.off_policy_updates} of {self.updates_per_round} updates;"
             " in the first the ratio is 1 and the clip cannot act",
         ]
@@ -196,7 +196,7 @@ def candidates(plan: RoundPlan, most: int, done: int = 0) -> list[int]:
     """
     transitions = plan.micro_batches_per_update * plan.micro_batch
     sizes = range(min(most, transitions), 0, -1)
-    return [size for size in sizes if transitions % size == 0 and done % (size * plan.world) == 0]
+    return [size for size in sizes if transitions % size == 0 and done % (size * plan.world_size) == 0]
 
 
 @lru_cache(maxsize=2)  # a million prompts take 40 ms to permute, and every round asks about 64 rounds ahead

@@ -20,11 +20,11 @@ class Round:
 
     Attributes:
         index: of the round, from 0.
-        prompts: P prompts; image i of the round belongs to prompt i // K.
-        ahead: texts of later rounds, for encoding many at once.
+        prompts: P prompts; sample i of the round belongs to prompt i // K.
+        ahead: texts of later rounds, to encode many at once.
         plan: the arithmetic.
         seed: of the run.
-        rank: of this process.
+        rank: this one.
         window: which of an image's steps are trained; null for the first S.
         available_steps: steps that a window can choose from.
     """
@@ -45,8 +45,8 @@ class Round:
 
     @cached_property
     def samples(self) -> list[int]:
-        """Images of this process by local row."""
-        local: list[int] = self.order[self.rank :: self.plan.world].tolist()
+        """Images of this rank by local row."""
+        local: list[int] = self.order[self.rank :: self.plan.world_size].tolist()
         return local
 
     @cached_property
@@ -74,9 +74,9 @@ class Round:
         return self.prompts[sample // self.plan.images_per_prompt]
 
     def sample_weights(self, mask: Tensor) -> Tensor:
-        """Factor of each image's loss, (N,): masked images 0, the others 1 on average over their update.
+        """Factor of each image's loss, (N,): 0 for masked images, the others 1 on average over their update.
 
-        So the mean over an update is one over what remains of it, on all processes alike.
+        So the mean over an update is the mean over its remaining images; the same on every rank.
         """
         updates = mask[self.order].float().view(self.plan.updates_per_epoch, -1)
         updates = updates / updates.mean(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
@@ -85,7 +85,7 @@ class Round:
         return weights
 
     def by_image(self, gathered: Tensor) -> Tensor:
-        """Rows of all processes, (world, n, ...) -> (N, ...) by image."""
+        """Rows of all ranks, (world size, n, ...) -> (N, ...) by image."""
         by_position = gathered.transpose(0, 1).flatten(0, 1)
         out = torch.empty_like(by_position)
         out[self.order.to(out.device)] = by_position

@@ -28,7 +28,7 @@ class Sampling:
             raise GuardlitError(f"num_inference_steps={self.num_inference_steps} must be at least 1")
         if self.num_inference_steps > MOST_STEPS:
             raise GuardlitError(
-                f"num_inference_steps={self.num_inference_steps} must be at most {MOST_STEPS}, the time steps that "
+                f"num_inference_steps={self.num_inference_steps} must be at most {MOST_STEPS}, the timesteps that "
                 "models are trained on"
             )
         if not 1 <= self.guidance_scale < math.inf:
@@ -40,26 +40,27 @@ class Rollout(Sampling):
     """How training images are drawn, and which of their steps are trained.
 
     Attributes:
-        timestep_fraction: share of the steps, from the noisy end, that can be trained: 0.99 leaves the last one out.
+        timestep_fraction: fraction of the steps, from the noisy end, that can be trained: 0.99 leaves the last one out.
         window: which of those are trained of an image; null for all. Outside a window of the kinds `RandomWindow` and
             `SlidingWindow`, images follow the ODE.
-        initial_noise: whether each `sample` has initial noise of its own, or the images of a `group` share it.
-        trajectories: where a round's latents, and velocities if they are kept, rest until they are trained on: on the
-            `device`, or on the `host`, in pinned memory beside a GPU, from which each micro-batch's rows are fetched.
-        merge: draw with a LoRA added to the weights, which costs fewer operations and rounds otherwise; true, false or
-            `auto`. That merges where `model.old_velocity` keeps no velocities of the rollout: `recomputed`, and `auto`
-            once it recomputes, as it does from the start under `merge: true`. Where they are kept, the ratio of a
-            round's first update would no longer be exactly 1, so that only rounds whose rollout and training batches
-            differ, in half precision, may merge (that ratio is not 1 then): one call a round measures what merging does
-            to the log ratio, and half of the clip range is the most that is taken. Validation images are drawn merged
-            where the weights are float32. `rollout/merged` and `rollout/merge_error` are logged.
+        initial_noise: whether each `sample` has its own initial noise, or the images of a `group` share it.
+        trajectories: where a round's latents, and velocities if they are kept, are stored until they are trained on: on
+            the `device`, or on the `host`, for a GPU in pinned memory, from which each micro-batch's rows are copied.
+        merge: draw with a LoRA added to the weights, which costs fewer operations and rounds differently; true, false
+            or `auto`. `auto` merges where `model.old_velocity` keeps no velocities of the rollout: `recomputed`, and
+            `auto` once it recomputes, which it always does under `merge: true`. Where velocities are kept, merging
+            would make the ratio of a round's first update differ from 1. So only rounds whose rollout and training
+            batches differ, in half precision, may merge, since their first ratio is not exactly 1 anyway: one call a
+            round measures the log ratio that merging makes, which may be at most half of the clip range. Validation
+            images are drawn merged where the weights are float32. `rollout/merged` and `rollout/merge_error` are
+            logged.
     """
 
     num_inference_steps: int = 10
     timestep_fraction: float = 0.99
     window: Window | None = None
     initial_noise: Literal["sample", "group"] = "sample"
-    trajectories: Literal["device", "host"] = field(default="device", repr=False)  # no part of what a run is
+    trajectories: Literal["device", "host"] = field(default="device", repr=False)  # not part of the fingerprint
     merge: bool | Literal["auto"] = field(default="auto", repr=False)  # a resumed run may change it
 
     def __post_init__(self) -> None:
@@ -80,15 +81,15 @@ class Rollout(Sampling):
 
     @property
     def available_steps(self) -> int:
-        """Steps that can be trained."""
+        """Number of steps that can be trained."""
         return int(self.num_inference_steps * self.timestep_fraction + 1e-9)  # 100 x 0.29 is 28.999...
 
     @property
     def trainable_range(self) -> tuple[int, int]:
-        """The first step that is trained in some round or other, and the first one beyond."""
+        """Half-open range of steps that any round may train."""
         return (0, self.available_steps) if self.window is None else self.window.trainable_range(self.available_steps)
 
     @property
     def train_steps(self) -> int:
-        """S, steps that are trained of each image."""
+        """S, trained steps of each image."""
         return self.available_steps if self.window is None else self.window.size(self.available_steps)

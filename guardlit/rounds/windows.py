@@ -1,7 +1,7 @@
 """Which denoising steps of an image are trained, and whether the others draw noise.
 
-A sampler (`sde.py`) says what a step with noise looks like; a window says at which steps an image takes one. Steps
-outside a window are Euler steps of the ODE, so that the reward is credited to the few that were left to chance.
+A sampler (`sde.py`) defines a step with noise; a window selects the steps of an image that take one. Steps outside a
+window are Euler steps of the ODE, so that the reward is credited to the few random ones.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Window(ABC):
 
     @abstractmethod
     def size(self, available: int) -> int:
-        """S, steps that are trained of each image; raises `ValueError` when so many are not there."""
+        """S, trained steps of each image; raises `ValueError` where fewer are available."""
 
     @abstractmethod
     def steps(self, available: int, seed: int, round: int, group: int, sample: int) -> list[int]:
         """The S trained steps of one image of a round, rising."""
 
     def trainable_range(self, available: int) -> tuple[int, int]:
-        """The first step that the window holds in some round or other, and the first one beyond."""
+        """Half-open range of steps that any round may train."""
         return 0, available
 
     def table(self, available: int, seed: int, round: int, images: int, images_per_prompt: int) -> Tensor:
@@ -44,10 +44,10 @@ class Window(ABC):
 
 @dataclass(frozen=True)
 class RandomSubset(Window):
-    """Noise at every step, training at a random part of them, drawn for each image (DanceGRPO, arXiv 2505.07818).
+    """Noise at every step, training at a random subset, drawn for each image (DanceGRPO, arXiv 2505.07818).
 
     Attributes:
-        fraction: share of the available steps that is trained; 0.6 in DanceGRPO on FLUX.1-dev.
+        fraction: of the available steps, the part that is trained; 0.6 in DanceGRPO on FLUX.1-dev.
     """
 
     fraction: float = 0.6
@@ -65,7 +65,7 @@ class RandomSubset(Window):
         return size
 
     def steps(self, available: int, seed: int, round: int, group: int, sample: int) -> list[int]:
-        """The first S of a permutation of its own."""
+        """The first S of a permutation of this image."""
         generator = torch.Generator().manual_seed(mix(seed, _WINDOW, round, sample))
         chosen: list[int] = torch.randperm(available, generator=generator)[: self.size(available)].tolist()
         return sorted(chosen)
@@ -73,16 +73,16 @@ class RandomSubset(Window):
 
 @dataclass(frozen=True)
 class RandomWindow(Window):
-    """Noise and training in a run of steps that begins at random (Flow-GRPO-Fast).
+    """Noise and training in consecutive steps from a random start (Flow-GRPO-Fast).
 
-    With `size: 1` and `rollout.initial_noise: group` it is TempFlow-GRPO's branching (arXiv 2508.04324): the images of
-    a prompt part at one step, everything after it is deterministic, and the reward is credited to it.
+    With `length: 1` and `rollout.initial_noise: group` it is TempFlow-GRPO's branching (arXiv 2508.04324): the images
+    of a prompt branch at one step, everything after it is deterministic, and the reward is credited to it.
 
     Attributes:
         length: S, steps in the window.
-        low: first step that the window may hold.
-        high: first step beyond what it may hold; null for all that are available.
-        per: whether each `group` of images has a window of its own, or the whole `round` has one.
+        low: first step that the window may contain.
+        high: end of the steps that it may contain, exclusive; null for all that are available.
+        per: whether each `group` of images has its own window, or the whole `round` has one.
     """
 
     length: int = 2
@@ -105,7 +105,7 @@ class RandomWindow(Window):
         return self.length
 
     def steps(self, available: int, seed: int, round: int, group: int, sample: int) -> list[int]:
-        """One of the runs within [low, high), all equally likely."""
+        """One of the windows within [low, high), all equally likely."""
         starts = self.trainable_range(available)[1] - self.low - self.size(available) + 1
         key = mix(seed, _WINDOW, round, group) if self.per == "group" else mix(seed, _WINDOW, round)
         start = self.low + key % starts
@@ -114,13 +114,13 @@ class RandomWindow(Window):
 
 @dataclass(frozen=True)
 class SlidingWindow(Window):
-    """Noise and training in a run of steps that moves from the noisy end as training goes on (MixGRPO).
+    """Noise and training in consecutive steps that move from the noisy end during training (MixGRPO).
 
     Attributes:
         length: S, steps in the window; 4 in MixGRPO on FLUX.1-dev.
         every: rounds at one position; 25 there.
-        overlap: steps that two neighbouring positions share; 1 there.
-        roll_back: begin again after the last position; false stays there.
+        overlap: steps that two neighboring positions share; 1 there.
+        roll_back: start again after the last position; false stays there.
     """
 
     length: int = 4
@@ -138,7 +138,7 @@ class SlidingWindow(Window):
         return self.length
 
     def steps(self, available: int, seed: int, round: int, group: int, sample: int) -> list[int]:
-        """The run at the round's position; the last one ends with the last available step."""
+        """The window at the round's position; the last position ends with the last available step."""
         last = available - self.size(available)
         starts = [*range(0, last, self.length - self.overlap), last]
         position = round // self.every

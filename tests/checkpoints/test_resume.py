@@ -148,7 +148,7 @@ def test_a_round_may_be_cut_in_another_way(undisturbed, stop: str, tmp_path: Pat
     """Micro-batches of 8 where they were of 4: the same updates, but for rounding.
 
     Two rounds later a weight may differ by the share of an AdamW step, at most the learning rate of 1e-3, that follows
-    from a pixel rounded otherwise, which moves the reward by one grey level of one value.
+    from a pixel rounded otherwise, which moves the reward by one gray level of one value.
     """
     path, checkpoints = undisturbed
     other = ("--config", path, "--data.micro_batch", 8, "--trainer.default_root_dir", tmp_path / "runs")

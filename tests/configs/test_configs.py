@@ -107,7 +107,7 @@ def test_it_is_instantiated_and_divides_on_every_gpu(path: Path, parse):
             for file in [*bases(preset, []), preset]:
                 merged |= yaml.safe_load(file.read_text()).get("data", {})
             world = yaml.safe_load(preset.read_text())["trainer"]["devices"]
-            RoundPlan(*sizes, merged["micro_batch"], train_steps=steps, world=world)
+            RoundPlan(*sizes, merged["micro_batch"], train_steps=steps, world_size=world)
 
 
 def test_the_rows_of_table_1_are_all_there():
@@ -185,7 +185,7 @@ def _has_published_hyperparameters(group: dict) -> None:
 @pytest.mark.parametrize(("gpus", "backward_passes"), [(1, 576), (8, 72), (16, 36)])
 def test_the_published_arithmetic(gpus: int, backward_passes: int, parse):
     cli = parse(PUBLISHED)
-    plan = RoundPlan(*cli.datamodule.sizes, train_steps=cli.model.rollout.train_steps, world=gpus)
+    plan = RoundPlan(*cli.datamodule.sizes, train_steps=cli.model.rollout.train_steps, world_size=gpus)
     assert (plan.images, plan.updates_per_round, plan.off_policy_updates) == (1152, 2, 1)
     # published: 16 processes x 9 images x 8 batches, each update after 4 batches x 9 steps of backward passes
     assert plan.micro_batches_per_update == backward_passes

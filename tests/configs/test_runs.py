@@ -12,7 +12,7 @@ import torch
 from runs import guardlit, newest
 from safetensors.torch import load_file
 from scorer_files import make_hpsv2, make_imagereward
-from tiny_geneval import make_colour_clip, make_detector
+from tiny_geneval import make_color_clip, make_detector
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RUNS = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("gold_*.yaml")))
@@ -50,7 +50,7 @@ def proxy(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
                 return [f"--data.train={here / 'train.txt'}", f"--data.val={here / 'train.txt'}"]
             case "geneval":
                 (here / "train.jsonl").write_text("\n".join(map(json.dumps, OBJECTS)) + "\n")
-                make_colour_clip(here / "clip")
+                make_color_clip(here / "clip")
                 scorer = {"detector": make_detector(here / "tiny"), "clip": here / "clip"}
                 data = [f"--data.train={here / 'train.jsonl'}", f"--data.val={here / 'train.jsonl'}"]
                 return [*data, *(f"--model.reward.{key}={value}" for key, value in scorer.items())]

@@ -21,8 +21,7 @@ SMALL = {"prompts_per_round": 3, "images_per_prompt": 2, "updates_per_round": 1,
 class Runner:
     """What the DataModule asks of a module."""
 
-    train_steps = 2
-    rollout = SimpleNamespace(window=None, available_steps=4)
+    rollout = SimpleNamespace(window=None, available_steps=4, train_steps=2)
 
     def __init__(self) -> None:
         self.checked: list[str] = []

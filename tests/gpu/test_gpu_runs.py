@@ -14,16 +14,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from reference.seeded import pictures
+from runs import EVERY_UPDATE, config, differing, guardlit, newest, start
 from runs import _tensors as tensors
-from runs import config, differing, guardlit, newest, start
 from scorer_files import request as asked
 
 from guardlit.types import RewardRequest
 
 pytestmark = pytest.mark.gpu
 EMA = {"class_path": "guardlit_callbacks.TrainableEMA"}
-KEEP = {"filename": "update_{step}", "every_n_train_steps": 1, "save_top_k": -1, "auto_insert_metric_name": False}
-EVERY_UPDATE = {"class_path": "ModelCheckpoint", "init_args": KEEP}
 WATCHING = [
     EMA,
     {"class_path": "guardlit_callbacks.SampleGrid", "init_args": {"max_images": 2}},

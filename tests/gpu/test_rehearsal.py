@@ -10,19 +10,10 @@ import torch
 import yaml
 from families import FAMILIES
 from rehearsal import Rehearsal, rehearse
-from runs import config, differing, guardlit, newest
+from runs import EVERY_UPDATE, config, differing, guardlit, newest
 
 pytestmark = pytest.mark.timeout(400)
 
-EVERY_UPDATE = {
-    "class_path": "ModelCheckpoint",
-    "init_args": {
-        "filename": "update_{step}",
-        "every_n_train_steps": 1,
-        "save_top_k": -1,
-        "auto_insert_metric_name": False,
-    },
-}
 ALL = [
     {"class_path": "guardlit_callbacks.TrainableEMA"},
     {"class_path": "guardlit_callbacks.SampleGrid"},

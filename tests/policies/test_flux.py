@@ -33,12 +33,8 @@ def schnell(tmp_path_factory: pytest.TempPathFactory) -> FluxPolicy:
 
 @pytest.mark.parametrize(("pixels", "steps"), [(256, 6), (512, 2), (768, 3), (1024, 2)])
 def test_the_schedule_of_any_size_is_the_pipelines_bit_for_bit(folder: Path, pixels: int, steps: int):
-    pipe = FLUX.pipeline(folder)
-    FLUX.draw(pipe, 3.5, steps, height=pixels, width=pixels, output_type="latent")
-    policy = FluxPolicy(str(folder), pixels, cache=None)
-    policy.load()
-    ours = policy.sigmas(steps)
-    assert torch.equal(ours.float(), pipe.scheduler.sigmas)
+    ours, pipelines = FLUX.schedules(folder, pixels, steps)
+    assert torch.equal(ours.float(), pipelines)
     mu = 0.5 + (1.15 - 0.5) * ((pixels // 16) ** 2 - 256) / (4096 - 256)  # by hand, from FLUX.1's report
     t = [1 - i / steps for i in range(steps)]
     expected = [math.exp(mu) * s / (math.exp(mu) * s + 1 - s) for s in t]

@@ -24,11 +24,8 @@ def folder(tiny) -> Path:
 
 @pytest.mark.parametrize(("pixels", "steps"), [(256, 2), (256, 10), (512, 4), (1088, 1)])
 def test_the_schedule_of_any_size_is_the_pipelines_bit_for_bit(folder: Path, pixels: int, steps: int):
-    pipe = KLEIN.pipeline(folder)
-    KLEIN.draw(pipe, 1.0, steps, height=pixels, width=pixels, output_type="latent")
-    policy = Flux2KleinPolicy(str(folder), pixels, cache=None)
-    policy.load()
-    assert torch.equal(policy.sigmas(steps).float(), pipe.scheduler.sigmas)
+    ours, pipelines = KLEIN.schedules(folder, pixels, steps)
+    assert torch.equal(ours.float(), pipelines)
 
 
 def test_latents_need_no_packing(folder: Path):

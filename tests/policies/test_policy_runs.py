@@ -8,19 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES
-from runs import config, differing, guardlit, newest
+from runs import EVERY_UPDATE, config, differing, guardlit, newest
 from watching import seen_outputs
 
 OTHERS = [name for name in FAMILIES if name != "sd3"]  # whose runs are test_module.py's
-EVERY_UPDATE = {
-    "class_path": "ModelCheckpoint",
-    "init_args": {
-        "filename": "update_{step}",
-        "every_n_train_steps": 1,
-        "save_top_k": -1,
-        "auto_insert_metric_name": False,
-    },
-}
 
 
 def run_of(name: str, folder: Path, model: Path, **changes: object) -> Path:

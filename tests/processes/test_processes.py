@@ -1,4 +1,4 @@
-"""Two processes, by torchrun on gloo: a run goes through, and it is the run of one process."""
+"""Two ranks, by torchrun on gloo: their run is that of one rank."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from runs import config, differing, guardlit, newest
 
 
-def two_processes(*args: object) -> subprocess.CompletedProcess[bytes]:
-    """`python ARGS` twice, as the processes of one run."""
+def two_ranks(*args: object) -> subprocess.CompletedProcess[bytes]:
+    """`python ARGS` twice, as the ranks of one run."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(command, env=environment, timeout=240, check=False)
 
 
-def test_two_processes_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path):
+def test_two_ranks_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path):
     callbacks = [
         {"class_path": "guardlit_callbacks.TrainableEMA"},
         {"class_path": "guardlit.training.export.ExportAtEnd"},
@@ -34,7 +34,7 @@ def test_two_processes_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path)
         (tmp_path / name).mkdir()
         paths[name] = config(tmp_path / name, sd3_folder, data__micro_batch=2, data__rollout_batch=2, **changes)
     assert guardlit("fit", "--config", paths["one"]) == 0
-    assert two_processes(Path(__file__).parents[1] / "support" / "several.py", paths["two"]).returncode == 0
+    assert two_ranks(Path(__file__).parents[1] / "support" / "several.py", paths["two"]).returncode == 0
     assert all(last.endswith("exit code 0") for last in said(tmp_path / "two"))
     states = {}
     for name in paths:
@@ -46,21 +46,21 @@ def test_two_processes_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path)
         torch.testing.assert_close(states["two"][name], value, rtol=1e-4, atol=1e-5 * moved)
 
 
-def _on_the_second(name: str, **settings: object) -> dict[str, object]:
+def _on_rank_1(name: str, **settings: object) -> dict[str, object]:
     return {"class_path": f"exploding.{name}", "init_args": {"rank": 1, **settings}}
 
 
 BACK = {"class_path": "guardlit.training.recovery.rollback.Rollback", "init_args": {"gold": None}}
-NUMBERS = {  # what goes wrong on the second process only
-    "skipped": {"model__nonfinite": "skip", "trainer__callbacks": [_on_the_second("Poison", updates=[1, 5])]},
-    "broken": {"trainer__callbacks": [_on_the_second("Break", round=0)]},
-    "back": {"trainer__callbacks": [_on_the_second("Poison", updates=[5], above_lr=6e-4), BACK]},
+NUMBERS = {  # what fails on rank 1 only
+    "skipped": {"model__nonfinite": "skip", "trainer__callbacks": [_on_rank_1("Poison", updates=[1, 5])]},
+    "broken": {"trainer__callbacks": [_on_rank_1("Break", round=0)]},
+    "back": {"trainer__callbacks": [_on_rank_1("Poison", updates=[5], above_lr=6e-4), BACK]},
 }
 
 
 @pytest.fixture(scope="module")
 def failed(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of one-round runs on two processes, the second of which has a scorer that fails in some way."""
+    """The folders of one-round runs on two ranks, where rank 1 has a scorer that fails in some way."""
     folders = {how: tmp_path_factory.mktemp(how) for how in ("first", "raise", "hopeless")}
     settings = {"data__micro_batch": 2, "data__val": None, "trainer__max_epochs": 1, "model__max_failed_fraction": 0.13}
     paths = []
@@ -70,21 +70,21 @@ def failed(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     for how, changes in NUMBERS.items():
         folders[how] = tmp_path_factory.mktemp(how)
         paths.append(config(folders[how], sd3_folder, **{**settings, "trainer__max_epochs": 2, **changes}))
-    assert two_processes(Path(__file__).parents[1] / "support" / "several.py", *paths).returncode == 0
+    assert two_ranks(Path(__file__).parents[1] / "support" / "several.py", *paths).returncode == 0
     return folders
 
 
 def said(folder: Path) -> list[str]:
-    """The last thing that each process said, and its exit code."""
+    """The last line of each rank, and its exit code."""
     return [" ".join((folder / f"process_{rank}.txt").read_text().splitlines()[-2:]) for rank in range(2)]
 
 
-def test_a_sample_that_fails_on_one_process_is_left_out_on_both(failed):
+def test_a_sample_that_fails_on_one_rank_is_left_out_on_both(failed):
     assert all(last.endswith("exit code 0") for last in said(failed["first"])), said(failed["first"])
     with next(failed["first"].rglob("metrics.csv")).open() as file:
         (row,) = (row for row in csv.DictReader(file) if row["reward/failed"])
     assert float(row["reward/failed"]) == 1 / 8
-    assert float(row["reward/background/requests"]) == 4  # two on each process
+    assert float(row["reward/background/requests"]) == 4  # two on each rank
     assert float(row["reward/background/latency_p95"]) == 1  # the larger of 0 and 1
 
 
@@ -93,11 +93,11 @@ NEVER = "round 0, rank 1: reward 'background' failed on images of '"
 
 
 @pytest.mark.parametrize(("how", "expected"), [("raise", TOO_MANY), ("hopeless", NEVER)])
-def test_a_scorer_that_raises_on_one_process_stops_both(failed, how: str, expected: str):
+def test_a_scorer_that_raises_on_one_rank_stops_both(failed, how: str, expected: str):
     one, two = said(failed[how])
     assert one == two
     assert one.startswith("guardlit fit: error: " + expected)
-    assert all(part in one for part in ("process 1", "the wires are cut"))
+    assert all(part in one for part in ("rank 1", "the wires are cut"))
     assert one.endswith("exit code 2")
 
 
@@ -120,7 +120,7 @@ def test_both_stop_over_images_that_one_cannot_draw(failed):
     assert one.endswith("exit code 2")
 
 
-def test_both_go_back_to_the_checkpoint(failed):
+def test_both_roll_back_to_the_checkpoint(failed):
     assert all(last.endswith("exit code 0") for last in said(failed["back"])), said(failed["back"])
     saved = torch.load(newest(failed["back"]), weights_only=True)
     assert (saved["global_step"], saved["callbacks"]["Rollback"]["rollbacks"]) == (8, 1)
@@ -133,7 +133,7 @@ STOP = {"class_path": "background.Stop", "init_args": {"batch": 5}}
 
 @pytest.fixture(scope="module")
 def stopped(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of runs on two processes: undisturbed, stopped within the second update, and gone on from there."""
+    """Folders of runs on two ranks: undisturbed, stopped within the second update, and resumed from there."""
     folders = {how: tmp_path_factory.mktemp(how) for how in ("whole", "stopped", "resumed")}
     objective = {"class_path": "GRPOGuard", "init_args": {"clip_range": "auto"}}
     settings = {"model__objective": objective, "data__micro_batch": 2, "data__val": None, "trainer__max_steps": 2}
@@ -142,11 +142,11 @@ def stopped(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for how in more.keys() | folders.keys():
         config(folders[how], sd3_folder, **settings, **({"trainer__callbacks": []} | more.get(how, {})))
     paths = [folder / "run.yaml" for folder in folders.values()]
-    assert two_processes(Path(__file__).parents[1] / "support" / "several.py", *paths).returncode == 0
+    assert two_ranks(Path(__file__).parents[1] / "support" / "several.py", *paths).returncode == 0
     return folders
 
 
-def test_two_processes_go_on_within_an_update_with_the_log_ratios_of_both(stopped):
+def test_two_ranks_resume_within_an_update_with_the_log_ratios_of_both(stopped):
     """The clip range that is calibrated from them is that of the undisturbed run, bit for bit."""
     assert [line.endswith("exit code 143") for line in said(stopped["stopped"])] == [True, True]
     assert [line.endswith("exit code 0") for line in said(stopped["resumed"])] == [True, True]

@@ -29,7 +29,7 @@ def plans(draw: st.DrawFn) -> RoundPlan:
 def test_processes_share_a_round_in_complete_groups(plan: RoundPlan, seed: int, index: int):
     rounds = [
         Round(index, [Prompt(str(i)) for i in range(plan.prompts_per_round)], [], plan, seed, rank)
-        for rank in range(plan.world)
+        for rank in range(plan.world_size)
     ]
     dealt = [s for r in rounds for s in r.samples]
     assert sorted(dealt) == list(range(plan.images))  # every image once
@@ -54,7 +54,7 @@ def test_every_transition_is_trained_once_an_inner_epoch(plan: RoundPlan, seed: 
 @given(plans(), st.integers(0, 2**31), st.integers(0, 50))
 def test_an_update_sees_the_same_images_on_any_number_of_processes(plan: RoundPlan, seed: int, index: int):
     def updates(world: int) -> list[set[tuple[int, int]]]:
-        numbers = {**vars(plan), "world": world, "micro_batch": 1}
+        numbers = {**vars(plan), "world_size": world, "micro_batch": 1}
         some = RoundPlan(**numbers)
         order, per_update = some.order(seed, index).tolist(), some.micro_batches_per_update
         seen: list[set[tuple[int, int]]] = [set() for _ in range(some.updates_per_round)]
@@ -64,7 +64,7 @@ def test_an_update_sees_the_same_images_on_any_number_of_processes(plan: RoundPl
                 seen[i // per_update] |= {(local[q], s) for q, s in zip(rows, steps, strict=True)}
         return seen
 
-    assert updates(plan.world) == updates(1)
+    assert updates(plan.world_size) == updates(1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,10 +104,10 @@ def test_a_micro_batch_that_divides_the_images_stays_at_one_timestep():
 
 def test_the_published_arithmetic():
     """48 x 24 images on 16 GPUs, micro-batches of 9 images, accumulation 4 batches x 9 steps: 2 updates a round."""
-    plan = RoundPlan(48, 24, 2, 1, 9, 9, world=16)
+    plan = RoundPlan(48, 24, 2, 1, 9, 9, world_size=16)
     assert (plan.images, plan.local_images, plan.micro_batches_per_update) == (1152, 72, 36)
     assert plan.micro_batches == 72
-    assert "1152, 72 on each of 16 processes" in plan.describe()
+    assert "1152, 72 on each of 16 ranks" in plan.describe()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_the_published_arithmetic():
         ),
         ((4, 4, 3, 2, 1, 1), "updates_per_round = 3 is not divisible by inner_epochs = 2; it is by 1, 3"),
         ((4, 4, 2, 1, 5, 3), "(8 images x 3 trained steps) = 24 is not divisible by micro_batch = 5; it is by 4, 6, 3"),
-        ((3, 2, 2, 1, 1, 1, 2), "images per update = 3 is not divisible by processes = 2"),
+        ((3, 2, 2, 1, 1, 1, 2), "images per update = 3 is not divisible by world size = 2"),
         ((0, 2, 2, 1, 1, 1), "prompts_per_round=0 must be at least 1"),
         ((4, 1, 2, 1, 1, 1), "a group, which needs at least 2 images"),
     ],
@@ -143,14 +143,14 @@ def test_sample_weights_are_one_on_average_over_what_remains():
 
 
 def test_gathered_rows_come_back_by_image():
-    plan = RoundPlan(4, 4, 2, 1, 4, 1, world=2)
+    plan = RoundPlan(4, 4, 2, 1, 4, 1, world_size=2)
     rounds = [Round(0, [Prompt("p")] * 4, [], plan, 3, rank) for rank in (0, 1)]
     gathered = torch.stack([torch.tensor(r.samples).float() for r in rounds])
     assert rounds[0].by_image(gathered).tolist() == list(range(16))
 
 
 def test_a_place_in_a_round_is_found_by_any_processes_that_reach_it():
-    alone, four = (RoundPlan(2, 4, 2, 1, 1, train_steps=2, world=world) for world in (1, 4))
+    alone, four = (RoundPlan(2, 4, 2, 1, 1, train_steps=2, world_size=world) for world in (1, 4))
     assert (alone.position(12), four.position(12)) == (12, 3)
     with pytest.raises(GuardlitError, match=r"stands 10 transitions into a round.*= 4: let this divide 10, or resume"):
         four.position(10)

@@ -94,7 +94,7 @@ def test_a_round_on_one_rank():
 def test_a_round_on_two_ranks_is_that_of_one():
     """Scores are put in the order of the images; counters are summed, statistics are the largest."""
     reward = Reward.of(Counted())
-    mine, other = (replace(ROUND, plan=replace(PLAN, world=2), rank=rank) for rank in (0, 1))
+    mine, other = (replace(ROUND, plan=replace(PLAN, world_size=2), rank=rank) for rank in (0, 1))
     there = {"reward/bright/requests": 5.0, "reward/bright/latency_p95": 0.5, "reward/bright/deaths": 1.0}
     world = First(0, 2, torch.device("cpu"), rows=[torch.tensor(by_row(SCORES, other))], objects=[there])
     found = rewards(reward, round=mine, world=world).finish(batches(mine), results(reward, bright=by_row(SCORES, mine)))
@@ -120,7 +120,7 @@ def test_too_many_failures_stop_the_run_with_the_first_prompt():
 
 def test_a_rank_without_failures_stops_with_the_others():
     reward = Reward.of(Counted())
-    mine = replace(ROUND, plan=replace(PLAN, world=2))
+    mine = replace(ROUND, plan=replace(PLAN, world_size=2))
     world = First(0, 2, torch.device("cpu"), rows=[torch.full((4,), nan)])
     with pytest.raises(GuardlitError, match="of rank 1"):
         rewards(reward, round=mine, world=world).finish(batches(mine), results(reward, bright=by_row(SCORES, mine)))

@@ -61,6 +61,13 @@ class Family:
         settings = {"height": SIDE, "width": SIDE, "max_sequence_length": self.length, "output_type": "pt", **options}
         return pipe(prompt=[*PROMPTS], num_inference_steps=steps, **self.guidance(scale), **settings).images
 
+    def schedules(self, folder: Path, pixels: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Sigmas of the policy and of the pipeline's own call at an image size, (T + 1,) each."""
+        pipe, policy = self.pipeline(folder), self.policy(str(folder), pixels, cache=None)
+        self.draw(pipe, 1.0, steps, height=pixels, width=pixels, output_type="latent")
+        policy.load()
+        return policy.sigmas(steps), pipe.scheduler.sigmas
+
 
 def _flux_tokens(x: Tensor) -> Tensor:
     return diffusers.FluxPipeline._pack_latents(x, *x.shape)

@@ -13,6 +13,17 @@ import yaml
 
 PROMPTS = ["a cat on a table", "two dogs", "a red car", "the sky over the sea", "a house"]
 
+EVERY_UPDATE = {
+    "class_path": "ModelCheckpoint",
+    "init_args": {
+        "filename": "update_{step}",
+        "every_n_train_steps": 1,
+        "save_top_k": -1,
+        "auto_insert_metric_name": False,
+    },
+}
+"""A callback that saves a checkpoint after every update."""
+
 
 def config(folder: Path, model: Path, **changes: object) -> Path:
     """Write a run's YAML: 3 rounds of 2 prompts x 4 images, 4 trained steps, 2 updates, 2 inner epochs."""

@@ -11,6 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from guardlit.types import RewardRequest
+
 PHRASES = [
     "Spring Collection 2024",
     "Step Goal Achieved",
@@ -35,6 +37,12 @@ def written(text: str, size: int, font: str = FONTS[0], seed: int = 0) -> Tensor
     place = (size / 2, size * rng.uniform(0.2, 0.8))
     draw.text(place, text, font=_font(font, points), fill=tuple(rng.integers(0, 90, 3).tolist()), anchor="mm")
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+
+def sign_request(*texts: str, size: int = 256, wanted: tuple[str, ...] = ()) -> RewardRequest:
+    """Images of the texts; their prompts quote `wanted`, or the same texts."""
+    images = torch.stack([written(text, size) for text in texts])
+    return RewardRequest(images, [f'a sign "{text}"' for text in wanted or texts], [{}] * len(texts))
 
 
 @cache

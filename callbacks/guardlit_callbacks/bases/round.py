@@ -105,7 +105,7 @@ class RoundCallback(Callback):
         """Reports the round and clears its rows.
 
         The scalars go straight to the loggers: the time of `pl_module.log` is quadratic in the number of keys, of which
-        there are hundreds. Scalars of all steps together can be monitored like any other.
+        there are hundreds. Scalars over all steps can be monitored like any other.
         """
         if self._round is None:
             return

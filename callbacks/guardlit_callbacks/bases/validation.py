@@ -40,7 +40,7 @@ class ValidationCallback(Callback, Generic[Row]):
         """
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the rows of the last validation."""
+        """Clears the rows of the last validation."""
         self._rows = []
 
     def on_validation_batch_end(

@@ -30,8 +30,8 @@ _known: WeakKeyDictionary[Optimizer, _Known] = WeakKeyDictionary()
 def gradient_norm(pl_module: LightningModule) -> Tensor:
     """The 2-norm of all gradients before clipping, a float32 scalar, computed once an update. Collective if sharded.
 
-    Call it in `on_before_optimizer_step`. A module with a method `gradient_norm()` is asked for its own. Otherwise the
-    norm is shared between callers for as long as no gradient has changed.
+    Call it in `on_before_optimizer_step`. If the module has a method `gradient_norm()`, its result is taken. Otherwise
+    callers share one norm for as long as no gradient has changed.
     """
     own = getattr(pl_module, "gradient_norm", None)
     if ismethod(own):  # and not a metric of that name
@@ -52,7 +52,7 @@ def trained_parameters(optimizers: Iterable[Optimizer]) -> list[Tensor]:
 
 
 def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
-    """The 2-norm of all gradients together, a float32 scalar. Collective if they are sharded."""
+    """The 2-norm of all gradients, a float32 scalar. Collective if they are sharded."""
     sharded: list[Tensor] = []
     full: list[Tensor] = []
     for gradient in gradients:

@@ -53,7 +53,7 @@ def axes_grid(
         widths: of the columns, in inches.
         heights: of the rows, in inches.
         margins: around them.
-        title: of the whole figure; takes no space if empty.
+        title: of the figure; takes no space if empty.
     """
     from matplotlib.figure import Figure
 

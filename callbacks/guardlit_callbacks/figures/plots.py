@@ -120,7 +120,7 @@ def ratio_figure(panels: Mapping[str, RatioSamples], *, title: str = "") -> Figu
 
     Args:
         panels: panel title -> samples.
-        title: of the whole figure.
+        title: of the figure.
     """
     steps = sorted({int(t) for samples in panels.values() for t in np.unique(samples.step)})
     widths = [w for samples in panels.values() for w in ((3.4, 1.4) if samples.clipped is not None else (3.4,))]
@@ -144,7 +144,7 @@ def gradient_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, 
     Args:
         panels: panel title (which gradient) -> method or run -> step -> mean norm, in units of the loss. Values that
             are not above 0 are left out.
-        title: of the whole figure.
+        title: of the figure.
     """
     from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -177,7 +177,7 @@ def proxy_gold_figure(curves: Mapping[str, ProxyGoldCurve], *, title: str = "") 
 
     Args:
         curves: run name -> its evaluations; one run has two colors, several have one each.
-        title: of the whole figure.
+        title: of the figure.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -208,7 +208,7 @@ def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, tit
 
     Args:
         panels: panel title (what is shown) -> unit of its axis, and method -> curve.
-        title: of the whole figure.
+        title: of the figure.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -1,4 +1,10 @@
 """One HTML page of figures and tables from run folders. Imports `figures` and `tools`, neither torch nor Lightning.
 
-Public: `report.writer.build`, `report.labels.ConfigKeys`, and `report.writer.execute` for other command lines.
+Public: `build`, its `ConfigKeys` and `ReportError`, and `execute` for the command line of another program.
 """
+
+from guardlit_callbacks.report.data import ReportError
+from guardlit_callbacks.report.labels import ConfigKeys
+from guardlit_callbacks.report.writer import build, execute
+
+__all__ = ["ConfigKeys", "ReportError", "build", "execute"]

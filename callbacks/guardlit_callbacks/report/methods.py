@@ -48,7 +48,7 @@ class Method:
         return curve and thinned(curve)
 
     def ratio_samples(self) -> RatioSamples | None:
-        """The log ratios of all rounds and runs together."""
+        """The log ratios of all rounds and runs."""
         rounds = [arrays for run in self.runs for arrays in run.ratio.arrays]
         if not rounds:
             return None

@@ -31,8 +31,6 @@ from guardlit_callbacks.report.tables import contents_table, made_with, settings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ConfigKeys", "ReportError", "build", "execute", "main"]
-
 USAGE_ERROR = 2
 
 

@@ -7,7 +7,7 @@ from toy_flow import Rounds, ToyFlow, transitions
 
 
 class Ask(Callback):
-    """Keeps the shared norm of each update, and the norm computed anew."""
+    """Keeps the shared norm of each update, and the norm computed again."""
 
     def __init__(self):
         self.shared, self.fresh = [], []

@@ -10,6 +10,7 @@ from guardlit_callbacks.figures.plots import (
     proxy_gold_figure,
     ratio_figure,
     training_figure,
+    turning_point,
 )
 from guardlit_callbacks.tools.logging import figure_to_array
 from guardlit_callbacks.tools.statistics import clip_fractions, max_over_min, moments, step_index
@@ -164,3 +165,22 @@ def test_statistics():
     assert step_index(np.array([0.25, 1.0, 0.5, 0.25])).tolist() == [2, 0, 1, 2]
     assert max_over_min({0: 2.0, 1: 8.0}) == 4.0
     assert np.isnan(max_over_min({}))
+
+
+@pytest.mark.parametrize(
+    ("gold", "proxy", "noise", "expected"),
+    [
+        ([1.0, 1.2, 0.9], [1, 2, 3], 0.05, 1),
+        ([1.0, 1.2, 0.9], [1, 2, 1.5], 0.05, None),  # the proxy fell as well
+        ([1.0, 1.2, 0.9], None, 0.05, 1),
+        ([1.0, 1.2, 1.1], [1, 2, 3], 0.08, None),  # 0.1 is less than hypot(0.08, 0.08)
+        ([1.0, 0.9, 0.8], [1, 2, 3], 0.05, 0),
+        ([1.0, 1.1, 1.2], [1, 2, 3], 0.05, None),
+    ],
+)
+def test_the_turning_point_is_the_best_gold_before_a_fall_beyond_noise_while_the_proxy_rises(
+    gold, proxy, noise, expected
+):
+    gold = np.array(gold)
+    given = None if proxy is None else np.array(proxy)
+    assert turning_point(ProxyGoldCurve(np.arange(3), given, gold, gold - noise, gold + noise)) == expected

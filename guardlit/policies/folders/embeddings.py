@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from guardlit_callbacks.distributed.gather import gather_objects
+from guardlit_callbacks.distributed import gather_objects
 from torch import Tensor
 
 from guardlit.errors import GuardlitError

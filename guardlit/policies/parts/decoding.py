@@ -66,7 +66,7 @@ class DecodingPolicy(SkeletonPolicy):
         each = error.square().flatten(1).mean(dim=1).sqrt().nan_to_num(torch.inf)
         found = f"images are up to {float(each.max()):.2g} gray levels off those of float32 (root mean square)"
         if not float(each.max()) < 1:
-            raise GuardlitError(f"decode_dtype={self.decode_dtype}: {found}, and less than 1 is asked for; take fp32")
+            raise GuardlitError(f"decode_dtype={self.decode_dtype}: {found}; it must be less than 1: take fp32")
         rank_zero_info(f"decode_dtype={self.decode_dtype}: {found}, a pixel up to {float(error.abs().max()):.2g}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from guardlit_callbacks.distributed.gather import is_first
+from guardlit_callbacks.distributed import is_first
 
 from guardlit.policies.base import FlowPolicy
 from guardlit.policies.folders.pipeline_folder import pipeline_folder, sample_digest

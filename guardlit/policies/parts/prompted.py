@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import torch
-from guardlit_callbacks.distributed.gather import gather_objects
+from guardlit_callbacks.distributed import gather_objects
 from torch import nn
 from torch.distributed.tensor import DTensor
 

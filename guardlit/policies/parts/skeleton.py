@@ -47,6 +47,8 @@ class SkeletonPolicy(FlowPolicy):
 
     weightless = False
     """Whether this is a skeleton."""
+    _copies_on_host = _decoder_on_host = False
+    """What `copies_device` and `vae_device` were, of a skeleton, which has None for both."""
     lora: Any
     reference: bool
     cache: str | None
@@ -96,9 +98,6 @@ class SkeletonPolicy(FlowPolicy):
         twin._copies_on_host = bool(self.copies_device)
         twin._decoder_on_host = bool(self.vae_device)
         return twin
-
-    _copies_on_host = _decoder_on_host = False
-    """Of a skeleton, whose `copies_device` and `vae_device` are None."""
 
     @property
     def device(self) -> torch.device:

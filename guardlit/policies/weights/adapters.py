@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from guardlit_callbacks.distributed.sharded import is_sharded
+from guardlit_callbacks.distributed import is_sharded
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.nn import functional

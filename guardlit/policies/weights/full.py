@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from guardlit_callbacks.distributed.gather import is_first
-from guardlit_callbacks.distributed.sharded import is_sharded, local, on_first, reshard, shard_like, sharded
+from guardlit_callbacks.distributed import is_first, is_sharded, local, on_first, reshard, shard_like, sharded
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from guardlit_callbacks.distributed.sharded import on_first, reshard, shard_like
+from guardlit_callbacks.distributed import on_first, reshard, shard_like
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError, at_least, did_you_mean, positive

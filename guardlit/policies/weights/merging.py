@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from guardlit_callbacks.distributed.sharded import full_tensor, local, reshard
+from guardlit_callbacks.distributed import full_tensor, local, reshard
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 

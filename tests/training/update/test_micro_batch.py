@@ -25,14 +25,14 @@ from guardlit.training.module import GRPOModule
 from guardlit.training.update import micro_batch as auto
 from guardlit.types import Transition
 
-PLAN = RoundPlan(2, 4, 4, 2, 1, train_steps=4, world=1)  # 4 images x 4 steps an update
+PLAN = RoundPlan(2, 4, 4, 2, 1, train_steps=4, world_size=1)  # 4 images x 4 steps an update
 
 
 def test_candidates_divide_an_update_and_begin_where_the_round_stands():
     assert candidates(PLAN, 16) == [16, 8, 4, 2, 1]
     assert candidates(PLAN, 6) == [4, 2, 1]
     assert candidates(PLAN, 100, done=20) == [4, 2, 1]
-    two = RoundPlan(2, 4, 4, 2, 2, train_steps=4, world=2)
+    two = RoundPlan(2, 4, 4, 2, 2, train_steps=4, world_size=2)
     assert candidates(two, 16) == [8, 4, 2, 1]
     assert candidates(two, 16, done=24) == [4, 2, 1]
 
