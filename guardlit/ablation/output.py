@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from guardlit.ablation.analysis import MEASURES, Analysis
-from guardlit.console import show, table, times
+from guardlit.config.console import show, table, times
 from guardlit.errors import GuardlitError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _no_nan(values: Any) -> Any:
 
 
 def print_analysis(analysis: Analysis) -> None:
-    """Print a table a question."""
+    """Print one table a question."""
     for title, grid in _tables(analysis).items():
         show(title, grid)
 

@@ -1,4 +1,4 @@
-"""`guardlit ablate`: objectives side by side, on one rollout without training or each in trainings of its own."""
+"""`guardlit ablate`: compare objectives, on one rollout without training or by training with each."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guardlit.config.console import Parser
 from guardlit.config.limits import LARGEST_SEED
-from guardlit.console import Parser
 from guardlit.errors import GuardlitError, did_you_mean
 from guardlit.files import atomic_write
 from guardlit.objective import PRESETS
@@ -30,7 +30,7 @@ class Run:
 
     Attributes:
         folder: its `trainer.default_root_dir`.
-        arguments: of the command line, without the checkpoint to go on from.
+        arguments: of the command line, without the checkpoint to resume from.
         settings: what they and the configuration come to, as plain data.
     """
 
@@ -39,13 +39,13 @@ class Run:
     settings: dict[str, Any]
 
     def checkpoint(self) -> Path | None:
-        """The newest that is whole, if there is one; raises `GuardlitError` where all are damaged."""
+        """The newest intact one, if there is any; raises `GuardlitError` where all are corrupt."""
         from guardlit.checkpoints.discovery import newest_first, newest_intact
 
         return newest_intact(self.folder) if any(newest_first(self.folder)) else None
 
     def finished(self) -> bool:
-        """Whether it is; raises `GuardlitError` where the folder holds something else."""
+        """Whether the training is finished; raises `GuardlitError` where the folder holds something else."""
         record = self.folder / RECORD
         if not record.is_file():
             if self.folder.is_dir() and any(self.folder.iterdir()):
@@ -55,7 +55,7 @@ class Run:
             known = json.loads(record.read_text(encoding="utf-8"))
             before, done = _flat(known["settings"]), bool(known["finished"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise GuardlitError(f"{record} is damaged ({error}): remove {self.folder} to train it again") from error
+            raise GuardlitError(f"{record} is corrupt ({error}): remove {self.folder} to train it again") from error
         now = _flat(self.settings)
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
@@ -83,8 +83,8 @@ def main(args: list[str]) -> None:
         GuardlitError: an option that cannot be used, or a training that failed.
     """
     options, rest = _parse(args[1:])
-    if options.analyse:
-        _analyse(options, rest)
+    if options.analyze:
+        _analyze(options, rest)
     else:
         _train(options, rest)
 
@@ -97,14 +97,14 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--clip", type=_clips, default={}, metavar="A=1e-3,B=none", help="clip ranges (default: the configuration's "
         "for its own objective, the published ones for the others)")  # fmt: skip
     add("--out", type=Path, default=Path("runs/ablation"), help="folder for what is written (default: %(default)s)")
-    add("--analyse", action="store_true", help="evaluate the objectives on one and the same rollout, without training")
-    add("--updates", type=int, metavar="K", help="with --analyse: real updates between the rollout and the evaluation "
+    add("--analyze", action="store_true", help="evaluate the objectives on one and the same rollout, without training")
+    add("--updates", type=int, metavar="K", help="with --analyze: real updates between the rollout and the evaluation "
         "(default: all of the round's but the last)")  # fmt: skip
     add("--seeds", type=_seeds, default=[42], metavar="S,T", help="seeds to train each objective with (default: 42)")
     add("--dry-run", action="store_true", help="print what would be trained")
     options, rest = parser.parse_known_args(args)
-    if options.updates is not None and not options.analyse:
-        raise GuardlitError("--updates belongs to --analyse; a training takes data.updates_per_round")
+    if options.updates is not None and not options.analyze:
+        raise GuardlitError("--updates belongs to --analyze; a training takes data.updates_per_round")
     return options, rest
 
 
@@ -143,7 +143,7 @@ def _seeds(text: str) -> list[int]:
 # one rollout ----------------------------------------------------------------------------------------------------------
 
 
-def _analyse(options: argparse.Namespace, rest: list[str]) -> None:
+def _analyze(options: argparse.Namespace, rest: list[str]) -> None:
     from guardlit.commands.lightning_cli import main as run
 
     own = [
@@ -210,7 +210,7 @@ def _describe(run: Run, finished: bool) -> str:
 
 
 def _fit(run: Run) -> None:
-    """Train in a process of its own, which leaves nothing behind in this one."""
+    """Train in a separate process, which leaves no state behind in this one."""
     print(f"\n{run.folder}", flush=True)
     run.record(finished=False)
     checkpoint = run.checkpoint()
@@ -224,9 +224,9 @@ def _fit(run: Run) -> None:
 
 
 def _wait(command: Sequence[str]) -> int:
-    """Run a command; signals are left to it, for it has a checkpoint to write, and its exit code says what became."""
+    """Run a command and return its exit code; signals are left to it, since it has a checkpoint to write."""
     with subprocess.Popen(command) as process:
-        # Ctrl-C reaches both; what `kill` and batch systems send reaches only this process, and is passed on
+        # Ctrl-C signals both processes; `kill` and batch systems signal only this one, which forwards the signal
         before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
         for number in (signal.SIGTERM, signal.SIGUSR1):
             before[number] = signal.signal(number, lambda received, _: process.send_signal(received))

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from guardlit.console import Parser
+from guardlit.config.console import Parser
 from guardlit.errors import GuardlitError
 from guardlit.rewards.files import read_tensors
 from guardlit.rewards.geneval import mask2former

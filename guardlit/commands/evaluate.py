@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from guardlit.console import Parser
+from guardlit.config.console import Parser
 from guardlit.errors import GuardlitError
 from guardlit.gold.evaluation import GOLD, RUN
 

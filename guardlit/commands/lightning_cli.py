@@ -16,8 +16,8 @@ import guardlit.rewards  # and `class_path: PickScore`
 import guardlit.training.recovery.rollback  # noqa: F401 - and `class_path: Rollback`; what else has a short name is used here
 from guardlit.checkpoints.discovery import newest_intact, require_intact
 from guardlit.commands.trainer import Trainer
-from guardlit.config import GuardlitParser
 from guardlit.config.limits import LARGEST_SEED, user_errors
+from guardlit.config.parser import GuardlitParser
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.training.defaults import DEFAULTS
@@ -124,6 +124,6 @@ def main(args: list[str]) -> None:
         with user_errors(), report_to_launcher():
             GuardlitCLI()
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns it into an exit code of its own
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit code
             raise KeyboardInterrupt from None
         raise

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from guardlit.commands.lightning_cli import parse
+from guardlit.config.console import Parser, show, table
 from guardlit.config.limits import check_trainer
-from guardlit.console import Parser, show, table
 from guardlit.errors import GuardlitError
 from guardlit.planning.estimate import Estimate, estimate
 from guardlit.planning.run import PlannedRun
@@ -178,7 +178,7 @@ def _tables(run: PlannedRun, document: dict[str, Any]) -> list[tuple[str, Row, l
     phases: list[Row] = [(name, _bytes(size)) for name, size in memory["phases"].items()]
     phases.append((f"training {checkpointing} gradient checkpointing", _bytes(memory["other_checkpointing"])))
     if run.on_gpu:
-        phases.append(("in the host's memory, beside", _bytes(memory["host"])))
+        phases.append(("in the host's memory, besides", _bytes(memory["host"])))
     parts: list[Row] = [(name, _bytes(size)) for name, size in memory["parts"].items() if size]
     if not memory["scorers_known"]:
         parts.append(("scorers", "not known before they load"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from guardlit.console import Parser, show, times
+from guardlit.config.console import Parser, show, times
 from guardlit.errors import GuardlitError, positive
 from guardlit.schedule import ScheduleTable, schedule_table, write_csv
 from guardlit.sde import CPS, MOST_STEPS, ODE, SDE, Coefficients, DanceSDE, FlowSDE, flow_match_sigmas

@@ -15,7 +15,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 import guardlit.rewards  # noqa: F401 - so that YAML may say `class_path: PickScore`
 from guardlit import __version__
-from guardlit.config import GuardlitParser
+from guardlit.config.parser import GuardlitParser
 from guardlit.errors import GuardlitError
 from guardlit.rewards.base import Scorer
 from guardlit.rewards.remote.retries import bearer_token
@@ -150,7 +150,7 @@ def _device(name: str) -> torch.device:
 
 
 def _facts(settings: ServerSettings) -> dict[str, Any]:
-    """What can change a value's last digits, beside the scorers' provenance."""
+    """What can change a value's last digits, besides the scorers' provenance."""
     return {
         "protocol": PROTOCOL,
         "guardlit": __version__,

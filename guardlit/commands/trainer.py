@@ -77,7 +77,7 @@ class Trainer(RunTrainer):
         self.callbacks.append(EncodeFirst(texts))
         batches = self.predict(model, loader, ckpt_path=ckpt_path)
         images = torch.cat(cast("list[Tensor]", batches))
-        if self.is_global_zero:  # every process has drawn all of them
+        if self.is_global_zero:  # every rank has drawn all of them
             for path in write_images(images, texts, n, Path(out)):
                 print(path)
 
@@ -124,7 +124,7 @@ class Trainer(RunTrainer):
         out: str = "evaluation",
         rescore: bool = False,
     ) -> None:
-        """Set checkpoints and exported weights beside the base model: gold scores and their Average, as in Table 1.
+        """Compare checkpoints and exported weights with the base model: gold scores and their Average, as in Table 1.
 
         Args:
             model: of the configuration.

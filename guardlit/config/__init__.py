@@ -1,5 +1,1 @@
-"""The command line's parser: jsonargparse with errors of one line. Imports errors and assets."""
-
-from guardlit.config.parser import GuardlitParser
-
-__all__ = ["GuardlitParser"]
+"""What users write and read: configuration files, options, one-line errors, the terminal. Imports errors and assets."""

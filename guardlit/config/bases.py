@@ -19,7 +19,7 @@ KEY = "base"
 
 
 def expand(args: Sequence[str]) -> list[str]:
-    """A command line with the bases of each `--config` file in front of it, as `--config` options of their own.
+    """A command line with the bases of each `--config` file in front of it, as further `--config` options.
 
     Raises:
         GuardlitError: naming the line of a base that is not there, is no list of files, or builds on itself; `--base`.
@@ -44,7 +44,7 @@ def expand(args: Sequence[str]) -> list[str]:
 
 
 def bases(file: Path, above: Sequence[Path]) -> list[Path]:
-    """All files that one builds on, the farthest first; each stands beside the file that names it.
+    """All files that one builds on, the farthest first; names are relative to the file that has them.
 
     Args:
         file: a configuration; one that cannot be read has none, and is complained about elsewhere.

@@ -1,4 +1,4 @@
-"""Configuration files as YAML, before anything is made of what they say: the mistakes that have a line of their own."""
+"""Configuration files as YAML: the mistakes that have a line number, whatever the values mean."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _odd_class(node: yaml.MappingNode) -> Iterator[Mistake]:
     """Of `class_path` and `init_args`, which mean the same wherever they stand."""
     named = {key.value: key for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
     for name in named.keys() - {"class_path", "init_args", "dict_kwargs"} if "class_path" in named else ():
-        yield named[name], f"found {name!r} beside class_path; parameters of the class stand in init_args"
+        yield named[name], f"found {name!r} next to class_path; parameters of the class stand in init_args"
     for key, value in node.value:
         if key.value == "class_path" and value.tag != TEXT:
             yield value, f"class_path: expected the name of a class, found {describe(value)}"

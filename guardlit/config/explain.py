@@ -87,7 +87,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to say of a finding, and by what to look it up in a file: a key, a value or both."""
+    """The message about a finding, and what to look up in a file for its line: a key, a value or both."""
 
     text: str
     name: str | None = None
@@ -137,7 +137,7 @@ def unexpected_null(parser: ArgumentParser, args: Sequence[str], null: Null) -> 
 
 
 def refused(message: str) -> str:
-    """What a class said of a value, out of what jsonargparse says of it where the class is one of several."""
+    """The class's own error, extracted from jsonargparse's outline of a union of types."""
     if "must be a mapping, not" in message:
         return f"a group of settings must be a mapping, {message.rpartition(', ')[2]}"
     entries = re.findall(r"^\s*- (?!Expected )(.+)$", message, flags=re.MULTILINE)

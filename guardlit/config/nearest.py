@@ -1,4 +1,4 @@
-"""Names that would have been right: options, configuration keys, classes and files near a misspelt one."""
+"""Names that are similar to a misspelled one: options, configuration keys, classes and files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hint(close: str | None, known: Sequence[str] = ()) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like this one, letter case aside; None if none is alike."""
+    """The known name most like this one, letter case aside; None if none is similar."""
     return next(iter(similar(name, known)), None)
 
 
@@ -37,21 +37,21 @@ def nearest_key(key: str, known: Collection[str]) -> str | None:
 
     def likeness(candidate: str) -> tuple[float, float]:
         last = difflib.SequenceMatcher(None, candidate.rpartition(".")[2], key.rpartition(".")[2])
-        whole = difflib.SequenceMatcher(None, candidate, key)
-        return last.ratio(), whole.ratio()
+        entire = difflib.SequenceMatcher(None, candidate, key)
+        return last.ratio(), entire.ratio()
 
     best = max(known, key=likeness, default=None)
     if best is not None and likeness(best)[0] >= LIKE:
         return best
-    head, _, last = key.rpartition(".")  # a parameter of a class is no key of the parser: look at where it hangs
+    head, _, last = key.rpartition(".")  # a parameter of a class is no key of the parser: look at its parent
     close = nearest_key(head, known) if "." in head else None
     return f"{close}.{last}" if close is not None and close != head else None
 
 
 def nearest_file(path: Path) -> str | None:
-    """The neighbor of a file that does not exist, by the most similar name."""
-    neighbors = path.parent.glob(f"*{path.suffix}")
-    close = nearest(path.stem, [file.stem for file in neighbors])
+    """The file of the same folder whose name is most similar to that of a missing one."""
+    siblings = path.parent.glob(f"*{path.suffix}")
+    close = nearest(path.stem, [file.stem for file in siblings])
     return None if close is None else str(path.with_name(close + path.suffix))
 
 

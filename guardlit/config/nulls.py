@@ -1,4 +1,4 @@
-"""Nulls where a number, a text or a mapping belongs: jsonargparse lets them pass as values that were not given."""
+"""Nulls where a number, a text or a mapping belongs, which jsonargparse takes for values that were not given."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _parameters(key: str, path: str, given: Mapping[str, Any]) -> Iterator[Null]
 
 @cache
 def _signature(path: str) -> list[tuple[str, Any, Any]]:
-    """Name, annotation and default of a class's parameters, those that it hands on to its bases included."""
+    """Name, annotation and default of a class's parameters, those that it passes on to its bases included."""
     return [(a.dest, getattr(a, "_typehint", Any), a.default) for a in class_parser(path)._actions]
 
 

@@ -1,4 +1,4 @@
-"""The argument parser behind `guardlit fit` and its sisters: a mistake gets one line that names the place."""
+"""The argument parser of `guardlit fit` and the other commands of Lightning: a mistake is one line with its place."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class GuardlitParser(LightningArgumentParser):
     """A LightningCLI parser whose errors are one line on stderr, with exit code 2."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("allow_abbrev", False)  # or a misspelt option may silently be taken for another
+        kwargs.setdefault("allow_abbrev", False)  # or a misspelled option may silently pass for another
         super().__init__(*args, **kwargs)
         self.args: list[str] = []
 
@@ -72,7 +72,7 @@ class GuardlitParser(LightningArgumentParser):
                 _fail(self, message)
 
     def _check_environment(self) -> None:
-        """Refuse variables that look like settings and are none: they would be passed over in silence."""
+        """Refuse variables that look like settings and are none, which would be ignored silently."""
         prefix = variable(self, "")
         if not self.default_env or "__" not in prefix:
             return

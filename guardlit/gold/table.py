@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guardlit import console
-from guardlit.console import show
+from guardlit.config import console
+from guardlit.config.console import show
 from guardlit.errors import GuardlitError
 from guardlit.gold.drawing import Drawn, as_json
 from guardlit.gold.settings import AVERAGE, Gold

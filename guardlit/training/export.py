@@ -1,4 +1,4 @@
-"""Out of a run: trained weights in the format their own pipeline loads, and images as files."""
+"""Writes trained weights in the format that diffusers pipelines load, and images as files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find_ema(trainer: pl.Trainer) -> TrainableEMA | None:
 
 
 def export_weights(module: GRPOModule, ema: TrainableEMA | None, folder: Path) -> list[Path]:
-    """Write `folder/raw` and, with an average, `folder/ema`; to be called by all processes, of which one writes.
+    """Write `folder/raw` and, with an average, `folder/ema`. Collective: every rank must call it; rank 0 writes.
 
     Returns:
         The folders written.

@@ -79,7 +79,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         policy: FlowPolicy,
         reward: Scorer,
         sde: SDE = lazy_instance(FlowSDE),  # noqa: B008 - stateless
-        objective: Objective = lazy_instance(GRPOGuard),  # noqa: B008 - stateless
+        objective: Objective = lazy_instance(GRPOGuard),  # noqa: B008 - binding it changes nothing
         advantage: GroupAdvantage = GroupAdvantage(),  # noqa: B008 - frozen
         rollout: Rollout = Rollout(),  # noqa: B008 - frozen
         evaluation: Sampling = Sampling(),  # noqa: B008 - frozen

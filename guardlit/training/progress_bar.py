@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on."""
+"""A run's progress on the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RoundProgress(ProgressBar):
-    """One line: round, phase and its progress, reward, clip fraction, time left; a line a round where no terminal is.
+    """One line: round, phase and its progress, reward, clip fraction, time left; without a terminal, a line a round.
 
     The time left is that of the remaining rounds and validations, if they take as long as those before them.
     """
@@ -31,7 +31,7 @@ class RoundProgress(ProgressBar):
         self._shown = ""
 
     def disable(self) -> None:
-        """Lightning turns progress bars off on all processes but the first."""
+        """Turn it off: Lightning does so on all ranks but 0."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -54,7 +54,7 @@ class RoundProgress(ProgressBar):
         self._bar.start()
 
     def on_phase(self, trainer: pl.Trainer, phase: Phase, done: int, total: int) -> None:
-        """Show where in the round the run is."""
+        """Show the phase and its progress."""
         if phase == "encode" and done == total:
             self._left.begin_rollout()
         if self._bar is not None:
@@ -64,11 +64,11 @@ class RoundProgress(ProgressBar):
             self._bar.update(self._task, description=phase, completed=done, total=total, round=name, numbers=numbers)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What comes now is not the round's."""
+        """Stop timing the round."""
         self._left.begin_validation()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The round goes on."""
+        """Continue to time the round."""
         self._left.end_validation()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -106,7 +106,7 @@ class RoundProgress(ProgressBar):
         return "  ".join(shown)
 
     def seconds_left(self, trainer: pl.Trainer, finished: int) -> float | None:
-        """Until the end, with so many rounds finished; None where the end or a round's length is not known."""
+        """Seconds until the end after `finished` rounds; None where the end or a round's duration is not known."""
         last, every = trainer.max_epochs, trainer.check_val_every_n_epoch
         if not last or last < 0:
             return None

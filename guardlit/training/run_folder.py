@@ -42,7 +42,7 @@ class RunFolder(pl.Callback):
         data: PromptDataModule = trainer.datamodule  # type: ignore[attr-defined]
         module: GRPOModule = pl_module  # type: ignore[assignment]
         rank_zero_info(data.plan.describe())
-        log_dir = trainer.log_dir  # a broadcast: every process asks
+        log_dir = trainer.log_dir  # collective: a broadcast
         if not trainer.is_global_zero or log_dir is None:
             return
         folder = Path(log_dir)
@@ -86,7 +86,7 @@ class RunFolder(pl.Callback):
 
 
 def _deterministic() -> bool | str:
-    """As `trainer.deterministic`: whether torch refuses what may come out otherwise the next time, or just warns."""
+    """As `trainer.deterministic`: whether torch refuses nondeterministic operations, or only warns of them."""
     if not torch.are_deterministic_algorithms_enabled():
         return False
     return "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
@@ -99,7 +99,7 @@ def command_line() -> list[str]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages that decide what a run computes."""
+    """Versions of the packages that decide what a run computes."""
     return {name: _version(name) for name in PACKAGES}
 
 
@@ -114,7 +114,7 @@ def next_version(root: Path) -> str:
     """`version_K` with the first K that `root` does not have; raises `GuardlitError` where nothing can be written."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".writable.{os.getpid()}"  # several processes look at once
+        probe = root / f".writable.{os.getpid()}"  # several ranks probe at once
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How long a run will go on."""
+"""Estimates a run's remaining time."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from collections import deque
 
 RECENT = 10
-"""Rounds, and validations, whose mean the next ones are taken to need."""
+"""Rounds, and validations, whose mean duration predicts the next ones."""
 
 
 class TimeLeft:
-    """Estimates the rest of a run from what it did so far.
+    """Estimates a run's remaining time from its rounds and validations so far.
 
-    Rounds and validations are timed apart, since a validation comes in some rounds only. The first of either also loads
-    and warms up: it counts until there is a second one, and of the round only what came after the prompts were encoded.
-    A round that a checkpoint brought back half done does not count. All times are seconds of a monotonic clock.
+    They are timed separately, since only some rounds have a validation. The first of each includes loading and warm-up:
+    it counts until there is a second one, and of the first round only the time after the prompts were encoded. A round
+    that was resumed in its middle does not count. All times are seconds of a monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -24,20 +24,20 @@ class TimeLeft:
         self._began = self._validation_began = time.monotonic()
 
     def begin(self, half: bool) -> None:
-        """The run begins, or goes on with a round that is `half` done."""
+        """Start the clock of a run, which may resume within a round (`half`)."""
         self._began, self._half = time.monotonic(), half
 
     def begin_rollout(self) -> None:
-        """A rollout begins: in the first round, all that came before made the run ready."""
+        """Start a rollout; in the first round, what came before was set-up."""
         if not self._rounds and not self._half:
             self._began = time.monotonic()
 
     def begin_validation(self) -> None:
-        """A validation begins; the round it is in stands still."""
+        """Start a validation, which pauses the clock of its round."""
         self._validation_began = time.monotonic()
 
     def end_validation(self) -> None:
-        """It is over."""
+        """End the validation."""
         seconds = time.monotonic() - self._validation_began
         if len(self._validations) == 1 and not self._evaluated:
             self._validations.clear()
@@ -46,7 +46,7 @@ class TimeLeft:
         self._began += seconds
 
     def end_round(self) -> None:
-        """A round is over, and the next one begins."""
+        """End the round and start the next one."""
         now = time.monotonic()
         if len(self._rounds) == 1 and not self._warm:
             self._rounds.clear()

@@ -38,7 +38,7 @@ def captured(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RolloutAnalysis, "on_train_batch_end", spy)
         clips = "FlowGRPO=none,TempFlowGRPO=none,MeanRevised=1e-5"
-        assert guardlit("ablate", "--analyse", "--config", path, "--out", folder / "out", "--clip", clips) == 0
+        assert guardlit("ablate", "--analyze", "--config", path, "--out", folder / "out", "--clip", clips) == 0
     callback, module = seen[-1]
     assert len(seen) == 2 * 4 * UPDATES / 2  # 8 micro-batches of 4 transitions an update, two updates an inner epoch
     return callback.result, module, folder
@@ -131,7 +131,7 @@ def test_an_analysis_can_start_from_the_last_checkpoint_of_a_finished_run(sd3_fo
     path = config(tmp_path, sd3_folder, trainer__max_epochs=1)
     assert guardlit("fit", "--config", path) == 0
     options = ("--ckpt_path", newest(tmp_path / "runs"), "--objectives", "GRPOGuard,FlowGRPO", "--updates", 1)
-    assert guardlit("ablate", "--analyse", "--config", path, "--out", tmp_path / "out", *options) == 0
+    assert guardlit("ablate", "--analyze", "--config", path, "--out", tmp_path / "out", *options) == 0
     document = json.loads((tmp_path / "out/analysis.json").read_text())
     assert (document["provenance"]["round"], document["provenance"]["updates"]) == (1, 1)
     assert list(document["objectives"]) == ["GRPOGuard", "FlowGRPO"]
@@ -140,7 +140,7 @@ def test_an_analysis_can_start_from_the_last_checkpoint_of_a_finished_run(sd3_fo
 
 def test_too_many_updates_are_refused(sd3_folder: Path, tmp_path: Path, capsys):
     path = config(tmp_path, sd3_folder)
-    assert guardlit("ablate", "--analyse", "--config", path, "--updates", 5) == 2
+    assert guardlit("ablate", "--analyze", "--config", path, "--updates", 5) == 2
     assert "error: --updates 5: a round has 4" in capsys.readouterr().err
 
 
@@ -238,7 +238,7 @@ def test_an_interrupted_ablation_goes_on_and_equals_an_undisturbed_one(sd3_folde
         (["--seeds", "-1"], "--seeds -1: '-1' is not a whole number from 0 to 4294967295"),
         (["--clip", "FlowGRPO"], "--clip FlowGRPO: expected NAME=RANGE, such as FlowGRPO=1e-3 or FlowGRPO=none"),
         (["--clip", "FlowGRPO=2"], "--clip FlowGRPO=2.0: a clip range lies between 0 and 1"),
-        (["--updates", "2"], "--updates belongs to --analyse; a training takes data.updates_per_round"),
+        (["--updates", "2"], "--updates belongs to --analyze; a training takes data.updates_per_round"),
         (["--model.objective", "GRPOGuard"], "--model.objective is what --objectives and --clip is for"),
         (["--trainer.default_root_dir=x"], "--trainer.default_root_dir is what --out is for"),
     ],

@@ -29,11 +29,11 @@ def test_a_short_run_leaves_a_line_a_round(soak, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(soak, "SELDOM", 2)
     monkeypatch.setattr(soak, "PROMPTS", 40)
     monkeypatch.setattr(sys, "argv", ["soak", "--rounds", str(ROUNDS), "--out", str(tmp_path / "soak")])
-    before = soak.guardlit.app.DEFAULTS
+    before = soak.lightning_cli.DEFAULTS
     try:
         soak.main()  # its verdict on so few rounds is one on starting up
     finally:
-        soak.guardlit.app.DEFAULTS = before
+        soak.lightning_cli.DEFAULTS = before
     recorded = soak.read(tmp_path / "soak/soak.csv")
     assert [row["round"] for row in recorded] == [1, 2, 3, 4]
     always = {"rss_mb", "fds", "threads", "cpu_s", "seconds"}

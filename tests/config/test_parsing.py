@@ -8,7 +8,7 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LightningCLI, OptimizerCallable
 
-from guardlit.config import GuardlitParser
+from guardlit.config.parser import GuardlitParser
 from guardlit.errors import GuardlitError
 from guardlit.objective import Objective
 from guardlit.sde import SDE, FlowSDE

@@ -14,6 +14,8 @@ import guardlit
 PAGE = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
+FEWER = {"images_per_prompt=16": "images_per_prompt=4", "micro_batch=40": "micro_batch=10"}
+
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
@@ -27,7 +29,8 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
         for number, block in enumerate(BLOCKS):
             quick = re.sub(r"max_epochs=(\d+)", lambda m: f"max_epochs={2 if m[1] == '6' else 1}", block)
-            quick = re.sub(r"images_per_prompt=16(.*)micro_batch=40", r"images_per_prompt=4\1micro_batch=10", quick)
+            for full, few in FEWER.items():
+                quick = quick.replace(full, few)
             exec(compile(quick, f"block {number + 1} of docs/python.md", "exec"), names)
     return folder, names, printed.getvalue()
 
@@ -95,4 +98,5 @@ def test_the_script_on_top_is_the_configuration_of_the_tiny_world():
         one, other = getattr(module, attribute), getattr(built.model, attribute)
         assert (type(one), vars(one)) == (type(other), vars(other))
     assert data.planned(9, 1) == built.data.planned(9, 1)
+    assert (data.seed, data.rollout_batch) == (built.data.seed, built.data.rollout_batch)
     assert isinstance(module, guardlit.GRPOModule)

@@ -41,7 +41,7 @@ def die(world: World, watchdog: RankWatchdog) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def of_two(*ranks: Rank) -> list[str]:
+def of_two(*ranks: Rank, runs_before: int = 0) -> list[str]:
     """What each of two ranks ends with: the error's class and message, `done`, or its exit code."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -51,6 +51,10 @@ def of_two(*ranks: Rank) -> list[str]:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
         world, watchdog = World(rank, 2, torch.device("cpu")), RankWatchdog()
+        for _ in range(runs_before):
+            watchdog.start(world)
+            with watchdog.supervise():
+                meet(world, watchdog)
         watchdog.start(world)
         try:
             with watchdog.supervise():
@@ -85,9 +89,10 @@ def test_ranks_that_succeed_are_left_alone():
     assert of_two(meet, meet) == ["done", "done"]
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_of_one_rank_is_named_by_the_other(failing: int):
-    said = of_two(*((fail, meet) if failing == 0 else (meet, fail)))
+@pytest.mark.parametrize(("failing", "runs_before"), [(0, 0), (1, 0), (1, 2)])
+def test_an_error_of_one_rank_is_named_by_the_other(failing: int, runs_before: int):
+    """Also in a later run of one script, such as `validate` after `fit`."""
+    said = of_two(*((fail, meet) if failing == 0 else (meet, fail)), runs_before=runs_before)
     assert said[failing] == "RuntimeError: the wires are cut\nand more lines"
     cause = f"rank {failing}: RuntimeError: the wires are cut"
     assert said[1 - failing] == f"{OtherRankError.__name__}: stopped because another rank failed: {cause}"

@@ -88,7 +88,7 @@ def guardlit(*args: object) -> int:
 
 
 def start(*args: object, **env: str) -> subprocess.Popen[str]:
-    """`guardlit ARGS` as a process of its own."""
+    """`guardlit ARGS` as a separate process."""
     command = [sys.executable, "-m", "guardlit", *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

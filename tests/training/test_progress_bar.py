@@ -66,7 +66,7 @@ def test_the_round_in_progress_is_taken_off(now: Now):
     a_round(left, now, 10)
     now.seconds += 4
     assert left.seconds(2, 0) == 16
-    now.seconds += 40  # longer than a round: nobody knows how much of it is left
+    now.seconds += 40  # longer than a round: how much of it is left is unknown
     assert left.seconds(2, 0) == 10
 
 
@@ -88,14 +88,14 @@ class Run:
 
     def __init__(self, now: Now) -> None:
         self._now, self.left = now, TimeLeft()
-        self.told: list[tuple[float, float | None]] = []  # when, and the seconds left that were said
+        self.said: list[tuple[float, float | None]] = []  # when, and the seconds left that were said
 
     def spend(self, seconds: float) -> None:
         self._now.seconds += seconds
 
     def say(self, finished: int, rounds: int) -> None:
         to_come = rounds // EVERY - finished // EVERY
-        self.told.append((self._now.seconds, self.left.seconds(rounds - finished, to_come)))
+        self.said.append((self._now.seconds, self.left.seconds(rounds - finished, to_come)))
 
     def validate(self, seconds: float) -> None:
         self.left.begin_validation()
@@ -127,7 +127,7 @@ def run(now: Now) -> Run:
 
 def test_it_is_within_30_percent_from_the_second_round_on(run: Run, now: Now):
     end = now.seconds - 1
-    for at, left in run.told[1:]:
+    for at, left in run.said[1:]:
         assert left is not None
         assert left == pytest.approx(end - at, rel=0.3, abs=3)
 

@@ -178,8 +178,8 @@ ABLATE = [
     _line("ablate RUN --clip FlowGRPO=nan", "--clip", "FlowGRPO=nan", "between 0 and 1"),
     _line("ablate RUN --seeds -1", "--seeds", "'-1'", "from 0 to 4294967295"),
     _line("ablate RUN --seeds 99999999999", "--seeds", "'99999999999'", "from 0 to 4294967295"),
-    _line("ablate RUN --updates 3", "--updates", "belongs to --analyse", "data.updates_per_round"),
-    _line("ablate RUN --analyse --updates 99", "--updates 99", "a round has 4", "--updates 99"),
+    _line("ablate RUN --updates 3", "--updates", "belongs to --analyze", "data.updates_per_round"),
+    _line("ablate RUN --analyze --updates 99", "--updates 99", "a round has 4", "--updates 99"),
 ]
 CONVERT = [
     _line("convert", "guardlit convert", "arguments are required", "mask2former CHECKPOINT.pth FOLDER"),

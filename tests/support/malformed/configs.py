@@ -117,7 +117,7 @@ KEYS = [
         "misspelt init_args",
         "model: {sde: {class_path: CPS, init_arg: {noise_level: 1}}}\n",
         "bad.yaml:1",
-        "found 'init_arg' beside class_path",
+        "found 'init_arg' next to class_path",
         "stand in init_args",
     ),
     _yaml("init_args as list", "model: {sde: {class_path: CPS, init_args: [1]}}\n", "bad.yaml:1", "a list", "mapping"),

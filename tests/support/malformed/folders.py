@@ -84,7 +84,7 @@ def _code(what: str, name: str, found: str, right: str, place: str = "/model_ind
 
 
 def _harmless(what: str, name: str, **changes: object) -> Case:
-    """Code that a file names and nothing looks at: the line is about a weight that is taken away beside it."""
+    """Code that a file names and nothing looks at: the line is about a weight that is removed next to it."""
     case = _code(what, name, "missing keys", "CLIPTextModelWithProjection", "/text_encoder_2", **changes)
 
     def command(world: World) -> tuple[str, ...]:
@@ -201,7 +201,7 @@ CODE = [
     _code("text encoder", "model_index.json", "of 'modeling_evil'", ONLY, text_encoder=["modeling_evil", "Evil"]),
     _code("tokenizer", "model_index.json", "of 'evil'", ONLY, tokenizer=["evil", "Evil"]),
     _code("imported module", "model_index.json", "of 'os'", ONLY, scheduler=["os", "system"]),
-    _code("component nobody needs", "model_index.json", "of 'evil'", ONLY, safety=["evil", "Evil"]),
+    _code("component that is not needed", "model_index.json", "of 'evil'", ONLY, safety=["evil", "Evil"]),
     _code("class of the VAE", "vae/config.json", "a evil.Evil", "AutoencoderKL", "/vae", _class_name="evil.Evil"),
     _code("class of the schedule", FLOW, "found evil.Evil", "only FlowMatch", f"/{FLOW}", _class_name="evil.Evil"),
     _harmless("custom_pipeline", "model_index.json", custom_pipeline="evil", trust_remote_code=True),
@@ -219,7 +219,7 @@ CODE = [
     ),
     _pickle("pickled transformer", TRANSFORMER, TRANSFORMER, "/transformer", "Unable to load", "SD3Transformer2DModel"),
     _pickle(
-        "pickled .bin beside it",
+        "pickled .bin next to it",
         TRANSFORMER,
         "transformer/diffusion_pytorch_model.bin",
         "/transformer",

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from guardlit.console import Parser, show, table, times
+from guardlit.config.console import Parser, show, table, times
 from guardlit.errors import GuardlitError
 
 

@@ -1,4 +1,4 @@
-"""Output of commands on the terminal, and their options. Imports errors alone."""
+"""Output of commands on the terminal, and their options."""
 
 from __future__ import annotations
 
