@@ -1,1 +1,1 @@
-"""What users write and read: configuration files, options, errors of a line, the terminal. Imports errors and assets."""
+"""What users write and read: configuration files, options, one-line errors, the terminal. Imports errors and assets."""
