@@ -44,7 +44,7 @@ class Peaks(pl.Callback):
 
     def _start(self) -> None:
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Weights are loaded and spread."""

@@ -122,7 +122,7 @@ class Recorder(pl.Callback):
 def settle_interned_strings() -> None:
     """Let CPython's table of interned strings take its final size at once.
 
-    Strings that come and go, as the parts of every path do, use up its places. When none is left it is built anew, with
+    Strings that come and go, as the parts of every path do, use up its slots. When none is left it is rebuilt, with
     room for three times the strings there are: with those of these libraries once twice as large, by 7.7 MB, which a
     run would reach after some 1,400 rounds, and then never again.
     """

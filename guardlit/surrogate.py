@@ -51,8 +51,8 @@ def mean_of_elements(x: Tensor) -> Tensor:
 def velocity_difference(velocity: Tensor, other: Tensor) -> Tensor:
     """The difference of two velocities (B, ...) in float64; raises `ValueError` when shapes differ.
 
-    The terms of mean(dv noise) nearly cancel. In float64 they do so exactly, and B x D doubles are nothing beside the
-    network's activations.
+    The terms of mean(dv noise) nearly cancel. In float64 they do so exactly, and B x D doubles are small compared with
+    the network's activations.
     """
     if velocity.shape != other.shape or velocity.ndim < 2:
         raise ValueError(f"velocities need one shape (B, ...), found {tuple(velocity.shape)} and {tuple(other.shape)}")

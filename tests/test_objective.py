@@ -20,7 +20,7 @@ from guardlit.sde import CPS, DanceSDE, FlowSDE, flow_match_sigmas
 SHAPE = (16, 64, 64)  # SD3.5-M's latent at 512 px
 COEFFICIENTS = FlowSDE(0.7).coefficients(flow_match_sigmas(10))
 
-# Table 2: how log r_hat is scaled, whether the bias stays, and the weight of a step, written out anew
+# Table 2: how log r_hat is scaled, whether the bias stays, and the weight of a step, written out again
 ROWS = {
     FlowGRPO: ("1/s", True, lambda s, dt: 1.0),
     TempFlowGRPO: ("1/s", True, lambda s, dt: s),
@@ -156,11 +156,11 @@ def test_the_exact_gain_weight_is_flat_for_every_sampler(sde):
 def test_mixed_timesteps_equal_the_same_transitions_one_by_one(preset: type[Objective]):
     batch = _batch(torch.tensor([8, 0, 3, 3, 5]), 1e-5, shape=(4, 8, 8))
     objective = preset(clip_range=1e-5)
-    whole = objective(**batch)
+    full = objective(**batch)
     single = [objective(**{k: v[i : i + 1] for k, v in batch.items()}) for i in range(5)]
-    torch.testing.assert_close(whole.log_ratio, torch.cat([o.log_ratio for o in single]), rtol=1e-6, atol=1e-12)
-    assert torch.equal(whole.clipped, torch.cat([o.clipped for o in single]))
-    torch.testing.assert_close(whole.loss, torch.stack([o.loss for o in single]).mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(full.log_ratio, torch.cat([o.log_ratio for o in single]), rtol=1e-6, atol=1e-12)
+    assert torch.equal(full.clipped, torch.cat([o.clipped for o in single]))
+    torch.testing.assert_close(full.loss, torch.stack([o.loss for o in single]).mean(), rtol=1e-6, atol=0)
 
 
 def test_presets_reduce_to_each_other():
@@ -217,9 +217,9 @@ def test_asymmetric_and_sum_unit_clip_ranges():
 def test_sample_weights_scale_their_rows():
     batch = _batch(torch.arange(4), 1e-5, shape=(4, 8, 8))
     weights = torch.tensor([2.0, 0.0, 2.0, 0.0])
-    whole = GRPOGuard()(**batch, sample_weight=weights).loss
+    full = GRPOGuard()(**batch, sample_weight=weights).loss
     kept = GRPOGuard()(**{k: v[[0, 2]] for k, v in batch.items()}).loss
-    torch.testing.assert_close(whole, kept, rtol=1e-6, atol=0)
+    torch.testing.assert_close(full, kept, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

@@ -1,1 +1,1 @@
-"""Objectives compared on one rollout. Imports training."""
+"""Objectives compared on one rollout. Imports training and the rooms below it."""

@@ -70,15 +70,22 @@ def _checked(
     """Checked prompts with the batch that holds them, until there are `limit` or no more."""
     left = limit
     for rows, pack in reader.chunks(min(limit or AT_ONCE, AT_ONCE)):
-        prompts = [_check(row) for row in islice(rows, left)]
-        if not prompts:
+        prompts = [_usable(row, check) for row in islice(rows, left)]
+        if prompts:
+            yield prompts, pack(prompts)
+        left = None if left is None else left - len(prompts)
+        if not prompts or left == 0:
             return
-        if check is not None:
-            for prompt in prompts:
-                check(prompt)
-        yield prompts, pack(prompts)
-        if left is not None:
-            left -= len(prompts)
+
+
+def _usable(row: Row, check: Callable[[Prompt], None] | None) -> Prompt:
+    prompt = _check(row)
+    if check is not None:
+        try:
+            check(prompt)
+        except GuardlitError as error:
+            raise GuardlitError(f"{row[0]}: {error}") from error
+    return prompt
 
 
 def checked_texts(place: str, texts: Sequence[str]) -> list[str]:

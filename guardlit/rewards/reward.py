@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -100,9 +101,10 @@ class Reward:
             term.scorer.setup(device)
 
     def close(self) -> None:
-        """Close every term."""
-        for term in self.terms.values():
-            term.scorer.close()
+        """Close every term, also where one raises."""
+        with ExitStack() as stack:
+            for term in self.terms.values():
+                stack.callback(term.scorer.close)
 
     def counters(self) -> Mapping[str, float]:
         """Counters of every term, as `NAME/counter`."""

@@ -144,5 +144,5 @@ class Merging:
     def _report(self, why: str = "") -> None:
         """Log a line in the first round, and whenever the decision changes."""
         if self._setup.was_merged is not self._merged:
-            how = "with the adapter merged into the weights" if self._merged else "with the adapter beside the weights"
-            rank_zero_info(f"round {self._round.index} is drawn {how}{why}")
+            how = "merged into" if self._merged else "apart from"
+            rank_zero_info(f"round {self._round.index} is drawn with the adapter {how} the weights{why}")

@@ -37,8 +37,12 @@ class RewardRunner:
     def ready(self) -> Reward:
         """The reward, set up on this rank's device."""
         if not self._open:
-            self._reward.setup(self._world.device)
             self._open = True
+            try:
+                self._reward.setup(self._world.device)
+            except BaseException:
+                self.close()  # some terms may be set up already
+                raise
         return self._reward
 
     def close(self) -> None:

@@ -150,8 +150,8 @@ def no_reference(penalized: bool, has_reference: bool) -> str | None:
 
 def copies_cross_the_bus(recomputed: bool, penalized: bool, host_copy: int) -> str | None:
     """Full sets of weights that every micro-batch copies from the host's memory to the GPU."""
-    asked = {"model.old_velocity: recomputed": recomputed, "model.kl": penalized}
-    causes = [name for name, so in asked.items() if so]
+    settings = {"model.old_velocity: recomputed": recomputed, "model.kl": penalized}
+    causes = [name for name, applies in settings.items() if applies]
     if not causes or not host_copy:
         return None
     return (

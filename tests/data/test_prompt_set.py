@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from guardlit.data import prompts as prompts_module
+from guardlit.data.arrow_sources import ParquetFile
 from guardlit.data.prompt_set import AT_ONCE, PromptSet
 from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError
@@ -117,8 +118,22 @@ def test_a_check_sees_every_prompt_and_may_refuse_one(tmp_path: Path):
         if prompt.metadata["n"] == AT_ONCE + 3:
             raise GuardlitError("not this one")
 
-    with pytest.raises(GuardlitError, match="not this one"):
+    with pytest.raises(GuardlitError, match=rf"train\.parquet, row {AT_ONCE + 4}: not this one"):
         load_prompts(write(tmp_path, "parquet"), check=check)
+
+
+def test_behind_a_limit_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    original = ParquetFile.chunks
+
+    def watch(self: ParquetFile, at_once: int):
+        for chunk in original(self, at_once):
+            asked.append(at_once)
+            yield chunk
+
+    monkeypatch.setattr(ParquetFile, "chunks", watch)
+    load_prompts(write(tmp_path, "parquet"), limit=7)
+    assert asked == [7]
 
 
 def test_json_metadata_comes_back_exactly(tmp_path: Path):

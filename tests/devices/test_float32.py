@@ -1,4 +1,4 @@
-"""`trainer.tf32` and `trainer.deterministic`: what they switch in torch, and that a run's folder tells."""
+"""`trainer.tf32` and `trainer.deterministic`: what they switch in torch, and what the run folder records."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_null_leaves_torch_as_it_is():
 
 def test_the_command_line_takes_it(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = config(tmp_path, sd3_folder)
-    said = {text: settings_of(["fit", "--config", str(path), "--trainer.tf32", text]) for text in ("true", "null")}
-    assert [settings["trainer"]["tf32"] for settings in said.values()] == [True, None]
+    parsed = {text: settings_of(["fit", "--config", str(path), "--trainer.tf32", text]) for text in ("true", "null")}
+    assert [settings["trainer"]["tf32"] for settings in parsed.values()] == [True, None]
     settings = yaml.safe_load(path.read_text())
     settings["trainer"]["tf32"] = True
     path.write_text(yaml.safe_dump(settings))

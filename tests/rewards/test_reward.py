@@ -128,6 +128,24 @@ def test_an_error_of_a_single_scorer_is_raised():
         Reward.of(Hopeless()).score(REQUEST)
 
 
+@pytest.mark.parametrize("stuck", ["a", "b"])
+def test_every_term_is_closed_although_one_raises(stuck: str):
+    closed: list[str] = []
+
+    class Closing(Two):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+            if self.name == stuck:
+                raise OSError("already gone")
+
+    with pytest.raises(OSError, match="already gone"):
+        Composite([Term(Closing("a")), Term(Closing("b"))]).close()
+    assert sorted(closed) == ["a", "b"]
+
+
 def test_counters_are_named_by_term():
     class Counting(Two):
         def counters(self) -> dict[str, float]:

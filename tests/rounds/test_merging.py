@@ -35,7 +35,7 @@ def bases(policy: DiffusersPolicy) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_merged_weights_give_the_adapters_velocity_and_go_out_bit_for_bit(name: str, tiny: Callable[[str], Path]):
+def test_merged_weights_give_the_adapters_velocity_and_are_restored_bit_for_bit(name: str, tiny: Callable[[str], Path]):
     policy = FAMILIES[name].load(tiny(name))
     assert policy.mergeable
     base = velocity(policy)
@@ -78,7 +78,7 @@ def _pairs(policy: DiffusersPolicy, expected: list[Tensor]) -> list[tuple[Tensor
 
 @pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("place", ["within", "while merging"])
-def test_whatever_happens_the_weights_are_put_back(
+def test_the_weights_are_restored_after_any_exit(
     stop: type[BaseException], place: str, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ):
     policy = sd3(tiny)
@@ -99,7 +99,7 @@ def test_whatever_happens_the_weights_are_put_back(
     assert torch.equal(velocity(policy), drawn)
 
 
-def test_training_goes_on_after_merging_in_inference_mode(tiny: Callable[[str], Path]):
+def test_training_continues_after_merging_in_inference_mode(tiny: Callable[[str], Path]):
     policy = sd3(tiny, weights_dtype="fp32", gradient_checkpointing=True)
     with torch.inference_mode(), policy.merged():
         velocity(policy)
@@ -152,7 +152,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("changes", "expected", "measured"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_who_merges(
+def test_which_rounds_merge(
     changes: dict[str, object],
     expected: list[int],
     measured: bool,
@@ -173,22 +173,22 @@ def test_who_merges(
     if measured:
         assert errors[0] == 0  # the adapter starts as no change at all
         assert 1e-9 < errors[1] < 1e-1
-    told = [r.message for r in caplog.records if "merged into the weights" in r.message]
-    assert len(told) == int(1 in expected)
+    lines = [r.message for r in caplog.records if "merged into the weights" in r.message]
+    assert len(lines) == int(1 in expected)
 
 
-def test_the_decision_changes_with_the_error_and_is_told(sd3_folder: Path, tmp_path: Path, caplog):
+def test_the_decision_changes_with_the_error_and_is_logged(sd3_folder: Path, tmp_path: Path, caplog):
     """In the first round the adapter does nothing and merging is exact; in the second it is not."""
     caplog.set_level("INFO")
     settings = {**BF16, **APART, **clip(1e-8), "data__val": None, "trainer__max_epochs": 2}
     settings["model__optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.05}}
     assert guardlit("fit", "--config", config(tmp_path, sd3_folder, **settings)) == 0
-    told = [r.message for r in caplog.records if "is drawn with the adapter" in r.message]
-    assert told[0].startswith(
+    lines = [r.message for r in caplog.records if "is drawn with the adapter" in r.message]
+    assert lines[0].startswith(
         "round 0 is drawn with the adapter merged into the weights: merging makes log ratios of 0"
     )
-    assert told[1].startswith("round 1 is drawn with the adapter beside the weights: merging makes log ratios of ")
-    assert told[1].endswith("half of the clip range is 5.0e-09")
+    assert lines[1].startswith("round 1 is drawn with the adapter apart from the weights: merging makes log ratios of ")
+    assert lines[1].endswith("half of the clip range is 5.0e-09")
 
 
 def test_true_without_an_adapter_is_one_line(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -203,18 +203,18 @@ def test_nonsense_is_one_line(sd3_folder: Path, tmp_path: Path, capsys: pytest.C
     assert "rollout.merge" in capsys.readouterr().err
 
 
-def test_a_merged_run_that_is_interrupted_goes_on_bit_for_bit(sd3_folder: Path, tmp_path: Path):
+def test_a_merged_run_resumes_bit_for_bit(sd3_folder: Path, tmp_path: Path):
     """Rounds 0 and 1 at once, and round 1 after a restart; validation, averages and merging by measurement included."""
     settings = {**BF16, **APART, **clip(0.03), "trainer__max_epochs": 2}
-    for name in ("whole", "parts"):
+    for name in ("at_once", "resumed"):
         (tmp_path / name).mkdir()
-    assert guardlit("fit", "--config", config(tmp_path / "whole", sd3_folder, **settings)) == 0
-    path = config(tmp_path / "parts", sd3_folder, **settings)
+    assert guardlit("fit", "--config", config(tmp_path / "at_once", sd3_folder, **settings)) == 0
+    path = config(tmp_path / "resumed", sd3_folder, **settings)
     assert guardlit("fit", "--config", path, "--trainer.max_epochs", 1) == 0
-    first = newest(tmp_path / "parts")
+    first = newest(tmp_path / "resumed")
     assert guardlit("fit", "--config", path, "--ckpt_path", first) == 0
-    assert newest(tmp_path / "parts") != first
-    assert differing(newest(tmp_path / "whole"), newest(tmp_path / "parts")) == []
+    assert newest(tmp_path / "resumed") != first
+    assert differing(newest(tmp_path / "at_once"), newest(tmp_path / "resumed")) == []
 
 
 def test_a_resumed_run_may_merge_otherwise():
@@ -222,8 +222,8 @@ def test_a_resumed_run_may_merge_otherwise():
 
 
 @pytest.mark.slow
-def test_a_sharded_network_merges_its_share(sd3_folder: Path, tmp_path: Path):
-    """One process, and two with FSDP2: local rows of B times the whole A."""
+def test_a_sharded_network_merges_its_shards(sd3_folder: Path, tmp_path: Path):
+    """One process, and two with FSDP2: local rows of B times the full A."""
     states = {}
     common = {**rollout(True), "data__micro_batch": 1, "data__rollout_batch": 1, "trainer__max_epochs": 2}
     for name, processes, args in (("one", 1, ()), ("two", 2, ("--trainer.strategy", "fsdp"))):

@@ -5,10 +5,10 @@ from guardlit.rounds.noise import INITIAL, NoiseSource, mix
 
 def test_noise_depends_on_its_place_alone():
     source = NoiseSource(7, 3, (4, 8, 8))
-    together = source.draw([5, 2, 9], 1)
+    batched = source.draw([5, 2, 9], 1)
     torch.manual_seed(123)
     alone = NoiseSource(7, 3, (4, 8, 8)).draw([2], 1)
-    assert torch.equal(together[1], alone[0])
+    assert torch.equal(batched[1], alone[0])
     mixed = source.draw([5, 2], [0, 1])
     assert torch.equal(mixed[1], alone[0])
 

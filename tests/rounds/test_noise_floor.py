@@ -9,12 +9,12 @@ from forked import on_ranks
 from guardlit.rounds.noise_floor import noise_floor, report_noise_floor
 
 BOUNDS = (-1e-4, 2e-4)
-LOG_RATIO = torch.tensor([[1e-6, 3e-6, 0.0, 4e-6], [5e-6, 0.0, 2e-6, 8e-5]])  # of two processes
+LOG_RATIO = torch.tensor([[1e-6, 3e-6, 0.0, 4e-6], [5e-6, 0.0, 2e-6, 8e-5]])  # of two ranks
 STEP = torch.tensor([[0, 2, 0, 2], [0, 0, 2, 2]])
 
 
 def outputs(rows: list[int]) -> list[dict[str, torch.Tensor]]:
-    """Two micro-batches of each process in `rows`."""
+    """Two micro-batches of each rank in `rows`."""
     return [{"log_ratio": LOG_RATIO[r, half], "step": STEP[r, half]} for r in rows for half in (slice(2), slice(2, 4))]
 
 

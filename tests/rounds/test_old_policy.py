@@ -29,8 +29,8 @@ def run(folder: Path, model: Path, old_velocity: str, *options: object, **change
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often the old policy was asked again, by micro-batch of the run."""
+def recomputations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Calls of the old policy in training, by micro-batch of the run."""
     calls: list[int] = []
     original_step, original = GRPOModule.training_step, GRPOModule.other_velocity
 
@@ -51,24 +51,24 @@ def decision(path: Path) -> str | None:
     return torch.load(path, weights_only=True)["guardlit"]["old_velocity"].get("decided")
 
 
-def test_a_round_s_first_update_asks_nobody_again(sd3_folder, tmp_path, asked):
-    """But for the run's first one, in which asking again measures the noise floor."""
+def test_a_round_s_first_update_recomputes_nothing(sd3_folder, tmp_path, recomputations):
+    """Except for the run's first one, in which a second call measures the noise floor."""
     run(tmp_path / "a", sd3_folder, "recomputed")
-    assert asked == [1] * ROUND + [0] * UPDATE + [1] * (ROUND - UPDATE)
+    assert recomputations == [1] * ROUND + [0] * UPDATE + [1] * (ROUND - UPDATE)
 
 
-def test_auto_is_stored_to_the_last_bit_where_batches_are_equal(sd3_folder, tmp_path, asked, caplog):
+def test_auto_is_stored_to_the_last_bit_where_batches_are_equal(sd3_folder, tmp_path, recomputations, caplog):
     with caplog.at_level(logging.INFO):
         auto = run(tmp_path / "auto", sd3_folder, "auto")
-    said = [r.getMessage() for r in caplog.records if "old velocities are stored" in r.getMessage()]
-    assert len(said) == 1
-    assert said[0].startswith("noise floor of the log ratio by step")
-    assert not any(asked)
+    lines = [r.getMessage() for r in caplog.records if "old velocities are stored" in r.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("noise floor of the log ratio by step")
+    assert not any(recomputations)
     assert decision(auto) == "stored"
     assert differing(auto, run(tmp_path / "stored", sd3_folder, "stored")) == []
 
 
-def test_auto_is_recomputed_where_batches_differ(sd3_folder, tmp_path, asked, monkeypatch):
+def test_auto_is_recomputed_where_batches_differ(sd3_folder, tmp_path, recomputations, monkeypatch):
     kept: list[bool] = []
     original = Trajectories.__init__
 
@@ -79,7 +79,7 @@ def test_auto_is_recomputed_where_batches_differ(sd3_folder, tmp_path, asked, mo
     monkeypatch.setattr(Trajectories, "__init__", watch)
     auto = run(tmp_path / "auto", sd3_folder, "auto", data__rollout_batch=8)
     assert kept == [False, False]
-    assert asked == [1] * ROUND + [0] * UPDATE + [1] * (ROUND - UPDATE)
+    assert recomputations == [1] * ROUND + [0] * UPDATE + [1] * (ROUND - UPDATE)
     again = run(tmp_path / "again", sd3_folder, "recomputed", data__rollout_batch=8)
     assert differing(auto, again) == []
 
@@ -99,14 +99,14 @@ def test_a_round_that_is_less_than_a_batch_is_drawn_with_other_rows(sd3_folder, 
 
 
 @pytest.mark.parametrize("old_velocity", ["stored", "recomputed"])
-def test_the_noise_floor_is_told_before_the_first_update_that_is_made(sd3_folder, tmp_path, caplog, old_velocity):
+def test_the_noise_floor_is_logged_before_the_first_update_that_is_made(sd3_folder, tmp_path, caplog, old_velocity):
     """As under 16-mixed, whose first updates overflow until the loss scale is low enough."""
     poison = {"class_path": "exploding.Poison", "init_args": {"updates": [0, 1, 2, 3, 4]}}
     changes = {"model__nonfinite": "skip", "model__max_skipped": 5, "trainer__callbacks": [poison]}
     with caplog.at_level(logging.INFO):
         run(tmp_path / "a", sd3_folder, old_velocity, **changes)
-    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("noise floor of the log ratio")]
-    assert len(said) == 1
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("noise floor of the log ratio")]
+    assert len(lines) == 1
 
 
 @pytest.fixture
@@ -122,8 +122,8 @@ def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trajectories, "put", put)
 
 
-def test_auto_asks_again_where_rounding_would_decide(sd3_folder, tmp_path, rounding):
-    """No loss has used what was measured, and what is not needed any more is gone."""
+def test_auto_recomputes_where_rounding_would_decide(sd3_folder, tmp_path, rounding):
+    """No loss has used what was measured, and velocities that are not needed any more are freed."""
     auto = run(tmp_path / "auto", sd3_folder, "auto")
     assert decision(auto) == "recomputed"
     assert differing(auto, run(tmp_path / "again", sd3_folder, "recomputed")) == []
@@ -178,8 +178,8 @@ def test_a_smaller_last_batch_has_other_rows():
     assert not OldPolicy("auto").keeps(rows_a_call(10, 4), 4)
 
 
-def test_the_decision_is_that_of_all_processes():
-    """What one process measures exceeds the range, what both do does not."""
+def test_the_decision_is_that_of_all_ranks():
+    """What one rank measures exceeds the range, what both measure does not."""
     mine = [{"noise_floor": torch.tensor([8e-5]), "step": torch.tensor([0])}]
 
     def gather(rows: torch.Tensor) -> torch.Tensor:

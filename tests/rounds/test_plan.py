@@ -52,7 +52,7 @@ def test_every_transition_is_trained_once_an_inner_epoch(plan: RoundPlan, seed: 
 
 @settings(max_examples=60, deadline=None)
 @given(plans(), st.integers(0, 2**31), st.integers(0, 50))
-def test_an_update_sees_the_same_images_on_any_number_of_processes(plan: RoundPlan, seed: int, index: int):
+def test_an_update_has_the_same_images_at_any_world_size(plan: RoundPlan, seed: int, index: int):
     def updates(world: int) -> list[set[tuple[int, int]]]:
         numbers = {**vars(plan), "world_size": world, "micro_batch": 1}
         some = RoundPlan(**numbers)
@@ -111,7 +111,7 @@ def test_the_published_arithmetic():
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "message"),
     [
         (
             (3, 3, 2, 1, 1, 1),
@@ -124,10 +124,10 @@ def test_the_published_arithmetic():
         ((4, 1, 2, 1, 1, 1), "a group, which needs at least 2 images"),
     ],
 )
-def test_numbers_that_do_not_divide_are_named(numbers: tuple[int, ...], said: str):
+def test_numbers_that_do_not_divide_are_named(numbers: tuple[int, ...], message: str):
     with pytest.raises(GuardlitError) as error:
         RoundPlan(*numbers)
-    assert said.split("; it is by")[0] in str(error.value)
+    assert message.split("; it is by")[0] in str(error.value)
 
 
 def test_sample_weights_are_one_on_average_over_what_remains():

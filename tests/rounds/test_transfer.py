@@ -82,7 +82,7 @@ def test_another_thread_draws_one_place_ahead_and_goes_away(monkeypatch: pytest.
     monkeypatch.setattr(NoiseSource, "draw", draw)
     noises = NoiseSource(3, 5, (4, 8, 8)).ahead(PLACES, CPU, threaded=True)
     next(noises)
-    assert ready.wait(10)  # step 0 is drawn although nobody has asked for it
+    assert ready.wait(10)  # step 0 is drawn before it is asked for
     assert not any(step == 1 for step, _ in drawn)
     noises.close()
     assert not any(here for _, here in drawn)

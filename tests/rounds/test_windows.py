@@ -50,7 +50,7 @@ def test_every_image_trains_distinct_steps_that_are_available(window: Window, in
     assert table.shape == (24, window.size(9))
     assert bool((table.diff(dim=1) > 0).all())  # rising, so distinct
     assert bool((table >= 0).all() and (table < 9).all())
-    assert torch.equal(table, a_round(window, index, rank=1, world=2).trained_steps)  # any number of processes
+    assert torch.equal(table, a_round(window, index, rank=1, world=2).trained_steps)  # at any world size
     noisy = round.noisy_steps(range(24), 10)
     assert bool(noisy.gather(1, table).all())
     assert int(noisy.sum()) == (240 if window.noise_elsewhere else table.numel())
@@ -85,7 +85,7 @@ def test_the_sliding_window_is_that_of_mixgrpo():
 
 
 @pytest.mark.parametrize(
-    ("window", "said"),
+    ("window", "message"),
     [
         (RandomWindow(3, low=7), "a window of 3 steps in [7, 9) does not lie within the 9 steps"),
         (RandomWindow(2, high=10), "a window of 2 steps in [0, 10) does not lie within the 9 steps"),
@@ -94,14 +94,14 @@ def test_the_sliding_window_is_that_of_mixgrpo():
         (RandomSubset(0.1), "fraction=0.1 of 9 steps of a RandomSubset leaves none to train"),
     ],
 )
-def test_windows_that_do_not_fit_are_named(window: Window, said: str):
+def test_windows_that_do_not_fit_are_named(window: Window, message: str):
     with pytest.raises(GuardlitError, match=r"^rollout\.window: ") as error:
         Rollout(window=window)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 class Linear:
-    """A policy whose velocity is a fixed map of the state; it counts the rows it is asked about."""
+    """A policy whose velocity is a fixed map of the state; it counts the rows of its calls."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -167,16 +167,16 @@ def test_images_that_share_their_noise_are_asked_for_once_until_they_part():
     record = torch.tensor([[2], [2], [4], [4]])
     noisy = torch.zeros(4, 6, dtype=torch.bool).scatter(1, record, True)
     policy = Linear()
-    together = sample(policy, c, CONDITIONING, NOISE, range(4), 1.0, record, noisy, origins=[0, 0, 2, 2])
+    grouped = sample(policy, c, CONDITIONING, NOISE, range(4), 1.0, record, noisy, origins=[0, 0, 2, 2])
     assert policy.rows == [2, 2, 2, 3, 3, 4]  # the first two part after step 2, the others after step 4
     for a, b in ((0, 1), (2, 3)):
-        assert torch.equal(together.latents[a], together.latents[b])  # at the branch
-        assert not torch.equal(together.final[a], together.final[b])
+        assert torch.equal(grouped.latents[a], grouped.latents[b])  # at the branch
+        assert not torch.equal(grouped.final[a], grouped.final[b])
     alone = [
         sample(Linear(), c, {"c": CONDITIONING["c"][[i]]}, NOISE, [i], 1.0, record[[i]], noisy[[i]], [i // 2 * 2])
         for i in range(4)
     ]
-    assert torch.equal(together.final, torch.cat([a.final for a in alone]))
+    assert torch.equal(grouped.final, torch.cat([a.final for a in alone]))
 
 
 # whole runs ---------------------------------------------------------------------------------------------------------
@@ -234,20 +234,22 @@ def test_the_ratio_is_exactly_1_before_the_first_update(
 
 
 @pytest.mark.parametrize("high", [None, 2])
-def test_a_run_tells_the_objective_which_steps_can_be_trained(sd3_folder: Path, tmp_path: Path, monkeypatch, high):
+def test_a_run_binds_its_objective_to_the_trainable_steps(
+    sd3_folder: Path, tmp_path: Path, monkeypatch, high
+):
     """TempFlow-GRPO's weights are 1 on average over them, though each image trains a few only."""
-    told: list[tuple[Tensor, Tensor]] = []
+    bound: list[tuple[Tensor, Tensor]] = []
     original = TempFlowGRPO.bind
 
     def bind(self: TempFlowGRPO, gain: Tensor, std: Tensor, dt: Tensor) -> None:
         original(self, gain, std, dt)
-        told.append((std, self.step_weight(gain, std, dt)))
+        bound.append((std, self.step_weight(gain, std, dt)))
 
     monkeypatch.setattr(TempFlowGRPO, "bind", bind)
     window = {"class_path": "RandomWindow", "init_args": {"length": 1, "high": high}}
     path = small(tmp_path, sd3_folder, "run", window=window)
     fit(path, "--trainer.max_epochs", 1, "--model.objective", "TempFlowGRPO")
-    ((std, weight),) = told  # once, whatever asks for the schedule later
+    ((std, weight),) = bound  # once a run
     assert len(std) == (high or 4)  # of 5 steps
     torch.testing.assert_close(weight, std / std.mean())
 
@@ -258,11 +260,11 @@ def test_a_resumed_run_with_windows_is_the_undisturbed_one(sd3_folder: Path, tmp
     callbacks = [{"class_path": "ModelCheckpoint", "init_args": keep}]
     path = small(tmp_path, sd3_folder, "run", callbacks, window=window, initial_noise="group")
     fit(path)
-    whole = {p.stem: p for p in path.parent.rglob("update_*.ckpt")}
+    saved = {p.stem: p for p in path.parent.rglob("update_*.ckpt")}
     for stop in ("update_5", "update_8"):  # within the second round, and after it
         runs = tmp_path / stop
-        assert guardlit("fit", "--config", path, "--ckpt_path", whole[stop], "--trainer.default_root_dir", runs) == 0
-        assert differing(whole["update_12"], newest(runs, "update_12.ckpt")) == []
+        assert guardlit("fit", "--config", path, "--ckpt_path", saved[stop], "--trainer.default_root_dir", runs) == 0
+        assert differing(saved["update_12"], newest(runs, "update_12.ckpt")) == []
 
 
 def test_the_loader_hands_out_the_steps_of_the_window(sd3_folder: Path, tmp_path: Path, monkeypatch):

@@ -54,7 +54,7 @@ CASES = [
     ("no clip, two updates", {**OFF, "data__updates_per_round": 2}, None, ""),
     ("bf16", {**BF16, "model__objective": _objective("GRPOGuard", 1e-5)}, "rounding decides", "bf16-mixed"),
     ("bf16, wide clip", {**BF16, "model__objective": _objective("GRPOGuard", 1e-2)}, None, ""),
-    ("bf16, asked again", {**BF16, **AGAIN, "model__objective": _objective("GRPOGuard", 1e-5)}, None, ""),
+    ("bf16, recomputed", {**BF16, **AGAIN, "model__objective": _objective("GRPOGuard", 1e-5)}, None, ""),
     ("fp32", {"model__objective": _objective("GRPOGuard", 1e-5)}, None, ""),
     ("Guard under CPS", {**TEN, "model__sde": CPS}, "weight not flat", "under CPS"),
     ("Guard under Dance", {**TEN, "model__sde": DANCE}, "weight not flat", "inverse_gain"),

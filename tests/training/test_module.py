@@ -168,7 +168,7 @@ def test_nan_stops_before_the_weights_are_touched(sd3_folder, tmp_path, monkeypa
     assert said.endswith(f"; the last good checkpoint is {last}")
     assert last.stem == "round_00000"
     saved = torch.load(last, weights_only=True)
-    assert saved["global_step"] == 4  # the round before is there to go on from
+    assert saved["global_step"] == 4  # the round before is there to resume from
 
 
 def test_a_run_folder_explains_itself(sd3_folder, tmp_path):

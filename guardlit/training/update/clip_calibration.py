@@ -86,7 +86,7 @@ class ClipCalibration(pl.Callback):
         """Observe an update and apply the range. Collective: every rank must call it.
 
         Returns:
-            The upper side of the clip range; None where there is none yet, or the objective has one of its own.
+            The upper side of the clip range; None where there is none yet, or the configuration gives one.
         """
         if not module.objective.auto:
             return None

@@ -77,7 +77,7 @@ PICKSCORE = [
     _pickscore("no config", lambda f, _: (f / "config.json").unlink(), "no config.json", "model_type 'clip' is needed"),
     _pickscore("other model", lambda f, _: _config(f, model_type="bert"), "model_type 'bert'", "'clip' is needed"),
     _pickscore(
-        "private code",
+        "own code",
         lambda f, w: (
             (f / "modeling_evil.py").write_text(f"open({str(w.marker)!r}, 'w')"),
             _config(f, model_type="evil", auto_map={"AutoModel": "modeling_evil.Evil"}),

@@ -70,16 +70,16 @@ def test_a_skipped_update_counts_in_the_schedule_and_the_round(skipped):
     assert checkpoint["guardlit"]["nonfinite"] == {"skipped": 2, "in_a_row": 0}
 
 
-def test_a_skipped_update_is_logged_and_told(skipped):
+def test_a_skipped_update_is_logged_and_lines(skipped):
     folder, _, warned = skipped
     with next(folder.rglob("metrics.csv")).open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     assert [float(row["train/skipped_updates"]) for row in rows] == [0, 0, 1, 1, 1, 2, 2, 2]
     assert [row["train/grad_norm"] for row in rows].count("nan") == 2
     assert float(rows[-1]["train/clip_range"]) > 0  # calibrated from what was finite
-    told = [line for line in warned if "the update is skipped" in line]
-    assert len(told) == 2
-    for update, round, line in zip(POISONED, (0, 1), told, strict=True):
+    lines = [line for line in warned if "the update is skipped" in line]
+    assert len(lines) == 2
+    for update, round, line in zip(POISONED, (0, 1), lines, strict=True):
         assert line.startswith(f"gradient norm is nan at update {update}, round {round}: the loss is nan at denoising ")
         assert any(f"prompt '{prompt}'" in line for prompt in PROMPTS)
     left_out = "samples of round 0 are left out: they hold NaN or infinity"
@@ -90,7 +90,7 @@ def test_a_skipped_update_is_logged_and_told(skipped):
 
 
 def test_the_sample_that_is_blamed_is_the_one(skipped):
-    """Two callbacks find it by ways of their own."""
+    """Two callbacks find it independently."""
     _, _, warned = skipped
     (spike,) = (line for line in warned if "gradient spike at step 5" in line)
     (skip,) = (line for line in warned if "at update 5" in line)

@@ -1,4 +1,4 @@
-"""However a run of one process ends, it gives back what it took; a signal is answered wherever it comes."""
+"""However a run of one rank ends, it releases its resources; a signal takes effect wherever it comes."""
 
 from __future__ import annotations
 

@@ -171,11 +171,11 @@ def test_a_run_finds_its_range_logs_it_and_resumes_with_it(sd3_folder: Path, tmp
     assert len(set(ranges[:3])) == 3  # every update of the first round
     for start in (3, 7):  # then at a round's start, and after its first off-policy update
         assert ranges[start + 1] == ranges[start + 2] == ranges[start + 3]
-    whole = {p.stem: p for p in tmp_path.rglob("update_*.ckpt")}
+    saved = {p.stem: p for p in tmp_path.rglob("update_*.ckpt")}
     for stop in ("update_2", "update_3", "update_4", "update_7"):
         runs = tmp_path / stop
-        assert guardlit("fit", "--config", path, "--ckpt_path", whole[stop], "--trainer.default_root_dir", runs) == 0
-        assert differing(whole["update_12"], newest(runs, "update_12.ckpt")) == []
+        assert guardlit("fit", "--config", path, "--ckpt_path", saved[stop], "--trainer.default_root_dir", runs) == 0
+        assert differing(saved["update_12"], newest(runs, "update_12.ckpt")) == []
 
 
 def test_tempflow_weights_are_1_on_average_over_the_trained_steps():

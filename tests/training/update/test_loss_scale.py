@@ -19,7 +19,7 @@ def plugin() -> MixedPrecision:
 
 
 def gradients(scaler: torch.amp.GradScaler | None) -> tuple[Tensor, float]:
-    """Of a deep network's first layer, for one accumulated micro-batch; and the share of exact zeros in all layers."""
+    """Of a deep network's first layer, for one accumulated micro-batch; and the fraction of zeros in all layers."""
     torch.manual_seed(0)
     layers = [nn.Linear(64, 64) for _ in range(16)]
     network = nn.Sequential(*[m for layer in layers for m in (layer, nn.Tanh())])

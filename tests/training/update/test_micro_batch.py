@@ -183,7 +183,7 @@ def test_a_device_that_runs_out_is_asked_for_less(sd3_folder, tmp_path, monkeypa
     assert differing(found, fit(tmp_path / "2", sd3_folder, 2)) == []
 
 
-def test_a_run_that_goes_on_keeps_its_number(sd3_folder, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_its_micro_batch(sd3_folder, tmp_path, monkeypatch):
     """With less memory than before, in the middle of a round; and takes one that fits in the place of another's."""
     undisturbed, runs = fit(tmp_path / "a", sd3_folder, "auto"), tmp_path / "runs"
     path = tmp_path / "a" / "run.yaml"
@@ -193,7 +193,7 @@ def test_a_run_that_goes_on_keeps_its_number(sd3_folder, tmp_path, monkeypatch):
     monkeypatch.undo()
     saved = runs / "version_0/checkpoints/interrupted.ckpt"
     assert torch.load(saved, weights_only=True)["PromptDataModule"]["micro_batch"] == 8
-    monkeypatch.setattr(auto, "free_memory", lambda: 0.0)  # nobody asks
+    monkeypatch.setattr(auto, "free_memory", lambda: 0.0)  # is not read
     assert guardlit("fit", *here, "--ckpt_path", saved) == 0
     assert differing(undisturbed, newest(runs, "round*.ckpt")) == []
     assert guardlit("fit", *here, "--ckpt_path", saved, "--data.rollout_batch", 4) == 0
