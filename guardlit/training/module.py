@@ -78,8 +78,8 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         self,
         policy: FlowPolicy,
         reward: Scorer,
-        sde: SDE = lazy_instance(FlowSDE),  # noqa: B008 - stateless
-        objective: Objective = lazy_instance(GRPOGuard),  # noqa: B008 - binding it changes nothing
+        sde: SDE = lazy_instance(FlowSDE),  # noqa: B008 - each module builds its own
+        objective: Objective = lazy_instance(GRPOGuard),  # noqa: B008 - each module builds its own
         advantage: GroupAdvantage = GroupAdvantage(),  # noqa: B008 - frozen
         rollout: Rollout = Rollout(),  # noqa: B008 - frozen
         evaluation: Sampling = Sampling(),  # noqa: B008 - frozen

@@ -234,9 +234,7 @@ def test_the_ratio_is_exactly_1_before_the_first_update(
 
 
 @pytest.mark.parametrize("high", [None, 2])
-def test_a_run_binds_its_objective_to_the_trainable_steps(
-    sd3_folder: Path, tmp_path: Path, monkeypatch, high
-):
+def test_a_run_binds_its_objective_to_the_trainable_steps(sd3_folder: Path, tmp_path: Path, monkeypatch, high):
     """TempFlow-GRPO's weights are 1 on average over them, though each image trains a few only."""
     bound: list[tuple[Tensor, Tensor]] = []
     original = TempFlowGRPO.bind
