@@ -18,7 +18,7 @@ MAX_ROUNDS = 200
 """More rounds than this are sampled evenly: reading thousands takes minutes and changes no printed number."""
 
 MIN_EPOCHS = 10
-"""With fewer epochs, logged values are not averaged over epochs but are points of their own."""
+"""With fewer epochs, logged values are not averaged over epochs but are separate points."""
 
 LOGGED = ("metrics.csv", "gold.csv", "ratio/round_*.npz", "gradient/round_*.npz")
 DESCRIPTIONS = ("config.yaml", "run.json")
