@@ -11,6 +11,7 @@ import torch
 
 import guardlit
 
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 PAGE = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
@@ -73,6 +74,21 @@ def test_the_round_by_hand_makes_an_update(executed):
     assert names["optimizer"].state
     assert printed.splitlines()[-1].startswith("reward 0.")
     assert printed.splitlines()[-1].endswith("log ratio 0.0e+00")
+
+
+def test_the_script_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (script,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    quick = script.replace("max_epochs=25", "max_epochs=1")
+    for full, few in {
+        '"images_per_prompt": 16': '"images_per_prompt": 4',
+        '"micro_batch": 40': '"micro_batch": 10',
+    }.items():
+        assert full in quick
+        quick = quick.replace(full, few)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(quick, "README.md", "exec"), {"__name__": "readme"})
+    assert (tmp_path / "runs/digits/version_0/metrics.csv").is_file()
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 5
 
 
 def test_the_defaults_on_the_page_are_those_of_the_code():
