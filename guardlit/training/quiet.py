@@ -7,6 +7,7 @@ import warnings
 
 INTENDED = (
     ".*does not have many workers.*",
+    ".*Total length of `list` across ranks is zero.*",  # no validation prompts
     ".*dataloader is not resumable.*",
     ".*module\\(s\\) in eval mode at the start of training.*",
     ".*You have overridden `transfer_batch_to_device`.*",
