@@ -120,8 +120,8 @@ class RoundPlan:
         position, rest = divmod(transitions, self.stride)
         if rest:
             raise GuardlitError(
-                f"the checkpoint stands {transitions} transitions into a round, where no micro-batch starts with "
-                f"{self.world_size} ranks x data.micro_batch = {self.stride}: let this divide {transitions}, or resume "
+                f"the checkpoint stands {transitions} transitions into a round, where no micro-batch starts with world "
+                f"size {self.world_size} x data.micro_batch = {self.stride}: let this divide {transitions}, or resume "
                 "from the end of a round"
             )
         return position

@@ -87,7 +87,7 @@ def test_another_micro_batch_resumes_where_it_can():
     loader = loader_of(Runner(), RoundPlan(2, 4, 2, 1, micro_batch=6, train_steps=3))
     loader.load_state({"round": 0, "transitions": 12})
     assert loader.position == 2
-    with pytest.raises(GuardlitError, match="8 transitions into a round, where no micro-batch begins"):
+    with pytest.raises(GuardlitError, match="8 transitions into a round, where no micro-batch starts"):
         loader.load_state({"round": 0, "transitions": 8})
 
 

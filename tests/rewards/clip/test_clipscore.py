@@ -97,10 +97,10 @@ def test_both_are_gold_scores(arguments: dict[str, Any], tmp_path: Path):
     prompts = [PROMPTS[0], PROMPTS[5]]
     trainer = Trainer(logger=False, enable_checkpointing=False, default_root_dir=tmp_path, accelerator="cpu")
     gold.on_validation_epoch_start(trainer, _Module())
-    gold.on_validation_batch_end(trainer, _Module(), {"images": images, "prompts": prompts}, None, 0)
-    for sample in gold._samples:
+    samples = gold.collect({"images": images, "prompts": prompts})
+    for sample in samples:
         assert sample["theirs"] == pytest.approx(sample["ours"], rel=1e-4, abs=1e-4)
-    assert max(sample["ours"] for sample in gold._samples) > 0.1
+    assert max(sample["ours"] for sample in samples) > 0.1
 
 
 class _Module:
