@@ -170,6 +170,7 @@ def ablate(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
+@pytest.mark.slow
 def test_trains_each_objective_then_skips_all(sd3_folder: Path, tmp_path: Path):
     path = config(tmp_path, sd3_folder, trainer__max_epochs=1)
     arguments = ("--config", path, "--objectives", "FlowGRPO,GRPOGuard", "--seeds", "7", "--out", tmp_path / "out")

@@ -50,6 +50,7 @@ def lines(folder: Path) -> Lines:
     return run(folder, "--kills", 4, "--most", 2, "--settings", *SETTINGS, "--no-console", "--faults", *FAULTS)
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_the_undisturbed_one(lines: Lines):
     assert {h["setting"] for h in lines["kills"]} == set(SETTINGS)
     assert sum(len(h["kills"]) for h in lines["kills"]) == 4
@@ -58,6 +59,7 @@ def test_killed_runs_end_as_the_undisturbed_one(lines: Lines):
         assert not any(kill["stuck"] for kill in history["kills"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_has_the_promised_end(lines: Lines, fault: str):
     (outcome,) = (row for row in lines["fault"] if row["fault"] == fault)
@@ -65,6 +67,7 @@ def test_a_fault_has_the_promised_end(lines: Lines, fault: str):
     assert outcome["equal"] == "bit for bit"
 
 
+@pytest.mark.slow
 def test_the_comparison_can_fail(lines: Lines, folder: Path):
     """One bit of one weight of the final state, and one number of the log, are found."""
     sys.path.insert(0, str(ROOT))
