@@ -35,7 +35,8 @@ def attach(transformer: Any, adapter: str, updates: Mapping[str, Update]) -> Non
         use_dora=first.magnitude is not None,
         lora_bias=any(update.bias is not None for update in updates.values()),
     )
-    with warnings.catch_warnings(), torch.device("meta"):  # no random numbers are drawn for what is replaced
+    weightless = next(transformer.parameters()).is_meta
+    with warnings.catch_warnings(), torch.device("meta" if weightless else "cpu"), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Already found a `peft_config`|`lora_bias=True`")
         transformer.add_adapter(config, adapter_name=adapter)
     for name, update in updates.items():
