@@ -67,6 +67,8 @@ def detach(transformer: Any, adapter: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Adapter .* was active")
         transformer.delete_adapters(adapter)
+    for layer in adapted_layers(transformer):
+        layer.lora_variant.pop(adapter, None)  # peft 0.18 keeps DoRA's for the next adapter of this name
     if not getattr(transformer, "peft_config", {}):
         transformer.unload_lora()
         return
