@@ -18,7 +18,7 @@ from guardlit_callbacks.distributed.gradients import gradient_norm, total_norm, 
 from guardlit_callbacks.distributed.sync_ddp import SyncDDP
 from guardlit_callbacks.figures.plots import gradient_figure
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from guardlit_callbacks.tools.logging import log_figure, log_histogram
+from guardlit_callbacks.tools.logging import log_figure, log_histograms
 from guardlit_callbacks.tools.outputs import read_output
 from guardlit_callbacks.tools.statistics import max_over_min, split, step_index, unmasked
 
@@ -43,22 +43,26 @@ class GradientNorm(RoundCallback):
     many entries are zero in a round after the first, in which a LoRA's first gradient is half zeros by construction.
 
     The total norm before clipping is shared with other callbacks; a module with a method `gradient_norm()` provides it.
-
-    TT is the index of the denoising step, two digits. Logged at the end of a round:
+    `gradient/figure` shows every step. Logged at the end of a round:
 
     | key | unit |
     |---|---|
-    | `gradient/velocity/tTT` | mean norm over the step's samples, loss / velocity |
-    | `gradient/velocity/max_over_min` | largest over smallest of these |
-    | `gradient/parameters/tTT` | mean norm over the step's micro-batches, loss / parameter (measured rounds) |
-    | `gradient/parameters/max_over_min` | largest over smallest of these (measured rounds) |
+    | `gradient/velocity/max_over_min` | largest over smallest mean norm of a step, d loss / d velocity, no unit |
+    | `gradient/parameters/max_over_min` | the same of d loss / d parameters, no unit; in measured rounds |
     | `gradient/norm_before_clipping` | mean over the round's optimizer steps of the total norm, loss / parameter |
     | `gradient/norm_after_clipping` | the same, as the optimizer saw it |
     | `gradient/clipped` | fraction of the optimizer steps in which clipping acted, 0 to 1 |
     | `gradient/zero_share` | fraction of exact zeros in the parameters' gradient, mean over optimizer steps, 0 to 1 |
 
-    Loggers that take them get the histograms `gradient/velocity/histogram/tTT`, of samples' norms, and the figure
-    `gradient/figure`. The run's folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`,
+    With `per_step` also, for TT, the index of the denoising step in two digits. Logged at the end of a round:
+
+    | key | unit |
+    |---|---|
+    | `gradient/velocity/tTT` | mean norm over the step's samples, loss / velocity |
+    | `gradient/parameters/tTT` | mean norm over the step's micro-batches, loss / parameter; in measured rounds |
+
+    Loggers that take them get the histogram `gradient/velocity/histogram` of all samples' norms, or with `per_step`
+    `gradient/velocity/histogram/tTT` of each step's, and the figure `gradient/figure`. The run's folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`,
     `norm_after` and `zero_share` (optimizer steps,) and, in measured rounds, `parameter_step` and `parameters`
     (micro-batches,); and the figure next to it.
 
@@ -74,8 +78,9 @@ class GradientNorm(RoundCallback):
         velocity: key of the norm of d loss_b / d velocity_b, unscaled; None for none.
         step: key of the denoising step: its index, or a float timestep that falls during denoising.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
-        parameters_every: measure the parameters' gradient every so many rounds, from round 0 on; 0 for never.
-        draw_every: plot every so many rounds, from round 0 on; 0 for never.
+        parameters_every: measure the parameters' gradient every so many rounds, from the first on; 0 for never.
+        draw_every: plot every so many rounds, from the first on; 0 for never.
+        per_step: also log scalars and histograms of each denoising step.
 
     Raises:
         MisconfigurationException: a key is not among the outputs, or not one value per sample; `parameters_every` with
@@ -89,8 +94,9 @@ class GradientNorm(RoundCallback):
         sample_weight: str | None = None,
         parameters_every: int = 0,
         draw_every: int = 10,
+        per_step: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(per_step)
         keys = {"step": step, "velocity": velocity, "sample_weight": sample_weight}
         self._keys = {argument: key for argument, key in keys.items() if key is not None}
         self.parameters_every, self.draw_every = parameters_every, draw_every
@@ -166,10 +172,11 @@ class GradientNorm(RoundCallback):
         """Writes the arrays, plots, and returns the statistics."""
         rows = {**unmasked(rows), **self._per_update(), **self._per_micro_batch()}
         path = self.write(trainer, "gradient", round_index, rows)
-        for t, values in split(rows["step"], rows["velocity"]).items() if "velocity" in rows else ():
-            log_histogram(trainer, f"gradient/velocity/histogram/t{t:02d}", values, trainer.global_step)
+        if "velocity" in rows:
+            name = "gradient/velocity/histogram"
+            log_histograms(trainer, name, rows["step"], rows["velocity"], self.per_step)
         if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
-            self._plot(trainer, rows, f"round {round_index}", path)
+            self._plot(trainer, rows, f"round {round_index + 1}", path)
         statistics = gradient_statistics(rows)
         if _scaler(trainer) is not None and round_index > 0 and not self._warned:
             self._warned = self._warn(statistics.get("gradient/zero_share", 0.0), round_index)
@@ -178,7 +185,7 @@ class GradientNorm(RoundCallback):
     def _warn(self, zeros: float, round_index: int) -> bool:
         if zeros > MANY_ZEROS:
             rank_zero_warn(
-                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {round_index}: float16 "
+                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {round_index + 1}: float16 "
                 "underflows. Give the trainer's precision plugin a GradScaler with a larger init_scale, or train in "
                 "bf16-mixed"
             )
