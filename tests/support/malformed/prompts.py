@@ -1,4 +1,5 @@
 """Malformed prompt files and data sets, as data.train; wrong metadata for the scorers that read them."""
+# ruff: noqa: RUF001 (Cyrillic prompts are refused)
 
 from __future__ import annotations
 
