@@ -15,6 +15,7 @@ from guardlit.checkpoints.discovery import newest_intact
 from guardlit.config.limits import as_one_line, check_trainer, user_errors
 from guardlit.devices.float32 import allow_tf32
 from guardlit.errors import NonFiniteError
+from guardlit.processes.lightning_internals import log_at_global_step
 from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.processes.shutdown import release_resources
 from guardlit.processes.watchdog import RankWatchdog
@@ -73,6 +74,7 @@ class RunTrainer(pl.Trainer):
             kwargs["logger"] = False  # until `fit`
         with as_one_line("trainer"):
             super().__init__(**kwargs)
+        log_at_global_step(self)
         keep_buffers(self.strategy)
         self._watchdog.attach(self)
 
