@@ -18,7 +18,7 @@ from guardlit.errors import NonFiniteError
 from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.processes.shutdown import release_resources
 from guardlit.processes.watchdog import RankWatchdog
-from guardlit.training.ddp import keep_buffers
+from guardlit.training.ddp import keep_buffers, sync_gradients
 from guardlit.training.defaults import complete, run_loggers
 from guardlit.training.quiet import quiet_libraries
 from guardlit.training.recovery.restart import restart_checkpoint
@@ -74,6 +74,7 @@ class RunTrainer(pl.Trainer):
         with as_one_line("trainer"):
             super().__init__(**kwargs)
         keep_buffers(self.strategy)
+        sync_gradients(self.strategy, kwargs["callbacks"])
         self._watchdog.attach(self)
 
     @contextmanager
