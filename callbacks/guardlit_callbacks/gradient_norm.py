@@ -141,6 +141,11 @@ class GradientNorm(RoundCallback):
                 "accumulates; set the trainer's strategy to guardlit_callbacks.SyncDDP, or parameters_every=0"
             )
 
+    @property
+    def reads_micro_batches(self) -> bool:
+        """Whether it reads each micro-batch's gradient: under DDP it then needs `SyncDDP`."""
+        return self.parameters_every > 0
+
     def _measures(self, trainer: Trainer) -> bool:
         return self.parameters_every > 0 and trainer.current_epoch % self.parameters_every == 0
 

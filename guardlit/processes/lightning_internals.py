@@ -202,3 +202,8 @@ def shard_over_all_ranks(strategy: ModelParallelStrategy) -> None:
 def ddp_options(strategy: DDPStrategy) -> dict[str, Any]:
     """The arguments that a strategy of a Trainer that has not started will give DistributedDataParallel."""
     return strategy._ddp_kwargs
+
+
+def start_method(strategy: DDPStrategy) -> str:
+    """How Lightning starts the other ranks: `popen`, `spawn`, `fork` or `forkserver`."""
+    return strategy._start_method

@@ -19,7 +19,7 @@ from guardlit.processes.lightning_internals import close_only_complete_epochs, l
 from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.processes.shutdown import release_resources
 from guardlit.processes.watchdog import RankWatchdog
-from guardlit.training.ddp import keep_buffers
+from guardlit.training.ddp import keep_buffers, sync_gradients
 from guardlit.training.defaults import complete, run_loggers
 from guardlit.training.quiet import quiet_libraries
 from guardlit.training.recovery.partial_round import save_partial_round
@@ -78,6 +78,7 @@ class RunTrainer(pl.Trainer):
         log_at_global_step(self)
         close_only_complete_epochs(self, partial(save_partial_round, self))
         keep_buffers(self.strategy)
+        sync_gradients(self.strategy, kwargs["callbacks"])
         self._watchdog.attach(self)
 
     @contextmanager
