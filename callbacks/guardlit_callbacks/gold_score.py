@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guardlit_callbacks.bases.validation import ValidationCallback, is_partial, log_validation
 from guardlit_callbacks.composite import Interval, bootstrap
-from guardlit_callbacks.figures.plots import ProxyGoldCurve, proxy_gold_figure
+from guardlit_callbacks.figures.proxy_gold import ProxyGoldCurve, first_spread, proxy_gold_figure
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from guardlit_callbacks.tools.logging import log_figure, run_dir
 from guardlit_callbacks.tools.outputs import read_output, read_value
@@ -44,6 +44,7 @@ class GoldScore(ValidationCallback[Sample]):
     | `gold/average` | 1 = as good as the base, more is better |
     | `gold/average_low`, `gold/average_high` | ends of the interval, same unit |
     | `gold/proxy` | mean proxy reward over prompts, in its own unit, without failed ones |
+    | `gold/proxy_std` | standard deviation of the proxy reward over images, same unit |
 
     Loggers that take figures get `gold/figure`. The run's folder gets `gold.csv` (one row an evaluation),
     `gold.png`, and `gold/step_SSSSSSSS.npz` with `prompt` and each scorer's scores by prompt, (P,) each.
@@ -75,7 +76,7 @@ class GoldScore(ValidationCallback[Sample]):
     Raises:
         ValueError: a name in `average`, `base` or `lower_is_better` is not a scorer's.
         MisconfigurationException: a key is not among the outputs; images are not uint8; a gold score failed (they are
-            never dropped); the prompts differ from those of the base.
+            never dropped); the prompts differ from those of the base; a base score in the average is not positive.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class GoldScore(ValidationCallback[Sample]):
         """Compares the scores with the base, logs and writes."""
         samples = [sample for rank in ranks for sample in rank]
         self._check_failed(samples)
+        samples = _distinct(samples)
         prompts, scores = _per_prompt(samples)
         step = trainer.global_step
         self._set_base(step, prompts, scores)
@@ -171,6 +173,7 @@ class GoldScore(ValidationCallback[Sample]):
         row |= {"average": interval.value, "average_low": interval.low, "average_high": interval.high}
         if PROXY in scores and not np.all(np.isnan(scores[PROXY])):
             row[PROXY] = float(np.nanmean(scores[PROXY]))
+            row[f"{PROXY}_std"] = float(np.nanstd([sample[PROXY] for sample in samples]))
         self.history = [*(old for old in self.history if old["step"] < step), {"step": step, **row}]
 
         log_validation(trainer, pl_module, {f"gold/{name}": value for name, value in row.items()})
@@ -211,12 +214,16 @@ class GoldScore(ValidationCallback[Sample]):
         for name in self.average:
             base = self._base_scores[name] if self.base is None else np.full_like(scores[name], self.base[name])
             above[name], below[name] = (base, scores[name]) if name in self.lower_is_better else (scores[name], base)
-        return bootstrap(above, below, n=self.resamples)
+        try:
+            return bootstrap(above, below, n=self.resamples)
+        except ValueError as error:
+            raise MisconfigurationException(f"GoldScore(average={self.average}): {error}") from error
 
     def _figure(self) -> Any:
         columns = {name: np.array([row.get(name, np.nan) for row in self.history]) for name in self.history[-1]}
         interval = (columns["average"], columns["average_low"], columns["average_high"])
-        return proxy_gold_figure({"run": ProxyGoldCurve(columns["step"], columns.get(PROXY), *interval)})
+        spread = first_spread(columns.get(f"{PROXY}_std", np.zeros(0)))
+        return proxy_gold_figure({"run": ProxyGoldCurve(columns["step"], columns.get(PROXY), *interval, spread)})
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -240,9 +247,13 @@ def _check_names(argument: str, names: Any, scorers: Any, what: str = "is not a 
         raise ValueError(f"GoldScore: {argument} {unknown[0]!r} {what}; there are {', '.join(map(repr, scorers))}")
 
 
+def _distinct(samples: list[Sample]) -> list[Sample]:
+    """The samples, each index once."""
+    return list({sample.get("index", ("no index", i)): sample for i, sample in enumerate(samples)}.values())
+
+
 def _per_prompt(samples: list[Sample]) -> tuple[list[str], dict[str, Array]]:
-    """Prompts in alphabetical order and each column's mean per prompt; each sample index counts once."""
-    samples = list({sample.get("index", ("no index", i)): sample for i, sample in enumerate(samples)}.values())
+    """Prompts in alphabetical order and each column's mean per prompt."""
     by_prompt: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda s: (s["prompt"], s.get("index", 0))):
         by_prompt.setdefault(sample["prompt"], []).append(sample)

@@ -62,9 +62,9 @@ class GradientNorm(RoundCallback):
     | `gradient/parameters/tTT` | mean norm over the step's micro-batches, loss / parameter; in measured rounds |
 
     Loggers that take them get the histogram `gradient/velocity/histogram` of all samples' norms, or with `per_step`
-    `gradient/velocity/histogram/tTT` of each step's, and the figure `gradient/figure`. The run's folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`,
-    `norm_after` and `zero_share` (optimizer steps,) and, in measured rounds, `parameter_step` and `parameters`
-    (micro-batches,); and the figure next to it.
+    `gradient/velocity/histogram/tTT` of each step's, and the figure `gradient/figure`. The run's folder gets
+    `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`, `norm_after` and `zero_share` (optimizer
+    steps,) and, in measured rounds, `parameter_step` and `parameters` (micro-batches,); and the figure next to it.
 
     Needs automatic optimization. Sharded parameters (FSDP2) contribute their full norm.
 
@@ -185,9 +185,9 @@ class GradientNorm(RoundCallback):
     def _warn(self, zeros: float, round_index: int) -> bool:
         if zeros > MANY_ZEROS:
             rank_zero_warn(
-                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {round_index + 1}: float16 "
-                "underflows. Give the trainer's precision plugin a GradScaler with a larger init_scale, or train in "
-                "bf16-mixed"
+                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {round_index + 1}: "
+                "float16 underflows. Give the trainer's precision plugin a GradScaler with a larger init_scale, or "
+                "train in bf16-mixed"
             )
         return zeros > MANY_ZEROS
 

@@ -12,7 +12,7 @@ from guardlit_callbacks.figures.plots import RatioSamples, ratio_figure
 from guardlit_callbacks.tools.lightning import LightningModule, Trainer
 from guardlit_callbacks.tools.logging import log_figure, log_histograms
 from guardlit_callbacks.tools.outputs import read_output
-from guardlit_callbacks.tools.statistics import clip_fractions, moments, split, unmasked
+from guardlit_callbacks.tools.statistics import clip_fractions, clip_range, moments, split, unmasked
 
 KINDS = {"log_ratio": "log ratio in the objective", "raw": "raw log ratio", "normalized": "normalized log ratio"}
 SIDES = ("above", "below")
@@ -21,8 +21,9 @@ SIDES = ("above", "below")
 class RatioDistribution(RoundCallback):
     """Monitors the distribution of the log importance ratio at every denoising step, over all samples of each round.
 
-    `ratio/figure` shows every step; the run's folder keeps every sample. A healthy log ratio has mean 0 and an equal spread at all steps, and is clipped as often above as below the range. A
+    A healthy log ratio has mean 0 and an equal spread at all steps, and is clipped as often above as below the range. A
     mean below 0 keeps samples of positive advantage from ever being clipped (GRPO-Guard, eq. 7 and Fig. 2).
+    `ratio/figure` shows every step, and the run's folder keeps every sample.
 
     `training_step` returns its outputs per sample, (B,) each, under the keys named here. KIND is `log_ratio`, and `raw`
     or `normalized` where its key is given and its values differ from `log_ratio`; SIDE is `above` or `below`. Logged at
@@ -144,5 +145,8 @@ def distinct_kinds(rows: Rows) -> list[str]:
 
 def _panels(rows: Rows) -> dict[str, RatioSamples]:
     """The objective's ratio with its clipping, and each other kind that has different values."""
-    clipped = {"log_ratio": rows.get("clipped")}
-    return {KINDS[kind]: RatioSamples(rows["step"], rows[kind], clipped.get(kind)) for kind in distinct_kinds(rows)}
+    panels = {KINDS[kind]: RatioSamples(rows["step"], rows[kind]) for kind in distinct_kinds(rows)}
+    if "clipped" in rows:
+        ends = clip_range(rows["log_ratio"], rows["clipped"])[None]
+        panels[KINDS["log_ratio"]] = RatioSamples(rows["step"], rows["log_ratio"], rows["clipped"], ends)
+    return panels

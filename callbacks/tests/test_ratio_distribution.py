@@ -44,7 +44,8 @@ def test_every_number_equals_a_float64_loop(make_trainer, recorder):
                 out = columns["clipped"][chosen].astype(bool)
                 for side, beyond in {"above": columns["log_ratio"] > 0, "below": columns["log_ratio"] < 0}.items():
                     share = np.mean(out & beyond[chosen])
-                    assert logged[f"ratio/clip_fraction_{side}{suffix}/t{t:02d}"][last_step] == pytest.approx(share, rel=1e-6)
+                    key = f"ratio/clip_fraction_{side}{suffix}/t{t:02d}"
+                    assert logged[key][last_step] == pytest.approx(share, rel=1e-6)
                     checked += 1
         shares = columns["clipped"].mean()
         assert logged["ratio/clip_fraction"][last_step] == pytest.approx(shares)
@@ -102,7 +103,8 @@ def test_arrays_histograms_and_figure(make_trainer, tmp_path):
 
     events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0, "images": 0, "scalars": 0})
     events.Reload()
-    histograms = [(event.step, event.histogram_value.num) for event in events.Histograms("ratio/log_ratio/histogram/t02")]
+    found = events.Histograms("ratio/log_ratio/histogram/t02")
+    histograms = [(event.step, event.histogram_value.num) for event in found]
     assert histograms == [(6, 16), (12, 16)]  # every round, and the figure every other
     assert [event.step for event in events.Images("ratio/figure")] == [6]
     shown = Image.open(io.BytesIO(events.Images("ratio/figure")[0].encoded_image_string))
