@@ -36,9 +36,10 @@ def composite(scores: Mapping[str, float], base: Mapping[str, float]) -> float:
     _check_names(scores, base)
     for name in base:
         if not base[name] > 0 or not np.isfinite(base[name]):
+            found = float(f"{base[name]:.6g}")
             raise ValueError(
-                f"composite: the base score of {name!r} must be a positive number, got {base[name]:.6g}: score / base has "
-                f"no meaning; leave {name!r} out of the average"
+                f"composite: the base score of {name!r} must be a positive number, got {found}: score / base has no "
+                f"meaning; leave {name!r} out of the average"
             )
         if not np.isfinite(scores[name]):
             raise ValueError(f"composite: the score of {name!r} must be a finite number, got {scores[name]}")

@@ -6,7 +6,7 @@ TensorBoard's writer is recognized by its methods, not its class, since Lightnin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,20 @@ def log_scalars(trainer: Trainer, metrics: Mapping[str, float], step: int) -> No
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.log_metrics(dict(metrics), step=step)
+
+
+def log_layout(trainer: Trainer, layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
+    """Writes the layout of TensorBoard's tab Custom Scalars.
+
+    Args:
+        trainer: whose loggers to use.
+        layout: category -> chart's title -> ["Multiline", regular expressions of keys] or
+            ["Margin", [key, key of its lower end, key of its upper end]].
+    """
+    if trainer.is_global_zero:
+        for writer in _tensorboard_writers(trainer):
+            if hasattr(writer, "add_custom_scalars"):
+                writer.add_custom_scalars(layout)
 
 
 def log_image(trainer: Trainer, key: str, image: NDArray[np.uint8], step: int) -> None:
