@@ -11,7 +11,7 @@ from guardlit_callbacks.bases.round import RoundCallback, Rows
 from guardlit_callbacks.figures.plots import RatioSamples, ratio_figure
 from guardlit_callbacks.tools.lightning import LightningModule, Trainer
 from guardlit_callbacks.tools.logging import log_figure, log_histograms
-from guardlit_callbacks.tools.outputs import read_output
+from guardlit_callbacks.tools.outputs import is_skipped, read_output
 from guardlit_callbacks.tools.statistics import clip_fractions, clip_range, moments, split, unmasked
 
 KINDS = {"log_ratio": "log ratio in the objective", "raw": "raw log ratio", "normalized": "normalized log ratio"}
@@ -95,6 +95,8 @@ class RatioDistribution(RoundCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the micro-batch's values on their device."""
+        if is_skipped(outputs, pl_module):
+            return
         self.collect(trainer, {name: read_output(outputs, key, self, name) for name, key in self._keys.items()})
 
     def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:

@@ -50,6 +50,37 @@ def is_within_round(trainer: pl.Trainer) -> bool:
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
 
 
+def is_within_batch(trainer: pl.Trainer) -> bool:
+    """Whether a micro-batch has begun whose gradients, and whose update where one was due, are not made yet."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.ready > progress.processed)  # type: ignore[attr-defined]
+
+
+def close_only_complete_epochs(trainer: pl.Trainer, on_partial: Callable[[], None]) -> None:
+    """Leave an epoch open that the Trainer's limits or `should_stop` end before its last batch.
+
+    Lightning counts such an epoch as finished, calls its last hooks, and validates where that was due at its end.
+
+    Args:
+        trainer: that has not started.
+        on_partial: called instead of the last hooks; counters, gradients and loader are as after a batch.
+    """
+    loop, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    close, validation_due = loop.on_advance_end, epoch._should_check_val_fx
+
+    def on_advance_end() -> None:
+        close() if epoch._num_ready_batches_reached() else on_partial()
+
+    def due(data_fetcher: Any) -> bool:
+        stop, trainer.should_stop = trainer.should_stop, False
+        try:
+            return validation_due(data_fetcher)
+        finally:
+            trainer.should_stop = stop
+
+    loop.on_advance_end, epoch._should_check_val_fx = on_advance_end, due  # type: ignore[method-assign]
+
+
 def remove_limits(trainer: pl.Trainer) -> None:
     """Lift the limits on epochs and steps, for a fit that ends from within."""
     trainer.fit_loop.max_epochs, trainer.fit_loop.min_epochs = -1, 0
@@ -171,3 +202,8 @@ def shard_over_all_ranks(strategy: ModelParallelStrategy) -> None:
 def ddp_options(strategy: DDPStrategy) -> dict[str, Any]:
     """The arguments that a strategy of a Trainer that has not started will give DistributedDataParallel."""
     return strategy._ddp_kwargs
+
+
+def start_method(strategy: DDPStrategy) -> str:
+    """How Lightning starts the other ranks: `popen`, `spawn`, `fork` or `forkserver`."""
+    return strategy._start_method

@@ -17,7 +17,7 @@ from guardlit.training.dashboard import Dashboard
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.run_folder import RunFolder, next_version
-from guardlit.training.sharded_strategy import ShardedStrategy
+from guardlit.training.strategies import checked_strategy
 
 DEFAULTS: dict[str, Any] = {
     "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # ratios need float64, which Apple's MPS lacks
@@ -46,10 +46,7 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
     """
     for name, value in DEFAULTS.items():
         arguments.setdefault(name, value)
-    if arguments.get("strategy") == "fsdp":
-        arguments["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) cannot run a rollout
-    if isinstance(arguments.get("strategy"), ShardedStrategy):
-        arguments["strategy"].check(str(arguments.get("precision")))
+    arguments["strategy"] = checked_strategy(arguments.get("strategy", "auto"), str(arguments.get("precision")))
     plugins = _as_list(arguments.get("plugins"))
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(SafeCheckpointIO(collective=True))
