@@ -79,7 +79,8 @@ class GoldScore(ValidationCallback[Sample]):
         ValueError: a name in `average`, `base` or `lower_is_better` is not a scorer's; another `value_range`.
         MisconfigurationException: the module has no `validation_step`; a key is not among the outputs, or holds
             something else; a scorer did not return one number per image; a gold score failed (they are never dropped);
-            the prompts differ from those of the base; a base score in the average is not positive; several validation dataloaders without `dataloader`.
+            the prompts differ from those of the base; a base score in the average is not positive; several validation
+            dataloaders without `dataloader`.
     """
 
     def __init__(
