@@ -14,8 +14,9 @@ from torch import Tensor
 from guardlit_callbacks.bases.validation import ValidationCallback, is_partial, log_validation
 from guardlit_callbacks.composite import Interval, bootstrap
 from guardlit_callbacks.figures.plots import ProxyGoldCurve, proxy_gold_figure
+from guardlit_callbacks.tools.folders import run_dir
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from guardlit_callbacks.tools.logging import log_figure, run_dir
+from guardlit_callbacks.tools.logging import log_figure
 from guardlit_callbacks.tools.outputs import read_output, read_value
 from guardlit_callbacks.tools.scoring import ScoreRequest, Scorers, can_close, named, score, set_up
 from guardlit_callbacks.tools.statistics import Array

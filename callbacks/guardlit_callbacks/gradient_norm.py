@@ -20,6 +20,7 @@ from guardlit_callbacks.figures.plots import gradient_figure
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from guardlit_callbacks.tools.logging import log_figure, log_histogram
 from guardlit_callbacks.tools.outputs import read_output
+from guardlit_callbacks.tools.rounds import is_due
 from guardlit_callbacks.tools.statistics import max_over_min, split, step_index, unmasked
 
 CLIP_TOLERANCE = 1e-5
@@ -34,10 +35,10 @@ class GradientNorm(RoundCallback):
 
     Two gradients are measured. The gradient of the loss with respect to the predicted velocity comes with the outputs
     of `training_step`, one norm per sample, at no cost. The gradient of the trainable parameters is measured every
-    `parameters_every` rounds, as the difference that a micro-batch's backward pass makes to the accumulated gradient.
-    Such a round keeps a second copy of the trainable gradients; Lightning's division by `accumulate_grad_batches` and
-    the loss scale of 16-bit precision are undone. Its micro-batches must hold one denoising step each, the same on all
-    ranks.
+    `parameters_every` rounds and in the last one, as the difference that a micro-batch's backward pass makes to the
+    accumulated gradient. Such a round keeps a second copy of the trainable gradients; Lightning's division by
+    `accumulate_grad_batches` and the loss scale of 16-bit precision are undone. Its micro-batches must hold one
+    denoising step each, the same on all ranks.
 
     Underflow in float16 is silent: entries become exactly zero. Under a loss scaler the callback warns, once, when too
     many entries are zero in a round after the first, in which a LoRA's first gradient is half zeros by construction.
@@ -74,8 +75,9 @@ class GradientNorm(RoundCallback):
         velocity: key of the norm of d loss_b / d velocity_b, unscaled; None for none.
         step: key of the denoising step: its index, or a float timestep that falls during denoising.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
-        parameters_every: measure the parameters' gradient every so many rounds, from round 0 on; 0 for never.
-        draw_every: plot every so many rounds, from round 0 on; 0 for never.
+        parameters_every: measure the parameters' gradient in the first round, every so many rounds after it, and in the
+            last one; 0 for never.
+        draw_every: plot the first round, every so many rounds after it, and the last one; 0 for never.
 
     Raises:
         MisconfigurationException: a key is not among the outputs, or not one value per sample; `parameters_every` with
@@ -119,7 +121,7 @@ class GradientNorm(RoundCallback):
             )
 
     def _measures(self, trainer: Trainer) -> bool:
-        return self.parameters_every > 0 and trainer.current_epoch % self.parameters_every == 0
+        return is_due(trainer, trainer.current_epoch + 1, self.parameters_every)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Starts a new accumulation."""
@@ -162,23 +164,23 @@ class GradientNorm(RoundCallback):
 
     # --- the round -----------------------------------------------------------------------------------------------
 
-    def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
+    def report(self, trainer: Trainer, number: int, rows: Rows) -> Mapping[str, float]:
         """Writes the arrays, plots, and returns the statistics."""
         rows = {**unmasked(rows), **self._per_update(), **self._per_micro_batch()}
-        path = self.write(trainer, "gradient", round_index, rows)
+        path = self.write(trainer, "gradient", number, rows)
         for t, values in split(rows["step"], rows["velocity"]).items() if "velocity" in rows else ():
             log_histogram(trainer, f"gradient/velocity/histogram/t{t:02d}", values, trainer.global_step)
-        if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
-            self._plot(trainer, rows, f"round {round_index}", path)
+        if trainer.is_global_zero and is_due(trainer, number, self.draw_every, trainer.should_stop):
+            self._plot(trainer, rows, f"round {number}", path)
         statistics = gradient_statistics(rows)
-        if _scaler(trainer) is not None and round_index > 0 and not self._warned:
-            self._warned = self._warn(statistics.get("gradient/zero_share", 0.0), round_index)
+        if _scaler(trainer) is not None and number > 1 and not self._warned:
+            self._warned = self._warn(statistics.get("gradient/zero_share", 0.0), number)
         return statistics
 
-    def _warn(self, zeros: float, round_index: int) -> bool:
+    def _warn(self, zeros: float, number: int) -> bool:
         if zeros > MANY_ZEROS:
             rank_zero_warn(
-                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {round_index}: float16 "
+                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {number}: float16 "
                 "underflows. Give the trainer's precision plugin a GradScaler with a larger init_scale, or train in "
                 "bf16-mixed"
             )

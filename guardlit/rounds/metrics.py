@@ -46,11 +46,12 @@ def finish_round(metrics: MutableMapping[str, float], collected: float, images: 
     """Add the metrics that are known at a round's end.
 
     Args:
-        metrics: with `time/rollout_s` and `time/reward_s`; gets `time/update_s`, `time/images_per_s` and `round`.
+        metrics: with `time/rollout_s` and `time/reward_s`; gets `time/update_s`, `time/images_per_s` and `round`, the
+            round's number from 1.
         collected: when the updates began, by `time.perf_counter`.
         images: of the round, on all ranks.
         index: of the round.
     """
     metrics["time/update_s"] = time.perf_counter() - collected
     seconds = metrics["time/rollout_s"] + metrics["time/reward_s"] + metrics["time/update_s"]
-    metrics.update({"time/images_per_s": images / seconds, "round": float(index)})
+    metrics.update({"time/images_per_s": images / seconds, "round": float(index + 1)})

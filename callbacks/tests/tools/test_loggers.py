@@ -36,7 +36,7 @@ def run(make_trainer, monkeypatch, tmp_path):
 def pictures(folder):
     """Of the run's folder: every callback has left its own."""
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
-    assert {"ratio/round_00000.png", "gradient/round_00000.png", "gold.png", "samples/film_strip.png"} <= found
+    assert {"ratio/round_00001.png", "gradient/round_00001.png", "gold.png", "samples/film_strip.png"} <= found
 
 
 def test_tensorboard_has_scalars_histograms_and_images(run, recorder, tmp_path):
