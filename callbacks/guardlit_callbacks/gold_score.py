@@ -15,9 +15,10 @@ from guardlit_callbacks.composite import Interval, bootstrap
 from guardlit_callbacks.distributed.gather import distinct, interleave
 from guardlit_callbacks.figures.proxy_gold import ProxyGoldCurve, first_spread, proxy_gold_figure
 from guardlit_callbacks.gold_by_prompt import Kept, Sample, add_scores, score_by_prompt
+from guardlit_callbacks.tools.folders import run_dir
 from guardlit_callbacks.tools.images import check_range, read_images
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from guardlit_callbacks.tools.logging import log_figure, run_dir
+from guardlit_callbacks.tools.logging import log_figure
 from guardlit_callbacks.tools.outputs import read_column, read_mappings, read_texts
 from guardlit_callbacks.tools.scoring import ScoreRequest, Scorers, can_close, compares_images, named, score, set_up
 from guardlit_callbacks.tools.statistics import Array

@@ -150,6 +150,6 @@ class Collector:
         """Announce the scoring, raise one rank's error on all, and return whether all ranks are ready. Collective."""
         self._on_phase("reward", self._scoring.done, len(self._batches))
         if error is not None:
-            error.args = (f"round {self._round.index}, rank {self._round.rank}: {error}",)
+            error.args = (f"round {self._round.number}, rank {self._round.rank}: {error}",)
         self._world.raise_on_all(error)
         return self._world.all(ready)

@@ -84,7 +84,7 @@ class RoundRewards:
             if not bool(result.valid.all()):
                 prompt = self.round.prompt_of(samples[int((~result.valid).nonzero()[0])]).text
                 return GuardlitError(
-                    f"round {self.round.index}: {failed} of {self.round.plan.images} rewards failed, more than "
+                    f"round {self.round.number}: {failed} of {self.round.plan.images} rewards failed, more than "
                     f"max_failed_fraction={self.max_failed_fraction}; the first on prompt '{prompt[:80]}' "
                     f"of rank {self.round.rank}; {result.reason}"
                 )

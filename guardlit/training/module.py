@@ -108,7 +108,6 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         self.round_metrics: dict[str, float] = {}
         """Of the round in progress; progress bars show them."""
         self.outputs: list[dict[str, Tensor]] = []
-        """Of the update in progress, by micro-batch."""
         self.clips: list[Tensor] = []
         self._was_merged: bool | None = None
         self._experience: Experience | None = None

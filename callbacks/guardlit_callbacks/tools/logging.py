@@ -25,20 +25,6 @@ HISTOGRAM_BINS = 40
 """TensorBoard's default is 1549 bins: ten times the work, and no clearer."""
 
 
-def run_dir(trainer: Trainer) -> Path | None:
-    """The folder of this run, or None where Lightning has none. Collective: every rank must call it.
-
-    For a logger without a folder per run, such as W&B's, it is `<save_dir>/<name>/<version>`, where Lightning's
-    `ModelCheckpoint` writes as well.
-    """
-    logger = trainer.logger
-    if logger is None or getattr(logger, "log_dir", None):
-        return Path(trainer.log_dir) if trainer.log_dir else None
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    folder = Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
-    return Path(trainer.strategy.broadcast(folder))
-
-
 def _tensorboard_writers(trainer: Trainer) -> list[Any]:
     experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     return [writer for writer in experiments if hasattr(writer, "add_histogram") and hasattr(writer, "add_image")]

@@ -172,7 +172,7 @@ class Rollback(Checkpoint):
         if self._best_reward is not None:
             best, best_std = self._best_reward
             if not mean >= best - cast(float, self.max_reward_drop) * best_std:
-                fell = f"{name} fell from {best:.4g} to {mean:.4g} in round {self._round}"
+                fell = f"{name} fell from {best:.4g} to {mean:.4g} in round {self._round + 1}"
                 limit = f"max_reward_drop={self.max_reward_drop} standard deviations ({best_std:.2g}) of that round"
                 self._diverged(trainer, f"{fell}, by more than {limit}")
         if self._best_reward is None or mean > self._best_reward[0]:
