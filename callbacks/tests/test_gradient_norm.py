@@ -13,11 +13,11 @@ CHECKPOINTS = import_module(GradientNorm.__mro__[2].__module__.rsplit(".", 1)[0]
 
 
 def measuring(**options):
-    return GradientNorm(**{"parameters_every": 1, "draw_every": 0, **options})
+    return GradientNorm(**{"parameters_every": 1, "draw_every": 0, "per_step": True, **options})
 
 
 def load(folder, round_index=0):
-    return dict(np.load(folder / "gradient" / f"round_{round_index:05d}.npz"))
+    return dict(np.load(folder / "gradient" / f"round_{round_index + 1:05d}.npz"))
 
 
 class GradientSpy(Spy):
@@ -218,7 +218,7 @@ def test_figure(make_trainer, tmp_path):
             tmp_path, name="", version=""
         ),
     ).fit(ToyFlow(), Rounds(transitions()))
-    assert (tmp_path / "gradient" / "round_00000.png").stat().st_size > 10_000
+    assert (tmp_path / "gradient" / "round_00001.png").stat().st_size > 10_000
 
 
 class Underflow(ToyFlow):

@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.cli import LightningCLI
+from lightning_utilities.core.enums import StrEnum
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # and `class_path: PickScore`
@@ -23,6 +24,9 @@ from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.training.defaults import DEFAULTS
 from guardlit.training.module import GRPOModule
 from guardlit.training.quiet import quiet_libraries
+
+# Lightning's own defaults, such as the interval of Timer, which PyYAML cannot write
+yaml.SafeDumper.add_multi_representer(StrEnum, lambda dumper, value: dumper.represent_str(value.value))
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", LARGEST_SEED)], docstring="A seed that numpy accepts.")
 

@@ -106,10 +106,8 @@ class Evaluation:
                     f"is {images_per_prompt}"
                 )
             for prompt in prompts:
-                try:
-                    scorer.check_prompt(prompt.text, prompt.metadata)
-                except ValueError as error:
-                    raise GuardlitError(f"gold scorer '{column}': {error}") from error
+                if why := scorer.refusal(prompt, f"gold scorer '{column}'"):
+                    raise GuardlitError(why)
 
     def _begin(self, drawn: Drawn) -> None:
         """Write what is going to be drawn, so that an interrupted evaluation can be scored, too."""

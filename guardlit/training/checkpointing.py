@@ -8,8 +8,9 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from guardlit.checkpoints import contents, unfinished
+from guardlit.errors import GuardlitError
 from guardlit.policies.base import FlowPolicy
-from guardlit.processes.lightning_internals import move_within_epoch
+from guardlit.processes.lightning_internals import is_within_batch, move_within_epoch
 from guardlit.processes.world import World
 from guardlit.rounds.old_policy import OldPolicy
 from guardlit.rounds.settings import Rollout, Sampling
@@ -40,7 +41,15 @@ class CheckpointHooks(pl.LightningModule):
     _restored_gradients: dict[str, Tensor]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable weights; within a round also the old policy and the gradients accumulated so far."""
+        """Keep trainable weights; within a round also the old policy and the gradients accumulated so far.
+
+        Raises:
+            GuardlitError: within a micro-batch, from where no run could resume.
+        """
+        if is_within_batch(self.trainer):
+            raise GuardlitError(
+                "a checkpoint within a micro-batch cannot be resumed: call save_checkpoint from on_train_batch_end on"
+            )
         finished = self.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
         part: dict[str, Any] = {"fingerprint": self._fingerprint(), "nonfinite": self.nonfinite.state_dict()}
         part["old_velocity"] = self.old.state_dict()

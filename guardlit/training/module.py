@@ -21,7 +21,7 @@ from guardlit.config.lazy import unlazy
 from guardlit.kl import KL
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.policies.base import FlowPolicy
-from guardlit.processes.lightning_internals import validate_now
+from guardlit.processes.lightning_internals import is_within_round, validate_now
 from guardlit.processes.phases import announce
 from guardlit.processes.world import World
 from guardlit.rewards.base import Scorer
@@ -42,6 +42,7 @@ from guardlit.training.checkpointing import CheckpointHooks
 from guardlit.training.ddp import keep_quantized
 from guardlit.training.linter import Linter
 from guardlit.training.recovery.nonfinite import NonFiniteGuard
+from guardlit.training.recovery.partial_round import check_time
 from guardlit.training.sharded_strategy import sharding
 from guardlit.training.update.clip_calibration import ClipCalibration
 from guardlit.training.update.loss_scale import fit_scale
@@ -193,6 +194,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
 
     def on_fit_start(self) -> None:
         """Bind the schedule, load and test the reward, and refuse what cannot work, before anything is drawn."""
+        check_time(self.trainer)
         checks.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
         self.objective.bind(*self.coefficients().between(*self.rollout.trainable_range))
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
@@ -215,7 +217,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
     def on_train_start(self) -> None:
         """Restore an update in progress, and draw the validation images of step 0."""
         self.restore_update()
-        if self.trainer.global_step == 0:
+        if self.trainer.global_step == 0 and not is_within_round(self.trainer):
             validate_now(self.trainer)
 
     # the round ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -15,12 +15,14 @@ from guardlit.checkpoints.discovery import newest_intact
 from guardlit.config.limits import as_one_line, check_trainer, user_errors
 from guardlit.devices.float32 import allow_tf32
 from guardlit.errors import NonFiniteError
+from guardlit.processes.lightning_internals import close_only_complete_epochs, log_at_global_step
 from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.processes.shutdown import release_resources
 from guardlit.processes.watchdog import RankWatchdog
 from guardlit.training.ddp import keep_buffers, sync_gradients
 from guardlit.training.defaults import complete, run_loggers
 from guardlit.training.quiet import quiet_libraries
+from guardlit.training.recovery.partial_round import save_partial_round
 from guardlit.training.recovery.restart import restart_checkpoint
 from guardlit.training.recovery.signals import Interrupted
 
@@ -73,6 +75,8 @@ class RunTrainer(pl.Trainer):
             kwargs["logger"] = False  # until `fit`
         with as_one_line("trainer"):
             super().__init__(**kwargs)
+        log_at_global_step(self)
+        close_only_complete_epochs(self, partial(save_partial_round, self))
         keep_buffers(self.strategy)
         sync_gradients(self.strategy, kwargs["callbacks"])
         self._watchdog.attach(self)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guardlit_callbacks.tools.lightning import Trainer
+from guardlit_callbacks.tools.statistics import split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,6 +103,23 @@ def figure_to_array(figure: Figure) -> NDArray[np.uint8]:
     vars(canvas.get_renderer()).clear()
     FigureCanvasBase(figure)  # rendering the figure again takes a new renderer
     return image
+
+
+def log_histograms(
+    trainer: Trainer, key: str, step: NDArray[Any], values: NDArray[Any], per_step: bool = False
+) -> None:
+    """Logs one histogram of all values, or with `per_step` one for each denoising step, as `KEY/tTT`.
+
+    Args:
+        trainer: whose loggers to use.
+        key: the histogram's name.
+        step: index of each value's denoising step, (n,).
+        values: (n,).
+        per_step: whether each step gets its own.
+    """
+    parts = {f"{key}/t{t:02d}": part for t, part in split(step, values).items()} if per_step else {key: values}
+    for name, part in parts.items():
+        log_histogram(trainer, name, part, trainer.global_step)
 
 
 def log_histogram(trainer: Trainer, key: str, values: NDArray[Any], step: int) -> None:
