@@ -145,4 +145,4 @@ class Merging:
         """Log a line in the first round, and whenever the decision changes."""
         if self._setup.was_merged is not self._merged:
             how = "merged into" if self._merged else "apart from"
-            rank_zero_info(f"round {self._round.index} is drawn with the adapter {how} the weights{why}")
+            rank_zero_info(f"round {self._round.number} is drawn with the adapter {how} the weights{why}")

@@ -308,3 +308,8 @@ def test_ddp_kwargs():
     strategy = DDPStrategy(broadcast_buffers=True)
     assert internals.ddp_options(strategy) == {"broadcast_buffers": True}
     assert "_ddp_kwargs" in DDPStrategy._setup_model.__code__.co_names
+
+
+def test_start_method():
+    assert internals.start_method(DDPStrategy()) == "popen"
+    assert internals.start_method(DDPStrategy(start_method="fork")) == "fork"
