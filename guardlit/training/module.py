@@ -42,7 +42,6 @@ from guardlit.training.checkpointing import CheckpointHooks
 from guardlit.training.ddp import keep_quantized
 from guardlit.training.linter import Linter
 from guardlit.training.recovery.nonfinite import NonFiniteGuard
-from guardlit.training.recovery.partial_round import check_time
 from guardlit.training.sharded_strategy import sharding
 from guardlit.training.update.clip_calibration import ClipCalibration
 from guardlit.training.update.loss_scale import fit_scale
@@ -190,11 +189,11 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and its schedule."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        return configured(self.make_optimizer, self._make_scheduler, trained)
+        updates = checks.run_length(self.trainer, self.plan)
+        return configured(self.make_optimizer, self._make_scheduler, trained, updates)
 
     def on_fit_start(self) -> None:
         """Bind the schedule, load and test the reward, and refuse what cannot work, before anything is drawn."""
-        check_time(self.trainer)
         checks.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
         self.objective.bind(*self.coefficients().between(*self.rollout.trainable_range))
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
