@@ -52,7 +52,14 @@ class ValidationHooks(pl.LightningModule):
         self.reward_runner.end_validation()
 
     def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
-        """Draw and score one image a prompt, with noise that is the same at every validation."""
+        """Draw and score one image a prompt, with noise that is the same at every validation.
+
+        Logged after each validation:
+
+        | key | unit |
+        |---|---|
+        | `val/reward` | mean reward of the validation images, in the reward's unit |
+        """
         prompts = [p for _, p in batch]
         images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
