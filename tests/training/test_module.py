@@ -237,7 +237,7 @@ def test_validate_sample_and_export(sd3_folder, tmp_path, capsys):
     ema = draw("ema", "--ckpt_path", checkpoint)
     assert len(base) == 2 * 5 + 1
     assert base != raw != ema != base
-    one = draw("one", "--prompts", '["a red car"]')
+    one = draw("one", "--prompts", "a red car")
     assert sorted(one) == ["000_a-red-car_0.png", "000_a-red-car_1.png", "grid.png"]
 
     out = tmp_path / "export"
