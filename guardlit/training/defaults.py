@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from guardlit.checkpoints.io import SafeCheckpointIO
-from guardlit.training.dashboard import Dashboard
+from guardlit.training.logs.dashboard import Dashboard
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.round_checkpoint import RoundCheckpoint
