@@ -16,8 +16,8 @@ from guardlit.config.console import Parser, show, table
 from guardlit.errors import GuardlitError
 from guardlit.planning.estimate import Estimate, estimate
 from guardlit.planning.run import PlannedRun
-from guardlit.training.checks import check_precision
 from guardlit.training.limits.arguments import check_arguments
+from guardlit.training.limits.settings import check_precision
 from guardlit.training.linter import Finding, LintFacts, lint
 
 Row = tuple[str, ...]

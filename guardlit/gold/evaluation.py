@@ -24,7 +24,7 @@ from guardlit.gold.scores import ScoreCache, Scoring
 from guardlit.gold.settings import AVERAGE, Gold
 from guardlit.gold.statistics import Array, Bootstrap, averages, columns_of, estimates
 from guardlit.gold.table import Table, print_table, write_table
-from guardlit.training.checks import check_precision
+from guardlit.training.limits.settings import check_precision
 from guardlit.training.run_folder import versions
 from guardlit.types import Prompt
 

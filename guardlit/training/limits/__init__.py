@@ -1,1 +1,1 @@
-"""What a run can do with each part of Lightning and torch, and why it refuses the others. Imports errors only."""
+"""What a run does with each part of Lightning and torch, and what it refuses. Imports policies, rounds and processes."""
