@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from guardlit.checkpoints.io import SafeCheckpointIO
+from guardlit.training.console.closing import ClosingBlock
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.run_folder import RunFolder, next_version
@@ -55,6 +56,7 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
         (arguments.get("enable_progress_bar") is not False, ProgressBar, RoundProgress),
         (True, SignalGuard, SignalGuard),
         (True, RunFolder, RunFolder),
+        (True, ClosingBlock, ClosingBlock),
         (arguments.get("enable_checkpointing") is not False, ModelCheckpoint, two_newest_rounds),
     ]
     for wanted, kind, make in candidates:
