@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.cli import LightningCLI
-from lightning_utilities.core.enums import StrEnum
 
 import guardlit.policies  # so that YAML may say `class_path: SD3Policy`
 import guardlit.rewards  # and `class_path: PickScore`
@@ -26,7 +26,7 @@ from guardlit.training.module import GRPOModule
 from guardlit.training.quiet import quiet_libraries
 
 # Lightning's own defaults, such as the interval of Timer, which PyYAML cannot write
-yaml.SafeDumper.add_multi_representer(StrEnum, lambda dumper, value: dumper.represent_str(value.value))
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_str(value.value))
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", LARGEST_SEED)], docstring="A seed that numpy accepts.")
 

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from guardlit.data.prompt_set import AT_ONCE, PromptSet, Row
-from guardlit.data.sources import Reader, reader_of
+from guardlit.data.sources import Reader, is_source, reader_of
 from guardlit.data.texts import checked
 from guardlit.errors import GuardlitError
 from guardlit.types import Prompt
@@ -71,6 +71,17 @@ def _usable(row: Row, check: Callable[[Prompt], None] | None) -> Prompt:
     return prompt
 
 
-def checked_texts(place: str, texts: Sequence[str]) -> list[str]:
-    """Prompts that were given as they are, without the white space around them; raises `GuardlitError` for odd ones."""
-    return [checked(f"{place}: text {i}", text) for i, text in enumerate(texts, start=1)]
+def given_prompts(place: str, given: Sequence[str] | str) -> list[Prompt]:
+    """Prompts that a command was given: texts as they are, and those of files and data sets.
+
+    Args:
+        place: the option, for messages.
+        given: each a text or a source.
+
+    Raises:
+        GuardlitError: as `load_prompts`.
+    """
+    prompts: list[Prompt] = []
+    for i, text in enumerate([given] if isinstance(given, str) else given, start=1):
+        prompts += load_prompts(text) if is_source(text) else [Prompt(checked(f"{place}: text {i}", text))]
+    return prompts

@@ -28,6 +28,26 @@ def validate_now(trainer: pl.Trainer) -> None:
         trainer.training = True
 
 
+def validate_last_round(trainer: pl.Trainer) -> None:
+    """Let every fit validate after its last round too, whatever `check_val_every_n_epoch` says.
+
+    The last round is the one that reaches `max_epochs` or `max_steps`, or at whose end the run is asked to stop.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    is_due = loop._should_check_val_fx
+
+    def is_last_round() -> bool:
+        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        ends = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
+        return ends or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+    def is_due_or_last(data_fetcher: Any) -> bool:
+        last = loop.batch_progress.is_last_batch and trainer.enable_validation and is_last_round()
+        return last or is_due(data_fetcher)
+
+    loop._should_check_val_fx = is_due_or_last  # type: ignore[method-assign]
+
+
 def repeat_validation(trainer: pl.Trainer) -> None:
     """Validate after a round as Lightning does, which counts the round's last update only afterwards."""
     trainer.fit_loop.epoch_loop._batches_that_stepped -= 1

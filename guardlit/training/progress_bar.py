@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from guardlit.processes.lightning_internals import is_within_round
 from guardlit.processes.phases import Phase
+from guardlit.rounds.metrics import off_policy_clip_fraction
+from guardlit.rounds.round_rewards import AVERAGE
 from guardlit.training.console.terminal import LiveTable, Status, terminal
 from guardlit.training.console.time_left import TimeLeft, in_words
 
@@ -20,6 +22,8 @@ TITLES = {"val/reward": "validation", "gold/average": "gold"}
 
 class RoundProgress(ProgressBar):
     """A table of rounds above one live line of phase and progress; without a terminal, one plain line a round.
+
+    The clip fraction is that of the round's off-policy updates so far, which is `train/clip_off_policy` at its end.
 
     The time left is that of the remaining rounds and validations, if they take as long as those before them.
     """
@@ -126,17 +130,17 @@ class RoundProgress(ProgressBar):
 
     @staticmethod
     def _round(trainer: pl.Trainer, number: int) -> str:
-        rounds = trainer.max_epochs
-        return f"{number}/{rounds}" if rounds and rounds > 0 else str(number)
+        rounds = last_round(trainer)
+        return f"{number}/{rounds}" if rounds else str(number)
 
     @staticmethod
     def _numbers(trainer: pl.Trainer) -> dict[str, str]:
         """Rewards and clip fraction of the round, by name; empty texts before there are any."""
-        metrics = trainer.callback_metrics
         round_metrics: dict[str, float] = getattr(trainer.lightning_module, "round_metrics", {})
-        found = {k.removesuffix("_mean"): _digits(v) for k, v in round_metrics.items() if k.endswith("_mean")}
-        if "train/clip_above" in metrics:
-            found["clipped"] = f"{float(metrics['train/clip_above'] + metrics['train/clip_below']):.2f}"
+        rewards = {k.removeprefix(AVERAGE): v for k, v in round_metrics.items() if k.startswith(AVERAGE)}
+        found = {f"reward/{name}": _digits(value) for name, value in rewards.items()}
+        if (clipped := off_policy_clip_fraction(getattr(trainer.lightning_module, "clips", []))) is not None:
+            found["clipped"] = f"{clipped:.2f}"
         return found
 
     def _validation(self, trainer: pl.Trainer) -> dict[str, str]:
@@ -147,10 +151,21 @@ class RoundProgress(ProgressBar):
 
     def seconds_left(self, trainer: pl.Trainer, finished: int) -> float | None:
         """Seconds until the end after `finished` rounds; None where the end or a round's duration is not known."""
-        last, every = trainer.max_epochs, trainer.check_val_every_n_epoch
-        if not last or last < 0:
+        last, every = last_round(trainer), trainer.check_val_every_n_epoch
+        if last is None:
             return None
-        return self._left.seconds(last - finished, last // every - finished // every if every else 0)
+        validations = last // every - finished // every if every else 0
+        validations += bool(every and last % every and finished < last)  # the last round always has one
+        return self._left.seconds(last - finished, validations)
+
+
+def last_round(trainer: pl.Trainer) -> int | None:
+    """The number of the round in which `max_epochs` or `max_steps` ends the run; None where neither does."""
+    ends = [trainer.max_epochs] if (trainer.max_epochs or 0) > 0 else []
+    plan = getattr(getattr(trainer, "datamodule", None), "plan", None)
+    if plan is not None and trainer.max_steps > 0:
+        ends.append(-(-trainer.max_steps // plan.updates_per_round))
+    return min(filter(None, ends), default=None)
 
 
 def _digits(value: float) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from guardlit.data.prompts import load_prompts
+from guardlit.data.prompts import given_prompts, load_prompts
 from guardlit.data.sources import is_source
 from guardlit.errors import GuardlitError
 from guardlit.types import Prompt
@@ -186,6 +186,17 @@ def test_what_is_a_source_and_what_a_prompt(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     assert is_source(text) is expected
+
+
+def test_a_command_takes_texts_and_sources(tmp_path: Path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "n": 1}\n{"prompt": "a dog"}\n')
+    given = [" a red cup ", str(tmp_path / "p.jsonl")]
+    assert given_prompts("--prompts", given) == [Prompt("a red cup"), Prompt("a cat", {"n": 1}), Prompt("a dog")]
+    assert given_prompts("--prompts", "a red cup") == [Prompt("a red cup")]
+    with pytest.raises(GuardlitError, match=r"^--prompts: text 2: the prompt is blank"):
+        given_prompts("--prompts", ["a", " "])
+    with pytest.raises(GuardlitError, match=r"^no prompt file missing\.txt in "):
+        given_prompts("--prompts", ["a", "missing.txt"])
 
 
 def test_a_line_break_within_a_key_makes_no_second_line(tmp_path: Path):

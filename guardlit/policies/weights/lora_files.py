@@ -42,12 +42,6 @@ def find_file(place: Path) -> Path:
     return chosen[0]
 
 
-def files_of(place: Path) -> list[Path]:
-    """The files that determine a LoRA: its tensors, and the settings next to them, if there are any."""
-    file = find_file(place)
-    return [path for path in (file, file.with_name(PEFT_SETTINGS)) if path.is_file()]
-
-
 def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file on the CPU, and the texts of its header; raises `GuardlitError`."""
     from safetensors import SafetensorError, safe_open

@@ -178,7 +178,7 @@ class SignalGuard(pl.Callback):
             internals.reset_validation_progress(trainer)
             if internals.is_last_batch(trainer):
                 # the round is complete but for its validation, and the resumed run will not log it
-                here = dict.fromkeys(("round", "epoch"), float(trainer.current_epoch))
+                here = {"round": float(trainer.current_epoch + 1), "epoch": float(trainer.current_epoch)}
                 for logger in trainer.loggers:
                     logger.log_metrics(pl_module.round_metrics | here, trainer.global_step - 1)  # type: ignore[operator]
         trainer.save_checkpoint(interrupted_path(trainer))
