@@ -20,10 +20,11 @@ NUMBERS = ("3 h 20 min left", "proxy 0.640", "clipped 0.39")
 def on_terminal(monkeypatch: pytest.MonkeyPatch):
     """Makes a terminal of so many columns the standard error and output of this process."""
     monkeypatch.setenv("TERM", "xterm-256color")
-    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+    for name in ("LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
 
     def make(columns: int) -> Terminal:
+        monkeypatch.setenv("COLUMNS", str(columns))  # rich asks the terminal of the process that imported it
         screen = Terminal(columns)
         for name in ("stderr", "stdout", "__stderr__", "__stdout__"):
             monkeypatch.setattr(sys, name, screen.stream)
