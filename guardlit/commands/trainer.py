@@ -39,8 +39,8 @@ class Trainer(RunTrainer):
 
     A script that calls `fit` and `guardlit fit` with the same settings are the same run. Unless an argument says
     otherwise a run has the defaults of `guardlit.training.defaults`: arguments such as `gradient_clip_val=1.0`,
-    TensorBoard and CSV logs in `default_root_dir/version_K` (for `fit`), verified checkpoints of the two newest
-    rounds, `interrupted.ckpt` on a signal, one line of progress, and a run folder that describes the run.
+    verified checkpoints of the two newest rounds, `interrupted.ckpt` on a signal, one line of progress, and TensorBoard
+    logs. All of a run is in one folder, `default_root_dir/version_K`, which also describes it.
 
     Its arguments are those of Lightning's Trainer and `tf32` (see `RunTrainer`).
     """
@@ -175,7 +175,7 @@ class Trainer(RunTrainer):
         analysis = RolloutAnalysis(chosen, updates)
         mine: list[pl.Callback] = self.callbacks  # type: ignore[has-type]
         self.callbacks = [*(c for c in mine if isinstance(c, RoundProgress)), analysis]
-        self._logs_by_default = False
+        self._keeps_run = False
         self.limit_val_batches = 0
         remove_limits(self)
         with warnings.catch_warnings():
@@ -187,7 +187,7 @@ class Trainer(RunTrainer):
         provenance = {
             "command": command_line(),
             "checkpoint": ckpt_path,
-            "round": model.experience.round.index,
+            "round": model.experience.round.number,
             "seed": model.experience.round.seed,
             "updates": analysis.updates,
             "updates_by": type(model.objective).__name__,

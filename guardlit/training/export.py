@@ -84,7 +84,9 @@ class ExportAtEnd(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "export"
+        if trainer.log_dir is None:  # a rehearsal
+            return
+        folder = Path(trainer.log_dir) / "export"
         written, error = [], None
         try:
             written = export_weights(pl_module, find_ema(trainer), folder)  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from guardlit.processes.lightning_internals import is_within_round
 from guardlit.processes.phases import Phase
+from guardlit.rounds.metrics import off_policy_clip_fraction
+from guardlit.rounds.round_rewards import AVERAGE
 from guardlit.training.time_left import TimeLeft
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 class RoundProgress(ProgressBar):
     """One line: round, phase and its progress, reward, clip fraction, time left; without a terminal, a line a round.
+
+    The clip fraction is that of the round's off-policy updates so far, which is `train/clip_off_policy` at its end.
 
     The time left is that of the remaining rounds and validations, if they take as long as those before them.
     """
@@ -96,11 +100,11 @@ class RoundProgress(ProgressBar):
         return f"round {trainer.current_epoch + 1}" + (f"/{rounds}" if rounds and rounds > 0 else "")
 
     def _numbers(self, trainer: pl.Trainer, finished: int) -> str:
-        metrics = trainer.callback_metrics
         round_metrics: dict[str, float] = getattr(trainer.lightning_module, "round_metrics", {})
-        shown = [f"{k.removesuffix('_mean')} {v:.3f}" for k, v in round_metrics.items() if k.endswith("_mean")]
-        if "train/clip_above" in metrics:
-            shown.append(f"clipped {float(metrics['train/clip_above'] + metrics['train/clip_below']):.2f}")
+        rewards = {k.removeprefix(AVERAGE): v for k, v in round_metrics.items() if k.startswith(AVERAGE)}
+        shown = [f"reward/{name} {value:.3f}" for name, value in rewards.items()]
+        if (clipped := off_policy_clip_fraction(getattr(trainer.lightning_module, "clips", []))) is not None:
+            shown.append(f"clipped {clipped:.2f}")
         if (left := self.seconds_left(trainer, finished)) is not None:
             shown.append(f"{int(left // 60)}:{int(left % 60):02d} left")
         return "  ".join(shown)

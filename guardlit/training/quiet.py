@@ -15,6 +15,7 @@ INTENDED = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The dirpath has changed from .*",  # a resumed run has its own folder
+    ".*`broadcast_buffers` is deprecated.*",  # what replaces it still sends them once
 )
 """Warnings of libraries about what guardlit does on purpose, or what only they can change."""
 

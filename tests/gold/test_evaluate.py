@@ -374,7 +374,10 @@ WRONG = {
     "no such checkpoint": (["--ckpt", "nothing.ckpt"], "--ckpt nothing.ckpt does not exist"),
     "no weights": (["--ckpt", ROOT / "docs"], "docs holds no exported weights"),
     "not a checkpoint": (["--ckpt", ROOT / "README.md"], "README.md is corrupt ("),
-    "a file of weights": (["--ckpt", ROOT / "guardlit/assets/digits_scorers/gold.safetensors"], "name its folder"),
+    "a file of weights": (
+        ["--ckpt", ROOT / "guardlit/assets/digits_scorers/gold.safetensors"],
+        "not a tensor that a LoRA should contain",
+    ),
     "labels": (["--ckpt", "last", "--label", "a", "b"], "2 --label for 1 --ckpt"),
     "twice": (["--ckpt", "last", "last", "--label", "a", "a"], "two rows would be called 'a'"),
     "prompts": (["--prompts", "nowhere.txt"], "no prompt file nowhere.txt"),

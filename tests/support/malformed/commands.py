@@ -140,7 +140,7 @@ PLAN = [
     _line("plan RUN --trainer.max_epochs null", "trainer.max_epochs", "is not set", "say how many rounds"),
     _line("plan RUN --trainer.precision 16-true", "trainer.precision", "=16-true", "take 16-mixed"),
     _line("plan RUN --data.train no.txt", "in /", "no prompt file no.txt", "no prompt file"),
-    _line("plan RUN --data.micro_batch 5", "micro_batch", "= 5", "it is by 2, 4, 8"),
+    _line("plan RUN --data.micro_batch 5 --data.exact_micro_batch=true", "micro_batch", "= 5", "it is by 2, 4, 8"),
 ]
 REPORT = [
     _line("report", "guardlit report", "arguments are required", "RUN, --out"),

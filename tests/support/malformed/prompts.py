@@ -1,4 +1,5 @@
 """Malformed prompt files and data sets, as data.train; wrong metadata for the scorers that read them."""
+# ruff: noqa: RUF001 (Cyrillic prompts are refused)
 
 from __future__ import annotations
 
@@ -229,7 +230,7 @@ METADATA = [
         'a sign "OPEN"\na sign "Москва"\n',
         [*FIT, "--model.reward", "OCR", "--data.train"],
         "ocr.txt:2: reward 'ocr' cannot score the prompt 'a sign \"Москва\"'",
-        "the recognizer cannot read м о с к в а",  # noqa: RUF001
+        "the recognizer cannot read м о с к в а",
         "it reads European letters in Latin script",
     ),
     line("digits: no digit", [*FIT, "--model.reward", "DigitProbability"], "a cat on a table", "digit", "digit"),
