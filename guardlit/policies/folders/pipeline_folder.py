@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from guardlit.assets import resolve
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, hub_refusal
 
 LIBRARIES = (None, "diffusers", "transformers")
 """Libraries whose classes a model_index.json may name."""
@@ -106,6 +106,8 @@ def _download(model: str, weights: bool) -> Path:
     except (OSError, HFValidationError, ValueError) as error:
         if not weights:
             raise GuardlitError(f"model '{model}' is no folder here and not in the hub cache") from error
+        if refusal := hub_refusal(error, model):
+            raise GuardlitError(f"model '{model}' is no folder here and could not be downloaded: {refusal}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GuardlitError(
             f"model '{model}' is no folder here, is not in the hub cache, and could not be downloaded: {reason}"
