@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,9 +39,11 @@ class GuardlitParser(LightningArgumentParser):
         kwargs.setdefault("allow_abbrev", False)  # or a misspelled option may silently pass for another
         super().__init__(*args, **kwargs)
         self.args: list[str] = []
+        self._folder = Path.cwd()
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """As `ArgumentParser.parse_args`, after a look at the files given by `--config`."""
+        self._folder = Path.cwd()
         try:
             self.args = expand(sys.argv[1:] if args is None else args)
         except GuardlitError as error:
@@ -126,7 +129,8 @@ class GuardlitParser(LightningArgumentParser):
         subparsers = _subparsers(self)
         subcommand = next((arg for arg in self.args if arg in subparsers), None)
         parser = self if subcommand is None else subparsers[subcommand]
-        _fail(parser, explain(parser, _without(subcommand, message), self.args))
+        with chdir(self._folder):  # jsonargparse reads a file from within the file's folder
+            _fail(parser, explain(parser, _without(subcommand, message), self.args))
 
 
 def _fail(parser: ArgumentParser, message: str) -> NoReturn:
