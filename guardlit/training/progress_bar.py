@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -110,4 +111,5 @@ class RoundProgress(ProgressBar):
         last, every = trainer.max_epochs, trainer.check_val_every_n_epoch
         if not last or last < 0:
             return None
-        return self._left.seconds(last - finished, last // every - finished // every if every else 0)
+        validations = math.ceil(last / every) - finished // every if every and finished < last else 0
+        return self._left.seconds(last - finished, validations)

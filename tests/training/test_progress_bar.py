@@ -157,6 +157,6 @@ def test_a_run_counts_the_rounds_and_validations_to_come(
 
     monkeypatch.setattr(TimeLeft, "seconds", seconds)
     path = config(tmp_path, sd3_folder, trainer__check_val_every_n_epoch=2)
-    assert guardlit("fit", "--config", path, "--trainer.max_epochs", 4) == 0
-    assert asked == [(3, 2), (2, 1), (1, 1), (0, 0)]
-    assert len(re.findall(r"^round \d/4 .* 1:01 left$", capsys.readouterr().err, re.MULTILINE)) == 4
+    assert guardlit("fit", "--config", path, "--trainer.max_epochs", 5) == 0
+    assert asked == [(4, 3), (3, 2), (2, 2), (1, 1), (0, 0)]  # after rounds 2, 4 and 5
+    assert len(re.findall(r"^round \d/5 .* 1:01 left$", capsys.readouterr().err, re.MULTILINE)) == 5
