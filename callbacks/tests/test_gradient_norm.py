@@ -13,7 +13,7 @@ CHECKPOINTS = import_module(GradientNorm.__mro__[2].__module__.rsplit(".", 1)[0]
 
 
 def measuring(**options):
-    return GradientNorm(**{"parameters_every": 1, "draw_every": 0, **options})
+    return GradientNorm(**{"parameters_every": 1, "draw_every": 0, "per_step": True, **options})
 
 
 def load(folder, number=1):

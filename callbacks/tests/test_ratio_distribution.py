@@ -13,7 +13,7 @@ KINDS = {"raw": "raw_log_ratio", "normalized": "norm_log_ratio"}
 
 
 def all_kinds(**options):
-    return RatioDistribution(**{**KINDS, "draw_every": 0, **options})
+    return RatioDistribution(**{**KINDS, "draw_every": 0, "per_step": True, **options})
 
 
 def load(folder, number):
@@ -33,7 +33,7 @@ def test_every_number_equals_a_float64_loop(make_trainer, recorder):
         for suffix, sign in {"": None, "_positive": 1, "_negative": -1}.items():
             for t in range(STEPS):
                 chosen = (columns["step"] == t) & ((np.sign(columns["advantage"]) == sign) if sign else True)
-                for kind, key in {"log_ratio": "log_ratio", **KINDS}.items():
+                for kind, key in {"log_ratio": "log_ratio", "normalized": KINDS["normalized"]}.items():
                     x = columns[key][chosen].tolist()
                     mean = math.fsum(x) / len(x)
                     std = math.sqrt(math.fsum((v - mean) ** 2 for v in x) / len(x))
@@ -45,12 +45,15 @@ def test_every_number_equals_a_float64_loop(make_trainer, recorder):
                 out = columns["clipped"][chosen].astype(bool)
                 for side, beyond in {"above": columns["log_ratio"] > 0, "below": columns["log_ratio"] < 0}.items():
                     share = np.mean(out & beyond[chosen])
-                    assert logged[f"ratio/clipped_{side}{suffix}/t{t:02d}"][last_step] == pytest.approx(share, rel=1e-6)
+                    key = f"ratio/clip_fraction_{side}{suffix}/t{t:02d}"
+                    assert logged[key][last_step] == pytest.approx(share, rel=1e-6)
                     checked += 1
         shares = columns["clipped"].mean()
-        assert logged["ratio/clipped"][last_step] == pytest.approx(shares)
+        assert logged["ratio/clip_fraction"][last_step] == pytest.approx(shares)
+        both = [logged[f"ratio/clip_fraction_{side}"][last_step] for side in ("above", "below")]
+        assert sum(both) == pytest.approx(shares)
         assert 0 < shares < 1
-        assert checked + 3 + 1 == len(logged)  # and three max_shift: nothing else is logged
+        assert checked + 2 + 3 == len(logged)  # and two max_shift: the raw log ratio is the objective's
 
 
 def test_a_policy_moved_by_hand_gives_the_closed_form(make_trainer, recorder):
@@ -70,11 +73,12 @@ def test_a_policy_moved_by_hand_gives_the_closed_form(make_trainer, recorder):
         std = recorder.values(f"ratio/normalized/std/t{t:02d}")[0][1]
         assert std == pytest.approx(float(drift * noise.std(correction=0)), rel=1e-5, abs=1e-8)
     # -drift / 2 std and the noise's own mean: the largest shift is a step's mean over its std
+    raw = "ratio/log_ratio"  # equal to `raw`, which is not logged twice
     shifts = [
-        abs(recorder.values(f"ratio/raw/mean/t{t:02d}")[0][1]) / recorder.values(f"ratio/raw/std/t{t:02d}")[0][1]
+        abs(recorder.values(f"{raw}/mean/t{t:02d}")[0][1]) / recorder.values(f"{raw}/std/t{t:02d}")[0][1]
         for t in (1, 2)
     ]
-    assert recorder.values("ratio/raw/max_shift")[0][1] == pytest.approx(max(shifts), rel=1e-5)
+    assert recorder.values(f"{raw}/max_shift")[0][1] == pytest.approx(max(shifts), rel=1e-5)
 
 
 def test_arrays_histograms_and_figure(make_trainer, tmp_path):
@@ -100,7 +104,8 @@ def test_arrays_histograms_and_figure(make_trainer, tmp_path):
 
     events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0, "images": 0, "scalars": 0})
     events.Reload()
-    histograms = [(event.step, event.histogram_value.num) for event in events.Histograms("ratio/log_ratio/t02")]
+    found = events.Histograms("ratio/log_ratio/histogram/t02")
+    histograms = [(event.step, event.histogram_value.num) for event in found]
     assert histograms == [(6, 16), (12, 16), (18, 16), (24, 16)]  # every round
     assert [event.step for event in events.Images("ratio/figure")] == [6, 18, 24]  # every other, and the last
     shown = Image.open(io.BytesIO(events.Images("ratio/figure")[0].encoded_image_string))

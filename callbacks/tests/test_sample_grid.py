@@ -143,9 +143,9 @@ def test_wrong_shapes_and_numbers_are_refused(small_module, loader, make_trainer
         def validation_step(self, x, batch_idx):
             return {"images": torch.zeros(2, 3, 8, 8), "prompts": ["a"], "reward": torch.zeros(2)}
 
-    with pytest.raises(MisconfigurationException, match=r"images must be \(B, 3, H, W\), got shape \(2, 1, 8, 8\)"):
+    with pytest.raises(MisconfigurationException, match=r"is \(2, 1, 8, 8\) float32; images must be \(B, 3, h"):
         make_trainer(SampleGrid()).validate(Gray(), loader(1), verbose=False)
-    with pytest.raises(MisconfigurationException, match="2 images, 1 prompts, 2 scores"):
+    with pytest.raises(MisconfigurationException, match="'prompts' is a list of 1; it must be a list of 2, one text"):
         make_trainer(SampleGrid()).validate(Short(), loader(1), verbose=False)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from guardlit.checkpoints.integrity import find_corruption, load_metadata
+from guardlit.checkpoints.manifest import MANIFEST
 from guardlit.errors import GuardlitError
 
 DATA_KEY = "PromptDataModule"
@@ -104,7 +105,20 @@ def require_intact(path: Path) -> None:
 
 
 def raise_corrupt(path: Path, reason: str) -> None:
-    """Raise `GuardlitError` for a corrupt checkpoint, naming the intact one before it."""
+    """Raise `GuardlitError` for what is no checkpoint, or for a corrupt one, naming the intact one before it."""
+    if _is_exported(path):
+        raise GuardlitError(
+            f"{path} holds exported weights, not a checkpoint: give a LoRA as model.policy.lora.start, a pipeline as "
+            "model.policy.model, or either to guardlit evaluate --ckpt"
+        )
     other = intact_before(path)
     rest = f"; the one before it is intact: {other}" if other else ""
     raise GuardlitError(f"checkpoint {path} is corrupt ({reason}){rest}")
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether a path is a LoRA, a pipeline, or the folder that `guardlit export` writes."""
+    if not path.is_dir():
+        return path.suffix == ".safetensors"
+    signs = ("*.safetensors", "adapter_config.json", "model_index.json", "*/*.safetensors")
+    return not (path / MANIFEST).is_file() and any(next(path.glob(sign), None) for sign in signs)

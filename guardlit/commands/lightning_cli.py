@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.training.defaults import DEFAULTS
 from guardlit.training.module import GRPOModule
 from guardlit.training.quiet import quiet_libraries
+
+# Lightning's own defaults, such as the interval of Timer, which PyYAML cannot write
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_str(value.value))
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", LARGEST_SEED)], docstring="A seed that numpy accepts.")
 

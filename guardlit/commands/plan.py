@@ -13,11 +13,11 @@ from typing import Any
 
 from guardlit.commands.lightning_cli import parse
 from guardlit.config.console import Parser, show, table
-from guardlit.config.limits import check_trainer
 from guardlit.errors import GuardlitError
 from guardlit.planning.estimate import Estimate, estimate
 from guardlit.planning.run import PlannedRun
-from guardlit.training.checks import check_precision
+from guardlit.training.limits.arguments import check_arguments
+from guardlit.training.limits.settings import check_precision
 from guardlit.training.linter import Finding, LintFacts, lint
 
 Row = tuple[str, ...]
@@ -39,7 +39,7 @@ def main(args: list[str]) -> None:
             if options.json.is_dir():
                 raise IsADirectoryError(0, "it is a folder")
     run = planned(rest)
-    check_trainer(run.trainer)
+    check_arguments(run.trainer)
     check_precision(run.precision, run.module.policy.forward_dtype)
     document: dict[str, Any] = {"run": _run(run)}
     settings = (run.module, run.plan, run.precision, run.on_gpu)

@@ -16,10 +16,13 @@ from jsonargparse import (  # type: ignore[attr-defined]
     Namespace,
 )
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 
+import guardlit.config.replacing  # noqa: F401
 from guardlit.config.bases import expand
 from guardlit.config.documents import check_config_file
+from guardlit.config.dropped import dropped
 from guardlit.config.explain import explain, refused, unexpected_null
 from guardlit.config.locate import config_files, config_from_environment, variable
 from guardlit.config.nearest import hint, keys_of, nearest
@@ -51,18 +54,27 @@ class GuardlitParser(LightningArgumentParser):
             return super().parse_args(self.args, *rest, **kwargs)
         self._check_files([*config_files(self.args), *([given[1]] if given else [])])
         self._check_environment()
-        try:
-            config = super().parse_args(self.args, *rest, **kwargs)
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            if not self.exit_on_error:
-                raise
-            # of jsonargparse or of a class that was imported for a value: no file or option is to be named
-            _fail(self, f"the settings cannot be read ({type(error).__name__}: {error})")
+        config = self._parsed(*rest, **kwargs)
         for null in nulls(self, config):
             _fail(self, unexpected_null(self, self.args, null))
         for section, value in vars(config).items():
             for key in odd_keys(value):
                 _fail(self, f"{section}: a key must be text, found {key!r}; put it in quotes")
+        return config
+
+    def _parsed(self, *rest: Any, **kwargs: Any) -> Namespace:
+        try:
+            config = super().parse_args(self.args, *rest, **kwargs)
+        except SystemExit as stop:
+            if not stop.code:  # it printed the configuration
+                self._report_dropped()
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            if not self.exit_on_error:
+                raise
+            # of jsonargparse or of a class that was imported for a value: no file or option is to be named
+            _fail(self, f"the settings cannot be read ({type(error).__name__}: {error})")
+        self._report_dropped()
         return config
 
     def _check_files(self, files: Sequence[Path]) -> None:
@@ -71,6 +83,11 @@ class GuardlitParser(LightningArgumentParser):
         for file in files:
             if file.exists() and (message := check_config_file(file, sections)):
                 _fail(self, message)
+
+    def _report_dropped(self) -> None:
+        """Say what the user set for a class that is not used."""
+        for line in dropped(self, self.args) if getattr(rank_zero_only, "rank", 0) == 0 else ():
+            sys.stderr.write(f"{_program(self)}: {line}\n")
 
     def _check_environment(self) -> None:
         """Refuse variables that look like settings and are none, which would be ignored silently."""
@@ -106,9 +123,12 @@ class GuardlitParser(LightningArgumentParser):
 
 
 def _fail(parser: ArgumentParser, message: str) -> NoReturn:
-    program = parser.prog.replace(" [options]", "")
-    sys.stderr.write(f"{program}: error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{_program(parser)}: error: {' '.join(message.split())}\n")
     raise SystemExit(2)
+
+
+def _program(parser: ArgumentParser) -> str:
+    return parser.prog.replace(" [options]", "")
 
 
 def _subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:

@@ -27,7 +27,7 @@ from guardlit.policies.parts.prompted import PromptedPolicy
 from guardlit.policies.parts.skeleton import skeleton_component
 from guardlit.policies.parts.switching import SwitchingPolicy
 from guardlit.policies.weights.full import FullWeights
-from guardlit.policies.weights.lora import AdapterWeights, LoRA
+from guardlit.policies.weights.lora import AdapterWeights, LoRA, describe
 from guardlit.policies.weights.quantized import check_quantization, check_unsharded, load_quantized, quantize_skeleton
 from guardlit.types import Conditioning
 
@@ -225,10 +225,11 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         added = ("quantization_config",)  # by diffusers, with defaults of its version
         config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_") and k not in added}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        adapter = describe(self.lora, self.transformer) if self.lora else str(None)
         return {
             "policy": type(self).__name__,
             "transformer config": digest,
-            "lora": f"{self.lora} on {self.quantization}" if self.quantization else str(self.lora),
+            "lora": f"{adapter} on {self.quantization}" if self.quantization else adapter,
             "resolution": str(self.resolution),
         }
 

@@ -11,11 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from guardlit.checkpoints.io import SafeCheckpointIO
+from guardlit.training.console.closing import ClosingBlock
+from guardlit.training.limits.strategies import checked_strategy
+from guardlit.training.logs.dashboard import Dashboard
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.round_checkpoint import RoundCheckpoint
 from guardlit.training.run_folder import RunFolder
-from guardlit.training.sharded_strategy import ShardedStrategy
 
 DEFAULTS: dict[str, Any] = {
     "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # ratios need float64, which Apple's MPS lacks
@@ -45,10 +47,7 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
     """
     for name, value in DEFAULTS.items():
         arguments.setdefault(name, value)
-    if arguments.get("strategy") == "fsdp":
-        arguments["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) cannot run a rollout
-    if isinstance(arguments.get("strategy"), ShardedStrategy):
-        arguments["strategy"].check(str(arguments.get("precision")))
+    arguments["strategy"] = checked_strategy(arguments.get("strategy", "auto"), str(arguments.get("precision")))
     plugins = _as_list(arguments.get("plugins"))
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(SafeCheckpointIO(collective=True))
@@ -58,6 +57,8 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
         (arguments.get("enable_progress_bar") is not False, ProgressBar, RoundProgress),
         (True, SignalGuard, SignalGuard),
         (True, RunFolder, RunFolder),
+        (True, Dashboard, Dashboard),
+        (True, ClosingBlock, ClosingBlock),
     ]
     for wanted, kind, make in candidates:
         if wanted and not any(isinstance(callback, kind) for callback in callbacks):

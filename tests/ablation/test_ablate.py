@@ -252,7 +252,7 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytes
 def test_a_failed_training_and_a_foreign_folder_are_one_line(sd3_folder: Path, tmp_path: Path, capsys):
     path = config(tmp_path, sd3_folder)
     common = ("--config", path, "--objectives", "FlowGRPO", "--out", tmp_path / "out")
-    failed = ablate(*common, "--data.micro_batch", 7)
+    failed = ablate(*common, "--data.updates_per_round", 3)
     assert failed.returncode == 2
     folder = tmp_path / "out/FlowGRPO/seed_42"
     assert failed.stderr.splitlines()[-1] == (

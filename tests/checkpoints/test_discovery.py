@@ -86,6 +86,20 @@ def test_a_corrupt_checkpoint_is_refused_and_the_one_before_it_named(tmp_path: P
         require_intact(older)
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["raw/pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "model_index.json"],
+)
+def test_exported_weights_are_named_as_such(tmp_path: Path, file: str):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"{}")
+    with pytest.raises(GuardlitError, match=r"holds exported weights, not a checkpoint: give a LoRA as .*lora\.start"):
+        require_intact(tmp_path)
+    if file.endswith(".safetensors"):
+        with pytest.raises(GuardlitError, match="holds exported weights, not a checkpoint"):
+            require_intact(tmp_path / file)
+
+
 def test_a_run_resumes_from_the_one_before_a_corrupt_one(run, runs: Path, capsys):
     path, checkpoints = run
     newest = flip(runs / "version_0/checkpoints" / checkpoints[-1].name)

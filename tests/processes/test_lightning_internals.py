@@ -190,6 +190,42 @@ def test_batches_that_stepped(tmp_path: Path):
     assert steps == [4, 3, 4]
 
 
+def test_batch_progress(tmp_path: Path):
+    """Within a micro-batch until its update is made."""
+    within: list[bool] = []
+
+    def note(trainer: pl.Trainer, *_: Any) -> None:
+        within.append(internals.is_within_batch(trainer))
+
+    hooks = (
+        "on_train_epoch_start",
+        "on_train_batch_start",
+        "on_before_zero_grad",
+        "on_train_batch_end",
+        "on_train_end",
+    )
+    fit(tmp_path, Calls(**dict.fromkeys(hooks, note)), enable_checkpointing=False, max_steps=1)
+    assert within == [False, True, True, False, True, False, False]
+
+
+def test_an_epoch_that_is_cut_short_stays_open(tmp_path: Path):
+    """Neither its last hooks nor the validation that a stop asks for."""
+    partial: list[int] = []
+    ends: list[int] = []
+
+    def begin(trainer: pl.Trainer, *_: Any) -> None:
+        internals.close_only_complete_epochs(trainer, lambda: partial.append(trainer.global_step))
+
+    def stop(trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 3
+
+    hooks = {"on_fit_start": begin, "on_train_batch_end": stop}
+    end = {"on_train_epoch_end": lambda trainer, module: ends.append(trainer.global_step)}
+    trainer = fit(tmp_path, Calls(**hooks, **end), enable_checkpointing=False)
+    assert (partial, ends, trainer.lightning_module.validated) == ([3], [2], [2])
+    assert trainer.fit_loop.epoch_progress.current.processed == 1
+
+
 def test_reset_on_run(trainer: pl.Trainer):
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     progress.current.ready = 3
@@ -309,3 +345,8 @@ def test_ddp_kwargs():
     strategy = DDPStrategy(broadcast_buffers=True)
     assert internals.ddp_options(strategy) == {"broadcast_buffers": True}
     assert "_ddp_kwargs" in DDPStrategy._setup_model.__code__.co_names
+
+
+def test_start_method():
+    assert internals.start_method(DDPStrategy()) == "popen"
+    assert internals.start_method(DDPStrategy(start_method="fork")) == "fork"

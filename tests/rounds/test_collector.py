@@ -50,7 +50,7 @@ def test_states_advantages_and_metrics_of_a_round():
     torch.testing.assert_close(experience.velocity, 0.5 * experience.latents + number)
     metrics = experience.metrics
     assert metrics["reward/failed"] == 0
-    assert 0 < metrics["reward/brightness_mean"] < 1
+    assert 0 < metrics["average_reward/brightness"] < 1
     groups = experience.advantage.view(2, 4)
     assert bool(experience.mask.all())
     torch.testing.assert_close(groups.sum(1), torch.zeros(2), rtol=0, atol=1e-4)

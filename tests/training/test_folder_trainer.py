@@ -77,7 +77,7 @@ def test_two_runs_have_two_folders_and_the_last_is_resumed(kind: str, sd3_folder
     second = train(folder, sd3_folder, make(folder / "logs"))
     assert [trainer.log_dir for trainer in (first, second)] == [str(root / f"version_{k}") for k in (0, 1)]
     for run in root.glob("version_*"):
-        assert {path.name.partition(".out.")[0] for path in run.iterdir()} - {"events"} == ALL
+        assert {path.name.partition(".out.")[0] for path in run.iterdir()} - {"events", "hparams.yaml"} == ALL
         assert [path.name for path in (run / "checkpoints").iterdir()] == ["round_00001.ckpt"]
         assert [path.name for path in (run / "ratio").glob("*.npz")] == ["round_00001.npz"]
         assert list(csv.DictReader((run / "metrics.csv").open()))

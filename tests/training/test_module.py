@@ -188,10 +188,10 @@ def test_a_run_folder_explains_itself(sd3_folder, tmp_path):
     assert {"time/rollout_s", "time/reward_s", "time/update_s", "time/images_per_s", "reward/zero_std_share"} <= logged
     assert [int(r["step"]) for r in rows if r["val/reward"]] == [
         0,
-        3,
-        7,
+        4,
+        8,
     ]  # before the first update, and after each round
-    assert [int(r["step"]) for r in rows if r["train/loss"]] == list(range(8))
+    assert [int(r["step"]) for r in rows if r["train/loss"]] == list(range(1, 9))
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -237,7 +237,7 @@ def test_validate_sample_and_export(sd3_folder, tmp_path, capsys):
     ema = draw("ema", "--ckpt_path", checkpoint)
     assert len(base) == 2 * 5 + 1
     assert base != raw != ema != base
-    one = draw("one", "--prompts", '["a red car"]')
+    one = draw("one", "--prompts", "a red car")
     assert sorted(one) == ["000_a-red-car_0.png", "000_a-red-car_1.png", "grid.png"]
 
     out = tmp_path / "export"

@@ -34,9 +34,13 @@ class RoundCallback(Callback):
     the rows of all ranks, in an order that does not depend on how they were distributed. A checkpoint holds the rows so
     far, so a round that is resumed in its middle is reported in full. A round whose last micro-batch precedes the
     checkpoint is reported when the next round starts, since Lightning does not end such an epoch a second time.
+
+    Args:
+        per_step: also log the scalars of each denoising step; there are hundreds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, per_step: bool = False) -> None:
+        self.per_step = per_step
         self._batches: list[dict[str, Tensor]] = []
         self._restored: Rows = {}
         self._round: int | None = None
@@ -51,7 +55,7 @@ class RoundCallback(Callback):
             rows: the columns given to `collect`.
 
         Returns:
-            The scalars to log, equal on every rank.
+            The scalars to log, equal on every rank; those of a single denoising step only with `per_step`.
         """
 
     def collect(self, trainer: Trainer, columns: Mapping[str, Tensor]) -> None:
@@ -105,17 +109,17 @@ class RoundCallback(Callback):
     def _finish(self, trainer: Trainer) -> None:
         """Reports the round and clears its rows.
 
-        The scalars go straight to the loggers: the time of `pl_module.log` is quadratic in the number of keys, of which
-        there are hundreds. Scalars over all steps can be monitored like any other.
+        The scalars go straight to the loggers: the time of `pl_module.log` is quadratic in the number of keys. Scalars
+        over all steps can be monitored like any other.
         """
         if self._round is None:
             return
         number = self._round + 1
         rows = self._finite(self._gather(), number)
         metrics = {k: v for k, v in self.report(trainer, number, rows).items() if not np.isnan(v)}
-        log_scalars(trainer, metrics, trainer.global_step)
-        of_round = {key: torch.tensor(value) for key, value in metrics.items() if not STEP_KEY.search(key)}
-        trainer.callback_metrics.update(of_round)
+        of_round = {key: value for key, value in metrics.items() if not STEP_KEY.search(key)}
+        log_scalars(trainer, metrics if self.per_step else of_round, trainer.global_step)
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in of_round.items()})
         self._forget()
 
     def _finite(self, rows: Rows, number: int) -> Rows:

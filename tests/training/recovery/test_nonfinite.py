@@ -225,7 +225,7 @@ def test_an_infinite_reward_is_a_failed_one(sd3_folder, tmp_path):
     with next(tmp_path.rglob("metrics.csv")).open() as file:
         (row,) = (row for row in csv.DictReader(file) if row["reward/failed"])
     assert float(row["reward/failed"]) == 2 / 8
-    assert 0 < float(row["reward/infinite_mean"]) < 1
+    assert 0 < float(row["average_reward/infinite"]) < 1
 
 
 def test_a_checkpoint_that_cannot_be_read_has_no_finite_weights(tmp_path):

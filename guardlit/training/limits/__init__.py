@@ -1,0 +1,1 @@
+"""What a run does with each part of Lightning and torch, and what it refuses. Imports policies, rounds and processes."""
