@@ -29,6 +29,7 @@ from guardlit.config.explain import explain, refused, unexpected_null
 from guardlit.config.locate import config_files, config_from_environment, given_options, variable
 from guardlit.config.nearest import hint, keys_of, nearest
 from guardlit.config.nulls import nulls, odd_keys
+from guardlit.config.saved import without_options
 from guardlit.errors import GuardlitError
 
 
@@ -113,6 +114,11 @@ class GuardlitParser(LightningArgumentParser):
         for name in sorted(os.environ):
             if name.startswith(prefix) and name not in known:
                 _fail(self, f"environment variable {name}: no setting has this name{hint(nearest(name, known))}")
+
+    def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """As `ArgumentParser`'s, without options of other commands: any run's `config.yaml` goes into every command."""
+        known = {action.dest for action in self._actions}
+        return super()._load_config_parser_mode(without_options(content, known), *args, **kwargs)
 
     def instantiate_classes(self, cfg: Namespace, *args: Any, **kwargs: Any) -> Namespace:
         """As `ArgumentParser.instantiate_classes`; a value that a class refuses becomes a `GuardlitError`."""

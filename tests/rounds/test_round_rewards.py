@@ -112,7 +112,7 @@ def test_too_many_failures_stop_the_run_with_the_first_prompt():
         rewards(reward, failed=0.24).finish(batches(), results(reward, bright=by_row(scores)))
     first = next(ROUND.prompt_of(image).text for image in ROUND.samples if math.isnan(scores[image]))
     assert str(caught.value) == (
-        f"round 0: 2 of 8 rewards failed, more than max_failed_fraction=0.24; the first on prompt '{first}' of rank 0; "
+        f"round 1: 2 of 8 rewards failed, more than max_failed_fraction=0.24; the first on prompt '{first}' of rank 0; "
         "broken pipe"
     )
     _, metrics = rewards(reward, failed=0.25).finish(batches(), results(reward, bright=by_row(scores)))
