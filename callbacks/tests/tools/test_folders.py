@@ -1,4 +1,4 @@
-"""Each run has a folder of its own, and a rehearsal has none."""
+"""Each run has its own folder, and a rehearsal has none."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
