@@ -42,9 +42,9 @@ class GoldScore(ValidationCallback[Sample]):
     |---|---|
     | `gold/NAME` | mean over prompts, in the scorer's unit |
     | `gold/average` | 1 = as good as the base, more is better |
-    | `gold/average_low`, `gold/average_high` | ends of the interval, same unit |
+    | `gold/average_low`, `gold/average_high` | ends of the 95 % interval of `gold/average` |
     | `gold/proxy` | mean proxy reward over prompts, in its own unit, without failed ones |
-    | `gold/proxy_std` | standard deviation of the proxy reward over images, same unit |
+    | `gold/proxy_std` | standard deviation of the proxy reward over images, in its own unit |
 
     Loggers that take figures get `gold/figure`. The run's folder gets `gold.csv` (one row an evaluation),
     `gold.png`, and `gold/step_SSSSSSSS.npz` with `prompt` and each scorer's scores by prompt, (P,) each.

@@ -56,9 +56,9 @@ class GradientNorm(RoundCallback):
     | key | unit |
     |---|---|
     | `gradient/velocity/max_over_min` | largest over smallest mean norm of a step, d loss / d velocity, no unit |
-    | `gradient/parameters/max_over_min` | the same of d loss / d parameters, no unit; in measured rounds |
-    | `gradient/norm_before_clipping` | mean over the round's optimizer steps of the total norm, loss / parameter |
-    | `gradient/norm_after_clipping` | the same, as the optimizer saw it |
+    | `gradient/parameters/max_over_min` | largest over smallest mean norm of a step, d loss / d parameters |
+    | `gradient/norm_before_clipping` | mean of the total norm over optimizer steps, loss / parameter |
+    | `gradient/norm_after_clipping` | mean of the norm after clipping over optimizer steps, loss / parameter |
     | `gradient/clipped` | fraction of the optimizer steps in which clipping acted, 0 to 1 |
     | `gradient/zero_share` | fraction of exact zeros in the parameters' gradient, mean over optimizer steps, 0 to 1 |
 

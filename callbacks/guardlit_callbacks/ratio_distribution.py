@@ -41,9 +41,10 @@ class RatioDistribution(RoundCallback):
 
     | key | unit |
     |---|---|
-    | `ratio/KIND/mean/tTT`, `ratio/KIND/std/tTT` | log ratio |
-    | `ratio/KIND/skew/tTT` | none |
-    | `ratio/KIND/mean_SIGN/tTT`, `ratio/KIND/std_SIGN/tTT`, `ratio/KIND/skew_SIGN/tTT` | the same, one sign only |
+    | `ratio/KIND/mean/tTT`, `ratio/KIND/std/tTT` | mean or standard deviation of the step's samples, log ratio |
+    | `ratio/KIND/skew/tTT` | skewness of the step's samples, no unit |
+    | `ratio/KIND/mean_SIGN/tTT`, `ratio/KIND/std_SIGN/tTT` | those of the samples of one sign, log ratio |
+    | `ratio/KIND/skew_SIGN/tTT` | skewness of the step's samples of one sign, no unit |
     | `ratio/clip_fraction_SIDE/tTT` | of the step's transitions those clipped on that side, 0 to 1 |
     | `ratio/clip_fraction_SIDE_SIGN/tTT` | of the step's transitions of one sign those clipped on that side, 0 to 1 |
 

@@ -52,10 +52,10 @@ class Collector:
         | key | unit |
         |---|---|
         | `average_reward/NAME` | mean raw score of the round, in the scorer's unit; of a composite also the sum |
-        | `reward/NAME_std` | standard deviation of these scores, in the scorer's unit |
+        | `reward/NAME_std` | standard deviation of the round's raw scores, in the scorer's unit |
         | `reward_normalized/NAME_mean`, `reward_normalized/NAME_std` | of a composite's normalized terms, no unit |
         | `reward/failed` | fraction of the images whose reward failed, 0 to 1 |
-        | `reward/NAME_failed` | the same of a composite's term |
+        | `reward/NAME_failed` | fraction of the images that a composite's term failed to score, 0 to 1 |
         | `reward/NAME/COUNTER` | the scorer's counters, over all ranks; of scorers with such counters |
         | `reward/zero_std_share` | fraction of the groups whose rewards are all equal, 0 to 1 |
         | `time/rollout_s` | s, of the round's collection without `time/reward_s` |

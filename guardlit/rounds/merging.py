@@ -89,7 +89,15 @@ class Merging:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`rollout/merged`: 1 or 0, of a run that could merge; `rollout/merge_error`: log ratio that merging makes."""
+        """What is known of the merge.
+
+        Logged at the end of a round:
+
+        | key | unit |
+        |---|---|
+        | `rollout/merged` | 1 where the adapter was merged into the weights, 0 where it could have been |
+        | `rollout/merge_error` | log ratio that merging makes; where it was measured, in half precision |
+        """
         found = {"rollout/merged": float(self._merged)} if self._can else {}
         return found if self._error is None else {**found, "rollout/merge_error": self._error}
 

@@ -24,7 +24,7 @@ def update_metrics(outputs: Sequence[Outputs], norm: Tensor, skipped: int) -> di
     | key | unit |
     |---|---|
     | `train/loss` | the objective's, with the KL penalty where there is one |
-    | `train/ratio_mean`, `train/ratio_std` | of ratio - 1 over the update's transitions, no unit |
+    | `train/ratio_mean`, `train/ratio_std` | mean or standard deviation of ratio - 1 over the update's transitions |
     | `train/clip_above`, `train/clip_below` | of the update's transitions those clipped on that side, 0 to 1 |
     | `train/advantage_abs` | mean size of the advantage, in standard deviations of the reward |
     | `train/kl` | mean KL divergence from the base model, nats; with a `kl` penalty only |

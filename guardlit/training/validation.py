@@ -58,7 +58,14 @@ class ValidationHooks(pl.LightningModule):
             check_monitors(self.trainer.callbacks, self.trainer.callback_metrics)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
-        """Draw and score one image a prompt, with noise that is the same at every validation."""
+        """Draw and score one image a prompt, with noise that is the same at every validation.
+
+        Logged after each validation:
+
+        | key | unit |
+        |---|---|
+        | `val/reward` | mean reward of the validation images, in the reward's unit |
+        """
         prompts = [p for _, p in batch]
         images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]

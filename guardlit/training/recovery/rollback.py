@@ -48,8 +48,12 @@ class Rollback(Checkpoint):
     steps that are made twice; later checkpoints are renamed to `NAME.ckpt.exploded`. Needs `guardlit.Trainer`, which
     `guardlit fit` has.
 
-    Logged: `rollback/count`, at each validation. Lightning calls a `Checkpoint` after all other callbacks, so a good
-    checkpoint holds their state after the validation.
+    Lightning calls a `Checkpoint` after all other callbacks, so a good checkpoint holds their state after the
+    validation. Logged after each validation:
+
+    | key | unit |
+    |---|---|
+    | `rollback/count` | rollbacks of the run so far |
 
     Args:
         action: `rollback`, or `stop` with one line that names the checkpoint and what to change.
