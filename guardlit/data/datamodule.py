@@ -198,9 +198,10 @@ class PromptDataModule(pl.LightningDataModule):
         return cast("RoundRunner", self.trainer.lightning_module)
 
     def train_dataloader(self) -> ExperienceLoader:
-        """The loader of rounds."""
+        """The loader of rounds, from the one that the Trainer is at: it may ask for a loader more than once."""
         assert self.trainer is not None
         self._loader = ExperienceLoader(self, self._runner, World.of(self.trainer))
+        self._loader.round_index = self.trainer.current_epoch
         if self._restored is not None:
             self._loader.load_state(self._restored)
             self._restored = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -41,6 +41,18 @@ class CheckpointHooks(pl.LightningModule):
     outputs: list[dict[str, Tensor]]
     clips: list[Tensor]
     _restored_gradients: dict[str, Tensor]
+
+    @classmethod
+    def load_from_checkpoint(cls, *_: Any, **__: Any) -> NoReturn:
+        """Not supported: a checkpoint holds what trains, and settings are in the run's `config.yaml`.
+
+        Raises:
+            GuardlitError: always; says what to do.
+        """
+        raise GuardlitError(
+            f"{cls.__name__}.load_from_checkpoint: a checkpoint holds what trains, and no settings: build the module "
+            "as for training, and give ckpt_path to Trainer.fit, validate, sample or export"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable weights; within a round also the old policy and the gradients accumulated so far.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import lightning.pytorch as pl
 
 from guardlit.checkpoints.discovery import newest_intact
-from guardlit.config.limits import as_one_line, check_trainer, user_errors
+from guardlit.config.limits import as_one_line, user_errors
 from guardlit.devices.float32 import allow_tf32
-from guardlit.errors import NonFiniteError
+from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.lightning_internals import (
     after_setup_environment,
     close_only_complete_epochs,
@@ -27,6 +27,7 @@ from guardlit.processes.watchdog import RankWatchdog
 from guardlit.training.ddp import keep_buffers, sync_gradients
 from guardlit.training.defaults import complete
 from guardlit.training.folder_trainer import FolderTrainer
+from guardlit.training.limits.arguments import check_arguments, check_data
 from guardlit.training.quiet import quiet_libraries
 from guardlit.training.recovery.partial_round import save_partial_round
 from guardlit.training.recovery.restart import restart_checkpoint
@@ -71,20 +72,24 @@ class RunTrainer(FolderTrainer):
         quiet_libraries()
         if tf32 is not None:
             allow_tf32(tf32)
-        self._active = False
+        self._active, self._open_round = False, False
         self._watchdog = RankWatchdog()
         complete(kwargs)
-        check_trainer(kwargs)
+        check_arguments(kwargs)
         kwargs["callbacks"].insert(0, self._watchdog)  # it hears of an error before all others
         with as_one_line("trainer"):
             super().__init__(**kwargs)
         log_at_global_step(self)
-        close_only_complete_epochs(self, partial(save_partial_round, self))
+        close_only_complete_epochs(self, self._leave_round_open)
         keep_buffers(self.strategy)
         sync_gradients(self.strategy, kwargs["callbacks"])
         self._watchdog.attach(self)
         after_setup_environment(self.strategy, self.open_folder)
         validate_last_round(self)
+
+    def _leave_round_open(self) -> None:
+        self._open_round = True
+        save_partial_round(self)
 
     @contextmanager
     def exits(self, model: pl.LightningModule) -> Iterator[None]:
@@ -129,12 +134,18 @@ class RunTrainer(FolderTrainer):
 
         Args:
             model: of the configuration.
-            train_dataloaders: not used by guardlit, whose data module has the rounds.
-            val_dataloaders: not used either.
+            train_dataloaders: refused: the data module has the rounds.
+            val_dataloaders: refused.
             datamodule: the prompts.
             ckpt_path: a checkpoint to resume from; `last` for the newest intact one below `default_root_dir`.
             weights_only: not used: a checkpoint never executes anything.
         """
+        check_data(datamodule, train_dataloaders, val_dataloaders)
+        if self._open_round and ckpt_path is None:
+            raise GuardlitError(
+                "the last fit of this Trainer stopped within a round: give ckpt_path='last' to resume it"
+            )
+        self._open_round = False
         while True:
             try:
                 return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)

@@ -14,6 +14,7 @@ from guardlit.policies.base import FlowPolicy
 from guardlit.rounds.evaluate import draw_fixed
 from guardlit.rounds.reward_runner import RewardRunner, gold_scorers
 from guardlit.rounds.settings import Rollout, Sampling
+from guardlit.training.limits.callbacks import check_monitors
 from guardlit.types import Prompt, Transition
 
 
@@ -50,6 +51,11 @@ class ValidationHooks(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Raise on every rank what failed on one."""
         self.reward_runner.end_validation()
+
+    def on_validation_end(self) -> None:
+        """Check the keys that callbacks watch, after the validation of update 0 at the latest."""
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            check_monitors(self.trainer.callbacks, self.trainer.callback_metrics)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
         """Draw and score one image a prompt, with noise that is the same at every validation.

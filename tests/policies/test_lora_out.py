@@ -11,12 +11,13 @@ import pytest
 import torch
 from families import FAMILIES, SIDE
 from lora_files import RANK, Made, diffusers_header, weights
+from runs import guardlit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from velocities import disturb, velocity
 
 from guardlit.errors import GuardlitError
-from guardlit.policies import DiffusersPolicy, LoRA
+from guardlit.policies import DiffusersPolicy, LoRA, SD3Policy
 
 FILE = "pytorch_lora_weights.safetensors"
 PEFT_018 = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules"}
@@ -102,8 +103,9 @@ def test_a_policy_starts_from_an_export(sd3_folder: Path, tmp_path: Path):
         assert torch.equal(velocity(policy), velocity(before))
     with policy.using("old"):
         assert torch.equal(velocity(policy), velocity(before))
-    with policy.using("reference"):
-        assert torch.equal(velocity(policy), base)
+    for context in (policy.using("reference"), policy.base()):
+        with context:
+            assert torch.equal(velocity(policy), base)
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
@@ -173,3 +175,33 @@ def test_a_start_that_cannot_train_is_refused(sd3_folder: Path, tmp_path: Path):
         start(sd3_folder, tmp_path / "nowhere")
     with pytest.raises(GuardlitError, match=r"lora\.targets and lora\.start=x: omit targets"):
         LoRA(targets=("attn.to_q",), start="x")
+
+
+def test_a_run_starts_from_a_lora_and_resumes(tmp_path: Path):
+    """With a learning rate of 0 it exports what it started from; the configuration's own rank does not matter."""
+    config = Path(__file__).parents[2] / "configs/tiny_digits.yaml"
+    policy = SD3Policy("guardlit://digits", 32, LoRA(4, 8), max_sequence_length=8, cache=None)
+    policy.load()
+    disturb(policy)
+    policy.export(tmp_path / "start")
+    small = (
+        "--data.prompts_per_round",
+        2,
+        "--data.images_per_prompt",
+        4,
+        "--data.micro_batch",
+        9,
+        "--data.val",
+        "null",
+    )
+    quick = ("--trainer.accelerator", "cpu", "--trainer.callbacks", '["guardlit.training.export.ExportAtEnd"]')
+    still = ("--model.optimizer.lr", 0, "--model.policy.lora.start", tmp_path / "start")
+    run = ("fit", "--config", config, *small, *quick, *still, "--trainer.default_root_dir", tmp_path / "run")
+    assert guardlit(*run, "--trainer.max_epochs", 1) == 0
+    assert guardlit(*run, "--trainer.max_epochs", 2, "--ckpt_path", "last") == 0
+    started = load_file(tmp_path / "start" / FILE)
+    exported = [load_file(file) for file in (tmp_path / "run").glob(f"version_*/export/raw/{FILE}")]
+    assert len(exported) == 2
+    for tensors in exported:
+        assert tensors.keys() == started.keys()
+        assert all(torch.equal(tensor, started[key]) for key, tensor in tensors.items())

@@ -76,6 +76,41 @@ def loops(trainer: pl.Trainer) -> dict[str, Any]:
 DONE = {"ready": BATCHES, "started": BATCHES, "processed": BATCHES, "completed": BATCHES}
 
 
+@pytest.mark.parametrize(
+    ("settings", "validated"),
+    [
+        ({"max_epochs": 5}, [4, 8, 10]),
+        ({"max_epochs": 4}, [4, 8]),
+        ({"max_epochs": -1, "max_steps": 6}, [4, 6]),
+        ({"max_epochs": 5, "limit_val_batches": 0}, []),
+        ({"max_epochs": 3, "check_val_every_n_epoch": None, "val_check_interval": 8}, [4, 6]),
+    ],
+)
+def test_the_last_round_is_validated(settings: dict[str, Any], validated: list[int], tmp_path: Path):
+    assert _validated(tmp_path, pl.Callback(), **settings) == validated
+
+
+def test_a_round_that_ends_the_run_early_is_validated(tmp_path: Path):
+    def stop(trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 6
+
+    assert _validated(tmp_path, Calls(on_train_batch_end=stop), max_epochs=9) == [4, 6]
+
+
+def _validated(folder: Path, callback: pl.Callback, **settings: Any) -> list[int]:
+    defaults = {
+        "check_val_every_n_epoch": 2,
+        "accumulate_grad_batches": ACCUMULATED,
+        "num_sanity_val_steps": 0,
+        **QUIET,
+    }
+    trainer = pl.Trainer(default_root_dir=folder, callbacks=[callback], **(defaults | settings))
+    internals.validate_last_round(trainer)
+    line = Line()
+    trainer.fit(line, DataLoader(torch.arange(float(BATCHES)), batch_size=1), DataLoader(torch.zeros(1)))
+    return line.validated
+
+
 def test_epoch_progress(loops: dict[str, Any]):
     assert set(loops["fit_loop"]["epoch_progress"]) >= {"total", "current"}
     assert set(loops["fit_loop"]["epoch_progress"]["current"]) == set(DONE)
@@ -307,7 +342,9 @@ def test_setup_environment(tmp_path: Path):
     """The Trainer calls it on the strategy's instance before any callback's hook."""
     calls = []
     hooks = Calls(setup=lambda trainer, module, stage: calls.append("setup"))
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", devices=1, logger=False, callbacks=[hooks])
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, callbacks=[hooks]
+    )
     internals.after_setup_environment(trainer.strategy, lambda: calls.append("connected"))
     trainer.fit(Line(), DataLoader(torch.zeros(1)))
     assert calls == ["connected", "setup"]

@@ -175,7 +175,7 @@ def _starting_updates(transformer: Any, start: str, unused: Sequence[str]) -> di
         raise GuardlitError(f"lora.start={start} changes no layer that affects the image")
     ranks, alphas = ({f"{getattr(u, k):g}" for u in updates.values()} for k in ("rank", "alpha"))
     found = f"rank {' and '.join(sorted(ranks))}, alpha {' and '.join(sorted(alphas))}, {len(updates)} layers"
-    rank_zero_info(f"lora.start={start}: training starts from this LoRA ({found})")
+    rank_zero_info(f"lora.start={start}: {found}")
     return updates
 
 

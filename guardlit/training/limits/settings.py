@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import lightning.pytorch as pl
 import torch
 
 from guardlit.errors import GuardlitError
+from guardlit.rounds.plan import RoundPlan
 from guardlit.sde import Coefficients
 
 FITTING = {torch.float16: ("16-mixed",), torch.bfloat16: ("bf16-mixed", "32-true")}
@@ -54,3 +58,10 @@ def check_noise(coefficients: Coefficients, train_steps: int, sampler: str) -> N
             f"{sampler} draws no noise at trained steps {silent}: the ratio does not exist there; "
             "raise its noise_level or lower rollout.timestep_fraction"
         )
+
+
+def run_length(trainer: pl.Trainer, plan: RoundPlan) -> float:
+    """Updates of a run; infinity where neither rounds nor updates have an end."""
+    rounds, updates = trainer.max_epochs, trainer.max_steps
+    by_rounds = math.inf if rounds is None or rounds < 0 else rounds * plan.updates_per_round
+    return min(by_rounds, math.inf if updates < 0 else updates)
