@@ -12,20 +12,19 @@ import textwrap
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from guardlit.config.classes import parameter_classes, unfit_class
 from guardlit.config.locate import config_files, place
+from guardlit.config.missing import no_config, not_installed
 from guardlit.config.nearest import (
     class_parser,
     concrete_subclasses,
     hint,
     keys_of,
     nearest,
-    nearest_file,
     nearest_key,
     nearest_literal,
 )
@@ -119,7 +118,7 @@ def explain(parser: ArgumentParser, message: str, args: Sequence[str]) -> str:
         return f"missing {found[1]}: give --{found[1].split(', ')[0]} or set it in a --config file"
     if message.startswith('Parser key "config": '):
         for missing in (file for file in config_files(args) if not file.is_file()):
-            return _no_config(missing)
+            return no_config(missing)
     if found := re.search(r"Unable to load config ['\"](.*)['\"]", message):
         key = message.split('"')[1]
         where = place(parser, args, key, None, found[1])
@@ -145,15 +144,10 @@ def refused(message: str) -> str:
     """The class's own error, extracted from jsonargparse's outline of a union of types."""
     if "must be a mapping, not" in message:
         return f"a group of settings must be a mapping, {message.rpartition(', ')[2]}"
+    if missing := not_installed(message):
+        return missing
     entries = re.findall(r"^\s*- (?!Expected )(.+)$", message, flags=re.MULTILINE)
     return entries[0] if "Does not validate" in message and entries else message
-
-
-def _no_config(path: Path) -> str:
-    if path.exists():
-        kind = "a folder" if path.is_dir() else "no regular file"
-        return f"--config: {path} is {kind}; a YAML file is needed"
-    return f"--config: no such file: {path}{hint(nearest_file(path))}"
 
 
 # ---- reading the outline ----

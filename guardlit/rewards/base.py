@@ -132,13 +132,30 @@ class Scorer(ABC):
             )
         return result.values
 
-    def accepts(self, prompt: Prompt) -> bool:
-        """Whether `check_prompt` finds nothing wrong."""
+    def refusal(self, prompt: Prompt, called: str = "") -> str:
+        """Why this scorer can never score a prompt, in one line that names both; empty if nothing is wrong.
+
+        Args:
+            prompt: text and metadata.
+            called: this scorer in the message; `reward 'NAME'` if left out.
+
+        Raises:
+            GuardlitError: the scorer itself cannot be used.
+        """
         try:
             self.check_prompt(prompt.text, prompt.metadata)
-        except ValueError:
-            return False
-        return True
+        except GuardlitError:
+            raise
+        except Exception as error:  # one's own scorer may look up what the metadata lack
+            said = " ".join(str(error).split())
+            reason = said if isinstance(error, ValueError) and said else f"{type(error).__name__}: {said}"
+            text = prompt.text if len(prompt.text) <= 80 else f"{prompt.text[:77]}..."
+            return f"{called or f'reward {self.name!r}'} cannot score the prompt {text!r}: {reason}"
+        return ""
+
+    def accepts(self, prompt: Prompt) -> bool:
+        """Whether `check_prompt` finds nothing wrong."""
+        return not self.refusal(prompt)
 
     def counters(self) -> Mapping[str, float]:
         """Counts since the last call, by name: requests, retries, ...

@@ -17,6 +17,9 @@ from guardlit.rewards.reward import Reward
 from guardlit.rounds.round import Round
 from guardlit.types import RewardResult
 
+AVERAGE = "average_reward/"
+"""Prefix of a round's mean rewards. TensorBoard sorts groups of keys by name: this one is first."""
+
 TAKE_LARGEST = ("_p50", "_p95", "_max", "_share", "_s", "_ms")
 """Suffixes of counters whose sum over ranks means nothing: statistics and units."""
 
@@ -91,7 +94,7 @@ class RoundRewards:
             if not bool(result.valid.all()):
                 prompt = self.round.prompt_of(samples[int((~result.valid).nonzero()[0])]).text
                 return GuardlitError(
-                    f"round {self.round.index}: {failed} of {self.round.plan.images} rewards failed, more than "
+                    f"round {self.round.number}: {failed} of {self.round.plan.images} rewards failed, more than "
                     f"max_failed_fraction={self.max_failed_fraction}; the first on prompt '{prompt[:80]}' "
                     f"of rank {self.round.rank}; {result.reason}"
                 )
@@ -128,11 +131,16 @@ def reward_metrics(reward: Reward, scores: Mapping[str, Tensor]) -> dict[str, fl
     """
     failed = {name: ~values.isfinite() for name, values in scores.items() if name != reward.name}
     metrics = {f"reward/{name}_failed": float(rows.double().mean()) for name, rows in failed.items()}
-    columns = {f"reward/{name}": values for name, values in scores.items()}
-    columns |= {f"reward_normalized/{name}": v for name, v in reward.normalize(scores).items() if v is not scores[name]}
-    columns[f"reward/{reward.name}"] = reward.total(scores)
-    for name, values in columns.items():
-        finite = values[torch.isfinite(values)].double()
-        metrics[f"{name}_mean"] = float(finite.mean())
-        metrics[f"{name}_std"] = float(finite.std(correction=0)) if len(finite) else math.nan
+    for name, values in (*scores.items(), (reward.name, reward.total(scores))):
+        metrics[f"{AVERAGE}{name}"], metrics[f"reward/{name}_std"] = _mean_and_std(values)
+    for name, values in reward.normalize(scores).items():
+        if values is not scores[name]:
+            key = f"reward_normalized/{name}"
+            metrics[f"{key}_mean"], metrics[f"{key}_std"] = _mean_and_std(values)
     return metrics
+
+
+def _mean_and_std(values: Tensor) -> tuple[float, float]:
+    """Of those that are finite; NaN where none is."""
+    finite = values[torch.isfinite(values)].double()
+    return float(finite.mean()), float(finite.std(correction=0)) if len(finite) else math.nan

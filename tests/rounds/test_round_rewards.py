@@ -85,7 +85,7 @@ def test_a_round_on_one_rank():
     assert metrics == {
         "reward/failed": 0,
         "reward/zero_std_share": 0,
-        "reward/bright_mean": pytest.approx(3.5),
+        "average_reward/bright": pytest.approx(3.5),
         "reward/bright_std": pytest.approx(torch.tensor(SCORES).std(correction=0).item()),
         "reward/bright/requests": 2,
         "reward/bright/latency_p95": 1,
@@ -112,7 +112,7 @@ def test_too_many_failures_stop_the_run_with_the_first_prompt():
         rewards(reward, failed=0.24).finish(batches(), results(reward, bright=by_row(scores)))
     first = next(ROUND.prompt_of(image).text for image in ROUND.samples if math.isnan(scores[image]))
     assert str(caught.value) == (
-        f"round 0: 2 of 8 rewards failed, more than max_failed_fraction=0.24; the first on prompt '{first}' of rank 0; "
+        f"round 1: 2 of 8 rewards failed, more than max_failed_fraction=0.24; the first on prompt '{first}' of rank 0; "
         "broken pipe"
     )
     _, metrics = rewards(reward, failed=0.25).finish(batches(), results(reward, bright=by_row(scores)))
@@ -138,10 +138,10 @@ def test_a_logged_term_costs_nothing_and_its_failures_are_logged():
         "bright_failed": 0,
         "brightness_failed": 0.25,
     }
-    assert metrics["reward/composite_mean"] == pytest.approx(3.5 / 4 * 2)
+    assert metrics["average_reward/composite"] == pytest.approx(3.5 / 4 * 2)
     assert metrics["reward_normalized/bright_mean"] == pytest.approx(3.5 / 4)
     assert "reward_normalized/brightness_mean" not in metrics
-    assert metrics["reward/brightness_mean"] == pytest.approx(2.0)
+    assert metrics["average_reward/brightness"] == pytest.approx(2.0)
 
 
 def test_a_term_that_is_not_due_has_no_metrics():
@@ -157,14 +157,14 @@ def test_what_a_scorer_logs_gets_columns():
     request = RewardRequest(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), ["a"] * 8, [{}] * 8)
     _, metrics = rewards(reward).finish([ROUND.samples], [reward.score(request)])
     columns = {"marks", "gray", "contrast"}
-    assert {f"reward/{name}_mean" for name in columns} <= metrics.keys()
+    assert {f"average_reward/{name}" for name in columns} <= metrics.keys()
     assert {"reward/gray_failed", "reward/contrast_failed"} <= metrics.keys()
     assert "reward/marks_failed" not in metrics  # that is `reward/failed`
 
 
 def test_without_one_score_there_is_no_mean():
     metrics = reward_metrics(Reward.of(Counted()), {"bright": torch.full((4,), nan)})
-    assert metrics.keys() == {"reward/bright_mean", "reward/bright_std"}
+    assert metrics.keys() == {"average_reward/bright", "reward/bright_std"}
     assert all(math.isnan(value) for value in metrics.values())
 
 

@@ -86,9 +86,14 @@ def is_partial(trainer: Trainer) -> bool:
 
 
 def log_validation(trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, float]) -> None:
-    """Logs metrics that are equal on all ranks, during a sanity check too, when Lightning drops what is logged."""
+    """Logs metrics that are equal on all ranks, at the number of optimizer steps made so far.
+
+    Within `fit` loggers get them directly: Lightning's own step is one less, and it drops what a sanity check logs.
+    """
+    fits = trainer.state.fn == "fit"
+    if fits:
+        log_scalars(trainer, metrics, trainer.global_step)
     if trainer.sanity_checking:
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
-        log_scalars(trainer, metrics, trainer.global_step)
-    else:
-        pl_module.log_dict(dict(metrics), batch_size=1, sync_dist=True)
+    else:  # `trainer.validate` returns and prints what goes to loggers
+        pl_module.log_dict(dict(metrics), batch_size=1, sync_dist=True, logger=not fits)
