@@ -21,7 +21,8 @@ DOTTED = re.compile(r"(?<![\w./-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?![\w/-])")
 """An import path in a longer text."""
 
 
-BROKEN = "cannot be imported"
+BROKEN, MISSING = "cannot be imported", ("cannot be found", "is not in the module")
+PACKAGE = str(Path(__file__).parents[1])
 OURS = f"{__name__.partition('.')[0]}."
 TROUBLE = re.compile(
     "import path|Import path|instantiatable|No module named|has no attribute|callable class|to be a (subclass|function)"
@@ -49,8 +50,9 @@ def unfit_class(message: str, given: str, bases: Sequence[type]) -> tuple[str, s
     about = message.rpartition("expects a function or a callable class:")[2]
     for path in DOTTED.findall(f"{given} {about}"):
         if (what := fault(path, bases)) is not None:
-            elsewhere = path.rpartition(".")[2] in known or path.startswith(OURS)  # explained by the known names
-            return None if elsewhere and not what.startswith(BROKEN) else (path, what)
+            moved = path.rpartition(".")[2] in known and what.startswith(MISSING)
+            explained = moved or path.startswith(OURS)  # by the known names
+            return None if explained and not what.startswith(BROKEN) else (path, what)
     return None
 
 
@@ -141,8 +143,8 @@ def _said(error: BaseException) -> str:
 
 
 def _ours(file: str) -> bool:
-    """Whether a frame is of the import itself or of an installed package."""
-    return file == __file__ or file.startswith("<") or "site-packages" in file or Path(file).parent.name == "importlib"
+    """Whether a frame is of the import itself, of this package or of an installed one."""
+    return file.startswith(("<", PACKAGE)) or "site-packages" in file or Path(file).parent.name == "importlib"
 
 
 def _unfit(found: Any, bases: Sequence[type]) -> str | None:

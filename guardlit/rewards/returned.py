@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from guardlit_callbacks.tools.scores import column, described
 
 from guardlit.errors import GuardlitError
 from guardlit.types import RewardResult
+
+PACKAGE = str(Path(__file__).parents[1])
 
 
 def as_result(returned: Any, count: int, name: str, provenance: Mapping[str, str]) -> RewardResult:
@@ -58,7 +61,8 @@ def raised(error: Exception, name: str, module: str) -> str:
     """An exception of a scorer in one line, with its place where the scorer is not of this package."""
     said = str(error).strip().partition("\n")[0][:300]
     reason = f"{name}: {type(error).__name__}{': ' if said else ''}{said}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    traced = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in traced if "site-packages" not in f.filename and not f.filename.startswith(PACKAGE)]
     if module.partition(".")[0] == __name__.partition(".")[0] or not frames:
         return reason
     return f"{reason} ({frames[-1].filename}, line {frames[-1].lineno})"

@@ -111,6 +111,17 @@ class RoundRewards:
         return total
 
 
+def check_comparing(reward: Reward, round: Round, batches: int, world_size: int) -> None:
+    """Raise `GuardlitError` where a term compares the images of a prompt and a request would hold a part of them."""
+    for name, term in reward.terms.items():
+        if term.scorer.compares_images and batches * world_size > 1:
+            raise GuardlitError(
+                f"reward '{name}' compares the images of a prompt, and a round of {round.plan.images} images is drawn "
+                f"in {batches} batches on {world_size} ranks, each with a part of a prompt's images; set "
+                f"data.rollout_batch to {round.plan.images} on one rank, or watch it as a gold score"
+            )
+
+
 def reward_metrics(reward: Reward, scores: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean, standard deviation and failures of a round's rewards; NaN is left out.
 

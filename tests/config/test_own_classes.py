@@ -1,4 +1,4 @@
-"""Classes of the user's own modules: what is wrong with one is told as it is, with the place that names it."""
+"""Classes of the user's own modules: the error says what is wrong with one and where it is named."""
 
 from __future__ import annotations
 
