@@ -161,7 +161,6 @@ def settings(folder: Path, rounds: int) -> dict[str, Any]:
         "guardlit.training.export.ExportAtEnd": {},
     }
     kept = [
-        {"filename": "round_{epoch:05d}", "auto_insert_metric_name": False, "save_on_train_epoch_end": True},
         {"monitor": "gold/average", "mode": "max", "save_top_k": 2, "filename": "gold_{step}"},
     ]
     policy = {"model": str(folder / "model"), "resolution": 32, "lora": {"rank": 4, "alpha": 8}}

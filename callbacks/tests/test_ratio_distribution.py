@@ -116,6 +116,16 @@ def test_arrays_histograms_and_figure(make_trainer, tmp_path):
     assert (tmp_path / "ratio" / "round_00001.png").stat().st_size > 10_000
 
 
+def test_the_round_in_which_a_run_is_stopped_is_drawn(make_trainer, tmp_path):
+    class Stopped(ToyFlow):
+        def on_train_batch_end(self, *_):
+            self.trainer.should_stop = self.trainer.global_step == 18
+
+    make_trainer(all_kinds(draw_every=10), max_epochs=9).fit(Stopped(), Rounds(transitions()))
+    drawn = sorted(path.name for path in tmp_path.rglob("ratio/*.png"))
+    assert drawn == ["round_00001.png", "round_00003.png"]
+
+
 def test_float_timesteps_count_from_the_noisiest(make_trainer, tmp_path):
     callback = RatioDistribution(step="timestep", clipped=None, draw_every=0)
     make_trainer(callback).fit(ToyFlow(), Rounds(transitions()))

@@ -19,6 +19,7 @@ from guardlit.checkpoints.discovery import newest_intact, require_intact
 from guardlit.commands.trainer import Trainer
 from guardlit.config.limits import LARGEST_SEED, user_errors
 from guardlit.config.parser import GuardlitParser
+from guardlit.config.saved import SavedConfig
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.training.defaults import DEFAULTS
@@ -40,7 +41,7 @@ class GuardlitCLI(LightningCLI):
             PromptDataModule,
             trainer_class=Trainer,
             trainer_defaults=DEFAULTS,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SavedConfig,
             seed_everything_default=42,
             auto_configure_optimizers=False,
             parser_class=GuardlitParser,

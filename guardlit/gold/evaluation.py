@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
+from guardlit.config.saved import SECTIONS, sections
 from guardlit.data.prompts import given_prompts, load_prompts
 from guardlit.errors import GuardlitError
 from guardlit.gold.drawing import Drawn, draw, missing_batches, only, say
@@ -24,7 +24,7 @@ from guardlit.gold.scores import ScoreCache, Scoring
 from guardlit.gold.settings import AVERAGE, Gold
 from guardlit.gold.statistics import Array, Bootstrap, averages, columns_of, estimates
 from guardlit.gold.table import Table, print_table, write_table
-from guardlit.training.checks import check_precision
+from guardlit.training.limits.settings import check_precision
 from guardlit.training.run_folder import versions
 from guardlit.types import Prompt
 
@@ -120,10 +120,8 @@ class Evaluation:
             self._out.mkdir(parents=True, exist_ok=True)
             drawn.write(self._out)
             for saver in (c for c in self._trainer.callbacks if isinstance(c, SaveConfigCallback)):  # type: ignore[attr-defined]
-                settings = yaml.safe_load(saver.parser.dump(saver.config, skip_none=False))
-                for name, keys in ((RUN, ("seed_everything", "trainer", "model", "data")), (GOLD, ("gold",))):
-                    text = yaml.safe_dump({key: settings[key] for key in keys}, sort_keys=False)
-                    (self._out / name).write_text(text, encoding="utf-8")
+                for name, keys in ((RUN, SECTIONS), (GOLD, ("gold",))):
+                    (self._out / name).write_text(sections(saver, keys), encoding="utf-8")
         except OSError as error:
             raise GuardlitError(f"output folder {self._out} cannot be written: {error.strerror or error}") from error
 

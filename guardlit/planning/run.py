@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,9 +115,9 @@ class PlannedRun:
 
     @property
     def validations(self) -> int:
-        """Number of validations: at step 0 and after every `check_val_every_n_epoch` rounds."""
+        """Number of validations: at step 0, after every `check_val_every_n_epoch` rounds, and after the last one."""
         every = int(self.trainer.get("check_val_every_n_epoch") or 1)
-        return 1 + self.rounds // every if self.data.val_source else 0
+        return 1 + math.ceil(self.rounds / every) if self.data.val_source else 0
 
     def prompts(self) -> tuple[int | None, int | None]:
         """Numbers of training and validation prompts, each checked; None for a data set on the hub."""

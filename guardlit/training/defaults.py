@@ -11,12 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from guardlit.checkpoints.io import SafeCheckpointIO
+from guardlit.training.console.closing import ClosingBlock
+from guardlit.training.limits.strategies import checked_strategy
 from guardlit.training.logs.dashboard import Dashboard
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.round_checkpoint import RoundCheckpoint
 from guardlit.training.run_folder import RunFolder
-from guardlit.training.strategies import checked_strategy
 
 DEFAULTS: dict[str, Any] = {
     "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # ratios need float64, which Apple's MPS lacks
@@ -57,6 +58,7 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
         (True, SignalGuard, SignalGuard),
         (True, RunFolder, RunFolder),
         (True, Dashboard, Dashboard),
+        (True, ClosingBlock, ClosingBlock),
     ]
     for wanted, kind, make in candidates:
         if wanted and not any(isinstance(callback, kind) for callback in callbacks):

@@ -37,9 +37,9 @@ from guardlit.rounds.round import Round
 from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.rounds.setup import RoundSetup
 from guardlit.sde import SDE, Coefficients, FlowSDE
-from guardlit.training import checks
 from guardlit.training.checkpointing import CheckpointHooks
 from guardlit.training.ddp import keep_quantized
+from guardlit.training.limits import settings
 from guardlit.training.linter import Linter
 from guardlit.training.recovery.nonfinite import NonFiniteGuard
 from guardlit.training.sharded_strategy import sharding
@@ -99,7 +99,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         self.make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         self.old_velocity = "recomputed" if old_velocity == "auto" and rollout.merge is True else old_velocity
         self.old = OldPolicy(self.old_velocity)
-        self.max_failed_fraction = checks.check_fraction("max_failed_fraction", max_failed_fraction)
+        self.max_failed_fraction = settings.check_fraction("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
         self.reward_runner = RewardRunner(self.reward, World.single())
@@ -148,7 +148,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
     def coefficients(self) -> Coefficients:
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a trained step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
-        checks.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
+        settings.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
         return coefficients
 
     def round_setup(self) -> RoundSetup:
@@ -189,12 +189,12 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and its schedule."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        updates = checks.run_length(self.trainer, self.plan)
+        updates = settings.run_length(self.trainer, self.plan)
         return configured(self.make_optimizer, self._make_scheduler, trained, updates)
 
     def on_fit_start(self) -> None:
         """Bind the schedule, load and test the reward, and refuse what cannot work, before anything is drawn."""
-        checks.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
+        settings.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
         self.objective.bind(*self.coefficients().between(*self.rollout.trainable_range))
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self.plan.micro_batches_per_update)

@@ -133,7 +133,7 @@ def test_an_analysis_can_start_from_the_last_checkpoint_of_a_finished_run(sd3_fo
     options = ("--ckpt_path", newest(tmp_path / "runs"), "--objectives", "GRPOGuard,FlowGRPO", "--updates", 1)
     assert guardlit("ablate", "--analyze", "--config", path, "--out", tmp_path / "out", *options) == 0
     document = json.loads((tmp_path / "out/analysis.json").read_text())
-    assert (document["provenance"]["round"], document["provenance"]["updates"]) == (1, 1)
+    assert (document["provenance"]["round"], document["provenance"]["updates"]) == (2, 1)
     assert list(document["objectives"]) == ["GRPOGuard", "FlowGRPO"]
     assert "cosine between the parameter gradients" in capsys.readouterr().out
 

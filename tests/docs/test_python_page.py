@@ -55,7 +55,7 @@ def test_the_resumed_run_trains_its_second_round_alone(executed):
     folder, _, _ = executed
     (resumed,) = (folder / "runs/bright/version_1/checkpoints").glob("*.ckpt")
     assert torch.load(resumed, weights_only=True)["global_step"] == 8
-    assert resumed.name == "round_00001.ckpt"
+    assert resumed.name == "round_00002.ckpt"
 
 
 def test_the_export_is_a_lora_that_diffusers_loads(executed):

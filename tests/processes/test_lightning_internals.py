@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -75,6 +76,41 @@ def loops(trainer: pl.Trainer) -> dict[str, Any]:
 DONE = {"ready": BATCHES, "started": BATCHES, "processed": BATCHES, "completed": BATCHES}
 
 
+@pytest.mark.parametrize(
+    ("settings", "validated"),
+    [
+        ({"max_epochs": 5}, [4, 8, 10]),
+        ({"max_epochs": 4}, [4, 8]),
+        ({"max_epochs": -1, "max_steps": 6}, [4, 6]),
+        ({"max_epochs": 5, "limit_val_batches": 0}, []),
+        ({"max_epochs": 3, "check_val_every_n_epoch": None, "val_check_interval": 8}, [4, 6]),
+    ],
+)
+def test_the_last_round_is_validated(settings: dict[str, Any], validated: list[int], tmp_path: Path):
+    assert _validated(tmp_path, pl.Callback(), **settings) == validated
+
+
+def test_a_round_that_ends_the_run_early_is_validated(tmp_path: Path):
+    def stop(trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 6
+
+    assert _validated(tmp_path, Calls(on_train_batch_end=stop), max_epochs=9) == [4, 6]
+
+
+def _validated(folder: Path, callback: pl.Callback, **settings: Any) -> list[int]:
+    defaults = {
+        "check_val_every_n_epoch": 2,
+        "accumulate_grad_batches": ACCUMULATED,
+        "num_sanity_val_steps": 0,
+        **QUIET,
+    }
+    trainer = pl.Trainer(default_root_dir=folder, callbacks=[callback], **(defaults | settings))
+    internals.validate_last_round(trainer)
+    line = Line()
+    trainer.fit(line, DataLoader(torch.arange(float(BATCHES)), batch_size=1), DataLoader(torch.zeros(1)))
+    return line.validated
+
+
 def test_epoch_progress(loops: dict[str, Any]):
     assert set(loops["fit_loop"]["epoch_progress"]) >= {"total", "current"}
     assert set(loops["fit_loop"]["epoch_progress"]["current"]) == set(DONE)
@@ -129,6 +165,34 @@ def test_counters_move_within_an_epoch(loops: dict[str, Any]):
 
 
 # the loops of a training ----------------------------------------------------------------------------------------------
+
+
+def test_log_metrics_of_the_logger_connector(tmp_path: Path):
+    """Values stand at the number of updates made so far, and Lightning's own count is what it was."""
+    logged: list[tuple[int | None, set[str]]] = []
+
+    class Recorder(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            logged.append((step, set(metrics)))
+
+    class Logs(Line):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss, on_step=True, on_epoch=True)
+            return loss
+
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.log("validated", 1.0)
+
+    options = {**QUIET, "logger": Recorder(tmp_path), "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    settings = {"max_epochs": EPOCHS, "accumulate_grad_batches": ACCUMULATED, "enable_checkpointing": False}
+    trainer = pl.Trainer(default_root_dir=tmp_path, **options, **settings)
+    internals.log_at_global_step(trainer)
+    trainer.fit(Logs(), DataLoader(torch.arange(float(BATCHES)), batch_size=1), DataLoader(torch.zeros(1)))
+    steps = {key: [step for step, keys in logged if key in keys] for key in ("loss_step", "loss_epoch", "validated")}
+    assert steps == {"loss_step": [1, 2, 3, 4], "loss_epoch": [2, 4], "validated": [2, 4]}
+    assert all("epoch" in keys for _, keys in logged)
+    assert trainer.fit_loop.epoch_loop._batches_that_stepped == 4
 
 
 def test_val_loop_run(tmp_path: Path):
@@ -278,7 +342,9 @@ def test_setup_environment(tmp_path: Path):
     """The Trainer calls it on the strategy's instance before any callback's hook."""
     calls = []
     hooks = Calls(setup=lambda trainer, module, stage: calls.append("setup"))
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", devices=1, logger=False, callbacks=[hooks])
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, callbacks=[hooks]
+    )
     internals.after_setup_environment(trainer.strategy, lambda: calls.append("connected"))
     trainer.fit(Line(), DataLoader(torch.zeros(1)))
     assert calls == ["connected", "setup"]

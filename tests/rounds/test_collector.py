@@ -96,7 +96,7 @@ def test_the_batch_size_changes_nothing(size: int):
 
 
 def test_a_broken_velocity_names_round_rank_and_prompt():
-    with pytest.raises(NonFiniteError, match=r"round 3, rank 0: the policy's velocity is NaN.*prompt 'two dogs'"):
+    with pytest.raises(NonFiniteError, match=r"round 4, rank 0: the policy's velocity is NaN.*prompt 'two dogs'"):
         collect(World.single(), broken="two dogs")
 
 
@@ -133,7 +133,7 @@ def _broken_on_rank_1(world: World) -> str:
 
 
 def test_one_rank_s_broken_velocity_is_raised_on_both():
-    assert on_ranks(_broken_on_rank_1) == ["round 3, rank 1"] * 2
+    assert on_ranks(_broken_on_rank_1) == ["round 4, rank 1"] * 2
 
 
 def test_advantages_are_those_of_the_rewards():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_too_many_failures_stop_the_run_with_the_first_prompt():
         rewards(reward, failed=0.24).finish(batches(), results(reward, bright=by_row(scores)))
     first = next(ROUND.prompt_of(image).text for image in ROUND.samples if math.isnan(scores[image]))
     assert str(caught.value) == (
-        f"round 0: 2 of 8 rewards failed, more than max_failed_fraction=0.24; the first on prompt '{first}' of rank 0; "
+        f"round 1: 2 of 8 rewards failed, more than max_failed_fraction=0.24; the first on prompt '{first}' of rank 0; "
         "broken pipe"
     )
     _, metrics = rewards(reward, failed=0.25).finish(batches(), results(reward, bright=by_row(scores)))
@@ -165,3 +166,18 @@ def test_without_one_score_there_is_no_mean():
     metrics = reward_metrics(Reward.of(Counted()), {"bright": torch.full((4,), nan)})
     assert metrics.keys() == {"average_reward/bright", "reward/bright_std"}
     assert all(math.isnan(value) for value in metrics.values())
+
+
+def test_a_round_without_any_spread_is_told():
+    """Numbered from 1; a single group with a spread is enough to say nothing."""
+    flat, spread = [0.5] * 8, [0.5] * 7 + [0.75]
+    with pytest.warns(UserWarning, match=r"round 1: no group has any spread: reward 'brightness' gives all images"):
+        finished(flat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finished(spread)
+
+
+def finished(scores: list[float]) -> None:
+    reward = Reward.of(Brightness())
+    rewards(reward).finish(batches(), results(reward, brightness=by_row(scores)))

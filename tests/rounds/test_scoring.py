@@ -153,7 +153,7 @@ def test_an_exception_ends_the_run_with_its_place_and_reason(sd3_folder, tmp_pat
     monkeypatch.setattr(Background, "background", background)
     assert run(tmp_path, sd3_folder, reward("Background", fail="", how="raise")) == 2
     said = complaint(capsys)
-    assert "round 0: 8 of 8 rewards failed, more than max_failed_fraction=0.01; the first on prompt '" in said
+    assert "round 1: 8 of 8 rewards failed, more than max_failed_fraction=0.01; the first on prompt '" in said
     assert said.endswith("of rank 0; background: RuntimeError: the wires are cut")
 
 
@@ -162,7 +162,7 @@ def test_a_hopeless_scorer_ends_the_run(sd3_folder, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(Background, "background", background)
     assert run(tmp_path, sd3_folder, both(how="hopeless"), model__max_failed_fraction=1.0) == 2
     said = complaint(capsys)
-    assert "round 0, rank 0: reward 'background' failed on images of '" in said
+    assert "round 1, rank 0: reward 'background' failed on images of '" in said
     assert "the wires are cut" in said
 
 
@@ -269,7 +269,7 @@ def test_a_scorer_that_gives_too_few_values_is_refused():
         def score(self, request: RewardRequest) -> object:
             return super().score(RewardRequest(request.images[:1], request.prompts[:1], request.metadata[:1]))
 
-    with pytest.raises(GuardlitError, match=r"reward 'short' gave values \(1,\) and valid \(1,\) for 2 images"):
+    with pytest.raises(GuardlitError, match=r"reward 'short': score\(\) returned a Tensor of shape \(1,\) for 2"):
         Short().attempt(REQUEST)
 
 

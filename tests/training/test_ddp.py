@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from guardlit import Trainer
 from guardlit.processes.lightning_internals import ddp_options
 from guardlit.training.ddp import keep_buffers
-from guardlit.training.strategies import NAMES
+from guardlit.training.limits.strategies import NAMES
 
 
 @pytest.mark.parametrize("kind", [DDPStrategy, SyncDDP])

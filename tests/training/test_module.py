@@ -161,12 +161,12 @@ def test_nan_stops_before_the_weights_are_touched(sd3_folder, tmp_path, monkeypa
     monkeypatch.setattr(GRPOModule, "on_exception", lambda self, e: modules.append(self), raising=False)
     assert guardlit("fit", "--config", config(tmp_path, sd3_folder)) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "gradient norm is nan at update 5, round 1: " in said
+    assert "gradient norm is nan at update 6, round 2: " in said
     assert ("the loss is nan at denoising step" in said and "prompt '" in said) == (where == "loss")
     assert "the weights were not touched" in said
     last = newest(tmp_path)
     assert said.endswith(f"; the last good checkpoint is {last}")
-    assert last.stem == "round_00000"
+    assert last.stem == "round_00001"
     saved = torch.load(last, weights_only=True)
     assert saved["global_step"] == 4  # the round before is there to resume from
 

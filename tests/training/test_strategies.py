@@ -9,8 +9,8 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, StrategyRegi
 from runs import config, guardlit
 
 from guardlit.errors import GuardlitError
+from guardlit.training.limits.strategies import NAMES, checked_strategy
 from guardlit.training.sharded_strategy import ShardedStrategy
-from guardlit.training.strategies import NAMES, checked_strategy
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,1 +1,1 @@
-"""What a run can do with each part of Lightning and torch, and why it refuses the others. Imports errors only."""
+"""What a run makes of each part of Lightning and torch, or refuses. Imports policies, rounds and processes."""

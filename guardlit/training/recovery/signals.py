@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from guardlit.checkpoints.discovery import checkpoints_in
 from guardlit.checkpoints.finite import finite_weights
 from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes import lightning_internals as internals
@@ -196,7 +197,7 @@ def _last_written(trainer: pl.Trainer, finite: bool) -> Path | None:
     """The newest checkpoint of this run or the one it resumed from; with `finite`, the newest with finite weights."""
     keepers = trainer.checkpoint_callbacks
     folders = {Path(folder) for k in keepers if (folder := getattr(k, "dirpath", None))}
-    written = [*(path for folder in folders for path in folder.glob("*.ckpt")), Path(trainer.ckpt_path or "")]
+    written = [*(path for folder in folders for path in checkpoints_in(folder)), Path(trainer.ckpt_path or "")]
     written = [path for path in written if path.suffix == ".ckpt" and path.exists()]
     written.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return next((path for path in written if not finite or finite_weights(path)), None)

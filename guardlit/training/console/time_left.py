@@ -68,3 +68,14 @@ class TimeLeft:
         a_validation = sum(self._validations) / max(len(self._validations), 1)
         spent = min(time.monotonic() - self._began, a_round)  # on the round in progress
         return max(rounds * a_round + validations * a_validation - spent, 0.0)
+
+
+def in_words(seconds: float) -> str:
+    """A duration in its two largest units: `42 s`, `7 min 05 s`, `3 h 20 min`, `2 d 5 h`."""
+    whole = round(max(seconds, 0))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60:02d} min"
+    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
