@@ -87,6 +87,8 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
     """Suffixes of the linear layers that `lora.targets: null` selects."""
     flow_sigmas: ClassVar[bool] = False
     """Whether the pipeline follows `use_flow_sigmas` in its scheduler's configuration."""
+    shifted_latents: ClassVar[bool] = True
+    """Whether the VAE must have a `shift_factor`; false for VAEs of SDXL's kind, which have none."""
     packed: ClassVar[bool] = False
     """Whether the transformer takes 2 x 2 elements of the latents as the channels of one token; see `packing.pack`."""
 
@@ -195,7 +197,7 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
                 quantize_skeleton(transformer, self.quantization)
         decoder_dtype = self.decode_dtype if self.weightless else torch.float32
         vae = read(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=decoder_dtype)
-        check_scaling(self._folder, vae)
+        check_scaling(self._folder, vae, self.shifted_latents)
         self._outside["vae"] = vae.requires_grad_(False).eval()
         self._outside["scheduler"] = load_scheduler(self._folder)
         self._check_resolution(transformer)

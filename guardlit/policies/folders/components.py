@@ -137,11 +137,18 @@ def dynamic_shift(folder: Path, config: Mapping[str, Any], tokens: int) -> float
     return float(calculate_shift(tokens, *(config[name] for name in names)))
 
 
-def check_scaling(folder: Path, vae: Any) -> None:
-    """Refuse a VAE whose latents cannot be scaled back; raises `GuardlitError`."""
+def check_scaling(folder: Path, vae: Any, shifted: bool) -> None:
+    """Refuse a VAE whose latents cannot be scaled back; raises `GuardlitError`.
+
+    Args:
+        folder: of the pipeline.
+        vae: loaded.
+        shifted: whether its configuration must have a shift_factor.
+    """
     path = folder / "vae" / "config.json"
     _number(path, "scaling_factor", vae.config.get("scaling_factor", 1.0), least=math.ulp(0))
-    _number(path, "shift_factor", vae.config.get("shift_factor", 0.0))
+    if (shift := vae.config.get("shift_factor", 0.0)) is not None or shifted:
+        _number(path, "shift_factor", shift)
 
 
 def _number(path: Path, name: str, value: object, least: float = -sys.float_info.max) -> None:
