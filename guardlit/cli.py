@@ -17,7 +17,7 @@ from guardlit.errors import GuardlitError, did_you_mean
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("train a pipeline", "lightning_cli"),
     "validate": ("evaluate a checkpoint with the rewards of its run", "lightning_cli"),
-    "sample": ("draw images with a checkpoint", "lightning_cli"),
+    "sample": ("draw images with a checkpoint", "sample"),
     "export": ("write a checkpoint as a LoRA or a pipeline folder", "lightning_cli"),
     "evaluate": ("compare checkpoints with the base model: gold scores in one table", "evaluate"),
     "convert": ("turn a published checkpoint into what a scorer loads", "convert"),

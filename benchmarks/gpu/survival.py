@@ -120,7 +120,7 @@ def digits(bench: Bench) -> None:
     arguments += [f"--trainer.default_root_dir={bench.folder / 'digits'}"]
     done(bench, "digits", lambda: command(arguments))
     rows = [row for file in bench.folder.rglob("metrics.csv") for row in csv.DictReader(file.open())]
-    column = "reward/digitprobability_mean"
+    column = "average_reward/digitprobability"
     ours = [float(row[column]) for row in rows if row.get(column)]
     columns = list(zip(*curves.values(), strict=False))[: len(ours)]
     spread = max(max(c) - min(c) for c in columns)

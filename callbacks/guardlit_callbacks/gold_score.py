@@ -13,11 +13,12 @@ import torch
 from guardlit_callbacks.bases.validation import ValidationCallback, is_partial, log_validation
 from guardlit_callbacks.composite import Interval, bootstrap
 from guardlit_callbacks.distributed.gather import distinct, interleave
-from guardlit_callbacks.figures.plots import ProxyGoldCurve, proxy_gold_figure
+from guardlit_callbacks.figures.proxy_gold import ProxyGoldCurve, first_spread, proxy_gold_figure
 from guardlit_callbacks.gold_by_prompt import Kept, Sample, add_scores, score_by_prompt
+from guardlit_callbacks.tools.folders import run_dir
 from guardlit_callbacks.tools.images import check_range, read_images
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from guardlit_callbacks.tools.logging import log_figure, run_dir
+from guardlit_callbacks.tools.logging import log_figure
 from guardlit_callbacks.tools.outputs import read_column, read_mappings, read_texts
 from guardlit_callbacks.tools.scoring import ScoreRequest, Scorers, can_close, compares_images, named, score, set_up
 from guardlit_callbacks.tools.statistics import Array
@@ -41,8 +42,9 @@ class GoldScore(ValidationCallback[Sample]):
     |---|---|
     | `gold/NAME` | mean over prompts, in the scorer's unit |
     | `gold/average` | 1 = as good as the base, more is better |
-    | `gold/average_low`, `gold/average_high` | ends of the interval, same unit |
+    | `gold/average_low`, `gold/average_high` | ends of the 95 % interval of `gold/average` |
     | `gold/proxy` | mean proxy reward over prompts, in its own unit, without failed ones |
+    | `gold/proxy_std` | standard deviation of the proxy reward over images, in its own unit |
 
     Loggers that take figures get `gold/figure`. The run's folder gets `gold.csv` (one row an evaluation),
     `gold.png`, and `gold/step_SSSSSSSS.npz` with `prompt` and each scorer's scores by prompt, (P,) each.
@@ -78,7 +80,8 @@ class GoldScore(ValidationCallback[Sample]):
         ValueError: a name in `average`, `base` or `lower_is_better` is not a scorer's; another `value_range`.
         MisconfigurationException: the module has no `validation_step`; a key is not among the outputs, or holds
             something else; a scorer did not return one number per image; a gold score failed (they are never dropped);
-            the prompts differ from those of the base; several validation dataloaders without `dataloader`.
+            the prompts differ from those of the base; a base score in the average is not positive; several validation
+            dataloaders without `dataloader`.
     """
 
     def __init__(
@@ -182,6 +185,7 @@ class GoldScore(ValidationCallback[Sample]):
         row |= {"average": interval.value, "average_low": interval.low, "average_high": interval.high}
         if PROXY in scores and not np.all(np.isnan(scores[PROXY])):
             row[PROXY] = float(np.nanmean(scores[PROXY]))
+            row[f"{PROXY}_std"] = float(np.nanstd([sample[PROXY] for sample in samples]))
         self.history = [*(old for old in self.history if old["step"] < step), {"step": step, **row}]
 
         log_validation(trainer, pl_module, {f"gold/{name}": value for name, value in row.items()})
@@ -224,12 +228,16 @@ class GoldScore(ValidationCallback[Sample]):
         for name in self.average:
             base = self._base_scores[name] if self.base is None else np.full_like(scores[name], self.base[name])
             above[name], below[name] = (base, scores[name]) if name in self.lower_is_better else (scores[name], base)
-        return bootstrap(above, below, n=self.resamples)
+        try:
+            return bootstrap(above, below, n=self.resamples)
+        except ValueError as error:
+            raise MisconfigurationException(f"GoldScore(average={self.average}): {error}") from error
 
     def _figure(self) -> Any:
         columns = {name: np.array([row.get(name, np.nan) for row in self.history]) for name in self.history[-1]}
         interval = (columns["average"], columns["average_low"], columns["average_high"])
-        return proxy_gold_figure({"run": ProxyGoldCurve(columns["step"], columns.get(PROXY), *interval)})
+        spread = first_spread(columns.get(f"{PROXY}_std", np.zeros(0)))
+        return proxy_gold_figure({"run": ProxyGoldCurve(columns["step"], columns.get(PROXY), *interval, spread)})
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 

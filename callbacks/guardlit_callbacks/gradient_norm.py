@@ -27,6 +27,7 @@ from guardlit_callbacks.tools.requirements import (
     scaler,
     sees_clipping,
 )
+from guardlit_callbacks.tools.rounds import is_due
 from guardlit_callbacks.tools.statistics import max_over_min, split, step_index, unmasked
 
 CLIP_TOLERANCE = 1e-5
@@ -41,10 +42,10 @@ class GradientNorm(RoundCallback):
 
     Two gradients are measured. The gradient of the loss with respect to the predicted velocity comes with the outputs
     of `training_step`, one norm per sample, at no cost. The gradient of the trainable parameters is measured every
-    `parameters_every` rounds, as the difference that a micro-batch's backward pass makes to the accumulated gradient.
-    Such a round keeps a second copy of the trainable gradients; Lightning's division by `accumulate_grad_batches` and
-    the loss scale of 16-bit precision are undone. Its micro-batches must hold one denoising step each, the same on all
-    ranks, with one backward pass each.
+    `parameters_every` rounds and in the last one, as the difference that a micro-batch's backward pass makes to the
+    accumulated gradient. Such a round keeps a second copy of the trainable gradients; Lightning's division by
+    `accumulate_grad_batches` and the loss scale of 16-bit precision are undone. Its micro-batches must hold one
+    denoising step each, the same on all ranks, with one backward pass each.
 
     Underflow in float16 is silent: entries become exactly zero. Under a loss scaler the callback warns, once, when too
     many entries are zero in a round after the first, in which a LoRA's first gradient is half zeros by construction.
@@ -55,9 +56,9 @@ class GradientNorm(RoundCallback):
     | key | unit |
     |---|---|
     | `gradient/velocity/max_over_min` | largest over smallest mean norm of a step, d loss / d velocity, no unit |
-    | `gradient/parameters/max_over_min` | the same of d loss / d parameters, no unit; in measured rounds |
-    | `gradient/norm_before_clipping` | mean over the round's optimizer steps of the total norm, loss / parameter |
-    | `gradient/norm_after_clipping` | the same, as the optimizer saw it |
+    | `gradient/parameters/max_over_min` | largest over smallest mean norm of a step, d loss / d parameters |
+    | `gradient/norm_before_clipping` | mean of the total norm over optimizer steps, loss / parameter |
+    | `gradient/norm_after_clipping` | mean of the norm after clipping over optimizer steps, loss / parameter |
     | `gradient/clipped` | fraction of the optimizer steps in which clipping acted, 0 to 1 |
     | `gradient/zero_share` | fraction of exact zeros in the parameters' gradient, mean over optimizer steps, 0 to 1 |
 
@@ -69,9 +70,9 @@ class GradientNorm(RoundCallback):
     | `gradient/parameters/tTT` | mean norm over the step's micro-batches, loss / parameter; in measured rounds |
 
     Loggers that take them get the histogram `gradient/velocity/histogram` of all samples' norms, or with `per_step`
-    `gradient/velocity/histogram/tTT` of each step's, and the figure `gradient/figure`. The run's folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`,
-    `norm_after` and `zero_share` (optimizer steps,) and, in measured rounds, `parameter_step` and `parameters`
-    (micro-batches,); and the figure next to it.
+    `gradient/velocity/histogram/tTT` of each step's, and the figure `gradient/figure`. The run's folder gets
+    `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`, `norm_after` and `zero_share` (optimizer
+    steps,) and, in measured rounds, `parameter_step` and `parameters` (micro-batches,); and the figure next to it.
 
     Sharded parameters (FSDP2) contribute their full norm. Under manual optimization the module clips within
     `training_step`, before any hook: then `gradient/norm_before_clipping` and `gradient/clipped` are logged only if the
@@ -87,8 +88,9 @@ class GradientNorm(RoundCallback):
         velocity: key of the norm of d loss_b / d velocity_b, unscaled; None for none.
         step: key of the denoising step: its index, or a float timestep that falls during denoising.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
-        parameters_every: measure the parameters' gradient every so many rounds, from the first on; 0 for never.
-        draw_every: plot every so many rounds, from the first on; 0 for never.
+        parameters_every: measure the parameters' gradient in the first round, every so many rounds after it, and in the
+            last one; 0 for never.
+        draw_every: plot the first round, every so many rounds after it, and the last one; 0 for never.
         per_step: also log scalars and histograms of each denoising step.
 
     Raises:
@@ -141,8 +143,13 @@ class GradientNorm(RoundCallback):
                 "accumulates; set the trainer's strategy to guardlit_callbacks.SyncDDP, or parameters_every=0"
             )
 
+    @property
+    def reads_micro_batches(self) -> bool:
+        """Whether it reads each micro-batch's gradient: under DDP it then needs `SyncDDP`."""
+        return self.parameters_every > 0
+
     def _measures(self, trainer: Trainer) -> bool:
-        return self.parameters_every > 0 and trainer.current_epoch % self.parameters_every == 0
+        return is_due(trainer, trainer.current_epoch + 1, self.parameters_every)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Copies the gradient accumulated so far: no hook tells when a module zeroes it by hand."""
@@ -203,24 +210,23 @@ class GradientNorm(RoundCallback):
 
     # --- the round -----------------------------------------------------------------------------------------------
 
-    def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
+    def report(self, trainer: Trainer, number: int, rows: Rows) -> Mapping[str, float]:
         """Writes the arrays, plots, and returns the statistics."""
         rows = {**unmasked(rows), **self._per_update(), **self._per_micro_batch()}
-        path = self.write(trainer, "gradient", round_index, rows)
+        path = self.write(trainer, "gradient", number, rows)
         if "velocity" in rows:
-            name = "gradient/velocity/histogram"
-            log_histograms(trainer, name, rows["step"], rows["velocity"], self.per_step)
-        if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
-            self._plot(trainer, rows, f"round {round_index + 1}", path)
+            log_histograms(trainer, "gradient/velocity/histogram", rows["step"], rows["velocity"], self.per_step)
+        if trainer.is_global_zero and is_due(trainer, number, self.draw_every, trainer.should_stop):
+            self._plot(trainer, rows, f"round {number}", path)
         statistics = gradient_statistics(rows)
-        if scaler(trainer) is not None and round_index > 0 and not self._warned:
-            self._warned = self._warn(statistics.get("gradient/zero_share", 0.0), round_index)
+        if scaler(trainer) is not None and number > 1 and not self._warned:
+            self._warned = self._warn(statistics.get("gradient/zero_share", 0.0), number)
         return statistics
 
-    def _warn(self, zeros: float, round_index: int) -> bool:
+    def _warn(self, zeros: float, number: int) -> bool:
         if zeros > MANY_ZEROS:
             rank_zero_warn(
-                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {round_index + 1}: float16 "
+                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {number}: float16 "
                 "underflows. Give the trainer's precision plugin a GradScaler with a larger init_scale, or train in "
                 "bf16-mixed"
             )
@@ -230,10 +236,8 @@ class GradientNorm(RoundCallback):
         curves = {f"d loss / d {name}": _curve(rows, name) for name in ("velocity", "parameters")}
         panels = {panel: {"this run": curve} for panel, curve in curves.items() if curve}
         if panels:
-            figure = gradient_figure(panels, title=title)
-            log_figure(
-                trainer, "gradient/figure", figure, trainer.global_step, path.with_suffix(".png") if path else None
-            )
+            figure, picture = gradient_figure(panels, title=title), path.with_suffix(".png") if path else None
+            log_figure(trainer, "gradient/figure", figure, trainer.global_step, picture)
 
     def _per_update(self) -> Rows:
         before = [float(norm) for norm, _ in self._updates if norm is not None]

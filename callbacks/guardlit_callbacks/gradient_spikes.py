@@ -164,7 +164,7 @@ class GradientSpikes(Callback):
 
     def _check(self, trainer: Trainer, norm: float, has_baseline: bool) -> None:
         self.last_ratio = None
-        what = f"gradient spike at step {trainer.global_step - 1}: norm {norm:.4g}"
+        what = f"gradient spike at step {trainer.global_step}: norm {norm:.4g}"
         if not math.isfinite(norm):
             self.last_ratio = math.inf
             self._warn(what)

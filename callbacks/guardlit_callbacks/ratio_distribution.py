@@ -12,7 +12,8 @@ from guardlit_callbacks.figures.plots import RatioSamples, ratio_figure
 from guardlit_callbacks.tools.lightning import LightningModule, Trainer
 from guardlit_callbacks.tools.logging import log_figure, log_histograms
 from guardlit_callbacks.tools.outputs import is_skipped, read_output
-from guardlit_callbacks.tools.statistics import clip_fractions, moments, split, unmasked
+from guardlit_callbacks.tools.rounds import is_due
+from guardlit_callbacks.tools.statistics import clip_fractions, clip_range, moments, split, unmasked
 
 KINDS = {"log_ratio": "log ratio in the objective", "raw": "raw log ratio", "normalized": "normalized log ratio"}
 SIDES = ("above", "below")
@@ -21,8 +22,9 @@ SIDES = ("above", "below")
 class RatioDistribution(RoundCallback):
     """Monitors the distribution of the log importance ratio at every denoising step, over all samples of each round.
 
-    `ratio/figure` shows every step; the run's folder keeps every sample. A healthy log ratio has mean 0 and an equal spread at all steps, and is clipped as often above as below the range. A
+    A healthy log ratio has mean 0 and an equal spread at all steps, and is clipped as often above as below the range. A
     mean below 0 keeps samples of positive advantage from ever being clipped (GRPO-Guard, eq. 7 and Fig. 2).
+    `ratio/figure` shows every step, and the run's folder keeps every sample.
 
     `training_step` returns its outputs per sample, (B,) each, under the keys named here. KIND is `log_ratio`, and `raw`
     or `normalized` where its key is given and its values differ from `log_ratio`; SIDE is `above` or `below`. Logged at
@@ -39,9 +41,10 @@ class RatioDistribution(RoundCallback):
 
     | key | unit |
     |---|---|
-    | `ratio/KIND/mean/tTT`, `ratio/KIND/std/tTT` | log ratio |
-    | `ratio/KIND/skew/tTT` | none |
-    | `ratio/KIND/mean_SIGN/tTT`, `ratio/KIND/std_SIGN/tTT`, `ratio/KIND/skew_SIGN/tTT` | the same, one sign only |
+    | `ratio/KIND/mean/tTT`, `ratio/KIND/std/tTT` | mean or standard deviation of the step's samples, log ratio |
+    | `ratio/KIND/skew/tTT` | skewness of the step's samples, no unit |
+    | `ratio/KIND/mean_SIGN/tTT`, `ratio/KIND/std_SIGN/tTT` | those of the samples of one sign, log ratio |
+    | `ratio/KIND/skew_SIGN/tTT` | skewness of the step's samples of one sign, no unit |
     | `ratio/clip_fraction_SIDE/tTT` | of the step's transitions those clipped on that side, 0 to 1 |
     | `ratio/clip_fraction_SIDE_SIGN/tTT` | of the step's transitions of one sign those clipped on that side, 0 to 1 |
 
@@ -65,7 +68,7 @@ class RatioDistribution(RoundCallback):
             the highest of a round is step 0).
         clipped: key of whether the ratio lies outside the clip range, bool; None where nothing is clipped.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
-        draw_every: plot every so many rounds, from the first on; 0 for never.
+        draw_every: plot the first round, every so many rounds after it, and the last one; 0 for never.
         per_step: also log scalars and histograms of each denoising step: hundreds of keys.
 
     Raises:
@@ -98,16 +101,16 @@ class RatioDistribution(RoundCallback):
             return
         self.collect(trainer, {name: read_output(outputs, key, self, name) for name, key in self._keys.items()})
 
-    def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
+    def report(self, trainer: Trainer, number: int, rows: Rows) -> Mapping[str, float]:
         """Writes the arrays, plots, and returns the statistics."""
         rows = unmasked(rows)
         if not rows["step"].size:
             return {}
-        path = self.write(trainer, "ratio", round_index, rows)
+        path = self.write(trainer, "ratio", number, rows)
         for kind in distinct_kinds(rows):
             log_histograms(trainer, f"ratio/{kind}/histogram", rows["step"], rows[kind], self.per_step)
-        if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
-            figure = ratio_figure(_panels(rows), title=f"round {round_index + 1}")
+        if trainer.is_global_zero and is_due(trainer, number, self.draw_every, trainer.should_stop):
+            figure = ratio_figure(_panels(rows), title=f"round {number}")
             log_figure(trainer, "ratio/figure", figure, trainer.global_step, path.with_suffix(".png") if path else None)
         return ratio_statistics(rows)
 
@@ -146,5 +149,8 @@ def distinct_kinds(rows: Rows) -> list[str]:
 
 def _panels(rows: Rows) -> dict[str, RatioSamples]:
     """The objective's ratio with its clipping, and each other kind that has different values."""
-    clipped = {"log_ratio": rows.get("clipped")}
-    return {KINDS[kind]: RatioSamples(rows["step"], rows[kind], clipped.get(kind)) for kind in distinct_kinds(rows)}
+    panels = {KINDS[kind]: RatioSamples(rows["step"], rows[kind]) for kind in distinct_kinds(rows)}
+    if "clipped" in rows:
+        ends = clip_range(rows["log_ratio"], rows["clipped"])[None]
+        panels[KINDS["log_ratio"]] = RatioSamples(rows["step"], rows["log_ratio"], rows["clipped"], ends)
+    return panels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,10 +12,12 @@ import torch
 from guardlit_callbacks.bases.validation import ValidationCallback, is_partial
 from guardlit_callbacks.distributed.gather import distinct, interleave
 from guardlit_callbacks.figures.pictures import Frame, captioned_grid, film_strip, fit
+from guardlit_callbacks.tools.folders import run_dir
 from guardlit_callbacks.tools.images import check_range, read_images
 from guardlit_callbacks.tools.lightning import LightningModule, Trainer
-from guardlit_callbacks.tools.logging import log_image, run_dir, save_png
+from guardlit_callbacks.tools.logging import log_image, save_png
 from guardlit_callbacks.tools.outputs import read_column, read_texts
+from guardlit_callbacks.tools.rounds import is_last
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +66,7 @@ class SampleGrid(ValidationCallback[Sample]):
         scores: key of the scores; None for no scores.
         index: key of each sample's index in the validation set, (B,); a sample that a distributed sampler repeats is
             then shown once. None if there are no repeats.
-        every_n_validations: number of validations per grid.
+        every_n_validations: number of validations per grid; the last one has a grid, too.
         max_images: images in the grid, the first of the validation set.
         columns: images in a row of the grid, and in each row of the film strip.
         size: longer side of an image in the grid, in pixels.
@@ -100,13 +103,19 @@ class SampleGrid(ValidationCallback[Sample]):
         self.images, self.prompts, self.scores, self.index = images, prompts, scores, index
         self.every_n_validations, self.max_images, self.columns = every_n_validations, max_images, columns
         self.size, self.strip_rows = size, strip_rows
-        self._validations, self._stride = 0, 1
+        self._validations, self._stride, self._is_due = 0, 1, True
         self._strip: list[_Row] = []
         self._captions: list[str] = []
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decides whether this validation is shown."""
+        super().on_validation_start(trainer, pl_module)
+        last = trainer.state.fn == "fit" and (trainer.should_stop or is_last(trainer, trainer.current_epoch + 1))
+        self._is_due = last or self._validations % self.every_n_validations == 0
+
     def collect(self, outputs: Any) -> list[Sample]:
         """Keeps the first `max_images` images."""
-        if self._validations % self.every_n_validations or len(self._rows) >= self.max_images:
+        if not self._is_due or len(self._rows) >= self.max_images:
             return []
         images = read_images(outputs, self.images, self, self.value_range)
         count = len(images)
@@ -150,7 +159,7 @@ class SampleGrid(ValidationCallback[Sample]):
 
     def _remember(self, step: int, images: Sequence[NDArray[np.uint8]], scores: Sequence[str]) -> None:
         """Adds a row to the strip; the first and the last stay, the others at an even stride."""
-        count = self._validations // self.every_n_validations
+        count = math.ceil(self._validations / self.every_n_validations)
         if self._strip and self._strip[-1].grids % self._stride:
             self._strip.pop()
         thumbnails = [np.asarray(fit(image, min(max(image.shape[:2]), 128))) for image in images]

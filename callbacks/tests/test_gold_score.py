@@ -121,6 +121,7 @@ def test_logged_keys_and_values(make_trainer, recorder):
     gold = GoldScore({"bright": Brightness(), "pixel": PixelMetric()})
     trainer = run(make_trainer, gold, logger=recorder)
     scores = ["gold/average", "gold/average_high", "gold/average_low", "gold/bright", "gold/pixel", "gold/proxy"]
+    scores += ["gold/proxy_std"]
     assert recorder.keys("gold/") == scores
     assert [row["step"] for row in gold.history] == [0, 2, 4, 6, 8]
     base = {"bright": np.mean(bright(0)), "pixel": np.mean(PIXEL)}
@@ -130,6 +131,7 @@ def test_logged_keys_and_values(make_trainer, recorder):
         assert row["average"] == pytest.approx(composite(means, base), rel=1e-6)
         assert logged == pytest.approx(row["average"], rel=1e-6)
         assert row["proxy"] == pytest.approx(0.65 + 0.01 * row["step"], rel=1e-6)
+        assert row["proxy_std"] == pytest.approx(np.std([0.0, 0.1, 0.2, 0.3]), rel=1e-5)  # over the four images
         values = {"bright": np.array(bright(row["step"]))[order], "pixel": np.array(PIXEL, float)[order]}
         bases = {"bright": np.array(bright(0))[order], "pixel": np.array(PIXEL, float)[order]}
         interval = bootstrap(values, bases)
@@ -137,6 +139,42 @@ def test_logged_keys_and_values(make_trainer, recorder):
     assert gold.history[0]["average"] == 1.0
     assert gold.history[2]["average"] > 1.0 > gold.history[4]["average"]
     assert float(trainer.callback_metrics["gold/average"]) == pytest.approx(gold.history[-1]["average"])
+
+
+def test_scores_stand_at_the_number_of_updates_as_the_files_do(make_trainer, recorder):
+    gold = GoldScore([Brightness()])
+    run(make_trainer, gold, logger=recorder)
+    steps = [step for step, _ in recorder.values("gold/average")]
+    assert steps == [row["step"] for row in gold.history] == [0, 2, 4, 6, 8]
+
+
+def test_validate_returns_the_scores(make_trainer):
+    trainer = make_trainer(GoldScore([Brightness()]))
+    (returned,) = trainer.validate(Painter(), prompt_rows(), verbose=False)
+    assert returned["gold/bright"] == pytest.approx(np.mean(bright(0)))
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (
+            (-0.2, -0.1, -0.4, -0.3),
+            r"base score of 'signed' must be a positive number, got -0.25: score / base",
+        ),
+        ((0.1, -0.05, 0.0, 0.01), r"base score of 'signed' is too close to 0 to divide by"),
+    ],
+)
+def test_a_base_that_nothing_can_be_divided_by_is_refused_in_one_line(make_trainer, scores, message):
+    class Signed(Brightness):
+        def score(self, request):
+            found = dict(zip(PROMPTS, scores, strict=True))
+            values = torch.tensor([found[prompt] for prompt in request.prompts])
+            return Result(values, torch.ones(len(values), dtype=torch.bool))
+
+    with pytest.raises(MisconfigurationException, match=rf"^GoldScore\(average=\['bright', 'signed'\]\): .*{message}"):
+        run(make_trainer, GoldScore({"bright": Brightness(), "signed": Signed()}))
+    scorers = {"bright": Brightness(), "signed": Signed()}
+    run(make_trainer, GoldScore(scorers, average=["bright"]), max_epochs=1)  # as the message says
 
 
 def test_a_metric_of_images_alone(make_trainer):
@@ -149,7 +187,7 @@ def test_files(make_trainer, tmp_path):
     logger = LOGGERS.TensorBoardLogger(tmp_path, name="", version="")
     run(make_trainer, GoldScore([Brightness()]), logger=logger)
     rows = list(csv.DictReader((tmp_path / "gold.csv").open()))
-    assert list(rows[0]) == ["step", "bright", "average", "average_low", "average_high", "proxy"]
+    assert list(rows[0]) == ["step", "bright", "average", "average_low", "average_high", "proxy", "proxy_std"]
     assert [float(row["bright"]) for row in rows] == pytest.approx(
         [np.mean(bright(s)) for s in (0, 2, 4, 6, 8)], rel=1e-6
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -36,18 +36,32 @@ def newest_intact(root: Path) -> Path:
     if corrupt:
         each = "; ".join(f"{path} ({why})" for path, why in corrupt.items())
         raise GuardlitError(f"--ckpt_path last: none of the checkpoints under {root} is intact: {each}")
-    raise GuardlitError(f"--ckpt_path last: no checkpoint under {root}/version_*/checkpoints")
+    elsewhere = max(root.glob("**/checkpoints/[!.]*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    hint = f"; if you mean {elsewhere}, give its path" if elsewhere else ""  # of a version that followed its logger
+    raise GuardlitError(f"--ckpt_path last: no checkpoint under {root}/version_*/checkpoints{hint}")
 
 
 def newest_first(root: Path) -> Iterator[Path]:
     """Checkpoints of all runs under `root`, intact or corrupt."""
     runs = [path for path in root.glob("version_*") if path.name.removeprefix("version_").isdigit()]
     for run in sorted(runs, key=lambda path: int(path.name.removeprefix("version_")), reverse=True):
-        yield from _furthest_first(run / "checkpoints")
+        yield from _furthest_first(checkpoints_in(run / "checkpoints"))
 
 
-def _furthest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[!.]*.ckpt"), key=lambda path: (_progress(path), path.stat().st_mtime_ns), reverse=True)
+def checkpoints_in(folder: Path) -> Iterator[Path]:
+    """The checkpoints of a folder: also those below it, where a metric in their name brought a slash with it."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix == ".ckpt" and not path.name.startswith("."):
+            yield path
+        elif path.is_dir() and not path.name.startswith("."):
+            yield from checkpoints_in(path)
+
+
+def _furthest_first(checkpoints: Iterable[Path]) -> list[Path]:
+    def key(path: Path) -> tuple[tuple[int, int, int], int]:
+        return _progress(path), path.stat().st_mtime_ns
+
+    return sorted(checkpoints, key=key, reverse=True)
 
 
 def _progress(path: Path) -> tuple[int, int, int]:
@@ -62,10 +76,17 @@ def _progress(path: Path) -> tuple[int, int, int]:
 
 def siblings(path: Path) -> list[Path]:
     """The other checkpoints of the same runs or, outside of a run's folder, of the same folder; newest first."""
-    here = path.absolute()
-    run = here.parent.parent
-    of_a_run = here.parent.name == "checkpoints" and run.name.startswith("version_")
-    return list(newest_first(run.parent)) if of_a_run else _furthest_first(here.parent)
+    runs = runs_of(path)
+    others = path.absolute().parent.glob("[!.]*.ckpt")
+    return _furthest_first(others) if runs is None else list(newest_first(runs))
+
+
+def runs_of(path: Path) -> Path | None:
+    """The folder of runs, `runs` in `runs/version_K/checkpoints/...`, that a path lies in; None outside of a run."""
+    for folder in path.absolute().parents:
+        if folder.name == "checkpoints" and folder.parent.name.startswith("version_"):
+            return folder.parent.parent
+    return None
 
 
 def intact_before(path: Path) -> Path | None:

@@ -32,6 +32,33 @@ def test_the_newest_is_the_furthest_of_the_latest_run_whatever_the_clock_says(tm
         newest_intact(tmp_path)
 
 
+def test_a_metric_with_a_slash_in_its_name_hides_no_checkpoint(tmp_path: Path):
+    """`{val/reward:.3f}` in a checkpoint's name makes a folder."""
+    older = at(tmp_path, 3)
+    newest = at(tmp_path, 4).rename(_below(older.parent / "epoch=1-val/reward=0.650.ckpt"))
+    assert newest_intact(tmp_path) == newest
+    left_over = newest.parent / ".reward=0.7.ckpt.elsewhere.7.tmp"
+    left_over.write_bytes(b"half")
+    os.utime(left_over, (1e9, 1e9))
+    flip(newest, "archive/data/0")
+    assert intact_before(newest) == older
+    at(tmp_path, 5, version=1)  # whose writer removes what others left
+    assert not left_over.exists()
+
+
+def test_where_only_an_earlier_version_s_run_is_its_checkpoint_is_named(tmp_path: Path):
+    before = at(tmp_path, 3).rename(_below(tmp_path / "project/abc/checkpoints/round_00000.ckpt"))
+    with pytest.raises(
+        GuardlitError, match=f"^--ckpt_path last: no checkpoint under .*; if you mean {before}, give its"
+    ):
+        newest_intact(tmp_path)
+
+
+def _below(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def test_a_corrupt_checkpoint_is_passed_over_with_a_warning(tmp_path: Path):
     oldest, older, newest = at(tmp_path, 3), at(tmp_path, 4), at(tmp_path, 4, 2, version=1)
     flip(newest, "archive/data/0")

@@ -199,7 +199,7 @@ def test_all_processes_log_and_draw_what_one_does(runs: Runs):
             return list(csv.DictReader(file))
 
     for ours, theirs in zip(rows("one"), rows("fsdp 2"), strict=True):
-        for key in ("reward/failed", "reward/fails_at_mean", "val/reward", "train/grad_norm", "train/approx_kl"):
+        for key in ("reward/failed", "average_reward/fails_at", "val/reward", "train/grad_norm", "train/approx_kl"):
             if ours.get(key):
                 assert float(theirs[key]) == pytest.approx(float(ours[key]), rel=1e-3, abs=1e-9), key
     assert {float(row["reward/failed"]) for row in rows("ddp 2") if row["reward/failed"]} == {1 / 8}

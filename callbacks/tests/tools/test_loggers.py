@@ -17,7 +17,8 @@ ROUNDS, UPDATES = 5, 15  # until the over-optimization stops it
 FIGURES = ("ratio/figure", "gradient/figure", "gold/figure", "samples/grid", "samples/film_strip")
 HISTOGRAMS = [f"ratio/{kind}/histogram/t{t:02d}" for kind in ("log_ratio", "normalized") for t in range(3)]
 HISTOGRAMS += [f"gradient/velocity/histogram/t{t:02d}" for t in range(3)]
-SCALARS = ("ratio/log_ratio/mean/t02", "ratio/clip_fraction", "gradient/velocity/max_over_min", "gradient/parameters/t00")
+SCALARS = ("ratio/log_ratio/mean/t02", "ratio/clip_fraction")
+SCALARS += ("gradient/velocity/max_over_min", "gradient/parameters/t00")
 SCALARS += ("gold/bright", "gold/average_low", "drift/edge_density_ratio", "over_optimization/count", "time/mfu")
 
 

@@ -330,7 +330,9 @@ def test_one_round_logs_all_three_scores(run: Path, tmp_path: Path):
     assert guardlit("fit", "--config", run) == 0
     with next(tmp_path.rglob("metrics.csv")).open() as file:
         rows = list(csv.DictReader(file))
-    means = [{mode: row[f"reward/{mode}_mean"] for mode in MODES} for row in rows if row.get("reward/official_mean")]
+    means = [
+        {mode: row[f"average_reward/{mode}"] for mode in MODES} for row in rows if row.get("average_reward/official")
+    ]
     assert len(means) == 1
     assert all(means[0].values())
     assert any(row.get("val/reward") for row in rows)
