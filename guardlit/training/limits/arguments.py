@@ -33,7 +33,7 @@ ARGUMENTS: dict[str, Entry] = {
         but("64", "transformer-engine"),
     ),
     "logger": Entry(
-        "TensorBoard and CSV in the run folder by default; `false` for none, or any logger of the table below"
+        "TensorBoard and CSV in the run folder by default; `false` for `metrics.csv` alone, or any logger of the table below"
     ),
     "callbacks": Entry("any of the table below; the run adds its own"),
     "fast_dev_run": Entry(
