@@ -10,6 +10,15 @@ from guardlit.errors import GuardlitError
 SCHEME = "guardlit://"
 NAMES = ("digits", "digits_scorers", "prompts/digits.jsonl", "prompts/everyday.txt")
 
+PUBLISHED = "published"
+"""Folder with the sizes of published models by hub id, from the config.json files of each on the Hugging Face hub."""
+
+
+def published(model: str) -> Path | None:
+    """The bundled configuration files of a hub id, which have its sizes and no weights; None if there are none."""
+    folder = Path(str(files(__name__).joinpath(PUBLISHED, model)))
+    return folder if (folder / "model_index.json").is_file() else None
+
 
 def resolve(path: str) -> Path | str:
     """The bundled file or folder of `guardlit://name`; any other path or hub id is returned unchanged.

@@ -21,6 +21,8 @@ from guardlit.training.limits.settings import check_precision
 from guardlit.training.linter import Finding, LintFacts, lint
 
 Row = tuple[str, ...]
+NO_PROMPTS = "hf:prompts/not-set"
+"""Of a recipe that leaves its prompts to the user: counted as one round's, as those of a data set on the hub are."""
 
 
 def main(args: list[str]) -> None:
@@ -52,6 +54,7 @@ def main(args: list[str]) -> None:
     document["findings"] = [asdict(finding) for finding in findings]
     if found is not None:
         document |= _costs(run, found, options.tflops, options.mfu)
+        document |= {"published": model} if (model := run.module.policy.sizes_of) else {}
     _print(run, document)
     if options.json:
         with _writing(options.json):
@@ -61,7 +64,7 @@ def main(args: list[str]) -> None:
 
 def planned(arguments: list[str]) -> PlannedRun:
     """The run of `guardlit fit ARGUMENTS`, not started; mistakes exit with 2, as there."""
-    parser, config = parse(["fit", *arguments])
+    parser, config = parse(["fit", f"--data.train={NO_PROMPTS}", *arguments])  # whatever follows replaces it
     built = parser.instantiate_classes(config)["fit"]
     trainer = vars(built.trainer)
     found = trainer.get("callbacks") or []
@@ -159,6 +162,10 @@ def _print(run: PlannedRun, document: dict[str, Any]) -> None:
         f"whole run           {counts['rounds']} rounds: {counts['images']:,} images, {counts['updates']:,} updates"
         f"; {counts['validations']} validations: {counts['validation_images']:,} images",
     )
+    if run.data.train_source == NO_PROMPTS:
+        show("prompts             data.train is not set: embeddings of one round's prompts are counted")
+    if "published" in document:
+        show(f"sizes               as published for {document['published']}, which is not in the hub cache")
     if "missing" in document:
         show(f"no compute, memory, disk: {document['missing']}")
     else:

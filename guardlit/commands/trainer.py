@@ -131,7 +131,7 @@ class Trainer(RunTrainer):
             model: of the configuration.
             gold: the scorers, and what the Average is made of.
             datamodule: its validation prompts, and how many images of each, unless other ones are asked for.
-            ckpt: checkpoints, or folders of exported weights, such as `guardlit export` writes.
+            ckpt: checkpoints, folders of exported weights, such as `guardlit export` writes, or LoRAs of any trainer.
             label: their names in the table, one each.
             weights: those of a checkpoint to draw with: the average where it has one, the raw ones, or both.
             prompts: texts, prompt files and data sets, instead of data.val.

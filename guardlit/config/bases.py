@@ -34,8 +34,12 @@ def expand(args: Sequence[str]) -> list[str]:
             if not name:
                 raise GuardlitError(f"{option}: found nothing where the name of a YAML file belongs")
             file = Path(name)
-            for base in [*bases(file, []), file]:
-                expanded += [option, str(base)]
+            below = [word for base in bases(file, []) for word in (option, str(base))]
+            if (
+                below and expanded[-len(below) :] != below
+            ):  # unless they are there: a command passes on what it expanded
+                expanded += below
+            expanded += [option, str(file)]
         elif option == f"--{KEY}":
             raise GuardlitError(f"--{KEY} belongs at the top of a configuration file; here, use {CONFIG_OPTIONS[0]}")
         else:

@@ -30,7 +30,7 @@ def dropped(parser: ArgumentParser, args: Sequence[str]) -> list[str]:
             written.read(_composed(Path(value)), "", value)
         elif option.startswith("--") and not option.endswith("+"):
             written.read(_composed(value), key.replace(".init_args.", "."), None)
-    return written.lines
+    return list(written.lines())
 
 
 def _composed(source: Path | str) -> yaml.Node | None:
@@ -50,8 +50,8 @@ class Written:
     """
 
     def __init__(self, parser: ArgumentParser) -> None:
-        self.lines: list[str] = []
         self._parser = parser
+        self._dropped: list[tuple[str, str, dict[str, tuple[str, str]]]] = []
         self._values: dict[str, tuple[str, str]] = {}
         """Text and place; for a class, its name."""
 
@@ -81,15 +81,20 @@ class Written:
         elif isinstance(node, yaml.ScalarNode):
             self._set(key, node.value, _place(node, key, file), quiet=node.tag.endswith(":null"))
 
+    def lines(self) -> Iterator[str]:
+        """One line a replaced class; options that the new one was given too are not lost."""
+        for about, key, options in self._dropped:
+            lost = [f"{k[len(key) + 1 :]}={v} ({at})" for k, (v, at) in options.items() if k not in self._values]
+            if lost:
+                yield f"{about}: {', '.join(lost[:MOST])}{f' and {len(lost) - MOST} more' if len(lost) > MOST else ''}"
+
     def _set(self, key: str, text: str, place: str, quiet: bool) -> None:
         options = [name for name in self._values if name.startswith(f"{key}.")]
         earlier = self._values[key][0] if key in self._values else self._default(key) if options else None
         if options and earlier and not _same(earlier, text):
             if not quiet:
-                named = [f"{name[len(key) + 1 :]}={'{} ({})'.format(*self._values[name])}" for name in options[:MOST]]
-                more = f" and {len(options) - MOST} more" if len(options) > MOST else ""
                 about = f"{key} is {_short(text)}; dropped what was set for {_short(earlier)}"
-                self.lines.append(f"{about}: {', '.join(named)}{more}")
+                self._dropped.append((about, key, {name: self._values[name] for name in options}))
             self._forget(key)
         self._values[key] = text, place
 

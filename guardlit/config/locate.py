@@ -36,16 +36,23 @@ def place(parser: ArgumentParser, args: Sequence[str], key: str, name: str | Non
     own = variable(parser, key)
     if (name or value) and str(name or value) in os.environ.get(own, ""):  # it is read first: what follows may be right
         return f"environment variable {own}: "
-    for option, given in reversed(given_options(args)):
-        if option in CONFIG_OPTIONS and Path(given).is_file():
-            line = _line_of(Path(given), key.split("."), name, value)
-            if line is not None:
-                return f"{given}:{line}: {key}: "
-        dotted = option.lstrip("-").rstrip("+")
-        mentioned = (name or value or "") in f"{dotted} {given}"
-        if dotted == key or (dotted.startswith(f"{key}.") and mentioned):
-            return f"--{dotted}: "
+    found = [_found(option, given, key, name, value) for option, given in reversed(given_options(args))]
+    best = max(filter(None, found), key=lambda place: place[0], default=None)  # of equally good ones the last given
+    if best is not None:
+        return best[1]
     return f"environment variable {own}: " if own in os.environ else f"{key}: "
+
+
+def _found(option: str, given: str, key: str, name: str | None, value: str | None) -> tuple[int, str] | None:
+    """How well an option or a file fits, and the place: 2 for name and value, 1 for the name, 0 for the key alone."""
+    if option in CONFIG_OPTIONS and Path(given).is_file():
+        at = _line_of(Path(given), key.split("."), name, value)
+        return None if at is None else (at[0], f"{given}:{at[1]}: {key}: ")
+    dotted = option.lstrip("-").rstrip("+")
+    mentioned = (name or value or "") in f"{dotted} {given}"
+    if dotted != key and not (dotted.startswith(f"{key}.") and mentioned):
+        return None
+    return (2 if value is None or value in given else 1) if mentioned else 0, f"--{dotted}: "
 
 
 def variable(parser: ArgumentParser, key: str) -> str:
@@ -69,17 +76,22 @@ def given_options(args: Sequence[str]) -> list[tuple[str, str]]:
     return given
 
 
-def _line_of(path: Path, keys: Sequence[str], name: str | None, value: str | None) -> int | None:
-    """The line of a key in a file, or of the name and value beneath it; None if the file does not set the key."""
+def _line_of(path: Path, keys: Sequence[str], name: str | None, value: str | None) -> tuple[int, int] | None:
+    """The line of a key in a file, or of the name and value beneath it, after how well it fits, as for `_found`."""
     node = compose(path)
-    line = None
+    line = 0
     for key in keys:
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        line, node = next(((k.start_mark.line + 1, v) for k, v in pairs if k.value == key), (None, None))
+        line, node = next(((k.start_mark.line + 1, v) for k, v in pairs if k.value == key), (0, None))
         if node is None:
             return None
+    if name is None and value is None:
+        return 2, line
     # a value may be written otherwise than it is reported: then its name has to do
-    return _line_beneath(node, name, value) or _line_beneath(node, name, None) or line
+    for fit, wanted in ((2, value), (1, None)):
+        if (beneath := _line_beneath(node, name, wanted)) is not None:
+            return fit, beneath
+    return 0, line
 
 
 def _line_beneath(node: yaml.Node | None, name: str | None, value: str | None) -> int | None:

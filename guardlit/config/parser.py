@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,10 +22,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import guardlit.config.replacing  # noqa: F401
 from guardlit.config.bases import expand
+from guardlit.config.classes import broken_import, make_importable, scalars
 from guardlit.config.documents import check_config_file
 from guardlit.config.dropped import dropped
 from guardlit.config.explain import explain, refused, unexpected_null
-from guardlit.config.locate import config_files, config_from_environment, variable
+from guardlit.config.locate import config_files, config_from_environment, given_options, variable
 from guardlit.config.nearest import hint, keys_of, nearest
 from guardlit.config.nulls import nulls, odd_keys
 from guardlit.config.saved import without_options
@@ -38,9 +40,11 @@ class GuardlitParser(LightningArgumentParser):
         kwargs.setdefault("allow_abbrev", False)  # or a misspelled option may silently pass for another
         super().__init__(*args, **kwargs)
         self.args: list[str] = []
+        self._folder = Path.cwd()
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """As `ArgumentParser.parse_args`, after a look at the files given by `--config`."""
+        self._folder = Path.cwd()
         try:
             self.args = expand(sys.argv[1:] if args is None else args)
         except GuardlitError as error:
@@ -52,9 +56,11 @@ class GuardlitParser(LightningArgumentParser):
             _fail(self, f"environment variable {given[0]}: expected a YAML file, there is no file {given[1]}")
         if _subparsers(self):
             return super().parse_args(self.args, *rest, **kwargs)
-        self._check_files([*config_files(self.args), *([given[1]] if given else [])])
+        files = [*config_files(self.args), *([given[1]] if given else [])]
+        self._check_files(files)
         self._check_environment()
-        config = self._parsed(*rest, **kwargs)
+        make_importable([Path.cwd(), *(file.parent.resolve() for file in files)])
+        config = self._parsed(files, *rest, **kwargs)
         for null in nulls(self, config):
             _fail(self, unexpected_null(self, self.args, null))
         for section, value in vars(config).items():
@@ -62,20 +68,30 @@ class GuardlitParser(LightningArgumentParser):
                 _fail(self, f"{section}: a key must be text, found {key!r}; put it in quotes")
         return config
 
-    def _parsed(self, *rest: Any, **kwargs: Any) -> Namespace:
+    def _parsed(self, files: Sequence[Path], *rest: Any, **kwargs: Any) -> Namespace:
         try:
             config = super().parse_args(self.args, *rest, **kwargs)
         except SystemExit as stop:
             if not stop.code:  # it printed the configuration
                 self._report_dropped()
             raise
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        except Exception as error:
             if not self.exit_on_error:
                 raise
-            # of jsonargparse or of a class that was imported for a value: no file or option is to be named
-            _fail(self, f"the settings cannot be read ({type(error).__name__}: {error})")
+            self._explain(error, files)
+            raise
         self._report_dropped()
         return config
+
+    def _explain(self, error: Exception, files: Sequence[Path]) -> None:
+        """Say in one line what jsonargparse or the import of a class raised; return where it is a bug."""
+        given = {f"{option}: ": value for option, value in given_options(self.args)}
+        given |= {f"{file}:{line}: ": text for file in files for line, text in scalars(file)}
+        for place, text in given.items():
+            if (broken := broken_import([text])) is not None:
+                _fail(self, f"{place}{broken[0]!r} {broken[1]}")
+        if isinstance(error, ArithmeticError | AttributeError | LookupError | RecursionError | TypeError | ValueError):
+            _fail(self, f"the settings cannot be read ({type(error).__name__}: {error})")
 
     def _check_files(self, files: Sequence[Path]) -> None:
         """Look at the configuration files as YAML."""
@@ -119,7 +135,8 @@ class GuardlitParser(LightningArgumentParser):
         subparsers = _subparsers(self)
         subcommand = next((arg for arg in self.args if arg in subparsers), None)
         parser = self if subcommand is None else subparsers[subcommand]
-        _fail(parser, explain(parser, _without(subcommand, message), self.args))
+        with chdir(self._folder):  # jsonargparse reads a file from within the file's folder
+            _fail(parser, explain(parser, _without(subcommand, message), self.args))
 
 
 def _fail(parser: ArgumentParser, message: str) -> NoReturn:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from guardlit.data.prompt_set import Chunk
 from guardlit.data.text_files import COLUMN, first_line, once_each, split
 from guardlit.data.texts import cleaned
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, hub_refusal
 from guardlit.types import Prompt
 
 Decode = Callable[[dict[str, Any]], dict[str, Any]]
@@ -82,6 +82,8 @@ class HubDataset:
         except GuardlitError:
             raise
         except Exception as error:  # the library raises its own, huggingface_hub's, fsspec's and pyarrow's errors
+            if refusal := hub_refusal(error, self._options.name, "datasets/"):
+                raise GuardlitError(f"{self._source}: {refusal}") from error
             hint = "" if Path(self._options.name).is_dir() else "; is the name right, and is the machine online?"
             raise GuardlitError(f"{self._source}: the data set cannot be read ({first_line(error)}){hint}") from error
 

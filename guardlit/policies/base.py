@@ -72,6 +72,8 @@ class FlowPolicy(nn.Module, ABC):
 
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass instead of saved."""
+    sizes_of: str | None = None
+    """The hub id of a skeleton that is built from bundled sizes, since the model's own files are not here."""
 
     @abstractmethod
     def load(self, shard: Shard | None = None) -> None:

@@ -18,7 +18,7 @@ from guardlit.rounds.noise import NoiseSource
 from guardlit.rounds.old_policy import rows_a_call
 from guardlit.rounds.rollout import VelocityError, sample
 from guardlit.rounds.round import Round
-from guardlit.rounds.round_rewards import RoundRewards
+from guardlit.rounds.round_rewards import RoundRewards, check_comparing
 from guardlit.rounds.scoring import Scoring
 from guardlit.rounds.setup import RoundSetup
 from guardlit.types import Conditioning, RewardRequest, Trajectory
@@ -43,6 +43,7 @@ class Collector:
         rows = rows_a_call(len(round.samples), batch_size)
         self._velocities = setup.keeps_velocities(rows, round.plan.micro_batch)
         self._steps_done = 0
+        check_comparing(setup.reward, round, len(self._batches), world.size)
 
     def collect(self) -> Experience:
         """Draw and score this rank's images; advantages are those of all ranks. Collective: every rank must call it.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from guardlit.advantage import Advantages, GroupAdvantage
@@ -56,8 +57,17 @@ class RoundRewards:
         scores = self._gather(results)
         failed = self._failed_fraction(self.reward.total(scores), batches, results)
         advantages = self.advantage(self.reward.normalize(scores), self.round.group_ids, self.reward.weights)
+        if advantages.zero_std_share == 1:
+            rank_zero_warn(self._no_spread())
         metrics = {"reward/failed": failed, "reward/zero_std_share": advantages.zero_std_share}
         return advantages, metrics | reward_metrics(self.reward, scores) | self._counters()
+
+    def _no_spread(self) -> str:
+        return (
+            f"round {self.round.index + 1}: no group has any spread: reward '{self.reward.name}' gives all images of a "
+            "prompt the same score, so every advantage is 0 and the round trains nothing; a reward must tell images of "
+            "one prompt apart"
+        )
 
     def _gather(self, results: Sequence[RewardResult]) -> dict[str, Tensor]:
         """Raw scores of all ranks by image, (N,) float32 each on the CPU; NaN where one failed."""
@@ -99,6 +109,17 @@ class RoundRewards:
                 merge = max if name.endswith(TAKE_LARGEST) else float.__add__
                 total[name] = merge(total[name], float(value)) if name in total else float(value)
         return total
+
+
+def check_comparing(reward: Reward, round: Round, batches: int, world_size: int) -> None:
+    """Raise `GuardlitError` where a term compares the images of a prompt and a request would hold a part of them."""
+    for name, term in reward.terms.items():
+        if term.scorer.compares_images and batches * world_size > 1:
+            raise GuardlitError(
+                f"reward '{name}' compares the images of a prompt, and a round of {round.plan.images} images is drawn "
+                f"in {batches} batches on {world_size} ranks, each with a part of a prompt's images; set "
+                f"data.rollout_batch to {round.plan.images} on one rank, or watch it as a gold score"
+            )
 
 
 def reward_metrics(reward: Reward, scores: Mapping[str, Tensor]) -> dict[str, float]:

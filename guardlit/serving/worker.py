@@ -126,9 +126,7 @@ class Worker:
         good = [index for index in range(len(request)) if index not in errors]
         if not good:
             return Scores([{"error": error} for error in errors.values()], scorer.provenance)
-        result = scorer.score(request if not errors else request.take(good))
-        if result.values.shape != (len(good),):
-            raise RuntimeError(f"{len(good)} images got values of shape {tuple(result.values.shape)}")
+        result = scorer.checked(request if not errors else request.take(good))
         return Scores(items_of(_spread(result, good, len(request)), errors), scorer.provenance)
 
 

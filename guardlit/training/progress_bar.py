@@ -120,7 +120,7 @@ class RoundProgress(ProgressBar):
             self._table = None
 
     def _show(self, trainer: pl.Trainer, phase: str, done: int, total: int) -> None:
-        numbers = [f"{name} {value}" for name, value in self._shown.items() if value]
+        numbers = [f"{name.removeprefix('reward/')} {value}" for name, value in self._shown.items() if value]
         if (left := self.seconds_left(trainer, trainer.current_epoch)) is not None:
             numbers.insert(0, f"{in_words(left)} left")
         self._status = Status(self._head(trainer, phase), done, total, numbers)

@@ -236,6 +236,65 @@ def test_a_file_that_does_not_exist(tmp_path: Path, monkeypatch, capsys):
     assert line == "--config: no such file: tiny_digit.yaml; did you mean tiny_digits.yaml?"
 
 
+def test_without_a_clone_the_line_says_where_configurations_are(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = the_one_line(["fit", "--config", "configs/mine.yaml"], monkeypatch, capsys)
+    assert line.startswith(
+        "--config: no such file: configs/mine.yaml; configurations are in configs/ of guardlit's repo"
+    )
+    assert line.endswith("by `guardlit fit --print_config > run.yaml`")
+    line = the_one_line(["fit", "--config", "configs/tiny_digits.yaml"], monkeypatch, capsys)  # next to this clone
+    clone = Path(__file__).parents[2] / "configs" / "tiny_digits.yaml"
+    assert line == f"--config: no such file: configs/tiny_digits.yaml; did you mean {clone}?"
+
+
+CHAIN = {
+    "parts/base.yaml": "data:\n  prompts: p\nmodel:\n  sde:\n    class_path: FlowSDE\n    init_args:\n      {}\n",
+    "run.yaml": "base: parts/base.yaml\nmodel:\n  sde: {init_args: {noise_level: 0.3}}\n",
+    "last.yaml": "model:\n  sde: {init_args: {noise_level: 0.2}}\n  width: 3\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "line"),
+    [
+        ("noise_levl: 0.5", "FlowSDE has no option 'noise_levl'; did you mean noise_level?"),
+        ("noise_level: loud", "FlowSDE.noise_level: expected a number, found 'loud'"),
+    ],
+)
+@pytest.mark.parametrize(
+    "options",
+    ["--config run.yaml", "--config run.yaml --config last.yaml", "-c run.yaml -c last.yaml --model.sde FlowSDE"],
+)
+def test_a_mistake_below_other_files_is_named_where_it_stands(
+    options: str, mistake: str, line: str, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("parts").mkdir()
+    for name, text in CHAIN.items():
+        Path(name).write_text(text.format(mistake) if "base" in name and "parts" in name else text)
+    said = the_one_line(["fit", *options.split()], monkeypatch, capsys)
+    assert said == f"parts/base.yaml:7: model.sde: {line}"
+
+
+def test_a_logger_that_is_not_installed_names_the_package(monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", _Absent())
+    with pytest.raises(
+        GuardlitError, match=r"MLFlowLogger needs a package that is not installed: pip install 'mlflow>="
+    ):
+        run(["fit", *PROMPTS, "--trainer.logger", "MLFlowLogger"], monkeypatch)
+
+
+class _Absent:
+    """What Lightning has in place of a package that is missing."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return "Requirement 'mlflow>=1.0.0' not met. HINT: Try running `pip install -U 'mlflow>=1.0.0'`"
+
+
 def test_of_two_files_the_one_that_counts_is_named(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("first.yaml").write_text("data:\n  prompts: p\nmodel:\n  width: 3\n")

@@ -20,6 +20,8 @@ from guardlit.devices.storage import pinned_bytes
 from guardlit.planning.estimate import estimate
 from guardlit.policies import LoRA, SD3Policy
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize(
     ("options", "forward", "backward_flops"), [({"lora": None}, 2.22, None), ({}, 2.24, 85.5 / 18 - 2.22)]
@@ -195,3 +197,31 @@ def test_a_merged_rollout_adds_copies_and_saves_the_adapters_operations(
     for phase in ("rollout", "evaluation"):
         assert plans[True]["flop_per_image"][phase] < plans[False]["flop_per_image"][phase]
     assert plans[True]["flop_per_image"]["training"] == plans[False]["flop_per_image"]["training"]
+
+
+RECIPES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "gold" not in p.name)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_measured_without_a_hub_cache(recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", _absent)
+    policy = planned(["--config", str(recipe)]).module.policy.skeleton()
+    own = policy.model.startswith("guardlit://")
+    assert policy.sizes_of == (None if own else policy.model)
+    tensors = [p for p in policy.transformer.parameters() if not p.requires_grad] + list(policy.transformer.buffers())
+    billions = sum(tensor.numel() for tensor in tensors) / 1e9
+    if not own:  # the numbers of the published files; here also an adapter's copy
+        assert billions == pytest.approx(11.90 if "FLUX" in policy.model else 2.47, rel=0.02)
+        assert policy.footprint().encoders > 9e9
+
+
+def _absent(*_: object, **__: object) -> str:
+    raise OSError("not in the cache")
+
+
+def test_a_recipe_without_prompts_of_its_own_can_be_planned(capsys: pytest.CaptureFixture[str]):
+    assert guardlit("plan", "--config", ROOT / "configs" / "sd35_ocr_guard.yaml") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "data.train is not set: embeddings of one round's prompts are counted" in out
+    assert "as published for stabilityai/stable-diffusion-3.5-medium" in out
+    assert "Memory of a process" in out

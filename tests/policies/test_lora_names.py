@@ -12,6 +12,7 @@ from families import FAMILIES
 from lora_files import RANK, Made, check
 from torch import Tensor
 
+from guardlit.errors import GuardlitError
 from guardlit.policies import DiffusersPolicy
 
 
@@ -161,3 +162,24 @@ def test_no_two_layers_share_a_name(family: str, tiny: Callable[[str], Path]):
     assert len({_flat(name) for name in names}) == len(names)
     places = Layers(network)
     assert all(places.find(name, name)[0].name == name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "says"),
+    [
+        ("transformer.x_embedder", 128, r"has shape \(4, 128\), and layer x_embedder takes \(4, 64\)"),
+        (
+            "lora_unet_double_blocks_9_img_attn_qkv",
+            32,
+            "is for block 9 of double_blocks, and this Flux.* has 1: a LoRA",
+        ),
+        ("lora_unet_single_blocks_1_linear2", 160, "is for block 1 of single_blocks, and this Flux.* has 1: a LoRA of"),
+        ("lora_unet_final_layer_linear2", 32, "has no place in this FluxTransformer2DModel"),
+    ],
+)
+def test_a_lora_of_another_flux_is_refused(flux: DiffusersPolicy, tmp_path: Path, name: str, inputs: int, says: str):
+    """A control LoRA, a deeper model's, and another model's."""
+    made = Made(flux.transformer)
+    made.put(name, *made.pair(name, inputs, 32))
+    with pytest.raises(GuardlitError, match=f"'{name}.lora_A.weight' {says}"):
+        flux.exported(made.save(tmp_path)).__enter__()

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -164,6 +165,34 @@ def test_counters_move_within_an_epoch(loops: dict[str, Any]):
 
 
 # the loops of a training ----------------------------------------------------------------------------------------------
+
+
+def test_log_metrics_of_the_logger_connector(tmp_path: Path):
+    """Values stand at the number of updates made so far, and Lightning's own count is what it was."""
+    logged: list[tuple[int | None, set[str]]] = []
+
+    class Recorder(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            logged.append((step, set(metrics)))
+
+    class Logs(Line):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss, on_step=True, on_epoch=True)
+            return loss
+
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.log("validated", 1.0)
+
+    options = {**QUIET, "logger": Recorder(tmp_path), "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    settings = {"max_epochs": EPOCHS, "accumulate_grad_batches": ACCUMULATED, "enable_checkpointing": False}
+    trainer = pl.Trainer(default_root_dir=tmp_path, **options, **settings)
+    internals.log_at_global_step(trainer)
+    trainer.fit(Logs(), DataLoader(torch.arange(float(BATCHES)), batch_size=1), DataLoader(torch.zeros(1)))
+    steps = {key: [step for step, keys in logged if key in keys] for key in ("loss_step", "loss_epoch", "validated")}
+    assert steps == {"loss_step": [1, 2, 3, 4], "loss_epoch": [2, 4], "validated": [2, 4]}
+    assert all("epoch" in keys for _, keys in logged)
+    assert trainer.fit_loop.epoch_loop._batches_that_stepped == 4
 
 
 def test_val_loop_run(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from guardlit.processes.world import World
 from guardlit.rewards import Composite, Reward, Term
 from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.round import Round
-from guardlit.rounds.round_rewards import RoundRewards, reward_metrics
+from guardlit.rounds.round_rewards import RoundRewards, check_comparing, reward_metrics
 from guardlit.types import Prompt, RewardRequest, RewardResult
 
 PLAN = RoundPlan(2, 4, updates_per_round=2, inner_epochs=1, micro_batch=2, train_steps=1)
@@ -165,3 +166,34 @@ def test_without_one_score_there_is_no_mean():
     metrics = reward_metrics(Reward.of(Counted()), {"bright": torch.full((4,), nan)})
     assert metrics.keys() == {"average_reward/bright", "reward/bright_std"}
     assert all(math.isnan(value) for value in metrics.values())
+
+
+def test_a_round_without_any_spread_is_told():
+    """Numbered from 1; a single group with a spread is enough to say nothing."""
+    flat, spread = [0.5] * 8, [0.5] * 7 + [0.75]
+    with pytest.warns(UserWarning, match=r"round 1: no group has any spread: reward 'brightness' gives all images"):
+        finished(flat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finished(spread)
+
+
+def finished(scores: list[float]) -> None:
+    reward = Reward.of(Brightness())
+    rewards(reward).finish(batches(), results(reward, brightness=by_row(scores)))
+
+
+class Compared(Brightness):
+    """Depends on the other images of the prompt."""
+
+    compares_images = True
+
+
+def test_a_reward_that_compares_images_needs_all_of_a_round_at_once():
+    reward = Composite([Term(Brightness()), Term(Compared(), weight=0)])
+    check_comparing(reward, ROUND, batches=1, world_size=1)
+    check_comparing(Reward.of(Brightness()), ROUND, batches=4, world_size=2)
+    for batches_, ranks in ((2, 1), (1, 2)):
+        line = rf"reward 'compared' compares .* 8 images is drawn in {batches_} batches on {ranks} ranks"
+        with pytest.raises(GuardlitError, match=line):
+            check_comparing(reward, ROUND, batches_, ranks)

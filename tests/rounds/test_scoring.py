@@ -269,7 +269,7 @@ def test_a_scorer_that_gives_too_few_values_is_refused():
         def score(self, request: RewardRequest) -> object:
             return super().score(RewardRequest(request.images[:1], request.prompts[:1], request.metadata[:1]))
 
-    with pytest.raises(GuardlitError, match=r"reward 'short' gave values \(1,\) and valid \(1,\) for 2 images"):
+    with pytest.raises(GuardlitError, match=r"reward 'short': score\(\) returned a Tensor of shape \(1,\) for 2"):
         Short().attempt(REQUEST)
 
 

@@ -1,4 +1,4 @@
-"""Whatever holds one number per image becomes a column; anything else is told as what it is."""
+"""Whatever holds one number per image becomes a column; anything else is refused by what it is."""
 
 import numpy as np
 import pytest

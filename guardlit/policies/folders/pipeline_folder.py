@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guardlit.assets import resolve
-from guardlit.errors import GuardlitError
+from guardlit.assets import published, resolve
+from guardlit.errors import GuardlitError, hub_refusal
 
 LIBRARIES = (None, "diffusers", "transformers")
 """Libraries whose classes a model_index.json may name."""
@@ -24,7 +24,8 @@ def pipeline_folder(model: str, pipeline_class: str, components: Sequence[str], 
         model: a folder, a `guardlit://` asset or a hub id such as `stabilityai/stable-diffusion-3.5-medium`.
         pipeline_class: what its model_index.json must name.
         components: subfolders it must have.
-        weights: False needs only the configuration files of a hub id, and downloads nothing.
+        weights: False needs only the configuration files of a hub id, and downloads nothing; of the models in
+            `guardlit.assets.published` their sizes are bundled.
 
     Raises:
         GuardlitError: the folder is missing, incomplete, or of another pipeline.
@@ -105,7 +106,11 @@ def _download(model: str, weights: bool) -> Path:
         return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=not weights))
     except (OSError, HFValidationError, ValueError) as error:
         if not weights:
+            if (bundled := published(model)) is not None:
+                return bundled
             raise GuardlitError(f"model '{model}' is no folder here and not in the hub cache") from error
+        if refusal := hub_refusal(error, model):
+            raise GuardlitError(f"model '{model}' is no folder here and could not be downloaded: {refusal}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GuardlitError(
             f"model '{model}' is no folder here, is not in the hub cache, and could not be downloaded: {reason}"

@@ -13,6 +13,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from guardlit.assets import published
 from guardlit.devices.storage import pinned_bytes, size_of
 from guardlit.errors import GuardlitError
 from guardlit.policies.base import FlowPolicy, Footprint
@@ -49,6 +50,7 @@ class SkeletonPolicy(FlowPolicy):
     """Whether this is a skeleton."""
     _copies_on_host = _decoder_on_host = False
     """What `copies_device` and `vae_device` were, of a skeleton, which has None for both."""
+    model: str
     lora: Any
     reference: bool
     cache: str | None
@@ -94,6 +96,7 @@ class SkeletonPolicy(FlowPolicy):
             twin.gradient_checkpointing = gradient_checkpointing
         with META:
             twin.load()
+        twin.sizes_of = self.model if twin._folder == published(self.model) else None
         twin._embeddings = _Shapes(twin._embedding_skeleton())
         twin._copies_on_host = bool(self.copies_device)
         twin._decoder_on_host = bool(self.vae_device)

@@ -12,6 +12,7 @@ from guardlit.policies.folders.components import load_component, quiet
 from guardlit.policies.weights.adapters import activate, adapted_layers, compute_as_base
 from guardlit.policies.weights.attaching import attach, detach
 from guardlit.policies.weights.lora_reading import read_lora
+from guardlit.policies.weights.quantized import QuantizedLinear
 
 ADAPTER = "exported"
 
@@ -45,11 +46,14 @@ def exported_weights(transformer: Any, place: Path) -> Iterator[None]:
 def _lora(transformer: Any, place: Path) -> Iterator[None]:
     """The file's adapter as the only active one."""
     updates = read_lora(place, transformer)
+    if any(u.magnitude is not None for u in updates.values()) and any(map(_quantized, transformer.modules())):
+        raise GuardlitError(f"{place}: a DoRA needs a base that is not quantized; take quantization: null")
     flags = {name: p.requires_grad for name, p in transformer.named_parameters()}
     before = [(layer, layer._disable_adapters, layer._active_adapter) for layer in adapted_layers(transformer)]
     quiet()
     try:
         attach(transformer, ADAPTER, updates)
+        del updates
         activate(adapted_layers(transformer), ADAPTER)
         compute_as_base(transformer)
         transformer.requires_grad_(False)
@@ -61,6 +65,10 @@ def _lora(transformer: Any, place: Path) -> Iterator[None]:
             layer._disable_adapters, layer._active_adapter = disabled, active
         for name, parameter in transformer.named_parameters():
             parameter.requires_grad_(flags[name])
+
+
+def _quantized(module: object) -> bool:
+    return isinstance(module, QuantizedLinear)
 
 
 @contextmanager

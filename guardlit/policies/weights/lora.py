@@ -173,9 +173,10 @@ def _starting_updates(transformer: Any, start: str, unused: Sequence[str]) -> di
     updates = {name: update for name, update in updates.items() if name not in unused}
     if not updates:
         raise GuardlitError(f"lora.start={start} changes no layer that affects the image")
-    ranks, alphas = ({f"{getattr(u, k):g}" for u in updates.values()} for k in ("rank", "alpha"))
-    found = f"rank {' and '.join(sorted(ranks))}, alpha {' and '.join(sorted(alphas))}, {len(updates)} layers"
-    rank_zero_info(f"lora.start={start}: {found}")
+    if not next(transformer.parameters()).is_meta:
+        ranks, alphas = ({f"{getattr(u, k):g}" for u in updates.values()} for k in ("rank", "alpha"))
+        found = f"rank {' and '.join(sorted(ranks))}, alpha {' and '.join(sorted(alphas))}, {len(updates)} layers"
+        rank_zero_info(f"lora.start={start}: {found}")
     return updates
 
 

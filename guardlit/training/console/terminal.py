@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 SHORTEST, LONGEST = 8, 24
 """Columns of the bar in the live line; where there is less room it is left out."""
+SPARE = 4
+"""Columns that the live line leaves free: for the `^C` that a terminal echoes, which must not wrap it."""
 REPEAT = 20
 """Rows after which the header is printed again: it has left the screen by then."""
 
@@ -87,7 +89,7 @@ class Status:
         from rich.table import Table
         from rich.text import Text
 
-        width = options.max_width - 1  # some terminals wrap a full line
+        width = options.max_width - SPARE
         tail = f"{self.done}/{self.total}"
         taken = len(self.head) + len(tail) + 4
         for number in self.numbers:

@@ -1,1 +1,1 @@
-"""What a run does with each part of Lightning and torch, and what it refuses. Imports policies, rounds and processes."""
+"""What a run makes of each part of Lightning and torch, or refuses. Imports policies, rounds and processes."""

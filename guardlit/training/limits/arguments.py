@@ -7,7 +7,7 @@ from typing import Any
 
 from guardlit.errors import GuardlitError
 from guardlit.training.limits.callbacks import check_callbacks
-from guardlit.training.limits.entry import Entry, at_least, but, only, refuse, text_of
+from guardlit.training.limits.entry import Entry, at_least, but, none_of, only, refuse, text_of
 
 PARTIAL = (
     "an update would be made of a part of its micro-batches and still be divided by all of them; shorten a round by "
@@ -30,7 +30,7 @@ ARGUMENTS: dict[str, Entry] = {
     "precision": Entry(
         "`32-true`, `bf16-mixed` or `16-mixed`; the noise floor of the log ratios follows from it",
         "weights that train, noise and log ratios are float32; take 32-true, bf16-mixed or 16-mixed",
-        but("64", "transformer-engine"),
+        none_of("64", "64-true", "transformer-engine", "transformer-engine-float16"),
     ),
     "logger": Entry(
         "TensorBoard and CSV in the run folder by default; `false` for `metrics.csv` alone, or any logger of the table below"
@@ -141,7 +141,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         entry = ARGUMENTS.get(name)
         if value is not None and entry is not None and (problem := entry.problem(value)) is not None:
             shown = ", ".join(text_of(v).split()[0] for v in (value if isinstance(value, list) else [value]))
-            raise GuardlitError(f"trainer.{name}={shown}: {problem}")
+            raise GuardlitError(f"trainer.{name}={shown}{' ' if problem.startswith('must') else ': '}{problem}")
     for least, most in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
         low, high = arguments.get(least), arguments.get(most)
         if low is not None and high is not None and 0 <= high < low:

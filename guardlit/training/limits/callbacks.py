@@ -33,7 +33,8 @@ CALLBACKS: dict[str, Entry] = {
     ),
     "LearningRateMonitor": Entry("logs the learning rates"),
     "ModelCheckpoint": Entry(
-        "which checkpoints are kept, in place of the two newest rounds", f"`save_on_exception: true`: {ON_EXCEPTION}"
+        "which checkpoints are kept, in place of the two newest rounds",
+        f"with `save_on_exception: true`, {ON_EXCEPTION}",
     ),
     "ModelPruning": refuse(
         "a pruned weight is another parameter, that checkpoints, the old policy and the export do not know"

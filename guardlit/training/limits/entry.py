@@ -31,10 +31,14 @@ class Entry:
 
     def describe(self) -> str:
         """A cell of the table."""
+        if not self.refused:
+            return self.meaning
+        if self.refused.startswith("must"):
+            return f"{self.meaning}; {self.refused}"
         return (
-            self.meaning
-            + ("; " if self.meaning and self.refused else "")
-            + (f"**refused**: {self.refused}" if self.refused else "")
+            f"{self.meaning}. **Others are refused**: {self.refused}"
+            if self.meaning
+            else f"**refused**: {self.refused}"
         )
 
 
@@ -46,6 +50,11 @@ def refuse(reason: str) -> Entry:
 def only(*values: Any) -> Callable[[Any], bool]:
     """Allows these values alone; a bool is no number."""
     return lambda value: any(type(value) is type(v) and value == v for v in (*values, None))
+
+
+def none_of(*texts: str) -> Callable[[Any], bool]:
+    """Allows a value unless it is one of these texts."""
+    return lambda value: str(value) not in texts
 
 
 def but(*words: str) -> Callable[[Any], bool]:

@@ -1,0 +1,37 @@
+"""What is not there: a configuration file, a package that a class needs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from guardlit.config.nearest import hint, nearest_file
+
+WHERE_CONFIGURATIONS_ARE = (
+    "; configurations are in configs/ of guardlit's repository and source distribution, not in the installed package: "
+    "copy one from there, or write all settings with their defaults by `guardlit fit --print_config > run.yaml`"
+)
+NOT_INSTALLED = re.compile(
+    r"given class_path '(?P<cls>[^']+)':\s+(?:Requirement|Module|Neither)"
+    r".*?pip install (?:-U )?(?P<needed>'[^']+'|[\w.-]+)",
+    re.DOTALL,
+)
+
+
+def no_config(path: Path) -> str:
+    """The message about a `--config` that is no file: a similar name, or where there are some."""
+    if path.exists():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        return f"--config: {path} is {kind}; a YAML file is needed"
+    close = nearest_file(path)
+    if close is None and (own := Path(__file__).parents[2] / "configs" / path.name).is_file():  # called outside a clone
+        close = str(own)
+    return f"--config: no such file: {path}{hint(close) or WHERE_CONFIGURATIONS_ARE}"
+
+
+def not_installed(message: str) -> str | None:
+    """The line about a class of Lightning that lacks a package, from jsonargparse's message; None for any other."""
+    if (found := NOT_INSTALLED.search(message)) is None:
+        return None
+    name = found["cls"].rpartition(".")[2]
+    return f"{name} needs a package that is not installed: pip install {found['needed']}"
