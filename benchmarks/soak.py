@@ -1,8 +1,8 @@
 """Whether a long run keeps its memory and speed: `python benchmarks/soak.py [--rounds 2000] [--out runs/soak]`.
 
 Runs `guardlit fit` in this process on a Stable Diffusion 3 folder of a few thousand random weights, with everything a
-run can have: `clip_range: auto`, every callback, gold scores, TensorBoard and CSV, the checkpoints of every round and
-of the best gold, a validation every 50, and so many prompts that the text encoders load again every 64. A round takes a
+run can have: `clip_range: auto`, every callback, gold scores, TensorBoard and CSV, checkpoints of every round and of
+the best gold, a validation every 50, and so many prompts that the text encoders load again every 64. A round takes a
 fraction of a second; what is measured is the loop around the model.
 
 After every round a line goes to `soak.csv` in `--out`: resident memory, open file descriptors, threads, seconds and CPU

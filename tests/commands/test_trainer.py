@@ -26,7 +26,16 @@ from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.round_checkpoint import RoundCheckpoint
 from guardlit.training.run_folder import RunFolder
 
-CALLBACKS = ["RankWatchdog", "TrainableEMA", "RoundProgress", "SignalGuard", "RunFolder", "RoundCheckpoint"]
+CALLBACKS = [
+    "RankWatchdog",
+    "TrainableEMA",
+    "RoundProgress",
+    "SignalGuard",
+    "RunFolder",
+    "Dashboard",
+    "ClosingBlock",
+    "RoundCheckpoint",
+]
 
 
 @pytest.fixture(scope="module")

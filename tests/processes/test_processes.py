@@ -39,7 +39,10 @@ def test_two_ranks_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path):
     states = {}
     for name in paths:
         states[name] = torch.load(newest(tmp_path / name), weights_only=True)["state_dict"]
-        assert len(list((tmp_path / name).rglob("pytorch_lora_weights.safetensors"))) == 2
+        (run,) = (tmp_path / name / "runs").iterdir()  # one folder for all ranks, with all files
+        assert run.name == "version_0"
+        assert len(list(run.glob("export/*/pytorch_lora_weights.safetensors"))) == 2
+        assert {"config.yaml", "run.json", "metrics.csv", "checkpoints"} <= {path.name for path in run.iterdir()}
     moved = max(float(v.abs().max()) for k, v in states["one"].items() if "lora_B" in k)
     assert moved > 1e-3
     for name, value in states["one"].items():

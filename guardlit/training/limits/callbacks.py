@@ -33,7 +33,7 @@ CALLBACKS: dict[str, Entry] = {
     ),
     "LearningRateMonitor": Entry("logs the learning rates"),
     "ModelCheckpoint": Entry(
-        "which checkpoints are kept, in place of the two newest rounds",
+        "keeps other checkpoints next to those of the two newest rounds",
         f"with `save_on_exception: true`, {ON_EXCEPTION}",
     ),
     "ModelPruning": refuse(
@@ -59,7 +59,7 @@ CALLBACKS: dict[str, Entry] = {
 LOGGERS: dict[str, Entry] = {
     "LitLogger": Entry("needs litlogger and an account"),
     "CometLogger": Entry("needs comet-ml; offline without a key"),
-    "CSVLogger": Entry("`metrics.csv`; a run has one by default"),
+    "CSVLogger": Entry("`metrics.csv`; every run has one"),
     "Logger": Entry("the base of your own"),
     "MLFlowLogger": Entry("needs mlflow"),
     "TensorBoardLogger": Entry("a run has one by default"),
