@@ -102,7 +102,7 @@ class RoundProgress(ProgressBar):
         else:
             parts = [f"{name} {value}" for name, value in (numbers | validation | more).items() if value]
             left = self.seconds_left(trainer, finished) if finished else None
-            parts += [f"{in_words(left)} left"] if left is not None else []
+            parts += [f"{in_words(left)} left"] if left else []  # nothing at the end
             print("  ".join([f"round {self._round(trainer, finished)}", *parts]), file=sys.stderr, flush=True)
         self._validated = False
 
