@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES
-from lora_files import RANK, Made, check, diffusers_header, peft_folder
+from lora_files import RANK, Made, check, diffusers_header, peft_folder, weights
 from velocities import velocity
 
 from guardlit.policies import DiffusersPolicy
@@ -188,3 +188,28 @@ def test_layers_outside_our_targets_merge_too(sd3: DiffusersPolicy, tmp_path: Pa
         with sd3.merged():
             torch.testing.assert_close(velocity(sd3), separate, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(sd3.transformer.proj_out.weight.double(), made.weights["proj_out"])
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("layers", [["pos_embed.proj", "norm_out.linear"], SD3_LAYERS[:2]], ids=["conv", "DoRA"])
+def test_a_base_in_half_precision(
+    sd3: DiffusersPolicy, sd3_folder: Path, tmp_path: Path, layers: list[str], dtype: str
+):
+    made = Made(sd3.transformer)
+    for layer in layers:
+        base = made.weight(layer)
+        down, up = made.pair(layer, base[0].numel(), len(base))
+        made.put(layer, down.reshape(RANK, *base.shape[1:]), up.reshape(*up.shape, *(1,) * (base.ndim - 2)))
+        made.expect(layer, down, up, 1.0)
+        if layer in SD3_LAYERS:
+            made.tensors[f"{layer}.lora_magnitude_vector"] = torch.full((len(base),), 3.0)
+            total = made.weights[layer]
+            made.weights[layer] = 3 * total / total.norm(dim=1, keepdim=True)
+    half = FAMILIES["sd3"].load(sd3_folder, weights_dtype=dtype)
+    with torch.no_grad():
+        base_velocity = velocity(sd3)
+        with weights(sd3.transformer, made):
+            expected = velocity(sd3)
+        with half.exported(made.save(tmp_path)):
+            found = velocity(half)
+    assert float((found - expected).norm() / (expected - base_velocity).norm()) < 0.1
