@@ -158,7 +158,7 @@ def test_a_run_that_explodes_again_and_again_stops(sd3_folder, tmp_path, capsys)
     with pytest.warns(UserWarning, match="good_4.ckpt, learning rates x 0.5 of the run's, rollback 1 of 1"):
         assert guardlit("fit", "--config", path) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "gradient norm is nan at update 5" in said
+    assert "gradient norm is nan at update 6" in said
     assert " after 1 rollbacks; resume with --ckpt_path " in said
     assert "good_0.ckpt" in said  # nothing good came of the other one
 
