@@ -124,8 +124,8 @@ class GradientSpikes(Callback):
         if any(p.grad is not None for p in trained_parameters([optimizer])):
             if self._norm is not None:
                 raise MisconfigurationException(
-                    "GradientSpikes: training_step makes several optimizer steps, and their samples cannot be told "
-                    "apart; make one step per batch, or remove the callback"
+                    "GradientSpikes: training_step makes several optimizer steps, and their samples would be mixed; "
+                    "make one step per batch, or remove the callback"
                 )
             self._norm = trainer.strategy.reduce(gradient_norm(pl_module), reduce_op="mean")
 

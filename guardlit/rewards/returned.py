@@ -24,7 +24,7 @@ def as_result(returned: Any, count: int, name: str, provenance: Mapping[str, str
         returned: a `RewardResult`, or one number per image in a tensor, an array or a list.
         count: B, the images that were scored.
         name: of the scorer, for errors.
-        provenance: of a result that has none of its own.
+        provenance: of a result that has none.
 
     Raises:
         GuardlitError: there is not one number per image.
