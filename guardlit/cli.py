@@ -12,22 +12,8 @@ from collections.abc import Callable
 from importlib import import_module
 
 from guardlit import __version__
+from guardlit.commands import COMMANDS
 from guardlit.errors import GuardlitError, did_you_mean
-
-COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("train a pipeline", "lightning_cli"),
-    "validate": ("evaluate a checkpoint with the rewards of its run", "lightning_cli"),
-    "sample": ("draw images with a checkpoint", "sample"),
-    "export": ("write a checkpoint as a LoRA or a pipeline folder", "lightning_cli"),
-    "evaluate": ("compare checkpoints with the base model: gold scores in one table", "evaluate"),
-    "convert": ("turn a published checkpoint into what a scorer loads", "convert"),
-    "ablate": ("compare objectives, on one rollout or by training with each", "ablate"),
-    "plan": ("print what a run will cost, before any weights load", "plan"),
-    "report": ("write figures and one page from run folders", "report"),
-    "serve-reward": ("score images for other processes, over HTTP", "serve_reward"),
-    "schedule": ("print a sampler's coefficients and every objective's gradient scale", "schedule"),
-}
-"""Name -> what it does, and the module of `guardlit.commands` whose `main` does it, given the list of arguments."""
 
 USAGE_ERROR = 2
 INTERRUPTED = 128 + 2  # as shells report SIGINT

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guardlit.commands.first_look import check
 from guardlit.config.console import Parser
 from guardlit.config.limits import LARGEST_SEED
 from guardlit.errors import GuardlitError, did_you_mean
@@ -83,6 +84,7 @@ def main(args: list[str]) -> None:
         GuardlitError: an option that cannot be used, or a training that failed.
     """
     options, rest = _parse(args[1:])
+    check(["fit", *rest])
     if options.analyze:
         _analyze(options, rest)
     else:

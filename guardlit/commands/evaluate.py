@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from guardlit.commands.first_look import check, shows_help
 from guardlit.commands.lists import as_options, split_lists
 from guardlit.config.console import Parser
 from guardlit.errors import GuardlitError
-from guardlit.gold.evaluation import GOLD, RUN
 
 
 def main(args: list[str]) -> None:
@@ -20,9 +20,12 @@ def main(args: list[str]) -> None:
     Raises:
         GuardlitError: an option, a path or a score that cannot be used.
     """
+    if shows_help(args):
+        return
+    arguments = ["evaluate", *_rewritten(args[1:])]
+    check(arguments)
     from guardlit.commands.lightning_cli import main as run
 
-    arguments = ["evaluate", *_rewritten(args[1:])]
     sys.argv = [sys.argv[0], *arguments]  # what LightningCLI parses, and Lightning's launchers start again
     run(arguments)
 
@@ -37,6 +40,8 @@ def _rewritten(args: list[str]) -> list[str]:
         return [*rest, *as_options(words)]
     if words["ckpt"] or words["label"]:
         raise GuardlitError("--rescore scores the images in --out; leave out --ckpt and --label")
+    from guardlit.gold.evaluation import GOLD, RUN
+
     place = Parser("guardlit evaluate", add_help=False)
     place.add_argument("--out", type=Path, default=Path("evaluation"))
     place.add_argument("--config", "-c", action="append")

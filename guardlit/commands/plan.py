@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from guardlit.commands.lightning_cli import parse
+from guardlit.commands.first_look import check
 from guardlit.config.console import Parser, show, table
 from guardlit.errors import GuardlitError
-from guardlit.planning.estimate import Estimate, estimate
-from guardlit.planning.run import PlannedRun
-from guardlit.training.limits.arguments import check_arguments
-from guardlit.training.limits.settings import check_precision
-from guardlit.training.linter import Finding, LintFacts, lint
+
+if TYPE_CHECKING:
+    from guardlit.planning.estimate import Estimate
+    from guardlit.planning.run import PlannedRun
+    from guardlit.training.linter import Finding
 
 Row = tuple[str, ...]
 NO_PROMPTS = "hf:prompts/not-set"
@@ -40,7 +40,16 @@ def main(args: list[str]) -> None:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             if options.json.is_dir():
                 raise IsADirectoryError(0, "it is a folder")
-    run = planned(rest)
+    check(["fit", *rest])
+    _plan(options, planned(rest))
+
+
+def _plan(options: argparse.Namespace, run: PlannedRun) -> None:
+    from guardlit.planning.estimate import estimate
+    from guardlit.training.limits.arguments import check_arguments
+    from guardlit.training.limits.settings import check_precision
+    from guardlit.training.linter import LintFacts, lint
+
     check_arguments(run.trainer)
     check_precision(run.precision, run.module.policy.forward_dtype)
     document: dict[str, Any] = {"run": _run(run)}
@@ -64,6 +73,9 @@ def main(args: list[str]) -> None:
 
 def planned(arguments: list[str]) -> PlannedRun:
     """The run of `guardlit fit ARGUMENTS`, not started; mistakes exit with 2, as there."""
+    from guardlit.commands.lightning_cli import parse
+    from guardlit.planning.run import PlannedRun
+
     parser, config = parse(["fit", f"--data.train={NO_PROMPTS}", *arguments])  # whatever follows replaces it
     built = parser.instantiate_classes(config)["fit"]
     trainer = vars(built.trainer)

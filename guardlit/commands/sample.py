@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from guardlit.commands.first_look import main as run
 from guardlit.commands.lists import as_options, split_lists
 
 
@@ -16,8 +17,6 @@ def main(args: list[str]) -> None:
     Raises:
         GuardlitError: an option, a prompt or a checkpoint that cannot be used.
     """
-    from guardlit.commands.lightning_cli import main as run
-
     words, rest = split_lists("guardlit sample", args[1:], ["prompts"])
     arguments = ["sample", *rest, *as_options(words)]
     sys.argv = [sys.argv[0], *arguments]  # what LightningCLI parses, and Lightning's launchers start again

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from guardlit.config.console import Parser, show, times
+from guardlit.config.locate import CONFIG_OPTIONS
 from guardlit.errors import GuardlitError, positive
 from guardlit.schedule import ScheduleTable, schedule_table, write_csv
 from guardlit.sde import CPS, MOST_STEPS, ODE, SDE, Coefficients, DanceSDE, FlowSDE, flow_match_sigmas
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 
 SAMPLERS: dict[str, type[FlowSDE] | type[DanceSDE] | type[CPS]] = {"flow": FlowSDE, "dance": DanceSDE, "cps": CPS}
 DEFAULT_SHIFT, DEFAULT_TRAIN_TIMESTEPS = 3.0, 1000
+DEFAULT_STEPS, DEFAULT_FRACTION = 10, 0.99
+OF_A_RUN = {
+    "steps": "model.rollout.num_inference_steps",
+    "shift": "model.policy.model",
+    "sde": "model.sde",
+    "noise_level": "model.sde.noise_level",
+    "timestep_fraction": "model.rollout.timestep_fraction",
+    "model": "model.policy.model",
+}
+"""Options that a configuration takes the place of, and its keys."""
 OF_SIZE = (("base_shift", 0.5), ("max_shift", 1.15))
 OTHER_SCHEDULES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal", "invert_sigmas")
 
@@ -38,20 +49,13 @@ def main(args: list[str]) -> None:
     Raises:
         GuardlitError: an option or a model folder that cannot be used.
     """
-    options = _parse(args[1:])
-    if not 1 <= options.steps <= MOST_STEPS:
-        raise GuardlitError(f"--steps {options.steps} must lie in 1 to {MOST_STEPS}")
-    if options.shift is not None:
-        positive(**{"--shift": options.shift})
-    shift, train_timesteps = _shift(options.model, options.shift)
-    try:
-        sigmas = flow_match_sigmas(options.steps, shift, train_timesteps)
-        coefficients = _sampler(options.sde, options.noise_level).coefficients(sigmas)
-    except ValueError as error:
-        raise GuardlitError(str(error)) from error
-    trained = _trained_steps(coefficients, options.timestep_fraction)
-    table = schedule_table(coefficients, trained)
-    _print(table, title=f"{options.sde}, {options.steps} steps, shift {shift:g}, {len(trained)} trained")
+    if any(arg.partition("=")[0] in CONFIG_OPTIONS for arg in args):
+        options, rest = _parser(config=False).parse_known_args(args[1:])
+        table, title = _of_run(options, rest)
+    else:
+        options = _parser().parse(args[1:])
+        table, title = _of_options(options)
+    _print(table, title)
     for option, path, write in (("--csv", options.csv, write_csv), ("--plot", options.plot, plot)):
         try:
             if path:
@@ -61,18 +65,58 @@ def main(args: list[str]) -> None:
             raise GuardlitError(f"{option} {path} cannot be written: {reason}") from error
 
 
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("guardlit schedule", description=__doc__)
+def _of_options(options: argparse.Namespace) -> tuple[ScheduleTable, str]:
+    steps = DEFAULT_STEPS if options.steps is None else options.steps
+    if not 1 <= steps <= MOST_STEPS:
+        raise GuardlitError(f"--steps {steps} must lie in 1 to {MOST_STEPS}")
+    if options.shift is not None:
+        positive(**{"--shift": options.shift})
+    shift, train_timesteps = _shift(options.model, options.shift)
+    sampler = options.sde or "flow"
+    try:
+        sigmas = flow_match_sigmas(steps, shift, train_timesteps)
+        coefficients = _sampler(sampler, options.noise_level).coefficients(sigmas)
+    except ValueError as error:
+        raise GuardlitError(str(error)) from error
+    fraction = DEFAULT_FRACTION if options.timestep_fraction is None else options.timestep_fraction
+    trained = _trained_steps(coefficients, fraction)
+    title = f"{sampler}, {steps} steps, shift {shift:g}, {len(trained)} trained"
+    return schedule_table(coefficients, trained), title
+
+
+def _of_run(options: argparse.Namespace, rest: list[str]) -> tuple[ScheduleTable, str]:
+    """The sampler, the steps and the model's own schedule of a configuration; no weights are read."""
+    for name, key in OF_A_RUN.items():
+        if getattr(options, name) is not None:
+            raise GuardlitError(f"--{name.replace('_', '-')}: the configuration has it; give --{key}")
+    from guardlit.commands.plan import planned
+
+    module = planned(rest).module
+    rollout = module.rollout
+    try:
+        coefficients = module.sde.coefficients(module.policy.skeleton().sigmas(rollout.num_inference_steps))
+    except ValueError as error:
+        raise GuardlitError(str(error)) from error
+    trained = [step for step in range(*rollout.trainable_range) if coefficients.std[step] > 0]
+    title = f"{type(module.sde).__name__}, {len(coefficients)} steps of the model's schedule, {len(trained)} trained"
+    return schedule_table(coefficients, trained), title
+
+
+def _parser(config: bool = True) -> Parser:
+    epilog = "With --config all other options but --plot and --csv are those of `guardlit fit`."
+    parser = Parser("guardlit schedule", description=__doc__, epilog=epilog)
     add = parser.add_argument
-    add("--steps", type=int, default=10, metavar="T", help="sampling steps (default: 10)")
+    add("--steps", type=int, metavar="T", help="sampling steps (default: 10)")
     add("--shift", type=float, help="timestep shift (default: the model's, or 3)")
-    add("--sde", choices=[*SAMPLERS, "ode"], default="flow", help="sampler (default: flow)")
+    add("--sde", choices=[*SAMPLERS, "ode"], help="sampler (default: flow)")
     add("--noise-level", type=float, metavar="ETA", help="default: 0.7 for flow, 0.3 for dance, 0.8 for cps")
-    add("--timestep-fraction", type=float, default=0.99, help="fraction of the steps that is trained (default: 0.99)")
+    add("--timestep-fraction", type=float, help="fraction of the steps that is trained (default: 0.99)")
     add("--model", type=Path, metavar="FOLDER", help="pipeline folder whose scheduler gives the shift")
     add("--plot", type=Path, metavar="PNG", help="draw the table into this file")
     add("--csv", type=Path, metavar="CSV", help="write the table to this file")
-    return parser.parse(args)
+    if config:  # listed by help; where one is given, it is of `fit`
+        add("--config", metavar="FILE", help="a run: the sampler, steps and schedule that it trains with")
+    return parser
 
 
 def _shift(model: Path | None, shift: float | None) -> tuple[float, int]:

@@ -84,12 +84,13 @@ def main(args: list[str]) -> None:
     Raises:
         GuardlitError: settings that cannot be served.
     """
-    if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
-        raise GuardlitError(f"{' and '.join(missing)} not installed: pip install 'guardlit[serve]'")
     parser = GuardlitParser(prog="guardlit serve-reward", description=__doc__)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with the options below")
     parser.add_class_arguments(ServerSettings)
-    config = parser.instantiate_classes(parser.parse_args(args[1:]))
+    parsed = parser.parse_args(args[1:])  # help and mistakes need no server
+    if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
+        raise GuardlitError(f"{' and '.join(missing)} not installed: pip install 'guardlit[serve]'")
+    config = parser.instantiate_classes(parsed)
     config.pop("config")
     try:
         settings = ServerSettings(**vars(config))

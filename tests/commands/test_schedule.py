@@ -172,3 +172,19 @@ def test_nothing_is_truncated_with_many_small_steps(capsys: pytest.CaptureFixtur
     assert "…" not in text
     assert all(float(value) > 0 for value in columns["RatioNorm"])
     assert torch.isfinite(torch.tensor([float(value) for value in columns["FlowGRPO"]])).all()
+
+
+def test_a_configuration_gives_sampler_steps_and_schedule(capsys: pytest.CaptureFixture[str]):
+    """SD3.5 Medium's bundled facts have the shift of 3 that the options default to."""
+    recipe = str(Path(__file__).parents[2] / "configs" / "sd35_pickscore.yaml")
+    columns, _, text = printed(capsys, "--config", recipe)
+    assert {name: columns[name] for name in PUBLISHED} == PUBLISHED
+    assert "FlowSDE, 10 steps of the model's schedule, 9 trained" in " ".join(text.split())
+    columns, _, _ = printed(capsys, "--config", recipe, "--model.sde", "CPS", "--model.rollout.num_inference_steps=4")
+    assert columns["trained"] == ["yes"] * 3 + ["no"]
+
+
+def test_a_configuration_takes_the_place_of_options(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("model: {}\n")
+    with pytest.raises(GuardlitError, match=r"--noise-level: the configuration has it; give --model\.sde\.noise_level"):
+        main(["schedule", "--config", str(tmp_path / "run.yaml"), "--noise-level", "0.3"])

@@ -73,7 +73,9 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]):
 
 def test_without_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("guardlit.commands.serve_reward.find_spec", lambda name: None)
-    assert guardlit("serve-reward") == 2
+    assert guardlit("serve-reward", "--help") == 0
+    assert "--scorers" in capsys.readouterr().out
+    assert guardlit("serve-reward", "--scorers.a", "JPEGCompressibility") == 2
     assert "fastapi and uvicorn not installed: pip install 'guardlit[serve]'" in capsys.readouterr().err
 
 
