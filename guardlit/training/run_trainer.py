@@ -73,6 +73,7 @@ class RunTrainer(FolderTrainer):
         if tf32 is not None:
             allow_tf32(tf32)
         self._active, self._open_round = False, False
+        self.interrupted_checkpoint: Path | None = None
         self._watchdog = RankWatchdog()
         complete(kwargs)
         check_arguments(kwargs)
@@ -89,7 +90,7 @@ class RunTrainer(FolderTrainer):
 
     def _leave_round_open(self) -> None:
         self._open_round = True
-        save_partial_round(self)
+        self.interrupted_checkpoint = save_partial_round(self)
 
     @contextmanager
     def exits(self, model: pl.LightningModule) -> Iterator[None]:
@@ -145,7 +146,7 @@ class RunTrainer(FolderTrainer):
             raise GuardlitError(
                 "the last fit of this Trainer stopped within a round: give ckpt_path='last' to resume it"
             )
-        self._open_round = False
+        self._open_round, self.interrupted_checkpoint = False, None
         while True:
             try:
                 return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)

@@ -30,6 +30,8 @@ def _lines(trainer: pl.Trainer, folder: Path) -> Iterator[tuple[str, str]]:
     run, callbacks = shlex.quote(str(folder)), trainer.callbacks  # type: ignore[attr-defined]
     yield "run", run
     checkpoints = dict(_checkpoints(callbacks))
+    if (interrupted := getattr(trainer, "interrupted_checkpoint", None)) is not None:  # the run ends within a round
+        checkpoints = {"last": str(interrupted), **{k: v for k, v in checkpoints.items() if k != "last"}}
     exported = [path for callback in callbacks if isinstance(callback, ExportAtEnd) for path in callback.written]
     for path in sorted(exported, key=lambda path: path.name):  # ema before raw
         note = "averaged: use these" if path.name == "ema" else "of the last update, not averaged"

@@ -17,19 +17,23 @@ def interrupted_path(trainer: pl.Trainer) -> Path:
     return checkpoint_folder(trainer) / "interrupted.ckpt"
 
 
-def save_partial_round(trainer: pl.Trainer) -> None:
+def save_partial_round(trainer: pl.Trainer) -> Path | None:
     """Save a round that the Trainer's limits or a callback end before its last micro-batch. Collective.
 
     The run resumes from it as after a signal: it holds position, gradients and outputs of the update in progress.
     A Trainer without checkpoints saves nothing.
+
+    Returns:
+        The checkpoint, if there is one.
     """
     where = f"stopped by {_cause(trainer)} at update {trainer.global_step}, within round {trainer.current_epoch + 1}"
     if not trainer.checkpoint_callbacks:
         rank_zero_info(f"{where}; without checkpoints the run cannot be resumed")
-        return
+        return None
     path = interrupted_path(trainer)
     trainer.save_checkpoint(path, weights_only=False)
     rank_zero_info(f"{where}; resume with --ckpt_path {path}")
+    return path
 
 
 def check_time(trainer: pl.Trainer) -> None:

@@ -119,6 +119,11 @@ def test_nothing_is_saved_within_a_micro_batch(sd3_folder: Path, tmp_path: Path,
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_the_last_lines_name_the_open_round(sd3_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert guardlit("fit", "--config", run(tmp_path, sd3_folder, trainer__max_steps=5)) == 0
+    assert re.search(r"\ncheckpoint +\S+/interrupted\.ckpt  \(last\)\n", capfd.readouterr().err)
+
+
 def test_no_time_left_is_an_error(sd3_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     path = run(tmp_path, sd3_folder, trainer__callbacks=[TIMER])
     assert guardlit("fit", "--config", path) == 0
