@@ -1,9 +1,9 @@
 """Whether a long run keeps its memory and speed: `python benchmarks/soak.py [--rounds 2000] [--out runs/soak]`.
 
 Runs `guardlit fit` in this process on a Stable Diffusion 3 folder of a few thousand random weights, with everything a
-run can have: `clip_range: auto`, every callback, gold scores, TensorBoard and CSV, two `ModelCheckpoint`s of which one
-writes every round, a validation every 50, and so many prompts that the text encoders load again every 64. A round takes
-a fraction of a second; what is measured is the loop around the model.
+run can have: `clip_range: auto`, every callback, gold scores, TensorBoard and CSV, checkpoints of every round and of
+the best gold, a validation every 50, and so many prompts that the text encoders load again every 64. A round takes a
+fraction of a second; what is measured is the loop around the model.
 
 After every round a line goes to `soak.csv` in `--out`: resident memory, open file descriptors, threads, seconds and CPU
 seconds of the round. Every 50th round Python's garbage is collected, and the line also has the allocated size of the C
@@ -161,7 +161,6 @@ def settings(folder: Path, rounds: int) -> dict[str, Any]:
         "guardlit.training.export.ExportAtEnd": {},
     }
     kept = [
-        {"filename": "round_{epoch:05d}", "auto_insert_metric_name": False, "save_on_train_epoch_end": True},
         {"monitor": "gold/average", "mode": "max", "save_top_k": 2, "filename": "gold_{step}"},
     ]
     policy = {"model": str(folder / "model"), "resolution": 32, "lora": {"rank": 4, "alpha": 8}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 
 
@@ -48,6 +49,32 @@ def positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise GuardlitError(f"{name}={value} must be positive and finite")
+
+
+def hub_refusal(error: BaseException, name: str, kind: str = "") -> str:
+    """What to do where the Hugging Face hub does not let a repository be read; empty for an error of another kind.
+
+    Args:
+        error: of a library that downloads; its causes are looked at, too.
+        name: of the repository, owner/name.
+        kind: part of its address, such as `datasets/`; empty for models.
+    """
+    page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{kind}{name}"
+    cause: BaseException | None = error
+    while cause is not None:
+        kinds = {base.__name__ for base in type(cause).__mro__}  # the library need not be imported for it
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        of_datasets = str(cause) if "DatasetNotFoundError" in kinds else ""  # that library drops the cause
+        if "GatedRepoError" in kinds or "gated dataset" in of_datasets:
+            if status == 403 or "ask for access" in of_datasets:
+                return f"it is gated, and this login has no access: accept its license at {page} with the same account"
+            return f"it is gated: accept its license at {page}, then log in with `hf auth login` or set HF_TOKEN"
+        if "RepositoryNotFoundError" in kinds or of_datasets:
+            return "the hub has none of this name, or it is private: check the name, or log in with `hf auth login`"
+        if status == 401:
+            return "the hub does not accept this login: log in again with `hf auth login`, or set HF_TOKEN"
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def similar(word: str, known: Iterable[str], n: int = 1) -> list[str]:

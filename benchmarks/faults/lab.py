@@ -142,13 +142,13 @@ def last_update(folder: Path) -> int:
 
 def _settings(setting: Setting) -> dict[str, object]:
     """A checkpoint after every update and every round; all state that a run can have."""
-    keep = {"save_top_k": -1, "auto_insert_metric_name": False}
-    updates = {"filename": "update_{step}", "every_n_train_steps": 1, **keep}
-    rounds = {"filename": "round_{epoch}", "every_n_epochs": 1, "save_on_train_epoch_end": True, **keep}
+    updates = {"filename": "update_{step}", "every_n_train_steps": 1, "auto_insert_metric_name": False}
+    rounds = "guardlit.training.round_checkpoint.RoundCheckpoint"
     changes: dict[str, object] = {
         "trainer__callbacks": [
             {"class_path": "guardlit_callbacks.TrainableEMA"},
-            *({"class_path": "ModelCheckpoint", "init_args": init} for init in (updates, rounds)),
+            {"class_path": "ModelCheckpoint", "init_args": {**updates, "save_top_k": -1}},
+            {"class_path": rounds, "init_args": {"save_top_k": -1}},
         ],
         "data__micro_batch": 4 // setting.processes,
     }

@@ -36,7 +36,11 @@ def composite(scores: Mapping[str, float], base: Mapping[str, float]) -> float:
     _check_names(scores, base)
     for name in base:
         if not base[name] > 0 or not np.isfinite(base[name]):
-            raise ValueError(f"composite: the base score of {name!r} must be a positive number, got {base[name]}")
+            found = float(f"{base[name]:.6g}")
+            raise ValueError(
+                f"composite: the base score of {name!r} must be a positive number, got {found}: score / base has no "
+                f"meaning; leave {name!r} out of the average"
+            )
         if not np.isfinite(scores[name]):
             raise ValueError(f"composite: the score of {name!r} must be a finite number, got {scores[name]}")
     return float(np.mean([scores[name] / base[name] for name in base]))
@@ -82,7 +86,10 @@ def bootstrap(
     for name in scores:
         below = bases[name][rows].mean(axis=1)
         if not (below > 0).all():
-            raise ValueError(f"bootstrap: the base score of {name!r} is too close to 0 to divide by")
+            raise ValueError(
+                f"bootstrap: the base score of {name!r} is too close to 0 to divide by: it is not positive in some "
+                f"resamples of the prompts; leave {name!r} out of the average"
+            )
         ratios += scores[name][rows].mean(axis=1) / below / len(scores)
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))

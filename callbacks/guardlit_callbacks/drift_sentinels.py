@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from guardlit_callbacks.bases.validation import ValidationCallback, log_validation
 from guardlit_callbacks.distributed.gather import distinct
-from guardlit_callbacks.figures.pictures import to_uint8
+from guardlit_callbacks.tools.images import check_range, read_images
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from guardlit_callbacks.tools.outputs import read_output, read_value
+from guardlit_callbacks.tools.outputs import read_column, read_value
 
 _THUMBNAIL = 16
 
@@ -156,23 +156,35 @@ class DriftSentinels(ValidationCallback[_Batch]):
         ```
 
     Args:
-        images: key of the images in what `validation_step` returns, (B, 3, H, W) uint8 or float in [0, 1].
+        images: key of the images in what `validation_step` returns, (B, 3, H, W) uint8, or floats in `value_range`.
         groups: key of B labels (texts or numbers); equal labels form a group. None for no diversity.
         index: key of each sample's index in the validation set, (B,); a sample that a distributed sampler repeats then
             counts once. None if there are no repeats.
+        value_range: of float images, [0, 1] or [-1, 1].
+        dataloader: index of the validation dataloader to read, where there are several.
 
     Raises:
-        MisconfigurationException: a key is missing in what `validation_step` returned, or holds something else.
+        ValueError: another `value_range`.
+        MisconfigurationException: the module has no `validation_step`; a key is missing in what it returned, or holds
+            something else; several validation dataloaders without `dataloader`.
     """
 
-    def __init__(self, images: str = "images", groups: str | None = "prompts", index: str | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        images: str = "images",
+        groups: str | None = "prompts",
+        index: str | None = None,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        dataloader: int | None = None,
+    ) -> None:
+        super().__init__(dataloader)
         self.images, self.groups, self.index = images, groups, index
+        self.value_range = check_range(value_range, self)
         self._baseline: dict[str, float] = {}
 
     def collect(self, outputs: Any) -> list[_Batch]:
         """Reduces the batch to a few numbers and a thumbnail per image."""
-        images = to_uint8(read_output(outputs, self.images, self, "images"), self)
+        images = read_images(outputs, self.images, self, self.value_range)
         groups: list[Hashable] = []
         if self.groups is not None:
             labels = read_value(outputs, self.groups, self, "groups")
@@ -183,7 +195,7 @@ class DriftSentinels(ValidationCallback[_Batch]):
                 )
         values = torch.stack([sentinel(images) for sentinel in SENTINELS.values()], dim=1)
         thumbnails = functional.adaptive_avg_pool2d(images.float(), _THUMBNAIL).round().to(torch.uint8)
-        index = [] if self.index is None else read_output(outputs, self.index, self, "index").tolist()
+        index = [] if self.index is None else read_column(outputs, self.index, self, "index", len(images)).tolist()
         return [_Batch(values.cpu(), thumbnails.cpu(), groups, index)]
 
     def report(self, trainer: Trainer, pl_module: LightningModule, ranks: Sequence[Sequence[_Batch]]) -> None:

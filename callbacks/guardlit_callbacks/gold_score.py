@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from guardlit_callbacks.bases.validation import ValidationCallback, is_partial, log_validation
 from guardlit_callbacks.composite import Interval, bootstrap
-from guardlit_callbacks.figures.plots import ProxyGoldCurve, proxy_gold_figure
+from guardlit_callbacks.distributed.gather import distinct, interleave
+from guardlit_callbacks.figures.proxy_gold import ProxyGoldCurve, first_spread, proxy_gold_figure
+from guardlit_callbacks.gold_by_prompt import Kept, Sample, add_scores, score_by_prompt
+from guardlit_callbacks.tools.folders import run_dir
+from guardlit_callbacks.tools.images import check_range, read_images
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from guardlit_callbacks.tools.logging import log_figure, run_dir
-from guardlit_callbacks.tools.outputs import read_output, read_value
-from guardlit_callbacks.tools.scoring import ScoreRequest, Scorers, can_close, named, score, set_up
+from guardlit_callbacks.tools.logging import log_figure
+from guardlit_callbacks.tools.outputs import read_column, read_mappings, read_texts
+from guardlit_callbacks.tools.scoring import ScoreRequest, Scorers, can_close, compares_images, named, score, set_up
 from guardlit_callbacks.tools.statistics import Array
 
-PROXY = "proxy"
-
-Sample = dict[str, Any]
-"""A sample's prompt, its scores by scorer and, where given, its proxy reward and index."""
+PROXY, METADATA = "proxy", "metadata"
 
 
 class GoldScore(ValidationCallback[Sample]):
@@ -42,8 +42,9 @@ class GoldScore(ValidationCallback[Sample]):
     |---|---|
     | `gold/NAME` | mean over prompts, in the scorer's unit |
     | `gold/average` | 1 = as good as the base, more is better |
-    | `gold/average_low`, `gold/average_high` | ends of the interval, same unit |
+    | `gold/average_low`, `gold/average_high` | ends of the 95 % interval of `gold/average` |
     | `gold/proxy` | mean proxy reward over prompts, in its own unit, without failed ones |
+    | `gold/proxy_std` | standard deviation of the proxy reward over images, in its own unit |
 
     Loggers that take figures get `gold/figure`. The run's folder gets `gold.csv` (one row an evaluation),
     `gold.png`, and `gold/step_SSSSSSSS.npz` with `prompt` and each scorer's scores by prompt, (P,) each.
@@ -60,10 +61,11 @@ class GoldScore(ValidationCallback[Sample]):
         scorers: name to scorer, or a list of scorers with names. A scorer is a torchmetrics `Metric` that is a
             mean over samples, with `update(images, prompts)` or `update(images)`, or any object with `setup(device)`
             and `score(request)`: the request has images (B, 3, height, width) uint8, prompts and metadata, the result
-            `values` (B,) and `valid` (B,). A scorer with `close()` is closed at the end.
-        images: key of the images, (B, 3, height, width) uint8.
+            is one number per image or has `values` (B,) and `valid` (B,). A scorer with `close()` is closed at the
+            end. One with a true attribute `compares_images` gets all images of a prompt in one request.
+        images: key of the images, (B, 3, height, width) uint8, or floats in `value_range`.
         prompts: key of the prompts, B texts.
-        metadata: key of B mappings for the scorers; None for empty ones.
+        metadata: key of B mappings for the scorers; empty ones for None, and where the default key is not returned.
         proxy: key of the proxy reward, (B,); None for none.
         index: key of each sample's index in the validation set, (B,); a sample that a distributed sampler repeats then
             counts once. None if there are no repeats.
@@ -71,11 +73,15 @@ class GoldScore(ValidationCallback[Sample]):
         base: scorer to the base model's mean; by default the evaluation at step 0.
         lower_is_better: scorers such as distances, which enter the average as base / score.
         resamples: of the bootstrap.
+        value_range: of float images, [0, 1] or [-1, 1].
+        dataloader: index of the validation dataloader to read, where there are several.
 
     Raises:
-        ValueError: a name in `average`, `base` or `lower_is_better` is not a scorer's.
-        MisconfigurationException: a key is not among the outputs; images are not uint8; a gold score failed (they are
-            never dropped); the prompts differ from those of the base.
+        ValueError: a name in `average`, `base` or `lower_is_better` is not a scorer's; another `value_range`.
+        MisconfigurationException: the module has no `validation_step`; a key is not among the outputs, or holds
+            something else; a scorer did not return one number per image; a gold score failed (they are never dropped);
+            the prompts differ from those of the base; a base score in the average is not positive; several validation
+            dataloaders without `dataloader`.
     """
 
     def __init__(
@@ -83,16 +89,21 @@ class GoldScore(ValidationCallback[Sample]):
         scorers: Scorers,
         images: str = "images",
         prompts: str = "prompts",
-        metadata: str | None = "metadata",
+        metadata: str | None = METADATA,
         proxy: str | None = "reward",
         index: str | None = None,
         average: list[str] | None = None,
         base: dict[str, float] | None = None,
         lower_is_better: list[str] | None = None,
         resamples: int = 1000,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        dataloader: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dataloader)
+        self.value_range = check_range(value_range, self)
         self.scorers = named(scorers)
+        self._comparing = {name: scorer for name, scorer in self.scorers.items() if compares_images(scorer)}
+        self._kept: list[Kept] = []  # this rank's images, where a scorer compares them
         self.images, self.prompts, self.metadata, self.proxy, self.index = images, prompts, metadata, proxy, index
         self.average = list(self.scorers) if average is None else average
         self.base, self.lower_is_better, self.resamples = base, lower_is_better or [], resamples
@@ -110,6 +121,7 @@ class GoldScore(ValidationCallback[Sample]):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sets up the scorers that are not set up yet, or were closed since."""
+        self._kept = []
         if not is_partial(trainer):
             for name in [name for name in self.scorers if name not in self._open]:
                 self._open.add(name)
@@ -117,26 +129,27 @@ class GoldScore(ValidationCallback[Sample]):
 
     def collect(self, outputs: Any) -> list[Sample]:
         """Scores the batch's images."""
-        images = read_output(outputs, self.images, self, "images")
-        prompts = list(read_value(outputs, self.prompts, self, "prompts"))
-        metadata = (
-            [{}] * len(prompts) if self.metadata is None else read_value(outputs, self.metadata, self, "metadata")
-        )
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(prompts):
-            raise MisconfigurationException(
-                f"GoldScore: the output {self.images!r} is {tuple(images.shape)} {images.dtype} for {len(prompts)} "
-                f"prompts; it must be ({len(prompts)}, 3, height, width) uint8"
-            )
-        request = ScoreRequest(images, prompts, list(metadata))
-        columns = {name: score(scorer, request) for name, scorer in self.scorers.items()}
-        if self.proxy is not None:
-            columns[PROXY] = _numpy(read_output(outputs, self.proxy, self, "proxy"))
-        if self.index is not None:
-            columns["index"] = _numpy(read_output(outputs, self.index, self, "index"))
-        return [
-            {"prompt": prompt, **{name: float(values[i]) for name, values in columns.items()}}
-            for i, prompt in enumerate(prompts)
-        ]
+        images = read_images(outputs, self.images, self, self.value_range)
+        count = len(images)
+        prompts = read_texts(outputs, self.prompts, self, "prompts", count)
+        request = ScoreRequest(images, prompts, self._metadata(outputs, count))
+        samples: list[Sample] = [{"prompt": prompt} for prompt in prompts]
+        for name, scorer in self.scorers.items():
+            if name not in self._comparing:
+                add_scores(samples, name, *score(scorer, name, request))
+        for column, argument, key in ((PROXY, "proxy", self.proxy), ("index", "index", self.index)):
+            if key is not None:
+                add_scores(samples, column, read_column(outputs, key, self, argument, count).double().cpu().numpy())
+        if self._comparing:
+            self._kept += zip(images.cpu(), request.metadata, strict=True)
+        return samples
+
+    def _metadata(self, outputs: Any, count: int) -> list[Mapping[str, Any]]:
+        """Empty mappings where there is no key; the default key need not be among the outputs."""
+        missing = self.metadata == METADATA and METADATA not in outputs
+        if self.metadata is None or missing:
+            return [{}] * count
+        return read_mappings(outputs, self.metadata, self, "metadata", count)
 
     # --- closing ------------------------------------------------------------------------------------------------
 
@@ -161,7 +174,8 @@ class GoldScore(ValidationCallback[Sample]):
 
     def report(self, trainer: Trainer, pl_module: LightningModule, ranks: Sequence[Sequence[Sample]]) -> None:
         """Compares the scores with the base, logs and writes."""
-        samples = [sample for rank in ranks for sample in rank]
+        samples, kept, self._kept = _distinct(ranks), self._kept, []
+        score_by_prompt(self._comparing, samples, kept, trainer.global_rank, pl_module.device)
         self._check_failed(samples)
         prompts, scores = _per_prompt(samples)
         step = trainer.global_step
@@ -171,6 +185,7 @@ class GoldScore(ValidationCallback[Sample]):
         row |= {"average": interval.value, "average_low": interval.low, "average_high": interval.high}
         if PROXY in scores and not np.all(np.isnan(scores[PROXY])):
             row[PROXY] = float(np.nanmean(scores[PROXY]))
+            row[f"{PROXY}_std"] = float(np.nanstd([sample[PROXY] for sample in samples]))
         self.history = [*(old for old in self.history if old["step"] < step), {"step": step, **row}]
 
         log_validation(trainer, pl_module, {f"gold/{name}": value for name, value in row.items()})
@@ -182,11 +197,13 @@ class GoldScore(ValidationCallback[Sample]):
 
     def _check_failed(self, samples: list[Sample]) -> None:
         for name in self.scorers:
-            failed = [sample["prompt"] for sample in samples if not np.isfinite(sample[name])]
+            failed = [sample for sample in samples if not np.isfinite(sample[name])]
             if failed:
+                reason = failed[0].get("reasons", {}).get(name, "")
                 raise MisconfigurationException(
                     f"GoldScore: {name!r} failed on {len(failed)} of {len(samples)} images, first for the prompt "
-                    f"{failed[0]!r}; gold scores are never dropped: fix the scorer or remove the prompt"
+                    f"{failed[0]['prompt']!r}{f' ({reason})' if reason else ''}; gold scores are never dropped: fix "
+                    "the scorer or remove the prompt"
                 )
 
     def _set_base(self, step: int, prompts: list[str], scores: Mapping[str, Array]) -> None:
@@ -211,12 +228,16 @@ class GoldScore(ValidationCallback[Sample]):
         for name in self.average:
             base = self._base_scores[name] if self.base is None else np.full_like(scores[name], self.base[name])
             above[name], below[name] = (base, scores[name]) if name in self.lower_is_better else (scores[name], base)
-        return bootstrap(above, below, n=self.resamples)
+        try:
+            return bootstrap(above, below, n=self.resamples)
+        except ValueError as error:
+            raise MisconfigurationException(f"GoldScore(average={self.average}): {error}") from error
 
     def _figure(self) -> Any:
         columns = {name: np.array([row.get(name, np.nan) for row in self.history]) for name in self.history[-1]}
         interval = (columns["average"], columns["average_low"], columns["average_high"])
-        return proxy_gold_figure({"run": ProxyGoldCurve(columns["step"], columns.get(PROXY), *interval)})
+        spread = first_spread(columns.get(f"{PROXY}_std", np.zeros(0)))
+        return proxy_gold_figure({"run": ProxyGoldCurve(columns["step"], columns.get(PROXY), *interval, spread)})
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -231,22 +252,26 @@ class GoldScore(ValidationCallback[Sample]):
         self._base_scores = {name: values.numpy() for name, values in state_dict["base_scores"].items()}
 
 
-def _numpy(values: Tensor) -> Array:
-    return values.double().cpu().numpy()
-
-
 def _check_names(argument: str, names: Any, scorers: Any, what: str = "is not a scorer") -> None:
     if unknown := [name for name in names if name not in scorers]:
         raise ValueError(f"GoldScore: {argument} {unknown[0]!r} {what}; there are {', '.join(map(repr, scorers))}")
 
 
+def _distinct(ranks: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """The samples of all ranks in the order of the data set, each index once, with their places."""
+    placed = [[{**s, "place": (rank, i)} for i, s in enumerate(samples)] for rank, samples in enumerate(ranks)]
+    samples = interleave(placed)
+    if "index" not in samples[0]:
+        return samples
+    return [samples[position] for position in distinct([sample["index"] for sample in samples])]
+
+
 def _per_prompt(samples: list[Sample]) -> tuple[list[str], dict[str, Array]]:
-    """Prompts in alphabetical order and each column's mean per prompt; each sample index counts once."""
-    samples = list({sample.get("index", ("no index", i)): sample for i, sample in enumerate(samples)}.values())
+    """Prompts in alphabetical order and each column's mean per prompt."""
     by_prompt: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda s: (s["prompt"], s.get("index", 0))):
         by_prompt.setdefault(sample["prompt"], []).append(sample)
-    names = [name for name in samples[0] if name not in ("prompt", "index")]
+    names = [name for name in samples[0] if name not in ("prompt", "index", "place", "reasons")]
     means = {name: np.array([np.mean([s[name] for s in group]) for group in by_prompt.values()]) for name in names}
     return list(by_prompt), means
 

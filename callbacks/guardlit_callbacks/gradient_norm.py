@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -18,8 +17,17 @@ from guardlit_callbacks.distributed.gradients import gradient_norm, total_norm, 
 from guardlit_callbacks.distributed.sync_ddp import SyncDDP
 from guardlit_callbacks.figures.plots import gradient_figure
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from guardlit_callbacks.tools.logging import log_figure, log_histogram
-from guardlit_callbacks.tools.outputs import read_output
+from guardlit_callbacks.tools.logging import log_figure, log_histograms
+from guardlit_callbacks.tools.outputs import is_skipped, read_output
+from guardlit_callbacks.tools.requirements import (
+    check_one_optimizer,
+    check_strategy,
+    check_unscaled,
+    loss_scale,
+    scaler,
+    sees_clipping,
+)
+from guardlit_callbacks.tools.rounds import is_due
 from guardlit_callbacks.tools.statistics import max_over_min, split, step_index, unmasked
 
 CLIP_TOLERANCE = 1e-5
@@ -34,35 +42,41 @@ class GradientNorm(RoundCallback):
 
     Two gradients are measured. The gradient of the loss with respect to the predicted velocity comes with the outputs
     of `training_step`, one norm per sample, at no cost. The gradient of the trainable parameters is measured every
-    `parameters_every` rounds, as the difference that a micro-batch's backward pass makes to the accumulated gradient.
-    Such a round keeps a second copy of the trainable gradients; Lightning's division by `accumulate_grad_batches` and
-    the loss scale of 16-bit precision are undone. Its micro-batches must hold one denoising step each, the same on all
-    ranks.
+    `parameters_every` rounds and in the last one, as the difference that a micro-batch's backward pass makes to the
+    accumulated gradient. Such a round keeps a second copy of the trainable gradients; Lightning's division by
+    `accumulate_grad_batches` and the loss scale of 16-bit precision are undone. Its micro-batches must hold one
+    denoising step each, the same on all ranks, with one backward pass each.
 
     Underflow in float16 is silent: entries become exactly zero. Under a loss scaler the callback warns, once, when too
     many entries are zero in a round after the first, in which a LoRA's first gradient is half zeros by construction.
 
     The total norm before clipping is shared with other callbacks; a module with a method `gradient_norm()` provides it.
+    `gradient/figure` shows every step. Logged at the end of a round:
 
-    TT is the index of the denoising step, two digits. Logged at the end of a round:
+    | key | unit |
+    |---|---|
+    | `gradient/velocity/max_over_min` | largest over smallest mean norm of a step, d loss / d velocity, no unit |
+    | `gradient/parameters/max_over_min` | largest over smallest mean norm of a step, d loss / d parameters |
+    | `gradient/norm_before_clipping` | mean of the total norm over optimizer steps, loss / parameter |
+    | `gradient/norm_after_clipping` | mean of the norm after clipping over optimizer steps, loss / parameter |
+    | `gradient/clipped` | fraction of the optimizer steps in which clipping acted, 0 to 1 |
+    | `gradient/zero_share` | fraction of exact zeros in the parameters' gradient, mean over optimizer steps, 0 to 1 |
+
+    With `per_step` also, for TT, the index of the denoising step in two digits. Logged at the end of a round:
 
     | key | unit |
     |---|---|
     | `gradient/velocity/tTT` | mean norm over the step's samples, loss / velocity |
-    | `gradient/velocity/max_over_min` | largest over smallest of these |
-    | `gradient/parameters/tTT` | mean norm over the step's micro-batches, loss / parameter (measured rounds) |
-    | `gradient/parameters/max_over_min` | largest over smallest of these (measured rounds) |
-    | `gradient/norm_before_clipping` | mean over the round's optimizer steps of the total norm, loss / parameter |
-    | `gradient/norm_after_clipping` | the same, as the optimizer saw it |
-    | `gradient/clipped` | fraction of the optimizer steps in which clipping acted, 0 to 1 |
-    | `gradient/zero_share` | fraction of exact zeros in the parameters' gradient, mean over optimizer steps, 0 to 1 |
+    | `gradient/parameters/tTT` | mean norm over the step's micro-batches, loss / parameter; in measured rounds |
 
-    Loggers that take them get the histograms `gradient/velocity/histogram/tTT`, of samples' norms, and the figure
-    `gradient/figure`. The run's folder gets `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`,
-    `norm_after` and `zero_share` (optimizer steps,) and, in measured rounds, `parameter_step` and `parameters`
-    (micro-batches,); and the figure next to it.
+    Loggers that take them get the histogram `gradient/velocity/histogram` of all samples' norms, or with `per_step`
+    `gradient/velocity/histogram/tTT` of each step's, and the figure `gradient/figure`. The run's folder gets
+    `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`, `norm_after` and `zero_share` (optimizer
+    steps,) and, in measured rounds, `parameter_step` and `parameters` (micro-batches,); and the figure next to it.
 
-    Needs automatic optimization. Sharded parameters (FSDP2) contribute their full norm.
+    Sharded parameters (FSDP2) contribute their full norm. Under manual optimization the module clips within
+    `training_step`, before any hook: then `gradient/norm_before_clipping` and `gradient/clipped` are logged only if the
+    module's own `gradient_norm()` gives the norm before. Needs one optimizer.
 
     Example:
         ```python
@@ -74,12 +88,15 @@ class GradientNorm(RoundCallback):
         velocity: key of the norm of d loss_b / d velocity_b, unscaled; None for none.
         step: key of the denoising step: its index, or a float timestep that falls during denoising.
         sample_weight: key of a weight; samples of weight 0 are left out. None if all count.
-        parameters_every: measure the parameters' gradient every so many rounds, from round 0 on; 0 for never.
-        draw_every: plot every so many rounds, from round 0 on; 0 for never.
+        parameters_every: measure the parameters' gradient in the first round, every so many rounds after it, and in the
+            last one; 0 for never.
+        draw_every: plot the first round, every so many rounds after it, and the last one; 0 for never.
+        per_step: also log scalars and histograms of each denoising step.
 
     Raises:
-        MisconfigurationException: a key is not among the outputs, or not one value per sample; `parameters_every` with
-            a DDP that does not reduce at every backward pass, or with micro-batches that mix steps.
+        MisconfigurationException: a key is not among the outputs, or not one value per sample; several optimizers;
+            FSDP1, DeepSpeed, or a fused optimizer in 16-mixed precision; `parameters_every` with a DDP that does not
+            reduce at every backward pass, or with micro-batches that mix steps or have several backward passes.
     """
 
     def __init__(
@@ -89,8 +106,9 @@ class GradientNorm(RoundCallback):
         sample_weight: str | None = None,
         parameters_every: int = 0,
         draw_every: int = 10,
+        per_step: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(per_step)
         keys = {"step": step, "velocity": velocity, "sample_weight": sample_weight}
         self._keys = {argument: key for argument, key in keys.items() if key is not None}
         self.parameters_every, self.draw_every = parameters_every, draw_every
@@ -99,86 +117,116 @@ class GradientNorm(RoundCallback):
 
     def _forget(self) -> None:
         super()._forget()
-        self._updates: list[tuple[Tensor, Tensor]] = []  # total norm before and after clipping, scalars
+        self._updates: list[tuple[Tensor | None, Tensor]] = []  # total norm before and after clipping, scalars
         self._zeros: list[Tensor] = []  # an update's fraction of exact zeros
         self._measured: list[tuple[Tensor, Tensor]] = []  # a micro-batch's steps (B,), its parameters' gradient norm
         self._before: tuple[list[Tensor], Tensor, Tensor] | None = None  # what trains, its norm, its zeros
-        self._accumulated: dict[Tensor, Tensor] = {}  # each parameter's gradient so far
-        self._difference: Tensor | None = None
+        self._accumulated: dict[Tensor, Tensor] = {}  # each parameter's gradient before a backward pass
+        self._differences: list[Tensor] = []  # norms of what this micro-batch's backward passes added
         self._scale: float | None = None  # of the loss in this update; None until it was read, which waits for the GPU
 
     # --- the parameters' gradient --------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses to measure the micro-batches' gradients under a DDP that does not reduce them."""
-        hidden = isinstance(trainer.strategy.model, DistributedDataParallel) and trainer.accumulate_grad_batches > 1
-        if self.parameters_every and hidden and not isinstance(trainer.strategy, SyncDDP):
+        """Refuses a run whose gradients cannot be measured, or not those of each micro-batch."""
+        check_strategy(trainer, self)
+        check_one_optimizer(trainer, self)
+        check_unscaled(trainer, self)
+        accumulates = trainer.accumulate_grad_batches > 1
+        if self.parameters_every and accumulates and not isinstance(trainer.strategy, SyncDDP):
+            self._check_reduced(isinstance(trainer.strategy.model, DistributedDataParallel))
+
+    def _check_reduced(self, hidden: bool) -> None:
+        if hidden:
             raise MisconfigurationException(
                 "GradientNorm: parameters_every needs gradients reduced at every backward, which DDP skips while it "
                 "accumulates; set the trainer's strategy to guardlit_callbacks.SyncDDP, or parameters_every=0"
             )
 
-    def _measures(self, trainer: Trainer) -> bool:
-        return self.parameters_every > 0 and trainer.current_epoch % self.parameters_every == 0
+    @property
+    def reads_micro_batches(self) -> bool:
+        """Whether it reads each micro-batch's gradient: under DDP it then needs `SyncDDP`."""
+        return self.parameters_every > 0
 
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Starts a new accumulation."""
-        self._accumulated, self._scale = {}, None
+    def _measures(self, trainer: Trainer) -> bool:
+        return is_due(trainer, trainer.current_epoch + 1, self.parameters_every)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Copies the gradient accumulated so far: no hook tells when a module zeroes it by hand."""
+        if self._measures(trainer):
+            self._check_reduced(getattr(trainer.strategy.model, "require_backward_grad_sync", True) is False)
+            parameters = trained_parameters(trainer.optimizers)
+            self._accumulated = {p: p.grad.detach().clone() for p in parameters if p.grad is not None}
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the norm of what this backward pass added."""
         if not self._measures(trainer):
             return
-        gradients = {p: p.grad.detach().clone() for p in trained_parameters(trainer.optimizers) if p.grad is not None}
+        gradients = {p: p.grad.detach() for p in trained_parameters(trainer.optimizers) if p.grad is not None}
         added = [g - self._accumulated[p] if p in self._accumulated else g for p, g in gradients.items()]
-        self._accumulated = gradients
+        self._accumulated = {}
         if self._scale is None:
-            scaler = _scaler(trainer)
-            self._scale = scaler.get_scale() if scaler is not None else 1.0
-        self._difference = total_norm(added) * (trainer.accumulate_grad_batches / self._scale)
+            self._scale = loss_scale(trainer)
+        self._differences.append(total_norm(added) * (trainer.accumulate_grad_batches / self._scale))
 
     # --- clipping ------------------------------------------------------------------------------------------------
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Takes the total norm before Lightning clips it, and counts the zeros."""
-        parameters = trained_parameters([optimizer])
-        self._before = parameters, gradient_norm(pl_module), zero_fraction(p.grad for p in parameters)
+        parameters, self._scale = trained_parameters([optimizer]), None
+        zeros = zero_fraction(p.grad for p in parameters)
+        if pl_module.automatic_optimization:
+            self._before = parameters, gradient_norm(pl_module), zeros
+        elif any(p.grad is not None for p in parameters):  # the module has clipped, and may zero them at once
+            before = gradient_norm(pl_module) if sees_clipping(pl_module) else None
+            self._keep_update(before, parameters, zeros)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the micro-batch's values; the gradients are still there as the optimizer saw them."""
-        columns = {name: read_output(outputs, key, self, name) for name, key in self._keys.items()}
-        self.collect(trainer, columns)
-        if self._difference is not None:
-            self._measured.append((columns["step"], self._difference))
-            self._difference = None
+        if not is_skipped(outputs, pl_module):
+            columns = {name: read_output(outputs, key, self, name) for name, key in self._keys.items()}
+            self.collect(trainer, columns)
+            self._keep_difference(columns["step"])
         if self._before is not None:
             parameters, before, zeros = self._before
             if any(p.grad is not None for p in parameters):  # without any, the update was skipped
-                self._updates.append((before, total_norm(p.grad for p in parameters)))
-                self._zeros.append(zeros)
+                self._keep_update(before, parameters, zeros)
             self._before = None
+
+    def _keep_update(self, before: Tensor | None, parameters: list[Tensor], zeros: Tensor) -> None:
+        self._updates.append((before, total_norm(p.grad for p in parameters)))
+        self._zeros.append(zeros)
+
+    def _keep_difference(self, step: Tensor) -> None:
+        differences, self._differences = self._differences, []
+        if len(differences) > 1:
+            raise MisconfigurationException(
+                f"GradientNorm: parameters_every needs one backward pass per training_step, found {len(differences)}; "
+                "call manual_backward once per batch, or set parameters_every=0"
+            )
+        self._measured += [(step, difference) for difference in differences]
 
     # --- the round -----------------------------------------------------------------------------------------------
 
-    def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
+    def report(self, trainer: Trainer, number: int, rows: Rows) -> Mapping[str, float]:
         """Writes the arrays, plots, and returns the statistics."""
         rows = {**unmasked(rows), **self._per_update(), **self._per_micro_batch()}
-        path = self.write(trainer, "gradient", round_index, rows)
-        for t, values in split(rows["step"], rows["velocity"]).items() if "velocity" in rows else ():
-            log_histogram(trainer, f"gradient/velocity/histogram/t{t:02d}", values, trainer.global_step)
-        if trainer.is_global_zero and self.draw_every and round_index % self.draw_every == 0:
-            self._plot(trainer, rows, f"round {round_index}", path)
+        path = self.write(trainer, "gradient", number, rows)
+        if "velocity" in rows:
+            log_histograms(trainer, "gradient/velocity/histogram", rows["step"], rows["velocity"], self.per_step)
+        if trainer.is_global_zero and is_due(trainer, number, self.draw_every, trainer.should_stop):
+            self._plot(trainer, rows, f"round {number}", path)
         statistics = gradient_statistics(rows)
-        if _scaler(trainer) is not None and round_index > 0 and not self._warned:
-            self._warned = self._warn(statistics.get("gradient/zero_share", 0.0), round_index)
+        if scaler(trainer) is not None and number > 1 and not self._warned:
+            self._warned = self._warn(statistics.get("gradient/zero_share", 0.0), number)
         return statistics
 
-    def _warn(self, zeros: float, round_index: int) -> bool:
+    def _warn(self, zeros: float, number: int) -> bool:
         if zeros > MANY_ZEROS:
             rank_zero_warn(
-                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {round_index}: float16 "
+                f"GradientNorm: {zeros:.0%} of the gradient's entries were exactly 0 in round {number}: float16 "
                 "underflows. Give the trainer's precision plugin a GradScaler with a larger init_scale, or train in "
                 "bf16-mixed"
             )
@@ -188,15 +236,14 @@ class GradientNorm(RoundCallback):
         curves = {f"d loss / d {name}": _curve(rows, name) for name in ("velocity", "parameters")}
         panels = {panel: {"this run": curve} for panel, curve in curves.items() if curve}
         if panels:
-            figure = gradient_figure(panels, title=title)
-            log_figure(
-                trainer, "gradient/figure", figure, trainer.global_step, path.with_suffix(".png") if path else None
-            )
+            figure, picture = gradient_figure(panels, title=title), path.with_suffix(".png") if path else None
+            log_figure(trainer, "gradient/figure", figure, trainer.global_step, picture)
 
     def _per_update(self) -> Rows:
-        norms = torch.tensor([(float(before), float(after)) for before, after in self._updates], dtype=torch.float64)
-        before, after = norms.reshape(-1, 2).T.numpy()
-        return {"norm_before": before, "norm_after": after, "zero_share": np.array([float(z) for z in self._zeros])}
+        before = [float(norm) for norm, _ in self._updates if norm is not None]
+        after = [float(norm) for _, norm in self._updates]
+        zeros = [float(fraction) for fraction in self._zeros]
+        return {"norm_before": np.array(before), "norm_after": np.array(after), "zero_share": np.array(zeros)}
 
     def _per_micro_batch(self) -> Rows:
         """Step and norm of each measured micro-batch. Collective: checks that the step is the same on all ranks."""
@@ -215,7 +262,9 @@ class GradientNorm(RoundCallback):
         """The round so far: the rows of all ranks, and the norms, which are equal on all."""
         state = super().state_dict()
         if state:
-            state["updates"] = [(before.cpu(), after.cpu()) for before, after in self._updates]
+            state["updates"] = [
+                (before if before is None else before.cpu(), after.cpu()) for before, after in self._updates
+            ]
             state["zeros"] = [zeros.cpu() for zeros in self._zeros]
             state["measured"] = [(steps.cpu(), norm.cpu()) for steps, norm in self._measured]
         return state
@@ -225,11 +274,6 @@ class GradientNorm(RoundCallback):
         super().load_state_dict(state_dict)
         self._updates, self._measured = list(state_dict["updates"]), list(state_dict["measured"])
         self._zeros = list(state_dict.get("zeros", []))
-
-
-def _scaler(trainer: Trainer) -> Any:
-    """The loss scaler of float16 precision; None for other precisions."""
-    return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def gradient_statistics(rows: Rows) -> dict[str, float]:
@@ -242,8 +286,9 @@ def gradient_statistics(rows: Rows) -> dict[str, float]:
     before, after = rows["norm_before"], rows["norm_after"]
     if before.size:
         out["gradient/norm_before_clipping"] = float(before.mean())
-        out["gradient/norm_after_clipping"] = float(after.mean())
         out["gradient/clipped"] = float(np.mean(after < before * (1 - CLIP_TOLERANCE)))
+    if after.size:
+        out["gradient/norm_after_clipping"] = float(after.mean())
     if rows["zero_share"].size:
         out["gradient/zero_share"] = float(rows["zero_share"].mean())
     return out

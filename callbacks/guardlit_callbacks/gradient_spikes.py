@@ -14,8 +14,15 @@ from torch.optim import Optimizer
 
 from guardlit_callbacks.distributed.gather import gather_objects
 from guardlit_callbacks.distributed.gradients import gradient_norm, trained_parameters
-from guardlit_callbacks.tools.lightning import Callback, LightningModule, Trainer, rank_zero_warn
-from guardlit_callbacks.tools.outputs import read_output
+from guardlit_callbacks.tools.lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_warn,
+)
+from guardlit_callbacks.tools.outputs import is_skipped, read_output
+from guardlit_callbacks.tools.requirements import check_one_optimizer, check_strategy, check_unscaled, sees_clipping
 
 SIGMA = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
@@ -45,9 +52,10 @@ class GradientSpikes(Callback):
     | `gradient/spike_ratio` | norm over the window's median; infinite for NaN. Not before `patience` steps |
     | `gradient/spikes` | spikes since the start of the run |
 
-    Needs automatic optimization. Correct under DDP, FSDP2, gradient accumulation and 16-bit precision; the window is
-    kept in checkpoints. Costs one scalar reduction and one synchronization an optimizer step, and one norm of the
-    gradients where neither the module (by a method `gradient_norm()`) nor another callback has it.
+    Needs one optimizer and, for the norm before clipping, automatic optimization or a module with `gradient_norm()`.
+    Correct under DDP, FSDP2, gradient accumulation and 16-bit precision; the window is kept in checkpoints. Costs one
+    scalar reduction and one synchronization an optimizer step, and one norm of the gradients where neither the module
+    (by a method `gradient_norm()`) nor another callback has it.
 
     Example:
         ```python
@@ -65,7 +73,9 @@ class GradientSpikes(Callback):
 
     Raises:
         ValueError: an argument is out of range.
-        MisconfigurationException: a key is not among the outputs.
+        MisconfigurationException: a key is not among the outputs; manual optimization without `gradient_norm()`, or
+            with several optimizer steps in a `training_step`; several optimizers; FSDP1, DeepSpeed, or a fused
+            optimizer in 16-mixed precision.
     """
 
     def __init__(
@@ -98,16 +108,32 @@ class GradientSpikes(Callback):
             self.spikes, self.last_ratio = 0, None
             self._rows, self._restored, self._norm = [], None, None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a run in which the norm before clipping is not known."""
+        check_strategy(trainer, self)
+        check_one_optimizer(trainer, self)
+        check_unscaled(trainer, self)
+        if not sees_clipping(pl_module):
+            raise MisconfigurationException(
+                "GradientSpikes: under manual optimization the module clips in training_step, before the norm can be "
+                "taken; add a method gradient_norm() that returns the norm before clipping, or remove the callback"
+            )
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Takes the norm before Lightning clips, one for all ranks."""
         if any(p.grad is not None for p in trained_parameters([optimizer])):
+            if self._norm is not None:
+                raise MisconfigurationException(
+                    "GradientSpikes: training_step makes several optimizer steps, and their samples cannot be told "
+                    "apart; make one step per batch, or remove the callback"
+                )
             self._norm = trainer.strategy.reduce(gradient_norm(pl_module), reduce_op="mean")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the micro-batch's samples; checks the update for a spike if this was its last micro-batch."""
-        if self.size is not None:
+        if self.size is not None and not is_skipped(outputs, pl_module):
             keys = {**dict.fromkeys(self.names, "names"), self.size: "size"}
             self._rows.append({key: read_output(outputs, key, self, argument) for key, argument in keys.items()})
         if self._norm is None:
@@ -138,7 +164,7 @@ class GradientSpikes(Callback):
 
     def _check(self, trainer: Trainer, norm: float, has_baseline: bool) -> None:
         self.last_ratio = None
-        what = f"gradient spike at step {trainer.global_step - 1}: norm {norm:.4g}"
+        what = f"gradient spike at step {trainer.global_step}: norm {norm:.4g}"
         if not math.isfinite(norm):
             self.last_ratio = math.inf
             self._warn(what)

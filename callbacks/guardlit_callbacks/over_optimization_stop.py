@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any, Literal, NamedTuple
 
+from guardlit_callbacks.tools.folders import run_dir
 from guardlit_callbacks.tools.learning_rates import scale_learning_rates
 from guardlit_callbacks.tools.lightning import (
     Callback,
@@ -14,7 +15,7 @@ from guardlit_callbacks.tools.lightning import (
     Trainer,
     rank_zero_warn,
 )
-from guardlit_callbacks.tools.logging import log_scalars, run_dir
+from guardlit_callbacks.tools.logging import log_scalars
 
 
 class Evaluation(NamedTuple):

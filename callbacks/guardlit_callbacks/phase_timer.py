@@ -51,7 +51,7 @@ class PhaseTimer(Callback):
 
     Raises:
         ValueError: only one of flops_per_sample and peak_flops, or without `samples`.
-        MisconfigurationException: the module lacks an attribute named here.
+        MisconfigurationException: the module lacks an attribute named here, or it decreased.
     """
 
     def __init__(
@@ -104,6 +104,11 @@ class PhaseTimer(Callback):
         metrics["time/epoch_seconds"] = total
         if self.samples is not None:
             previous, self._samples = self._samples, self._read_samples(pl_module)
+            if self._samples < previous:
+                raise MisconfigurationException(
+                    f"PhaseTimer: {self.samples!r} of the module fell from {previous} to {self._samples}; it must "
+                    "count the samples since training started: do not reset it"
+                )
             rate = (self._samples - previous) / total
             pl_module.log("time/samples_per_second", rate, sync_dist=True, reduce_fx="sum", batch_size=1)
             if self.flops_per_sample is not None and self.peak_flops is not None:
@@ -125,6 +130,11 @@ class PhaseTimer(Callback):
         now = perf_counter()
         published = self._read_phases(pl_module)
         own = {name: seconds - self._published.get(name, 0.0) for name, seconds in published.items()}
+        for name in [name for name, seconds in own.items() if seconds < 0]:
+            raise MisconfigurationException(
+                f"PhaseTimer: {name!r} in {self.phases!r} of the module fell from {self._published[name]:.4g} to "
+                f"{published[name]:.4g}; it must hold the seconds since training started: do not reset it"
+            )
         for name, seconds in own.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
         self._seconds[phase] += now - self._last - sum(own.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,11 +10,14 @@ import numpy as np
 import torch
 
 from guardlit_callbacks.bases.validation import ValidationCallback, is_partial
-from guardlit_callbacks.distributed.gather import distinct
-from guardlit_callbacks.figures.pictures import Frame, captioned_grid, film_strip, fit, to_uint8
-from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer
-from guardlit_callbacks.tools.logging import log_image, run_dir, save_png
-from guardlit_callbacks.tools.outputs import read_output, read_value
+from guardlit_callbacks.distributed.gather import distinct, interleave
+from guardlit_callbacks.figures.pictures import Frame, captioned_grid, film_strip, fit
+from guardlit_callbacks.tools.folders import run_dir
+from guardlit_callbacks.tools.images import check_range, read_images
+from guardlit_callbacks.tools.lightning import LightningModule, Trainer
+from guardlit_callbacks.tools.logging import log_image, save_png
+from guardlit_callbacks.tools.outputs import read_column, read_texts
+from guardlit_callbacks.tools.rounds import is_last
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,8 +38,8 @@ class _Row(NamedTuple):
 class SampleGrid(ValidationCallback[Sample]):
     """Shows the validation images with their prompts and scores, and at the end how they changed (Fig. 9).
 
-    `validation_step` returns a dictionary with the images, (B, 3, H, W) uint8 or float in [0, 1], their prompts, B
-    texts, and their scores, (B,). Sample them from fixed noise, so that only training changes them.
+    `validation_step` returns a dictionary with the images, (B, 3, H, W), their prompts, B texts, and their scores,
+    (B,). Sample them from fixed noise, so that only training changes them.
     `trainer.validate(...)` before `fit`, or `Trainer(num_sanity_val_steps=-1)`, shows step 0 as well.
     With several ranks the images are in the order of the data set, as a DistributedSampler splits it, or in that of
     `index`.
@@ -57,20 +61,23 @@ class SampleGrid(ValidationCallback[Sample]):
         ```
 
     Args:
-        images: key of the images.
+        images: key of the images, (B, 3, H, W) uint8, or floats in `value_range`.
         prompts: key of the prompts.
         scores: key of the scores; None for no scores.
         index: key of each sample's index in the validation set, (B,); a sample that a distributed sampler repeats is
             then shown once. None if there are no repeats.
-        every_n_validations: number of validations per grid.
+        every_n_validations: number of validations per grid; the last one has a grid, too.
         max_images: images in the grid, the first of the validation set.
         columns: images in a row of the grid, and in each row of the film strip.
         size: longer side of an image in the grid, in pixels.
         strip_rows: most rows of the film strip; beyond it, every other row is dropped.
+        value_range: of float images, [0, 1] or [-1, 1].
+        dataloader: index of the validation dataloader to read, where there are several.
 
     Raises:
-        ValueError: a number below 1.
-        MisconfigurationException: a key is missing in what `validation_step` returned, or holds something else.
+        ValueError: a number below 1; another `value_range`.
+        MisconfigurationException: the module has no `validation_step`; a key is missing in what it returned, or holds
+            something else; several validation dataloaders without `dataloader`.
     """
 
     def __init__(
@@ -84,8 +91,11 @@ class SampleGrid(ValidationCallback[Sample]):
         columns: int = 4,
         size: int = 192,
         strip_rows: int = 10,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        dataloader: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dataloader)
+        self.value_range = check_range(value_range, self)
         numbers = {"every_n_validations": every_n_validations, "max_images": max_images, "columns": columns}
         for name, number in {**numbers, "size": size, "strip_rows": strip_rows}.items():
             if number < 1:
@@ -93,28 +103,31 @@ class SampleGrid(ValidationCallback[Sample]):
         self.images, self.prompts, self.scores, self.index = images, prompts, scores, index
         self.every_n_validations, self.max_images, self.columns = every_n_validations, max_images, columns
         self.size, self.strip_rows = size, strip_rows
-        self._validations, self._stride = 0, 1
+        self._validations, self._stride, self._is_due = 0, 1, True
         self._strip: list[_Row] = []
         self._captions: list[str] = []
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decides whether this validation is shown."""
+        super().on_validation_start(trainer, pl_module)
+        last = trainer.state.fn == "fit" and (trainer.should_stop or is_last(trainer, trainer.current_epoch + 1))
+        self._is_due = last or self._validations % self.every_n_validations == 0
+
     def collect(self, outputs: Any) -> list[Sample]:
         """Keeps the first `max_images` images."""
-        if self._validations % self.every_n_validations or len(self._rows) >= self.max_images:
+        if not self._is_due or len(self._rows) >= self.max_images:
             return []
-        images = to_uint8(read_output(outputs, self.images, self, "images"), self)
-        prompts: Sequence[str] = read_value(outputs, self.prompts, self, "prompts")
-        scores: Sequence[float | None] = [None] * len(images)
+        images = read_images(outputs, self.images, self, self.value_range)
+        count = len(images)
+        prompts = read_texts(outputs, self.prompts, self, "prompts", count)
+        scores: Sequence[float | None] = [None] * count
         if self.scores is not None:
-            scores = read_output(outputs, self.scores, self, "scores").flatten().tolist()
-        if not len(images) == len(prompts) == len(scores):
-            raise MisconfigurationException(
-                f"SampleGrid: {len(images)} images, {len(prompts)} prompts, {len(scores)} scores in one batch"
-            )
-        indices = [-1] * len(images)
+            scores = read_column(outputs, self.scores, self, "scores", count).tolist()
+        indices = [-1] * count
         if self.index is not None:
-            indices = read_output(outputs, self.index, self, "index").tolist()
+            indices = read_column(outputs, self.index, self, "index", count).tolist()
         arrays = images.permute(0, 2, 3, 1).cpu().numpy()
-        samples = list(zip(arrays, map(str, prompts), scores, indices, strict=True))
+        samples = list(zip(arrays, prompts, scores, indices, strict=True))
         return samples[: self.max_images - len(self._rows)]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,7 +138,7 @@ class SampleGrid(ValidationCallback[Sample]):
 
     def report(self, trainer: Trainer, pl_module: LightningModule, ranks: Sequence[Sequence[Sample]]) -> None:
         """Makes the grid and keeps the film strip's row."""
-        samples = _interleave(ranks)
+        samples = interleave(ranks)
         if self.index is not None:
             samples = [samples[position] for position in distinct([index for *_, index in samples])]
         samples = samples[: self.max_images]
@@ -146,7 +159,7 @@ class SampleGrid(ValidationCallback[Sample]):
 
     def _remember(self, step: int, images: Sequence[NDArray[np.uint8]], scores: Sequence[str]) -> None:
         """Adds a row to the strip; the first and the last stay, the others at an even stride."""
-        count = self._validations // self.every_n_validations
+        count = math.ceil(self._validations / self.every_n_validations)
         if self._strip and self._strip[-1].grids % self._stride:
             self._strip.pop()
         thumbnails = [np.asarray(fit(image, min(max(image.shape[:2]), 128))) for image in images]
@@ -183,9 +196,3 @@ class SampleGrid(ValidationCallback[Sample]):
             _Row(count, step, [image.numpy() for image in images], list(scores))
             for count, step, images, scores in state_dict["strip"]
         ]
-
-
-def _interleave(ranks: Sequence[Sequence[Sample]]) -> list[Sample]:
-    """The samples of all ranks in the order of the data set, of which rank r holds samples r, r + world, ..."""
-    longest = max(len(samples) for samples in ranks)
-    return [samples[i] for i in range(longest) for samples in ranks if i < len(samples)]

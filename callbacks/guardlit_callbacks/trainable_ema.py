@@ -18,6 +18,7 @@ from guardlit_callbacks.tools.lightning import (
     Trainer,
     rank_zero_warn,
 )
+from guardlit_callbacks.tools.requirements import check_strategy
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
@@ -52,7 +53,8 @@ class TrainableEMA(Callback):
 
     Raises:
         ValueError: decay or every out of range.
-        MisconfigurationException: nothing is trainable, or a checkpoint's averages are of another model.
+        MisconfigurationException: nothing is trainable; a checkpoint's averages are of another model; FSDP1 or
+            DeepSpeed.
     """
 
     def __init__(
@@ -80,10 +82,19 @@ class TrainableEMA(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts from the weights, unless a checkpoint has averages."""
+        check_strategy(trainer, self)
         if not self._bind(pl_module):
             self._averages = {name: self._average_of(parameter) for name, parameter in self._parameters.items()}
             self._updates = 0
         self._step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Starts averages of parameters that became trainable since, as by Lightning's `BackboneFinetuning`."""
+        if batch_idx == 0:
+            for name, parameter in pl_module.named_parameters():
+                if parameter.requires_grad and _clean(name) not in self._parameters:
+                    self._parameters[_clean(name)] = parameter
+                    self._averages[_clean(name)] = self._average_of(parameter)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -121,6 +121,7 @@ def test_logged_keys_and_values(make_trainer, recorder):
     gold = GoldScore({"bright": Brightness(), "pixel": PixelMetric()})
     trainer = run(make_trainer, gold, logger=recorder)
     scores = ["gold/average", "gold/average_high", "gold/average_low", "gold/bright", "gold/pixel", "gold/proxy"]
+    scores += ["gold/proxy_std"]
     assert recorder.keys("gold/") == scores
     assert [row["step"] for row in gold.history] == [0, 2, 4, 6, 8]
     base = {"bright": np.mean(bright(0)), "pixel": np.mean(PIXEL)}
@@ -130,6 +131,7 @@ def test_logged_keys_and_values(make_trainer, recorder):
         assert row["average"] == pytest.approx(composite(means, base), rel=1e-6)
         assert logged == pytest.approx(row["average"], rel=1e-6)
         assert row["proxy"] == pytest.approx(0.65 + 0.01 * row["step"], rel=1e-6)
+        assert row["proxy_std"] == pytest.approx(np.std([0.0, 0.1, 0.2, 0.3]), rel=1e-5)  # over the four images
         values = {"bright": np.array(bright(row["step"]))[order], "pixel": np.array(PIXEL, float)[order]}
         bases = {"bright": np.array(bright(0))[order], "pixel": np.array(PIXEL, float)[order]}
         interval = bootstrap(values, bases)
@@ -137,6 +139,42 @@ def test_logged_keys_and_values(make_trainer, recorder):
     assert gold.history[0]["average"] == 1.0
     assert gold.history[2]["average"] > 1.0 > gold.history[4]["average"]
     assert float(trainer.callback_metrics["gold/average"]) == pytest.approx(gold.history[-1]["average"])
+
+
+def test_scores_stand_at_the_number_of_updates_as_the_files_do(make_trainer, recorder):
+    gold = GoldScore([Brightness()])
+    run(make_trainer, gold, logger=recorder)
+    steps = [step for step, _ in recorder.values("gold/average")]
+    assert steps == [row["step"] for row in gold.history] == [0, 2, 4, 6, 8]
+
+
+def test_validate_returns_the_scores(make_trainer):
+    trainer = make_trainer(GoldScore([Brightness()]))
+    (returned,) = trainer.validate(Painter(), prompt_rows(), verbose=False)
+    assert returned["gold/bright"] == pytest.approx(np.mean(bright(0)))
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (
+            (-0.2, -0.1, -0.4, -0.3),
+            r"base score of 'signed' must be a positive number, got -0.25: score / base",
+        ),
+        ((0.1, -0.05, 0.0, 0.01), r"base score of 'signed' is too close to 0 to divide by"),
+    ],
+)
+def test_a_base_that_nothing_can_be_divided_by_is_refused_in_one_line(make_trainer, scores, message):
+    class Signed(Brightness):
+        def score(self, request):
+            found = dict(zip(PROMPTS, scores, strict=True))
+            values = torch.tensor([found[prompt] for prompt in request.prompts])
+            return Result(values, torch.ones(len(values), dtype=torch.bool))
+
+    with pytest.raises(MisconfigurationException, match=rf"^GoldScore\(average=\['bright', 'signed'\]\): .*{message}"):
+        run(make_trainer, GoldScore({"bright": Brightness(), "signed": Signed()}))
+    scorers = {"bright": Brightness(), "signed": Signed()}
+    run(make_trainer, GoldScore(scorers, average=["bright"]), max_epochs=1)  # as the message says
 
 
 def test_a_metric_of_images_alone(make_trainer):
@@ -149,7 +187,7 @@ def test_files(make_trainer, tmp_path):
     logger = LOGGERS.TensorBoardLogger(tmp_path, name="", version="")
     run(make_trainer, GoldScore([Brightness()]), logger=logger)
     rows = list(csv.DictReader((tmp_path / "gold.csv").open()))
-    assert list(rows[0]) == ["step", "bright", "average", "average_low", "average_high", "proxy"]
+    assert list(rows[0]) == ["step", "bright", "average", "average_low", "average_high", "proxy", "proxy_std"]
     assert [float(row["bright"]) for row in rows] == pytest.approx(
         [np.mean(bright(s)) for s in (0, 2, 4, 6, 8)], rel=1e-6
     )
@@ -218,7 +256,8 @@ def test_a_missing_key_and_wrong_images_are_one_clear_line(make_trainer):
     ):
         run(make_trainer, GoldScore([Brightness()]), module=Painter(drop=("reward",)))
     with pytest.raises(
-        MisconfigurationException, match=r"'row' is \(3,\) torch.int64 for 3 prompts; it must be \(3, 3, h"
+        MisconfigurationException,
+        match=r"'row' is \(3,\) int64; images must be \(B, 3, height, width\), uint8 or f",
     ):
         run(make_trainer, GoldScore([Brightness()], images="row"))
 
@@ -261,6 +300,110 @@ def _fail(rank, make_trainer):
 
 def test_a_failure_on_one_rank_raises_on_all(make_trainer, two_processes):
     two_processes(_fail, make_trainer)
+
+
+class Spread:
+    """Mean red of a prompt's images but the image's own: depends on all of them, and on their order's end."""
+
+    name, compares_images = "spread", True
+
+    def __init__(self):
+        self.requests = []
+
+    def setup(self, device):
+        pass
+
+    def score(self, request):
+        self.requests.append(request.prompts)
+        red = request.images[:, 0].float().mean((1, 2))
+        return ((red.sum() - red) / (len(red) - 1)).tolist()
+
+
+class Groups(Painter):
+    """Four prompts of three images each, image i of prompt i % 4, so that every batch mixes prompts."""
+
+    def validation_step(self, rows, batch_idx):
+        outputs = super().validation_step(rows % 4, batch_idx)
+        outputs["images"][:, 0] = (10 * rows).to(torch.uint8)[:, None, None]
+        return {**outputs, "row": rows}
+
+
+def group_rows(batch_size):
+    return torch.utils.data.DataLoader(torch.arange(12), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [12, 5, 1])
+def test_scorers_that_compare_images_see_all_of_a_prompt_whatever_the_batches(make_trainer, batch_size):
+    spread = Spread()
+    gold = GoldScore([spread, Brightness()])
+    make_trainer(gold).validate(Groups(), group_rows(batch_size), verbose=False)
+    assert sorted(spread.requests) == [[prompt] * 3 for prompt in sorted(PROMPTS)]
+    assert gold.history[0]["spread"] == pytest.approx(np.mean(np.arange(12) * 10))
+    assert gold.history[0]["bright"] == pytest.approx(np.mean(np.arange(12) * 10) / 255)
+
+
+def test_a_single_image_cannot_be_compared(make_trainer):
+    with pytest.raises(MisconfigurationException, match=r"'spread' compares the images of a prompt, .* two or more"):
+        make_trainer(GoldScore([Spread()])).validate(Painter(), prompt_rows(), verbose=False)
+
+
+def _compare(rank, make_trainer, folder, devices):
+    options = {"strategy": "ddp", "devices": devices} if devices > 1 else {}
+    gold = GoldScore([Spread()], index="row")
+    trainer = make_trainer(gold, default_root_dir=folder, **options)
+    trainer.validate(Groups(), torch.utils.data.DataLoader(torch.arange(11), batch_size=2), verbose=False)
+    if rank == 0:
+        (folder / "history.json").write_text(json.dumps(gold.history))
+
+
+def test_two_ranks_compare_the_images_of_one(make_trainer, two_processes, tmp_path):
+    """Eleven images: the sampler repeats one, which must not be compared with itself."""
+    _compare(0, make_trainer, tmp_path / "one", 1)
+    two_processes(_compare, make_trainer, tmp_path / "two", 2)
+    one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
+    assert one == two
+    assert one[0]["spread"] != pytest.approx(np.mean(np.arange(12) * 10))
+
+
+def test_metadata_are_optional_unless_they_are_named(make_trainer):
+    gold = GoldScore([Brightness()])
+    make_trainer(gold).validate(Painter(drop=("metadata",)), prompt_rows(), verbose=False)
+    assert len(gold.history) == 1
+    line = r"no output 'facts': .*GoldScore\(metadata=\.\.\.\), or GoldScore\(metadata=None\) to do without"
+    with pytest.raises(MisconfigurationException, match=line):
+        make_trainer(GoldScore([Brightness()], metadata="facts")).validate(Painter(), prompt_rows(), verbose=False)
+
+
+class Collated(Painter):
+    """Returns what a default collate function makes of a list of mappings, and one text for all images."""
+
+    def validation_step(self, rows, batch_idx):
+        outputs = super().validation_step(rows, batch_idx)
+        return {**outputs, "metadata": {"a": [1] * len(rows)}, "text": "a cup", "column": outputs["reward"][:, None]}
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({}, "'metadata' is a dict; it must be a list of 3, one mapping per image"),
+        ({"prompts": "text", "metadata": None}, "'text' is a str; it must be a list of 3, one text per image"),
+        ({"proxy": "column", "metadata": None}, r"'column' is \(3, 1\) for 3 images; it must be \(3,\), one number"),
+    ],
+)
+def test_what_does_not_belong_to_an_image_each_is_refused(make_trainer, options, line):
+    with pytest.raises(MisconfigurationException, match=line):
+        make_trainer(GoldScore([Brightness()], **options)).validate(Collated(), prompt_rows(), verbose=False)
+
+
+def test_the_reason_of_a_failure_is_told(make_trainer):
+    class Broken(Brightness):
+        def score(self, request):
+            result = super().score(request)
+            result.valid[0], result.reason = False, "the server did not answer"
+            return result
+
+    with pytest.raises(MisconfigurationException, match=r"'a red cup' \(the server did not answer\); gold scores are"):
+        make_trainer(GoldScore([Broken()])).validate(Painter(), prompt_rows(), verbose=False)
 
 
 class Connected(Brightness):

@@ -13,11 +13,12 @@ CHECKPOINTS = import_module(GradientNorm.__mro__[2].__module__.rsplit(".", 1)[0]
 
 
 def measuring(**options):
-    return GradientNorm(**{"parameters_every": 1, "draw_every": 0, **options})
+    return GradientNorm(**{"parameters_every": 1, "draw_every": 0, "per_step": True, **options})
 
 
-def load(folder, round_index=0):
-    return dict(np.load(folder / "gradient" / f"round_{round_index:05d}.npz"))
+def load(folder, number=1):
+    (path,) = folder.rglob(f"gradient/round_{number:05d}.npz")
+    return dict(np.load(path))
 
 
 class GradientSpy(Spy):
@@ -58,7 +59,7 @@ def test_logged_keys_and_values(make_trainer, recorder):
     ratios = ["gradient/velocity/max_over_min", "gradient/parameters/max_over_min"]
     assert recorder.keys("gradient/") == sorted([*velocity, *parameters, *totals, *ratios])
     assert [step for step, _ in recorder.values(velocity[0])] == [6, 12]
-    assert [step for step, _ in recorder.values(parameters[0])] == [6]  # round 0 only
+    assert [step for step, _ in recorder.values(parameters[0])] == [6, 12]  # the first round and the last
     columns = spy.columns(0, 6)
     means = [columns["velocity_grad_norm"][columns["step"] == t].mean() for t in range(STEPS)]
     assert [recorder.values(key)[0][1] for key in velocity] == pytest.approx(means, rel=1e-6)
@@ -103,8 +104,8 @@ def test_a_round_resumed_in_its_middle_is_complete(make_trainer, tmp_path, at):
 
     run(tmp_path / "full", every=1)
     run(tmp_path / "resumed", ckpt=tmp_path / "full" / f"step={at}.ckpt")
-    for round_index in (0, 1):
-        full, resumed = load(tmp_path / "full", round_index), load(tmp_path / "resumed", round_index)
+    for number in (1, 2):
+        full, resumed = load(tmp_path / "full", number), load(tmp_path / "resumed", number)
         assert full.keys() == resumed.keys()
         assert all(np.array_equal(full[name], resumed[name]) for name in full)
 
@@ -218,7 +219,7 @@ def test_figure(make_trainer, tmp_path):
             tmp_path, name="", version=""
         ),
     ).fit(ToyFlow(), Rounds(transitions()))
-    assert (tmp_path / "gradient" / "round_00000.png").stat().st_size > 10_000
+    assert (tmp_path / "gradient" / "round_00001.png").stat().st_size > 10_000
 
 
 class Underflow(ToyFlow):

@@ -84,12 +84,12 @@ def test_the_warning_names_the_norm_its_baseline_and_the_sample(make_trainer):
     callback = GradientSpikes(window=10, patience=10, names=("step", "sample"))
     with pytest.warns(UserWarning, match="gradient spike") as warned:
         run(make_trainer, callback)
-    (line,) = (str(w.message) for w in warned if "gradient spike at step 24" in str(w.message))
+    (line,) = (str(w.message) for w in warned if "gradient spike at step 25" in str(w.message))
     before = SERIES[14:24]
     middle = np.median(before)
     sigma = 1.4826 * np.median(np.abs(before - middle))
     assert line == (
-        f"gradient spike at step 24: norm {SERIES[24]:.4g} is {SERIES[24] / middle:.3g} times that of the last 10 "
+        f"gradient spike at step 25: norm {SERIES[24]:.4g} is {SERIES[24] / middle:.3g} times that of the last 10 "
         f"(median {middle:.4g}, robust standard deviation {sigma:.2g}); the largest velocity_grad_norm, "
         f"{3 * SERIES[24]:.4g}, is at step 4, sample 3"
     )
@@ -135,7 +135,7 @@ def test_a_resumed_run_warns_as_an_uninterrupted_one(make_trainer, recorder, tmp
 
 def test_a_gradient_after_none_at_all_is_infinitely_larger(make_trainer):
     callback = GradientSpikes(patience=2, size=None)
-    with pytest.warns(UserWarning, match="gradient spike at step 3: norm 1 is inf times that of the last 3"):
+    with pytest.warns(UserWarning, match="gradient spike at step 4: norm 1 is inf times that of the last 3"):
         run(make_trainer, callback, np.array([0.0, 0.0, 0.0, 1.0]))
     assert math.isinf(callback.last_ratio)
 
@@ -160,7 +160,7 @@ def _fit(rank, make_trainer, recorder):
     assert callback.spikes == len(spikes)
     if rank == 0:
         assert dict(logged.values("gradient/spike_ratio")) == pytest.approx(ratios, rel=1e-5)
-        (line,) = (str(w.message) for w in warned if "step 24" in str(w.message))
+        (line,) = (str(w.message) for w in warned if "step 25" in str(w.message))
         assert line.endswith(f"the largest velocity_grad_norm, {4 * SERIES[24]:.4g}, is at sample 13")  # of rank 1
 
 

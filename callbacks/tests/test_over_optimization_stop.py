@@ -65,7 +65,7 @@ def test_it_warns_with_the_reason_and_writes_the_evaluations(make_trainer, recor
     with pytest.warns(UserWarning, match="over-optimization") as warned:
         run(make_trainer, OverOptimizationStop(), default_root_dir=tmp_path)
     assert [str(w.message) for w in warned if "over-opt" in str(w.message)] == [line]
-    evidence = json.loads((tmp_path / "over_optimization.json").read_text())
+    evidence = json.loads((tmp_path / "lightning_logs/version_0/over_optimization.json").read_text())
     assert (evidence["reason"], evidence["action"], len(evidence["evaluations"])) == (line, "stop", 6)
     assert evidence["evaluations"][1] == pytest.approx({"step": 2, "proxy": 0.6, "gold": 1.05, "noise": 0.03}, rel=1e-5)
 

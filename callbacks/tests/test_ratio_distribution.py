@@ -13,11 +13,12 @@ KINDS = {"raw": "raw_log_ratio", "normalized": "norm_log_ratio"}
 
 
 def all_kinds(**options):
-    return RatioDistribution(**{**KINDS, "draw_every": 0, **options})
+    return RatioDistribution(**{**KINDS, "draw_every": 0, "per_step": True, **options})
 
 
-def load(tmp_path, round_index):
-    return dict(np.load(tmp_path / "ratio" / f"round_{round_index:05d}.npz"))
+def load(folder, number):
+    (path,) = folder.rglob(f"ratio/round_{number:05d}.npz")
+    return dict(np.load(path))
 
 
 def test_every_number_equals_a_float64_loop(make_trainer, recorder):
@@ -32,7 +33,7 @@ def test_every_number_equals_a_float64_loop(make_trainer, recorder):
         for suffix, sign in {"": None, "_positive": 1, "_negative": -1}.items():
             for t in range(STEPS):
                 chosen = (columns["step"] == t) & ((np.sign(columns["advantage"]) == sign) if sign else True)
-                for kind, key in {"log_ratio": "log_ratio", **KINDS}.items():
+                for kind, key in {"log_ratio": "log_ratio", "normalized": KINDS["normalized"]}.items():
                     x = columns[key][chosen].tolist()
                     mean = math.fsum(x) / len(x)
                     std = math.sqrt(math.fsum((v - mean) ** 2 for v in x) / len(x))
@@ -44,12 +45,15 @@ def test_every_number_equals_a_float64_loop(make_trainer, recorder):
                 out = columns["clipped"][chosen].astype(bool)
                 for side, beyond in {"above": columns["log_ratio"] > 0, "below": columns["log_ratio"] < 0}.items():
                     share = np.mean(out & beyond[chosen])
-                    assert logged[f"ratio/clipped_{side}{suffix}/t{t:02d}"][last_step] == pytest.approx(share, rel=1e-6)
+                    key = f"ratio/clip_fraction_{side}{suffix}/t{t:02d}"
+                    assert logged[key][last_step] == pytest.approx(share, rel=1e-6)
                     checked += 1
         shares = columns["clipped"].mean()
-        assert logged["ratio/clipped"][last_step] == pytest.approx(shares)
+        assert logged["ratio/clip_fraction"][last_step] == pytest.approx(shares)
+        both = [logged[f"ratio/clip_fraction_{side}"][last_step] for side in ("above", "below")]
+        assert sum(both) == pytest.approx(shares)
         assert 0 < shares < 1
-        assert checked + 3 + 1 == len(logged)  # and three max_shift: nothing else is logged
+        assert checked + 2 + 3 == len(logged)  # and two max_shift: the raw log ratio is the objective's
 
 
 def test_a_policy_moved_by_hand_gives_the_closed_form(make_trainer, recorder):
@@ -69,11 +73,12 @@ def test_a_policy_moved_by_hand_gives_the_closed_form(make_trainer, recorder):
         std = recorder.values(f"ratio/normalized/std/t{t:02d}")[0][1]
         assert std == pytest.approx(float(drift * noise.std(correction=0)), rel=1e-5, abs=1e-8)
     # -drift / 2 std and the noise's own mean: the largest shift is a step's mean over its std
+    raw = "ratio/log_ratio"  # equal to `raw`, which is not logged twice
     shifts = [
-        abs(recorder.values(f"ratio/raw/mean/t{t:02d}")[0][1]) / recorder.values(f"ratio/raw/std/t{t:02d}")[0][1]
+        abs(recorder.values(f"{raw}/mean/t{t:02d}")[0][1]) / recorder.values(f"{raw}/std/t{t:02d}")[0][1]
         for t in (1, 2)
     ]
-    assert recorder.values("ratio/raw/max_shift")[0][1] == pytest.approx(max(shifts), rel=1e-5)
+    assert recorder.values(f"{raw}/max_shift")[0][1] == pytest.approx(max(shifts), rel=1e-5)
 
 
 def test_arrays_histograms_and_figure(make_trainer, tmp_path):
@@ -82,8 +87,8 @@ def test_arrays_histograms_and_figure(make_trainer, tmp_path):
 
     root = import_module(RatioDistribution.__mro__[2].__module__.removesuffix(".callbacks.callback") + ".loggers")
     logger, spy = root.TensorBoardLogger(tmp_path, name="", version=""), Spy()
-    make_trainer(all_kinds(draw_every=2), spy, logger=logger, max_epochs=2).fit(ToyFlow(), Rounds(transitions()))
-    arrays, columns = load(tmp_path, 0), spy.columns(0, 6)
+    make_trainer(all_kinds(draw_every=2), spy, logger=logger, max_epochs=4).fit(ToyFlow(), Rounds(transitions()))
+    arrays, columns = load(tmp_path, 1), spy.columns(0, 6)
     assert set(arrays) == {"step", "log_ratio", "advantage", "raw", "normalized", "clipped"}
     assert arrays["step"].dtype == np.int64
     assert arrays["clipped"].dtype == bool
@@ -99,20 +104,32 @@ def test_arrays_histograms_and_figure(make_trainer, tmp_path):
 
     events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0, "images": 0, "scalars": 0})
     events.Reload()
-    histograms = [(event.step, event.histogram_value.num) for event in events.Histograms("ratio/log_ratio/t02")]
-    assert histograms == [(6, 16), (12, 16)]  # every round, and the figure every other
-    assert [event.step for event in events.Images("ratio/figure")] == [6]
+    found = events.Histograms("ratio/log_ratio/histogram/t02")
+    histograms = [(event.step, event.histogram_value.num) for event in found]
+    assert histograms == [(6, 16), (12, 16), (18, 16), (24, 16)]  # every round
+    assert [event.step for event in events.Images("ratio/figure")] == [6, 18, 24]  # every other, and the last
     shown = Image.open(io.BytesIO(events.Images("ratio/figure")[0].encoded_image_string))
     assert min(shown.size) > 200
     assert len(np.unique(np.asarray(shown.convert("L")))) > 20  # something is drawn
-    assert [path.name for path in (tmp_path / "ratio").glob("*.png")] == ["round_00000.png"]
-    assert (tmp_path / "ratio" / "round_00000.png").stat().st_size > 10_000
+    drawn = sorted(path.name for path in (tmp_path / "ratio").glob("*.png"))
+    assert drawn == ["round_00001.png", "round_00003.png", "round_00004.png"]
+    assert (tmp_path / "ratio" / "round_00001.png").stat().st_size > 10_000
+
+
+def test_the_round_in_which_a_run_is_stopped_is_drawn(make_trainer, tmp_path):
+    class Stopped(ToyFlow):
+        def on_train_batch_end(self, *_):
+            self.trainer.should_stop = self.trainer.global_step == 18
+
+    make_trainer(all_kinds(draw_every=10), max_epochs=9).fit(Stopped(), Rounds(transitions()))
+    drawn = sorted(path.name for path in tmp_path.rglob("ratio/*.png"))
+    assert drawn == ["round_00001.png", "round_00003.png"]
 
 
 def test_float_timesteps_count_from_the_noisiest(make_trainer, tmp_path):
     callback = RatioDistribution(step="timestep", clipped=None, draw_every=0)
     make_trainer(callback).fit(ToyFlow(), Rounds(transitions()))
-    arrays = load(tmp_path, 0)
+    arrays = load(tmp_path, 1)
     assert {(t, round(s, 6)) for t, s in zip(arrays["step"], arrays["timestep"], strict=True)} == {
         (0, 1.0),
         (1, round(2 / 3, 6)),
@@ -129,14 +146,14 @@ def test_samples_of_weight_zero_do_not_count(make_trainer, tmp_path):
     columns = spy.columns()
     kept = columns["log_ratio"][columns["sample_weight"] > 0]
     assert 0 < len(kept) < len(columns["log_ratio"])
-    assert np.array_equal(np.sort(load(tmp_path, 0)["log_ratio"]), np.sort(kept))
+    assert np.array_equal(np.sort(load(tmp_path, 1)["log_ratio"]), np.sort(kept))
 
 
 def test_accumulation_counts_every_micro_batch(make_trainer, tmp_path):
     make_trainer(all_kinds(), accumulate_grad_batches=3, default_root_dir=tmp_path).fit(
         ToyFlow(), Rounds(transitions())
     )
-    assert np.bincount(load(tmp_path, 0)["step"]).tolist() == [16, 16, 16]
+    assert np.bincount(load(tmp_path, 1)["step"]).tolist() == [16, 16, 16]
 
 
 @pytest.mark.parametrize("at", [1, 4, 6, 7])
@@ -151,8 +168,8 @@ def test_a_round_resumed_in_its_middle_is_complete(make_trainer, tmp_path, at):
 
     run(tmp_path / "full", every=1)
     run(tmp_path / "resumed", ckpt=tmp_path / "full" / f"step={at}.ckpt")
-    for round_index in (0, 1) if at <= 6 else (1,):
-        full, resumed = load(tmp_path / "full", round_index), load(tmp_path / "resumed", round_index)
+    for number in (1, 2) if at <= 6 else (2,):
+        full, resumed = load(tmp_path / "full", number), load(tmp_path / "resumed", number)
         assert full.keys() == resumed.keys()
         assert all(np.array_equal(full[name], resumed[name]) for name in full)
 
@@ -167,8 +184,8 @@ def _fit(rank, make_trainer, folder, devices, ckpt):
 def test_two_ranks_write_what_one_writes(make_trainer, two_processes, tmp_path):
     _fit(0, make_trainer, tmp_path / "one", 1, None)
     two_processes(_fit, make_trainer, tmp_path / "two", 2, None)
-    for round_index in (0, 1):
-        one, two = load(tmp_path / "one", round_index), load(tmp_path / "two", round_index)
+    for number in (1, 2):
+        one, two = load(tmp_path / "one", number), load(tmp_path / "two", number)
         assert np.array_equal(one["step"], two["step"])
         for name in ("log_ratio", "raw", "normalized", "advantage"):
             np.testing.assert_allclose(one[name], two[name], rtol=1e-9, atol=1e-12)
@@ -187,10 +204,10 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_two(make_trainer, two_p
     two_processes(_fit_and_save, make_trainer, tmp_path / "full")
     _fit(0, make_trainer, tmp_path / "one", 1, tmp_path / "full" / "step=4.ckpt")
     two_processes(_fit, make_trainer, tmp_path / "two", 2, tmp_path / "full" / "step=4.ckpt")
-    full = load(tmp_path / "full", 0)
+    full = load(tmp_path / "full", 1)
     for name in full:
-        np.testing.assert_allclose(load(tmp_path / "one", 0)[name], full[name], rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(load(tmp_path / "two", 0)[name], full[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(load(tmp_path / "one", 1)[name], full[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(load(tmp_path / "two", 1)[name], full[name], rtol=1e-9, atol=1e-12)
 
 
 def test_a_missing_key_is_one_clear_line(make_trainer):

@@ -23,7 +23,7 @@ def test_the_example_runs_and_writes_its_images(name, tmp_path):
         "step_000008.png",
         "film_strip.png",
     }
-    assert (run / "ratio" / "round_00001.npz").exists()
+    assert (run / "ratio" / "round_00002.npz").exists()
 
 
 def test_every_callback_is_in_the_table():

@@ -58,13 +58,15 @@ def test_grid_and_strip_are_written_and_logged(small_module, loader, make_traine
 def test_every_n_validations_and_no_scores(small_module, loader, make_trainer, tmp_path):
     grid = SampleGrid(scores=None, every_n_validations=2, size=32)
     make_trainer(grid, max_epochs=4).fit(sampler(small_module)(), loader(), loader(1))
-    assert sorted(p.name for p in (tmp_path / "samples").glob("step_*")) == ["step_000008.png", "step_000024.png"]
+    assert sorted(p.name for p in tmp_path.rglob("samples/step_*")) == [
+        f"step_{step:06d}.png" for step in (8, 24, 32)
+    ]  # and the last
 
 
 def test_a_full_sanity_check_is_step_0(small_module, loader, make_trainer, tmp_path):
     trainer = make_trainer(SampleGrid(size=32), num_sanity_val_steps=-1)
     trainer.fit(sampler(small_module)(), loader(), loader(1))
-    assert sorted(p.name for p in (tmp_path / "samples").glob("step_*")) == ["step_000000.png", "step_000008.png"]
+    assert sorted(p.name for p in tmp_path.rglob("samples/step_*")) == ["step_000000.png", "step_000008.png"]
 
 
 def test_strip_keeps_first_and_last_at_an_even_stride():
@@ -86,7 +88,7 @@ def test_the_strip_is_resumed(small_module, loader, make_trainer, tmp_path):
         trainer = make_trainer(SampleGrid(size=16), max_epochs=epochs, default_root_dir=tmp_path / folder)
         trainer.fit(sampler(small_module)(), loader(), loader(1), ckpt_path=source, weights_only=source and True)
         trainer.save_checkpoint(tmp_path / f"{folder}.ckpt")
-        return np.asarray(Image.open(tmp_path / folder / "samples" / "film_strip.png"))
+        return np.asarray(Image.open(tmp_path / folder / "lightning_logs/version_0/samples/film_strip.png"))
 
     full = train(4, "full")
     train(2, "half")
@@ -111,7 +113,7 @@ def test_two_ranks_make_the_image_of_one(small_module, make_trainer, two_process
 
     two_processes(validate, 2)
     validate(0, 1)
-    one, two = (np.asarray(Image.open(tmp_path / w / "samples" / "step_000000.png")) for w in "12")
+    one, two = (np.asarray(Image.open(tmp_path / w / "lightning_logs/version_0/samples/step_000000.png")) for w in "12")
     assert np.array_equal(one, two)
     assert one[12, 12 + 40].tolist() == [10, 10, 10]
 
@@ -141,9 +143,9 @@ def test_wrong_shapes_and_numbers_are_refused(small_module, loader, make_trainer
         def validation_step(self, x, batch_idx):
             return {"images": torch.zeros(2, 3, 8, 8), "prompts": ["a"], "reward": torch.zeros(2)}
 
-    with pytest.raises(MisconfigurationException, match=r"images must be \(B, 3, H, W\), got shape \(2, 1, 8, 8\)"):
+    with pytest.raises(MisconfigurationException, match=r"is \(2, 1, 8, 8\) float32; images must be \(B, 3, h"):
         make_trainer(SampleGrid()).validate(Gray(), loader(1), verbose=False)
-    with pytest.raises(MisconfigurationException, match="2 images, 1 prompts, 2 scores"):
+    with pytest.raises(MisconfigurationException, match="'prompts' is a list of 1; it must be a list of 2, one text"):
         make_trainer(SampleGrid()).validate(Short(), loader(1), verbose=False)
 
 

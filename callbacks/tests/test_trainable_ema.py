@@ -202,7 +202,7 @@ def test_average_of_another_model_is_refused_in_one_line(small_module, averages,
     assert "\n" not in str(error.value)
 
 
-def test_bad_arguments_and_missing_averages(small_module):
+def test_bad_arguments_and_missing_averages(small_module, make_trainer):
     with pytest.raises(ValueError, match="decay must be in"):
         TrainableEMA(decay=1.0)
     with pytest.raises(ValueError, match="every must be at least 1"):
@@ -211,7 +211,7 @@ def test_bad_arguments_and_missing_averages(small_module):
         pass
     frozen = small_module().requires_grad_(False)
     with pytest.raises(MisconfigurationException, match="no parameter with requires_grad"):
-        TrainableEMA().on_train_start(None, frozen)
+        TrainableEMA().on_train_start(make_trainer(), frozen)
 
 
 def test_sharded_average_equals_one_process(

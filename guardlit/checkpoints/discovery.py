@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from guardlit.checkpoints.integrity import find_corruption, load_metadata
+from guardlit.checkpoints.manifest import MANIFEST
 from guardlit.errors import GuardlitError
 
 DATA_KEY = "PromptDataModule"
@@ -35,18 +36,32 @@ def newest_intact(root: Path) -> Path:
     if corrupt:
         each = "; ".join(f"{path} ({why})" for path, why in corrupt.items())
         raise GuardlitError(f"--ckpt_path last: none of the checkpoints under {root} is intact: {each}")
-    raise GuardlitError(f"--ckpt_path last: no checkpoint under {root}/version_*/checkpoints")
+    elsewhere = max(root.glob("**/checkpoints/[!.]*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    hint = f"; if you mean {elsewhere}, give its path" if elsewhere else ""  # of a version that followed its logger
+    raise GuardlitError(f"--ckpt_path last: no checkpoint under {root}/version_*/checkpoints{hint}")
 
 
 def newest_first(root: Path) -> Iterator[Path]:
     """Checkpoints of all runs under `root`, intact or corrupt."""
     runs = [path for path in root.glob("version_*") if path.name.removeprefix("version_").isdigit()]
     for run in sorted(runs, key=lambda path: int(path.name.removeprefix("version_")), reverse=True):
-        yield from _furthest_first(run / "checkpoints")
+        yield from _furthest_first(checkpoints_in(run / "checkpoints"))
 
 
-def _furthest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[!.]*.ckpt"), key=lambda path: (_progress(path), path.stat().st_mtime_ns), reverse=True)
+def checkpoints_in(folder: Path) -> Iterator[Path]:
+    """The checkpoints of a folder: also those below it, where a metric in their name brought a slash with it."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix == ".ckpt" and not path.name.startswith("."):
+            yield path
+        elif path.is_dir() and not path.name.startswith("."):
+            yield from checkpoints_in(path)
+
+
+def _furthest_first(checkpoints: Iterable[Path]) -> list[Path]:
+    def key(path: Path) -> tuple[tuple[int, int, int], int]:
+        return _progress(path), path.stat().st_mtime_ns
+
+    return sorted(checkpoints, key=key, reverse=True)
 
 
 def _progress(path: Path) -> tuple[int, int, int]:
@@ -61,10 +76,17 @@ def _progress(path: Path) -> tuple[int, int, int]:
 
 def siblings(path: Path) -> list[Path]:
     """The other checkpoints of the same runs or, outside of a run's folder, of the same folder; newest first."""
-    here = path.absolute()
-    run = here.parent.parent
-    of_a_run = here.parent.name == "checkpoints" and run.name.startswith("version_")
-    return list(newest_first(run.parent)) if of_a_run else _furthest_first(here.parent)
+    runs = runs_of(path)
+    others = path.absolute().parent.glob("[!.]*.ckpt")
+    return _furthest_first(others) if runs is None else list(newest_first(runs))
+
+
+def runs_of(path: Path) -> Path | None:
+    """The folder of runs, `runs` in `runs/version_K/checkpoints/...`, that a path lies in; None outside of a run."""
+    for folder in path.absolute().parents:
+        if folder.name == "checkpoints" and folder.parent.name.startswith("version_"):
+            return folder.parent.parent
+    return None
 
 
 def intact_before(path: Path) -> Path | None:
@@ -83,7 +105,20 @@ def require_intact(path: Path) -> None:
 
 
 def raise_corrupt(path: Path, reason: str) -> None:
-    """Raise `GuardlitError` for a corrupt checkpoint, naming the intact one before it."""
+    """Raise `GuardlitError` for what is no checkpoint, or for a corrupt one, naming the intact one before it."""
+    if _is_exported(path):
+        raise GuardlitError(
+            f"{path} holds exported weights, not a checkpoint: give a LoRA as model.policy.lora.start, a pipeline as "
+            "model.policy.model, or either to guardlit evaluate --ckpt"
+        )
     other = intact_before(path)
     rest = f"; the one before it is intact: {other}" if other else ""
     raise GuardlitError(f"checkpoint {path} is corrupt ({reason}){rest}")
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether a path is a LoRA, a pipeline, or the folder that `guardlit export` writes."""
+    if not path.is_dir():
+        return path.suffix == ".safetensors"
+    signs = ("*.safetensors", "adapter_config.json", "model_index.json", "*/*.safetensors")
+    return not (path / MANIFEST).is_file() and any(next(path.glob(sign), None) for sign in signs)

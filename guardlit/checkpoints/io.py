@@ -16,7 +16,7 @@ from guardlit_callbacks.distributed.gather import gather_objects
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.serialization import config as serialization
 
-from guardlit.checkpoints.discovery import raise_corrupt, require_intact, siblings
+from guardlit.checkpoints.discovery import raise_corrupt, require_intact, runs_of, siblings
 from guardlit.checkpoints.integrity import find_corruption
 from guardlit.checkpoints.shards import read_shards
 from guardlit.errors import GuardlitError
@@ -112,9 +112,8 @@ def locked_write(path: Path) -> Iterator[IO[bytes]]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of processes that were killed, in this folder and in those of the other runs."""
-    run = folder.absolute().parent
-    of_a_run = run.name.startswith("version_") and folder.name == "checkpoints"
-    for temporary in run.parent.glob("version_*/checkpoints/.*.tmp") if of_a_run else folder.glob(".*.tmp"):
+    runs = runs_of(folder / "any")
+    for temporary in folder.glob(".*.tmp") if runs is None else runs.glob("version_*/checkpoints/**/.*.tmp"):
         with suppress(OSError):
             if _is_left_over(temporary):
                 shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("train a pipeline", "first_look"),
     "validate": ("evaluate a checkpoint with the rewards of its run", "first_look"),
-    "sample": ("draw images with a checkpoint", "first_look"),
+    "sample": ("draw images with a checkpoint", "sample"),
     "export": ("write a checkpoint as a LoRA or a pipeline folder", "first_look"),
     "evaluate": ("compare checkpoints with the base model: gold scores in one table", "evaluate"),
     "convert": ("turn a published checkpoint into what a scorer loads", "convert"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from guardlit.commands.first_look import check, shows_help
+from guardlit.commands.lists import as_options, split_lists
 from guardlit.config.console import Parser
 from guardlit.errors import GuardlitError
 
@@ -32,15 +32,13 @@ def main(args: list[str]) -> None:
 
 def _rewritten(args: list[str]) -> list[str]:
     """Lists as `--ckpt a b`, also repeated; with --rescore, the configuration that the images were drawn with."""
+    words, others = split_lists("guardlit evaluate", args, ["ckpt", "label", "prompts"])
     parser = Parser("guardlit evaluate", add_help=False)
-    for option in ("--ckpt", "--label"):
-        parser.add_argument(option, nargs="+", action="extend", default=[])
     parser.add_argument("--rescore", nargs="?", const="true", default="false", choices=("true", "false"))
-    options, rest = parser.parse_known_args(args)
-    lists = [word for name in ("ckpt", "label") for word in _as_list(name, getattr(options, name))]
+    options, rest = parser.parse_known_args(others)
     if options.rescore == "false":
-        return [*rest, *lists]
-    if lists:
+        return [*rest, *as_options(words)]
+    if words["ckpt"] or words["label"]:
         raise GuardlitError("--rescore scores the images in --out; leave out --ckpt and --label")
     from guardlit.gold.evaluation import GOLD, RUN
 
@@ -52,14 +50,3 @@ def _rewritten(args: list[str]) -> list[str]:
     if missing := next((file for file in drawn_with if not file.is_file()), None):
         raise GuardlitError(f"--rescore needs the images of an earlier evaluation: there is no {missing}")
     return [*(word for file in drawn_with for word in ("--config", str(file))), *rest, "--rescore", "true"]
-
-
-def _as_list(name: str, values: list[str]) -> list[str]:
-    """As LightningCLI reads a list; what has that form already stays."""
-    if not values:
-        return []
-    try:
-        written = [json.loads(value) if value.startswith("[") else [value] for value in values]
-    except ValueError as error:
-        raise GuardlitError(f'--{name}: a list that is no JSON ({error}); write --{name} a b, or ["a", "b"]') from error
-    return [f"--{name}", json.dumps([value for part in written for value in part])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from guardlit.checkpoints.discovery import newest_intact, require_intact
 from guardlit.commands.trainer import Trainer
 from guardlit.config.limits import LARGEST_SEED, user_errors
 from guardlit.config.parser import GuardlitParser
+from guardlit.config.saved import SavedConfig
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.training.defaults import DEFAULTS
 from guardlit.training.module import GRPOModule
 from guardlit.training.quiet import quiet_libraries
+
+# Lightning's own defaults, such as the interval of Timer, which PyYAML cannot write
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_str(value.value))
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", LARGEST_SEED)], docstring="A seed that numpy accepts.")
 
@@ -36,7 +41,7 @@ class GuardlitCLI(LightningCLI):
             PromptDataModule,
             trainer_class=Trainer,
             trainer_defaults=DEFAULTS,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SavedConfig,
             seed_everything_default=42,
             auto_configure_optimizers=False,
             parser_class=GuardlitParser,

@@ -45,12 +45,12 @@ def main(args: list[str]) -> None:
 
 
 def _plan(options: argparse.Namespace, run: PlannedRun) -> None:
-    from guardlit.config.limits import check_trainer
     from guardlit.planning.estimate import estimate
-    from guardlit.training.checks import check_precision
+    from guardlit.training.limits.arguments import check_arguments
+    from guardlit.training.limits.settings import check_precision
     from guardlit.training.linter import LintFacts, lint
 
-    check_trainer(run.trainer)
+    check_arguments(run.trainer)
     check_precision(run.precision, run.module.policy.forward_dtype)
     document: dict[str, Any] = {"run": _run(run)}
     settings = (run.module, run.plan, run.precision, run.on_gpu)

@@ -16,7 +16,7 @@ from guardlit.ablation.analysis import RolloutAnalysis, with_clips
 from guardlit.ablation.output import print_analysis, write_analysis
 from guardlit.checkpoints.contents import check_fingerprint
 from guardlit.checkpoints.io import SafeCheckpointIO
-from guardlit.data.prompts import checked_texts, load_prompts
+from guardlit.data.prompts import given_prompts, load_prompts
 from guardlit.errors import GuardlitError, at_least
 from guardlit.gold import Gold
 from guardlit.gold.drawing import Drawn
@@ -39,8 +39,8 @@ class Trainer(RunTrainer):
 
     A script that calls `fit` and `guardlit fit` with the same settings are the same run. Unless an argument says
     otherwise a run has the defaults of `guardlit.training.defaults`: arguments such as `gradient_clip_val=1.0`,
-    TensorBoard and CSV logs in `default_root_dir/version_K` (for `fit`), verified checkpoints of the two newest
-    rounds, `interrupted.ckpt` on a signal, one line of progress, and a run folder that describes the run.
+    verified checkpoints of the two newest rounds, `interrupted.ckpt` on a signal, one line of progress, and TensorBoard
+    logs. All of a run is in one folder, `default_root_dir/version_K`, which also describes it.
 
     Its arguments are those of Lightning's Trainer and `tf32` (see `RunTrainer`).
     """
@@ -51,7 +51,7 @@ class Trainer(RunTrainer):
         model: GRPOModule,
         datamodule: PromptDataModule | None = None,
         ckpt_path: str | None = None,
-        prompts: list[str] | None = None,
+        prompts: list[str] | str | None = None,
         n: int = 4,
         raw: bool = False,
         out: str = "samples",
@@ -62,13 +62,14 @@ class Trainer(RunTrainer):
             model: of the configuration.
             datamodule: its validation prompts are drawn unless `prompts` is given.
             ckpt_path: a checkpoint; the untrained model without one.
-            prompts: texts to draw.
+            prompts: texts, prompt files and data sets to draw.
             n: images of each prompt.
             raw: draw with the raw weights although the checkpoint has averaged ones.
             out: folder for the images.
         """
         at_least(1, n=n)
-        texts = checked_texts("--prompts", prompts) if prompts else [p.text for p in _validation_prompts(datamodule)]
+        chosen = given_prompts("--prompts", prompts) if prompts else _validation_prompts(datamodule)
+        texts = [prompt.text for prompt in chosen]
         items = [(k, Prompt(text)) for text in texts for k in range(n)]
         if raw and (ema := find_ema(self)) is not None:
             ema.use_for_validation = False
@@ -119,7 +120,7 @@ class Trainer(RunTrainer):
         ckpt: list[str] | None = None,
         label: list[str] | None = None,
         weights: Literal["ema", "raw", "both"] = "ema",
-        prompts: str | None = None,
+        prompts: list[str] | str | None = None,
         images_per_prompt: int | None = None,
         out: str = "evaluation",
         rescore: bool = False,
@@ -130,10 +131,10 @@ class Trainer(RunTrainer):
             model: of the configuration.
             gold: the scorers, and what the Average is made of.
             datamodule: its validation prompts, and how many images of each, unless other ones are asked for.
-            ckpt: checkpoints, or folders of exported weights, such as `guardlit export` writes.
+            ckpt: checkpoints, folders of exported weights, such as `guardlit export` writes, or LoRAs of any trainer.
             label: their names in the table, one each.
             weights: those of a checkpoint to draw with: the average where it has one, the raw ones, or both.
-            prompts: a prompt file or data set, as data.val.
+            prompts: texts, prompt files and data sets, instead of data.val.
             images_per_prompt: each with its own fixed noise.
             out: folder for images, scores and table; what is in it already is not made again.
             rescore: score the images in `out` without drawing or loading a model.
@@ -174,7 +175,7 @@ class Trainer(RunTrainer):
         analysis = RolloutAnalysis(chosen, updates)
         mine: list[pl.Callback] = self.callbacks  # type: ignore[has-type]
         self.callbacks = [*(c for c in mine if isinstance(c, RoundProgress)), analysis]
-        self._logs_by_default = False
+        self._keeps_run = False
         self.limit_val_batches = 0
         remove_limits(self)
         with warnings.catch_warnings():
@@ -186,7 +187,7 @@ class Trainer(RunTrainer):
         provenance = {
             "command": command_line(),
             "checkpoint": ckpt_path,
-            "round": model.experience.round.index,
+            "round": model.experience.round.number,
             "seed": model.experience.round.seed,
             "updates": analysis.updates,
             "updates_by": type(model.objective).__name__,

@@ -7,7 +7,6 @@ and the nearest name that would have been right is added.
 
 from __future__ import annotations
 
-import ast
 import re
 import textwrap
 import typing
@@ -17,16 +16,17 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from guardlit.config.classes import parameter_classes, unfit_class
 from guardlit.config.locate import config_files, place
 from guardlit.config.missing import no_config, not_installed
 from guardlit.config.nearest import (
     class_parser,
-    classes_in,
     concrete_subclasses,
     hint,
     keys_of,
     nearest,
     nearest_key,
+    nearest_literal,
 )
 from guardlit.config.nulls import Null
 
@@ -71,6 +71,11 @@ class Finding:
     def key(self) -> str:
         """The key in the configuration."""
         return self.frames[0][1]
+
+    @property
+    def keys(self) -> list[str]:
+        """The key in the configuration, and the parameters of the classes on the way."""
+        return [name for kind, name in self.frames if kind == "key"]
 
     @property
     def classes(self) -> list[str]:
@@ -211,20 +216,8 @@ def _verdict(parser: ArgumentParser, finding: Finding, siblings: Sequence[Findin
         close = nearest(found[1], known)
         owner = _short(classes[-1]) if classes else finding.key
         return Verdict(f"{owner} has no option {found[1]!r}{hint(close, known)}", name=found[1])
-    if found := NOT_A_CLASS.match(finding.text):
-        name = next((group for group in found.groups() if group), None) or classes[-1]
-        bases = parameter_classes(parser, finding)
-        if len(bases) == 1 and is_dataclass(bases[0]):
-            text = f"{where}expected a mapping of the settings of {bases[0].__name__}, found {_quoted(name)}"
-            return Verdict(text, value=name)
-        classes_known = {cls.__name__: cls for base in bases for cls in concrete_subclasses(base)}
-        known = sorted(classes_known)
-        wanted = " or ".join(base.__name__ for base in bases) or "class"
-        reason = "is abstract" if found["abstract"] else f"is no known {wanted}"
-        close = None if found["abstract"] else nearest(_short(name), known)
-        if close == _short(name) != name:  # a class that has moved, or a misspelled module
-            close = f"{classes_known[close].__module__}.{close} (in short, {close})"
-        return Verdict(f"{where}{name!r} {reason}{hint(close, known)}", value=name)
+    if (verdict := _class_verdict(parser, finding, where)) is not None:
+        return verdict
     if found := re.match(r"the following arguments are required: (.+)", finding.text):
         return Verdict(f"{_short(classes[-1])} needs {found[1]}", value=classes[-1])
     if found := RESTRICTED.match(finding.text):
@@ -233,7 +226,7 @@ def _verdict(parser: ArgumentParser, finding: Finding, siblings: Sequence[Findin
         here = [sibling.text for sibling in siblings if sibling.frames == finding.frames]
         expected = [m[1] for text in here if (m := EXPECTED.match(text) or NOT_A_SUBCLASS.match(text))]
         text = f"{where}expected {_types(expected)}, found {_quoted(finding.value)}"
-        return Verdict(text + hint(_nearest_literal(finding.value, expected)), finding.inner_key, finding.value)
+        return Verdict(text + hint(nearest_literal(finding.value, expected)), finding.inner_key, finding.value)
     if finding.text.startswith("Not a valid subclass of "):
         base = finding.text.split()[-1]
         found_text = f"{where}expected a {base} (a name, or class_path and init_args), found {_quoted(finding.value)}"
@@ -244,19 +237,33 @@ def _verdict(parser: ArgumentParser, finding: Finding, siblings: Sequence[Findin
     return Verdict(where + finding.text + ending, finding.inner_key)
 
 
+def _class_verdict(parser: ArgumentParser, finding: Finding, where: str) -> Verdict | None:
+    """What is wrong with a class itself, not with its options; None if nothing is."""
+    classes, bases = finding.classes, parameter_classes(parser, finding.keys, finding.classes)
+    given = f"{finding.value or ''} {'' if finding.inner_key or not classes else classes[-1]}"
+    if (unfit := unfit_class(finding.text, given, bases)) is not None:
+        return Verdict(f"{where}{unfit[0]!r} {unfit[1]}", value=unfit[0])
+    found = NOT_A_CLASS.match(finding.text)
+    if found is None:
+        return None
+    name = next((group for group in found.groups() if group), None) or classes[-1]
+    if len(bases) == 1 and is_dataclass(bases[0]):
+        text = f"{where}expected a mapping of the settings of {bases[0].__name__}, found {_quoted(name)}"
+        return Verdict(text, value=name)
+    classes_known = {cls.__name__: cls for base in bases for cls in concrete_subclasses(base)}
+    reason = "is abstract" if found["abstract"] else f"is no known {' or '.join(b.__name__ for b in bases) or 'class'}"
+    close = None if found["abstract"] else nearest(_short(name), classes_known)
+    known = hint(close, sorted(classes_known))
+    if close == _short(name) != name:  # a class that has moved, or a misspelled module
+        known = hint(f"{classes_known[close].__module__}.{close} (in short, {close})")
+    return Verdict(f"{where}{name!r} {reason}{known}", value=name)
+
+
 def _unknown_argument(parser: ArgumentParser, argument: str) -> str:
     if not argument.startswith("-"):
         return f"found {argument!r} where an option belongs"
     close = nearest_key(argument.lstrip("-"), keys_of(parser))
     return f"unknown option {argument}{hint(close and f'--{close}')}"
-
-
-def parameter_classes(parser: ArgumentParser, finding: Finding) -> list[type]:
-    """The classes that the parameter of a finding asks for."""
-    keys = [name for kind, name in finding.frames if kind == "key"]
-    owner = class_parser(finding.classes[len(keys) - 2]) if len(keys) > 1 else parser
-    action = next((action for action in owner._actions if action.dest == keys[-1]), None)
-    return classes_in(getattr(action, "_typehint", None))
 
 
 def _types(expected: Sequence[str]) -> str:
@@ -271,12 +278,6 @@ def _types(expected: Sequence[str]) -> str:
 
 def _words(annotation: Any) -> str:
     return _types([str(part) for part in typing.get_args(annotation) or (annotation,)])
-
-
-def _nearest_literal(value: str | None, expected: Sequence[str]) -> str | None:
-    literals = [text.removeprefix("typing.Literal") for text in expected if text.startswith("typing.Literal[")]
-    choices = [str(choice) for text in literals for choice in ast.literal_eval(text)]
-    return nearest(value or "", choices)
 
 
 def _quoted(value: str | None) -> str:

@@ -1,46 +1,24 @@
-"""Bounds for the Trainer's arguments; errors of libraries and the system as one line."""
+"""Errors of libraries and the system as one line."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-from guardlit.errors import GuardlitError, at_least
+from guardlit.errors import GuardlitError
 
 LARGEST_SEED = 2**32 - 1
 """Of what numpy accepts."""
 
-LEAST = {
-    "max_epochs": -1,
-    "gradient_clip_val": 0,
-    "check_val_every_n_epoch": 1,
-    "log_every_n_steps": 0,
-    "num_nodes": 1,
-    "num_sanity_val_steps": -1,
-}
-"""Smallest value, by the Trainer's argument; null passes."""
-
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
 """Errors of the system where a log, an image or a table cannot be written; checkpoints say more by themselves."""
 
-
-def check_trainer(arguments: Mapping[str, Any]) -> None:
-    """Refuse numbers that the Trainer accepts and that mean nothing.
-
-    Args:
-        arguments: by name; those that are left out have Lightning's defaults.
-
-    Raises:
-        GuardlitError: naming the first one.
-    """
-    for name, least in LEAST.items():
-        if isinstance(value := arguments.get(name), int | float):
-            at_least(least, **{f"trainer.{name}": value})
+NOT_LOGGED = "Early stopping conditioned on metric"
+"""How the RuntimeError of Lightning's EarlyStopping begins whose key is not logged."""
 
 
 @contextmanager
@@ -63,5 +41,9 @@ def user_errors() -> Iterator[None]:
         where = f" ({error.filename})" if error.filename else ""
         text = f"{os.strerror(error.errno)}{where}; fix that, then resume with --ckpt_path last"
         raise GuardlitError(text) from error
+    except RuntimeError as error:
+        if not str(error).startswith(NOT_LOGGED):
+            raise
+        raise GuardlitError(f"trainer.callbacks: {error}") from error
     except MisconfigurationException as error:  # how Lightning and the callbacks report a user's mistake
         raise GuardlitError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import collections.abc
 import difflib
 import inspect
@@ -55,6 +56,13 @@ def nearest_file(path: Path) -> str | None:
     return None if close is None else str(path.with_name(close + path.suffix))
 
 
+def nearest_literal(value: str | None, expected: Sequence[str]) -> str | None:
+    """The choice most like a value, of the `typing.Literal` among some annotations, given as text."""
+    literals = [text.removeprefix("typing.Literal") for text in expected if text.startswith("typing.Literal[")]
+    choices = [str(choice) for text in literals for choice in ast.literal_eval(text)]
+    return nearest(value or "", choices)
+
+
 def keys_of(parser: ArgumentParser) -> list[str]:
     """The dotted keys of every option of a parser, help aside."""
     options = (string for action in parser._actions for string in action.option_strings)
@@ -66,7 +74,7 @@ def import_class(path: str) -> type | None:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
+    except Exception:  # of a user's module, for example
         return None
     return found if inspect.isclass(found) else None
 

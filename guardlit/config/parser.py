@@ -22,12 +22,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import guardlit.config.replacing  # noqa: F401
 from guardlit.config.bases import expand
+from guardlit.config.classes import broken_import, make_importable, scalars
 from guardlit.config.documents import check_config_file
 from guardlit.config.dropped import dropped
 from guardlit.config.explain import explain, refused, unexpected_null
-from guardlit.config.locate import config_files, config_from_environment, variable
+from guardlit.config.locate import config_files, config_from_environment, given_options, variable
 from guardlit.config.nearest import hint, keys_of, nearest
 from guardlit.config.nulls import nulls, odd_keys
+from guardlit.config.saved import without_options
 from guardlit.errors import GuardlitError
 
 
@@ -54,9 +56,11 @@ class GuardlitParser(LightningArgumentParser):
             _fail(self, f"environment variable {given[0]}: expected a YAML file, there is no file {given[1]}")
         if _subparsers(self):
             return super().parse_args(self.args, *rest, **kwargs)
-        self._check_files([*config_files(self.args), *([given[1]] if given else [])])
+        files = [*config_files(self.args), *([given[1]] if given else [])]
+        self._check_files(files)
         self._check_environment()
-        config = self._parsed(*rest, **kwargs)
+        make_importable([Path.cwd(), *(file.parent.resolve() for file in files)])
+        config = self._parsed(files, *rest, **kwargs)
         for null in nulls(self, config):
             _fail(self, unexpected_null(self, self.args, null))
         for section, value in vars(config).items():
@@ -64,20 +68,30 @@ class GuardlitParser(LightningArgumentParser):
                 _fail(self, f"{section}: a key must be text, found {key!r}; put it in quotes")
         return config
 
-    def _parsed(self, *rest: Any, **kwargs: Any) -> Namespace:
+    def _parsed(self, files: Sequence[Path], *rest: Any, **kwargs: Any) -> Namespace:
         try:
             config = super().parse_args(self.args, *rest, **kwargs)
         except SystemExit as stop:
             if not stop.code:  # it printed the configuration
                 self._report_dropped()
             raise
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        except Exception as error:
             if not self.exit_on_error:
                 raise
-            # of jsonargparse or of a class that was imported for a value: no file or option is to be named
-            _fail(self, f"the settings cannot be read ({type(error).__name__}: {error})")
+            self._explain(error, files)
+            raise
         self._report_dropped()
         return config
+
+    def _explain(self, error: Exception, files: Sequence[Path]) -> None:
+        """Say in one line what jsonargparse or the import of a class raised; return where it is a bug."""
+        given = {f"{option}: ": value for option, value in given_options(self.args)}
+        given |= {f"{file}:{line}: ": text for file in files for line, text in scalars(file)}
+        for place, text in given.items():
+            if (broken := broken_import([text])) is not None:
+                _fail(self, f"{place}{broken[0]!r} {broken[1]}")
+        if isinstance(error, ArithmeticError | AttributeError | LookupError | RecursionError | TypeError | ValueError):
+            _fail(self, f"the settings cannot be read ({type(error).__name__}: {error})")
 
     def _check_files(self, files: Sequence[Path]) -> None:
         """Look at the configuration files as YAML."""
@@ -100,6 +114,11 @@ class GuardlitParser(LightningArgumentParser):
         for name in sorted(os.environ):
             if name.startswith(prefix) and name not in known:
                 _fail(self, f"environment variable {name}: no setting has this name{hint(nearest(name, known))}")
+
+    def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """As `ArgumentParser`'s, without options of other commands: any run's `config.yaml` goes into every command."""
+        known = {action.dest for action in self._actions}
+        return super()._load_config_parser_mode(without_options(content, known), *args, **kwargs)
 
     def instantiate_classes(self, cfg: Namespace, *args: Any, **kwargs: Any) -> Namespace:
         """As `ArgumentParser.instantiate_classes`; a value that a class refuses becomes a `GuardlitError`."""

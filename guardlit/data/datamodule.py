@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from guardlit.data.loader import ExperienceLoader, RoundRunner
@@ -16,6 +17,7 @@ from guardlit.data.prompt_set import PromptSet
 from guardlit.data.prompts import load_prompts
 from guardlit.data.views import Numbered, Texts, ValidationImages
 from guardlit.errors import GuardlitError, at_least
+from guardlit.processes.needs import read_micro_batches
 from guardlit.processes.world import World
 from guardlit.rounds.plan import RoundPlan, candidates
 from guardlit.rounds.round import Round
@@ -39,14 +41,16 @@ class PromptDataModule(pl.LightningDataModule):
         updates_per_round: optimizer steps on a round's images; with 1, all inner epochs included, every update is
             on-policy and no clip can act.
         inner_epochs: passes over the round's images.
-        micro_batch: transitions per forward and backward pass on one rank. `auto` takes the largest number up to
-            `rollout_batch` that divides an update and fits into memory, found at the start of `fit`; a resumed run
-            keeps its number.
-        rollout_batch: images sampled at once on one rank; null takes `micro_batch`.
+        micro_batch: the most transitions in a forward and backward pass on one rank. A run takes the largest number
+            up to it that divides the transitions of an update on a rank and, where a callback such as `GradientNorm`
+            reads the gradient of each denoising step, the images. `auto` takes the largest such number up to
+            `rollout_batch` that fits into memory, found at the start of `fit`; a resumed run keeps its number.
+        rollout_batch: images sampled at once on one rank; null takes as many as a micro-batch has transitions.
         val_limit: validation prompts to use; null for all.
         val_images_per_prompt: validation images of each prompt, each with its own fixed noise.
         seed: of prompts, noise and order.
         train_limit: training prompts to use, the first ones of `train`; null for all.
+        exact_micro_batch: take `micro_batch` as it is, and refuse one that does not divide.
     """
 
     def __init__(
@@ -63,20 +67,23 @@ class PromptDataModule(pl.LightningDataModule):
         val_images_per_prompt: int = 1,
         seed: int = 42,
         train_limit: int | None = None,
+        exact_micro_batch: bool = False,
     ) -> None:
         super().__init__()
         at_least(1, **{"data.train_limit": train_limit, "data.val_limit": val_limit})
         at_least(1, **{"data.val_images_per_prompt": val_images_per_prompt})
         self.train_source, self.val_source = train, val
-        self._auto, self._settled = micro_batch == "auto", False
+        self._auto, self._settled, self._exact = micro_batch == "auto", False, exact_micro_batch
+        self._rollout_batch = rollout_batch
+        self._most = self._check_micro_batch(micro_batch)
         size = 1 if micro_batch == "auto" else micro_batch  # divides everything, until it is settled
         self.sizes = (prompts_per_round, images_per_prompt, updates_per_round, inner_epochs, size)
         """The batch arithmetic as it is configured, in the order of `RoundPlan`."""
-        self.rollout_batch = _rollout_batch(micro_batch, rollout_batch)
         self.train_limit, self.val_limit, self.val_images = train_limit, val_limit, val_images_per_prompt
         self.seed = seed
         self.train, self.val = PromptSet(), PromptSet()
         self.plan: RoundPlan
+        self._one_step = False
         self._loader: ExperienceLoader | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -96,19 +103,42 @@ class PromptDataModule(pl.LightningDataModule):
                 "processes: raise data.val_images_per_prompt"
             )
         if stage == "fit":
-            self.plan = self.planned(self._runner.rollout.train_steps, self.trainer.world_size)
+            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+            self.plan = self.planned(self._runner.rollout.train_steps, self.trainer.world_size, callbacks)
             self._accumulate(self.plan.micro_batches_per_update)
             self._settled = False
 
-    def planned(self, train_steps: int, world: int) -> RoundPlan:
-        """The batch arithmetic for S trained steps and a world size; of `auto`, with the largest micro-batch.
+    def planned(self, train_steps: int, world: int, callbacks: Iterable[object]) -> RoundPlan:
+        """The batch arithmetic of a run; of `auto`, with the largest micro-batch.
+
+        Args:
+            train_steps: S, of each image.
+            world: world size.
+            callbacks: of the run, which may need micro-batches of one denoising step.
 
         Raises:
             GuardlitError: numbers that do not divide.
         """
-        plan = RoundPlan(*self.sizes, train_steps=train_steps, world_size=world)
-        at_least(1, **{"data.rollout_batch": self.rollout_batch})
-        return replace(plan, micro_batch=candidates(plan, self.rollout_batch)[0]) if self._auto else plan
+        plan = RoundPlan(*self.sizes[:-1], 1, train_steps=train_steps, world_size=world)
+        self._one_step = read_micro_batches(callbacks)
+        size = candidates(plan, self._most, one_step=self._one_step)[0]
+        if self._exact and size != self._most:
+            plan = replace(plan, micro_batch=self._most)  # raises where it does not divide
+            raise GuardlitError(
+                f"data.micro_batch={self._most} has transitions of several denoising steps, which GradientNorm cannot "
+                f"tell apart: let it divide the {plan.images_per_update} images of an update on a rank, set "
+                "data.exact_micro_batch=false or GradientNorm's parameters_every=0"
+            )
+        return replace(plan, micro_batch=size, at_most=None if self._auto or size == self._most else self._most)
+
+    def rows_at_once(self, plan: RoundPlan) -> int:
+        """Images that a rank samples at once under a plan."""
+        return plan.micro_batch if self._rollout_batch is None else self._rollout_batch
+
+    @property
+    def rollout_batch(self) -> int:
+        """Images that a rank samples at once; without a plan, as a command other than `fit` is, as configured."""
+        return self.rows_at_once(self.plan) if hasattr(self, "plan") else self._rollout_batch or self._most
 
     def settle(self) -> None:
         """Find the micro-batch of `auto`, with the policy loaded. Collective: every rank must call it."""
@@ -116,7 +146,7 @@ class PromptDataModule(pl.LightningDataModule):
             round, policy = self.round(0), self._runner.policy
             texts = [p.text for p in round.prompts]
             policy.encode_across_ranks(texts, round.ahead)
-            sizes = candidates(self.plan, self.rollout_batch)
+            sizes = candidates(self.plan, self._most, one_step=self._one_step)
             self._settle(self._runner.largest_micro_batch(sizes, policy.conditioning(texts)))
 
     def _settle(self, micro_batch: int) -> None:
@@ -150,15 +180,28 @@ class PromptDataModule(pl.LightningDataModule):
             return [*self.train, *self.val]
         return [prompt for k in range(index, index + ENCODE_ROUNDS) for prompt in self._prompts(k)]
 
+    def _check_micro_batch(self, micro_batch: int | Literal["auto"]) -> int:
+        """The most transitions that a micro-batch may have; raises `GuardlitError` for numbers that mean nothing."""
+        at_least(1, **{"data.rollout_batch": self._rollout_batch})
+        if micro_batch != "auto":
+            at_least(1, **{"data.micro_batch": micro_batch})
+            return micro_batch
+        if self._exact:
+            raise GuardlitError("data.exact_micro_batch=true needs a number as data.micro_batch; found auto")
+        if self._rollout_batch is None:
+            raise GuardlitError("data.micro_batch=auto needs data.rollout_batch, the most that it may take")
+        return self._rollout_batch
+
     @property
     def _runner(self) -> RoundRunner:
         assert self.trainer is not None
         return cast("RoundRunner", self.trainer.lightning_module)
 
     def train_dataloader(self) -> ExperienceLoader:
-        """The loader of rounds."""
+        """The loader of rounds, from the one that the Trainer is at: it may ask for a loader more than once."""
         assert self.trainer is not None
         self._loader = ExperienceLoader(self, self._runner, World.of(self.trainer))
+        self._loader.round_index = self.trainer.current_epoch
         if self._restored is not None:
             self._loader.load_state(self._restored)
             self._restored = None
@@ -187,7 +230,8 @@ class PromptDataModule(pl.LightningDataModule):
 
     def fingerprint(self) -> dict[str, str]:
         """What a checkpoint must agree on with these data: batch arithmetic, seed and prompts."""
-        free = ("world_size", "micro_batch", "train_steps")  # any world size and any micro-batch make the same updates
+        # any world size and any micro-batch make the same updates
+        free = ("world_size", "micro_batch", "at_most", "train_steps")
         facts = {f"data.{name}": str(value) for name, value in vars(self.plan).items() if name not in free}
         val = f"{self.val.digest} x {self.val_images}"
         return {**facts, "data.seed": str(self.seed), "data.train": self.train.digest, "data.val": val}
@@ -201,20 +245,20 @@ class PromptDataModule(pl.LightningDataModule):
         return {} if self._loader is None else self._loader.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state for the loader; a resumed run keeps its micro-batch, or takes one that begins there."""
+        """Keep the state for the loader, and take a micro-batch that begins where the checkpoint stands.
+
+        It is that of the plan or, for `auto`, of the checkpoint, unless none of that size begins there.
+        """
         self._restored = state_dict
         assert self.trainer is not None
-        if self._auto and state_dict and self.trainer.state.fn == "fit":
-            sizes = candidates(self.plan, self.rollout_batch, state_dict["transitions"])
-            if (had := state_dict.get("micro_batch")) in sizes:
-                self._settle(had)
-            elif sizes and state_dict["transitions"]:
-                self._settle(sizes[0])
-
-
-def _rollout_batch(micro_batch: int | Literal["auto"], given: int | None) -> int:
-    if given is not None:
-        return given
-    if micro_batch == "auto":
-        raise GuardlitError("data.micro_batch=auto needs data.rollout_batch, the most that it may take")
-    return micro_batch
+        if self._exact or not state_dict or self.trainer.state.fn != "fit":
+            return
+        done, size = state_dict["transitions"], self.plan.micro_batch
+        sizes = candidates(self.plan, self._most, done, self._one_step)
+        if self._auto:
+            size = state_dict.get("micro_batch", 0)
+        if size in sizes:
+            self._settle(size)
+        elif sizes and done:
+            rank_zero_info(f"micro_batch: {sizes[0]}, so that one begins where the checkpoint stands in its round")
+            self._settle(sizes[0])

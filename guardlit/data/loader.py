@@ -38,7 +38,10 @@ class Rounds(Protocol):
 
     plan: RoundPlan
     seed: int
-    rollout_batch: int
+
+    @property
+    def rollout_batch(self) -> int:
+        """Images that a rank samples at once."""
 
     def round(self, index: int) -> Round:
         """A round before it is drawn."""

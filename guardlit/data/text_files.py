@@ -58,11 +58,25 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
+                if number == 1 and (kind := next((k for start, k in _KINDS.items() if raw.startswith(start)), None)):
+                    raise GuardlitError(f"{path}: it is {kind}")
                 line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
                 if line or number > 1:
                     yield f"{path}:{number}", _decoded(line, f"{path}:{number}")
     except OSError as error:
         raise GuardlitError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+_KINDS = {
+    codecs.BOM_UTF32_LE: "UTF-32 text; save the file as UTF-8",  # before UTF-16, which begins with the same bytes
+    codecs.BOM_UTF16_LE: "UTF-16 text; save the file as UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16 text; save the file as UTF-8",
+    codecs.BOM_UTF32_BE: "UTF-32 text; save the file as UTF-8",
+    b"\x1f\x8b": "a gzip file; unpack it with gunzip",
+    b"PK\x03\x04": "a zip file; unpack it",
+    b"PAR1\x15": "a parquet file; name it .parquet",
+}
+"""What a file is that begins with some bytes."""
 
 
 def _decoded(line: bytes, place: str) -> str:
@@ -98,8 +112,10 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         except ValueError as error:  # a key twice, a number of thousands of digits
             raise GuardlitError(f"{place}: JSON that cannot be read: {first_line(error)}") from error
         if not isinstance(row, dict):
-            raise GuardlitError(f"{place}: JSON of type {type(row).__name__}, not an object with the key {COLUMN!r}")
-        yield split(place, row, COLUMN)
+            raise GuardlitError(
+                f"{place}: JSON of type {type(row).__name__}; each line is one object with the key {COLUMN!r}"
+            )
+        yield split(place, row, COLUMN, f"call the text's key {COLUMN!r}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -111,32 +127,60 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
+    records = _records(path)
+    place, header = next(records, (str(path), None))
+    if header is None:
+        return
+    advice = f"the first line must name the columns, one of them {COLUMN!r}"
+    if not any(header):
+        raise GuardlitError(f"{place}: the line is blank; {advice}")
+    try:
+        once_each(header)
+    except ValueError as error:
+        raise GuardlitError(f"{place}: {error}") from error
+    separator = next((c for c in ";\t|" if len(header) == 1 and c in header[0]), None)
+    split(
+        place,
+        dict.fromkeys(header),
+        COLUMN,
+        advice if separator is None else f"separate columns by , not {separator!r}",
+    )
+    for place, cells in records:
+        if len(cells) <= 1 and not any(map(str.strip, cells)):
+            raise GuardlitError(f"{place}: the line is blank; remove it or write a prompt")
+        if len(cells) != len(header):
+            advice = "put a text with commas in quotes" if len(cells) > len(header) else "a comma is missing"
+            fields = "1 field" if len(cells) == 1 else f"{len(cells)} fields"
+            raise GuardlitError(f"{place}: {fields} where the header has {len(header)}; {advice}")
+        yield split(place, dict(zip(header, cells, strict=True)), COLUMN)
+
+
+def _records(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The place where a record begins, and its fields."""
     # within a line, the csv module ends rows at a lone CR
     parts = (part for _, line in _lines(path) for part in io.StringIO(f"{line}\n", newline=""))
     table = csv.reader(parts, strict=True)
-    try:
-        header = next(table, None)
-        once_each(header or ())
-        for cells in table:
-            place = f"{path}:{table.line_num}"
-            if header is None or len(cells) != len(header):
-                raise GuardlitError(
-                    f"{place}: {len(cells)} fields where the header has {len(header or ())}; quote a text with commas"
-                )
-            yield split(place, dict(zip(header, cells, strict=True)), COLUMN)
-    except (csv.Error, ValueError) as error:
-        raise GuardlitError(f"{path}:{table.line_num}: not CSV with a header ({error})") from error
+    while True:
+        place = f"{path}:{table.line_num + 1}"
+        try:
+            cells = next(table, None)
+        except csv.Error as error:
+            reason = "its quotes are never closed" if "unexpected end" in str(error) else str(error)
+            raise GuardlitError(f"{place}: not CSV ({reason}); write a quote within quotes twice") from error
+        if cells is None:
+            return
+        yield place, cells
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {".txt": _txt_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
 """Rows of a file, by its suffix."""
 
 
-def split(place: str, row: Mapping[str, Any], column: str) -> Row:
-    """A row as text and metadata; raises `GuardlitError` where the column is missing."""
+def split(place: str, row: Mapping[str, Any], column: str, advice: str = "") -> Row:
+    """A row as text and metadata; raises `GuardlitError`, with the advice, where the column is missing."""
     if column not in row:
         keys = ", ".join(repr(key) for key in list(row)[:10]) or "none"
-        raise GuardlitError(f"{place}: no {column!r} here; there is {keys}")
+        raise GuardlitError(f"{place}: no {column!r} here; there is {keys}" + (f"; {advice}" if advice else ""))
     return place, row[column], {key: value for key, value in row.items() if key != column}
 
 

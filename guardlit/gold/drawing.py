@@ -176,6 +176,8 @@ def _draw_model(trainer: pl.Trainer, module: GRPOModule, model: Model, batches: 
         callbacks += [TrainableEMA()] if model.weights == "ema" else []
     elif model.kind == "exported":
         weights = module.policy.exported(Path(str(model.path)))
+    else:
+        weights = module.policy.base()
     with weights, only(trainer, callbacks, model.label):
         trainer.predict(module, loader, return_predictions=False, ckpt_path=checkpoint)
 

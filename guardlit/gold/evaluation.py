@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from guardlit.data.prompts import load_prompts
+from guardlit.config.saved import SECTIONS, sections
+from guardlit.data.prompts import given_prompts, load_prompts
 from guardlit.errors import GuardlitError
 from guardlit.gold.drawing import Drawn, draw, missing_batches, only, say
 from guardlit.gold.models import Weights, find_models
@@ -24,7 +24,7 @@ from guardlit.gold.scores import ScoreCache, Scoring
 from guardlit.gold.settings import AVERAGE, Gold
 from guardlit.gold.statistics import Array, Bootstrap, averages, columns_of, estimates
 from guardlit.gold.table import Table, print_table, write_table
-from guardlit.training.checks import check_precision
+from guardlit.training.limits.settings import check_precision
 from guardlit.training.run_folder import versions
 from guardlit.types import Prompt
 
@@ -58,18 +58,15 @@ class Evaluation:
         paths: Sequence[str],
         labels: Sequence[str],
         weights: Weights,
-        prompts: str | None,
+        prompts: list[str] | str | None,
         images_per_prompt: int | None,
     ) -> Drawn:
         """Draw the images that the output folder lacks; raises `GuardlitError` for unusable models or prompts."""
         models = find_models(paths, labels, weights, Path(self._trainer.default_root_dir))
-        source = prompts or data.val_source
-        if not source:
-            raise GuardlitError("evaluate needs --prompts, or a configuration with data.val")
         count = data.val_images if images_per_prompt is None else images_per_prompt
         if count < 1:
             raise GuardlitError(f"images_per_prompt={count} must be at least 1")
-        rows = list(load_prompts(source, limit=None if prompts else data.val_limit))
+        rows = self._prompts(data, prompts)
         self._check_prompts(rows, count)
         sampling = {
             **self._module.policy.source(),
@@ -78,7 +75,7 @@ class Evaluation:
             "noise": "that of guardlit validate",
             "precision": str(self._trainer.precision),
         }
-        facts = {"prompts": source, "command": ["guardlit", *sys.argv[1:]], "versions": versions()}
+        facts = {"prompts": prompts or data.val_source, "command": ["guardlit", *sys.argv[1:]], "versions": versions()}
         drawn = Drawn(models, rows, count, sampling, facts)
         if self._trainer.is_global_zero:
             self._begin(drawn)
@@ -89,6 +86,14 @@ class Evaluation:
         number = sum(len(batch) for batches in missing.values() for batch in batches)
         say(self._trainer, f"images: {number} drawn, {len(models) * len(drawn.images)} in all")
         return drawn
+
+    @staticmethod
+    def _prompts(data: PromptDataModule, given: list[str] | str | None) -> list[Prompt]:
+        if given:
+            return given_prompts("--prompts", given)
+        if not data.val_source:
+            raise GuardlitError("evaluate needs --prompts, or a configuration with data.val")
+        return list(load_prompts(data.val_source, limit=data.val_limit))
 
     def _load_scorers(self) -> None:
         """Fail on missing weights now, and not after hours of drawing."""
@@ -106,10 +111,8 @@ class Evaluation:
                     f"is {images_per_prompt}"
                 )
             for prompt in prompts:
-                try:
-                    scorer.check_prompt(prompt.text, prompt.metadata)
-                except ValueError as error:
-                    raise GuardlitError(f"gold scorer '{column}': {error}") from error
+                if why := scorer.refusal(prompt, f"gold scorer '{column}'"):
+                    raise GuardlitError(why)
 
     def _begin(self, drawn: Drawn) -> None:
         """Write what is going to be drawn, so that an interrupted evaluation can be scored, too."""
@@ -117,10 +120,8 @@ class Evaluation:
             self._out.mkdir(parents=True, exist_ok=True)
             drawn.write(self._out)
             for saver in (c for c in self._trainer.callbacks if isinstance(c, SaveConfigCallback)):  # type: ignore[attr-defined]
-                settings = yaml.safe_load(saver.parser.dump(saver.config, skip_none=False))
-                for name, keys in ((RUN, ("seed_everything", "trainer", "model", "data")), (GOLD, ("gold",))):
-                    text = yaml.safe_dump({key: settings[key] for key in keys}, sort_keys=False)
-                    (self._out / name).write_text(text, encoding="utf-8")
+                for name, keys in ((RUN, SECTIONS), (GOLD, ("gold",))):
+                    (self._out / name).write_text(sections(saver, keys), encoding="utf-8")
         except OSError as error:
             raise GuardlitError(f"output folder {self._out} cannot be written: {error.strerror or error}") from error
 

@@ -29,10 +29,10 @@ class Model:
 
     Attributes:
         label: in the table.
-        kind: the untrained `base`, a Lightning `checkpoint`, or a folder of `exported` weights.
+        kind: the untrained `base`, a Lightning `checkpoint`, or `exported` weights.
         weights: `raw`, or the run's average `ema`; empty where there is no such choice.
         path: of the checkpoint or folder.
-        sha256: of the checkpoint, or of the folder's safetensors file; of the files' digests if there are several.
+        sha256: of the checkpoint, or of the exported file; of the files' digests if there are several.
         step: number of updates, if the checkpoint holds it.
     """
 
@@ -59,7 +59,7 @@ def find_models(paths: Sequence[str], labels: Sequence[str], weights: Weights, r
     """The base model and the models that are compared with it.
 
     Args:
-        paths: checkpoints, `last` for the newest one below `runs`, or folders of exported weights.
+        paths: checkpoints, `last` for the newest one below `runs`, folders of exported weights, or LoRA files.
         labels: one for each path, or none to name rows by their paths.
         weights: which weights of a checkpoint, or of the folder that `guardlit export` wrote: the average where there
             is one, the raw ones, or both.
@@ -90,8 +90,8 @@ def _long_label(model: Model) -> str:
 
 def _variants(place: Path, weights: Weights) -> Iterator[Model]:
     if place.is_file() and place.suffix == ".safetensors":
-        raise GuardlitError(f"--ckpt {place} is a file of exported weights: name its folder, {place.parent}")
-    if place.is_file() or (place / MANIFEST).is_file():
+        yield Model(place.stem, "exported", "", str(place), _digest([place, *_settings_next_to(place)]))
+    elif place.is_file() or (place / MANIFEST).is_file():
         checkpoint, digest = _metadata(place), sha256(place / MANIFEST if place.is_dir() else place)
         averaged = bool(checkpoint.get("callbacks", {}).get(TrainableEMA().state_key))
         for variant in _choose(weights, averaged, True, place):
@@ -106,7 +106,9 @@ def _variants(place: Path, weights: Weights) -> Iterator[Model]:
         else:
             raise GuardlitError(f"{place} holds no exported weights: neither a LoRA nor a pipeline, nor raw/ or ema/")
     else:
-        raise GuardlitError(f"--ckpt {place} does not exist; it must be a checkpoint or a folder of exported weights")
+        raise GuardlitError(
+            f"--ckpt {place} does not exist; it must be a checkpoint, a folder of exported weights, or a LoRA file"
+        )
 
 
 def _choose(weights: Weights, averaged: bool, raw: bool, place: Path) -> list[str]:
@@ -118,8 +120,16 @@ def _choose(weights: Weights, averaged: bool, raw: bool, place: Path) -> list[st
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """A LoRA's file, or those of a pipeline's transformer."""
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("transformer/*.safetensors"))
+    """A LoRA's files, in the folder or in its `lora/`, or those of a pipeline's transformer."""
+    for place in (folder, folder / "lora"):
+        if files := sorted(place.glob("*.safetensors")):
+            return [*files, *_settings_next_to(files[0])]
+    return sorted(folder.glob("transformer/*.safetensors"))
+
+
+def _settings_next_to(file: Path) -> list[Path]:
+    """The settings of a PEFT folder, alpha among them, on which its images depend."""
+    return [path for path in [file.with_name("adapter_config.json")] if path.is_file()]
 
 
 def _digest(files: Sequence[Path]) -> str:

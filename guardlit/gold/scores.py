@@ -161,7 +161,7 @@ class Scoring(pl.LightningModule):
         prompts = [picture.prompt for picture in task.pictures]
         request = RewardRequest(images, [p.text for p in prompts], [p.metadata for p in prompts])
         with torch.autocast(self.device.type, enabled=False):
-            result = self._scorers[task.column].score(request)
+            result = self._scorers[task.column].checked(request)
         rows = zip(task.keys, result.values.tolist(), result.valid.tolist(), strict=True)
         scores = {key: value for key, value, valid in rows if valid}
         self._cache.put(scores)

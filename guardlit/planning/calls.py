@@ -40,8 +40,8 @@ def calls_per_image(run: PlannedRun) -> float:
     coefficients = replace(ODE().coefficients(torch.linspace(1, 0, rollout.num_inference_steps + 1)))
     coefficients = replace(coefficients, std=torch.ones_like(coefficients.std))
     calls, group = _Calls(), plan.images_per_prompt
-    for start in range(0, len(round.samples), run.data.rollout_batch):
-        samples: Sequence[int] = round.samples[start : start + run.data.rollout_batch]
+    for start in range(0, len(round.samples), run.rollout_batch):
+        samples: Sequence[int] = round.samples[start : start + run.rollout_batch]
         origins = [i // group * group for i in samples]
         noisy = round.noisy_steps(samples, len(coefficients))
         stand_in, noise = cast("FlowPolicy", calls), NoiseSource(0, 0, (1,))

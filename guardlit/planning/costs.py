@@ -60,7 +60,7 @@ def measure(run: PlannedRun) -> Costs:
     Raises:
         GuardlitError: missing model files, or settings that no run can have.
     """
-    module, rows = run.module, run.data.rollout_batch
+    module, rows = run.module, run.rollout_batch
     own, other = (module.policy.skeleton(on) for on in (None, not module.policy.gradient_checkpointing))
     module.policy = other
     other_training, _ = _training(run)

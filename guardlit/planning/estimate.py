@@ -62,7 +62,7 @@ def estimate(run: PlannedRun) -> Estimate:
 
 
 def _compute(run: PlannedRun, costs: Costs) -> Compute:
-    module, plan, rows = run.module, run.plan, run.data.rollout_batch
+    module, plan, rows = run.module, run.plan, run.rollout_batch
     # measured in a later update; in a round's first one the old policy makes no forward pass
     again = 0.0 if module.old_velocity == "stored" else costs.separate.flops / rows
     trained = costs.training.flops / plan.micro_batch - again / plan.updates_per_round

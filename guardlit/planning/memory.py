@@ -61,9 +61,9 @@ def memory_of(run: PlannedRun, costs: Costs, trajectories: int) -> Memory:
     stepped = footprint.trained + parts["optimizer"]
     again = stepped if run.rounds > 1 else 0  # from the second round on, with gradients and optimizer state
     resting = 0 if gpu and run.module.rollout.trajectories == "host" else trajectories
-    batch_fraction = min(run.data.rollout_batch / run.plan.local_images, 1)
+    batch_fraction = min(run.rollout_batch / run.plan.local_images, 1)
     # and a batch before it is copied to the trajectories
-    drawn = resting + int(trajectories * batch_fraction) + run.data.rollout_batch * costs.elements * 4
+    drawn = resting + int(trajectories * batch_fraction) + run.rollout_batch * costs.elements * 4
     merged = merges_evaluation(run.module.policy, run.module.rollout.merge)
     validation = costs.evaluation.peak + (footprint.merged if merged else 0)
     training = base + stepped + resting + embeddings + costs.batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,23 +96,28 @@ class PlannedRun:
     @property
     def plan(self) -> RoundPlan:
         """The batch arithmetic; raises `GuardlitError` for numbers that do not divide."""
-        return self.data.planned(self.module.rollout.train_steps, self.world)
+        return self.data.planned(self.module.rollout.train_steps, self.world, self.callbacks)
+
+    @property
+    def rollout_batch(self) -> int:
+        """Images that a rank samples at once."""
+        return self.data.rows_at_once(self.plan)
 
     @property
     def rollout_rows(self) -> int:
         """Images of a rollout batch; the last one may be smaller."""
-        return min(self.data.rollout_batch, self.plan.local_images)
+        return min(self.rollout_batch, self.plan.local_images)
 
     @property
     def rows_a_call(self) -> int:
         """Images of every rollout batch; 0 if the last one is smaller."""
-        return rows_a_call(self.plan.local_images, self.data.rollout_batch)
+        return rows_a_call(self.plan.local_images, self.rollout_batch)
 
     @property
     def validations(self) -> int:
-        """Number of validations: at step 0 and after every `check_val_every_n_epoch` rounds."""
+        """Number of validations: at step 0, after every `check_val_every_n_epoch` rounds, and after the last one."""
         every = int(self.trainer.get("check_val_every_n_epoch") or 1)
-        return 1 + self.rounds // every if self.data.val_source else 0
+        return 1 + math.ceil(self.rounds / every) if self.data.val_source else 0
 
     def prompts(self) -> tuple[int | None, int | None]:
         """Numbers of training and validation prompts, each checked; None for a data set on the hub."""

@@ -172,11 +172,15 @@ class FlowPolicy(nn.Module, ABC):
 
     @abstractmethod
     def exported(self, folder: Path) -> AbstractContextManager[None]:
-        """Use the weights of a folder within the context: what `export` wrote, or a LoRA that the pipeline loads.
+        """Use exported weights within the context: a folder that `export` wrote, or a LoRA of any trainer.
 
         Raises:
-            GuardlitError: the folder holds neither, or weights of another model.
+            GuardlitError: it is neither, or holds what cannot be applied exactly.
         """
+
+    def base(self) -> AbstractContextManager[None]:
+        """Use the base model within the context, of a policy that has not trained: without the LoRA it starts from."""
+        return nullcontext()
 
     @abstractmethod
     def source(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from guardlit.devices.dtypes import DTYPES
 from guardlit.errors import GuardlitError
 from guardlit.policies.base import Shard
-from guardlit.policies.folders.components import check_scaling, load_component, load_scheduler
+from guardlit.policies.folders.components import check_scaling, dynamic_shift, load_component, load_scheduler
 from guardlit.policies.folders.embeddings import EmbeddingCache, embeddings_folder
 from guardlit.policies.folders.pipeline_folder import pipeline_folder
 from guardlit.policies.limits import check_devices, check_limits
@@ -27,7 +27,7 @@ from guardlit.policies.parts.prompted import PromptedPolicy
 from guardlit.policies.parts.skeleton import skeleton_component
 from guardlit.policies.parts.switching import SwitchingPolicy
 from guardlit.policies.weights.full import FullWeights
-from guardlit.policies.weights.lora import AdapterWeights, LoRA
+from guardlit.policies.weights.lora import AdapterWeights, LoRA, describe
 from guardlit.policies.weights.quantized import check_quantization, check_unsharded, load_quantized, quantize_skeleton
 from guardlit.types import Conditioning
 
@@ -85,6 +85,10 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
     """Components that the folder must have."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Suffixes of the linear layers that `lora.targets: null` selects."""
+    flow_sigmas: ClassVar[bool] = False
+    """Whether the pipeline follows `use_flow_sigmas` in its scheduler's configuration."""
+    shifted_latents: ClassVar[bool] = True
+    """Whether the VAE must have a `shift_factor`; false for VAEs of SDXL's kind, which have none."""
     packed: ClassVar[bool] = False
     """Whether the transformer takes 2 x 2 elements of the latents as the channels of one token; see `packing.pack`."""
 
@@ -157,16 +161,16 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
 
     def _shift(self, num_steps: int, tokens: int) -> float:
         """`mu` of the schedule's dynamic shift for an image of `tokens` tokens; a folder without a shift ignores it."""
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
         config = self._outside["scheduler"].config
-        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-        return float(calculate_shift(tokens, *(config[name] for name in names)))
+        return dynamic_shift(self._folder, config, tokens) if config.use_dynamic_shifting else 0.0
 
     def _schedule(self, num_steps: int) -> dict[str, Any]:
         """The arguments of the pipeline for its scheduler's `set_timesteps`."""
         tokens = (self.resolution // self._token_pixels(self.transformer)) ** 2
-        return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": self._shift(num_steps, tokens)}
+        mu = self._shift(num_steps, tokens)
+        if self.flow_sigmas and self._outside["scheduler"].config.get("use_flow_sigmas"):
+            return {"num_inference_steps": num_steps, "mu": mu}
+        return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": mu}
 
     def _unused(self, transformer: Any) -> tuple[str, ...]:
         """Layers that do not affect the image; they get no gradient, which DDP would wait for, and so do not train."""
@@ -193,7 +197,7 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
                 quantize_skeleton(transformer, self.quantization)
         decoder_dtype = self.decode_dtype if self.weightless else torch.float32
         vae = read(getattr(diffusers, self.vae_class), self._folder, "vae", dtype=decoder_dtype)
-        check_scaling(self._folder, vae)
+        check_scaling(self._folder, vae, self.shifted_latents)
         self._outside["vae"] = vae.requires_grad_(False).eval()
         self._outside["scheduler"] = load_scheduler(self._folder)
         self._check_resolution(transformer)
@@ -225,10 +229,11 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         added = ("quantization_config",)  # by diffusers, with defaults of its version
         config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_") and k not in added}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        adapter = describe(self.lora, self.transformer) if self.lora else str(None)
         return {
             "policy": type(self).__name__,
             "transformer config": digest,
-            "lora": f"{self.lora} on {self.quantization}" if self.quantization else str(self.lora),
+            "lora": f"{adapter} on {self.quantization}" if self.quantization else adapter,
             "resolution": str(self.resolution),
         }
 

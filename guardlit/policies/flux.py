@@ -37,6 +37,7 @@ class FluxPolicy(DiffusersPolicy):
     """Flow-GRPO's list for FLUX.1-dev: attention in all blocks, and both feed-forwards of the double-stream ones."""
     empty_prompt = None
     packed = True
+    flow_sigmas = True
 
     def __init__(self, model: str, resolution: int = 512, lora: LoRA | None = DEFAULT_LORA, **kwargs: Any) -> None:
         super().__init__(model, resolution, lora, **kwargs)

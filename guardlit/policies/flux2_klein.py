@@ -40,6 +40,7 @@ class Flux2KleinPolicy(DiffusersPolicy):
     vae_class = "AutoencoderKLFlux2"
     lora_targets = (*JOINT_ATTENTION, *FEED_FORWARD, "attn.to_qkv_mlp_proj")
     """UniRL's list for FLUX.2-klein; in single-stream blocks, attention and feed-forward share one projection."""
+    flow_sigmas = True
 
     def __init__(
         self,

@@ -7,8 +7,9 @@ from typing import Any, cast
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.base import Shard
 from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
-from guardlit.policies.folders.pipeline_folder import read_json
+from guardlit.policies.folders.pipeline_folder import pipeline_index, read_json
 from guardlit.types import Conditioning
 
 
@@ -31,6 +32,21 @@ class SD3Policy(DiffusersPolicy):
     def __init__(self, *args: Any, text_encoder_3: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.text_encoder_3 = text_encoder_3
+
+    def load(self, shard: Shard | None = None) -> None:
+        """See `DiffusersPolicy.load`; T5 must be there, too, unless `text_encoder_3` is false."""
+        super().load(shard)
+        if self.text_encoder_3 and not self.weightless:
+            self._need_files("text_encoder_3", "*.safetensors", "*.bin")
+            self._need_files("tokenizer_3", "*")
+
+    def _need_files(self, part: str, *kinds: str) -> None:
+        place, named = self._folder / part, pipeline_index(self._folder).get(part, [None])[0]
+        if named is None or not any(file for kind in kinds for file in place.glob(kind)):
+            raise GuardlitError(
+                f"{self._folder} has no files of {part} (T5): download them, or set model.policy.text_encoder_3 to "
+                "false, which uses zeros for T5's embeddings, as diffusers does"
+            )
 
     def _token_pixels(self, transformer: Any) -> int:
         return int(transformer.config.patch_size) * self._vae_scale()

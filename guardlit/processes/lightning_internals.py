@@ -28,8 +28,28 @@ def validate_now(trainer: pl.Trainer) -> None:
         trainer.training = True
 
 
+def validate_last_round(trainer: pl.Trainer) -> None:
+    """Let every fit validate after its last round too, whatever `check_val_every_n_epoch` says.
+
+    The last round is the one that reaches `max_epochs` or `max_steps`, or at whose end the run is asked to stop.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    is_due = loop._should_check_val_fx
+
+    def is_last_round() -> bool:
+        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        ends = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
+        return ends or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+    def is_due_or_last(data_fetcher: Any) -> bool:
+        last = loop.batch_progress.is_last_batch and trainer.enable_validation and is_last_round()
+        return last or is_due(data_fetcher)
+
+    loop._should_check_val_fx = is_due_or_last  # type: ignore[method-assign]
+
+
 def repeat_validation(trainer: pl.Trainer) -> None:
-    """Validate after a round as Lightning does, whose loggers count the round's last update only afterwards."""
+    """Validate after a round as Lightning does, which counts the round's last update only afterwards."""
     trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
     validate_now(trainer)
     trainer.fit_loop.epoch_loop._batches_that_stepped += 1
@@ -48,6 +68,37 @@ def is_last_batch(trainer: pl.Trainer) -> bool:
 def is_within_round(trainer: pl.Trainer) -> bool:
     """Whether a resumed fit starts in the middle of a round."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
+
+
+def is_within_batch(trainer: pl.Trainer) -> bool:
+    """Whether a micro-batch has begun whose gradients, and whose update where one was due, are not made yet."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.ready > progress.processed)  # type: ignore[attr-defined]
+
+
+def close_only_complete_epochs(trainer: pl.Trainer, on_partial: Callable[[], None]) -> None:
+    """Leave an epoch open that the Trainer's limits or `should_stop` end before its last batch.
+
+    Lightning counts such an epoch as finished, calls its last hooks, and validates where that was due at its end.
+
+    Args:
+        trainer: that has not started.
+        on_partial: called instead of the last hooks; counters, gradients and loader are as after a batch.
+    """
+    loop, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    close, validation_due = loop.on_advance_end, epoch._should_check_val_fx
+
+    def on_advance_end() -> None:
+        close() if epoch._num_ready_batches_reached() else on_partial()
+
+    def due(data_fetcher: Any) -> bool:
+        stop, trainer.should_stop = trainer.should_stop, False
+        try:
+            return validation_due(data_fetcher)
+        finally:
+            trainer.should_stop = stop
+
+    loop.on_advance_end, epoch._should_check_val_fx = on_advance_end, due  # type: ignore[method-assign]
 
 
 def remove_limits(trainer: pl.Trainer) -> None:
@@ -104,6 +155,25 @@ def move_within_epoch(checkpoint: dict[str, Any], batch: int) -> None:
 # connectors -----------------------------------------------------------------------------------------------------------
 
 
+def log_at_global_step(trainer: pl.Trainer) -> None:
+    """Make loggers get each value at the number of updates made so far.
+
+    Lightning's own step of a value is the index of the last update, one less, so that `val/reward` of the first round
+    would stand at 3 where a figure of the same images stands at 4.
+    """
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
+    log_metrics = connector.log_metrics
+
+    def at_global_step(metrics: Any, step: int | None = None) -> None:
+        counted, loop._batches_that_stepped = loop._batches_that_stepped, trainer.global_step
+        try:
+            log_metrics(metrics, step)
+        finally:
+            loop._batches_that_stepped = counted
+
+    connector.log_metrics = at_global_step  # type: ignore[method-assign]
+
+
 def cluster_environment(trainer: pl.Trainer) -> object:
     """The plugin through which the Trainer learns of the cluster; `Strategy` has it only where it is distributed."""
     return trainer._accelerator_connector.cluster_environment
@@ -152,3 +222,8 @@ def shard_over_all_ranks(strategy: ModelParallelStrategy) -> None:
 def ddp_options(strategy: DDPStrategy) -> dict[str, Any]:
     """The arguments that a strategy of a Trainer that has not started will give DistributedDataParallel."""
     return strategy._ddp_kwargs
+
+
+def start_method(strategy: DDPStrategy) -> str:
+    """How Lightning starts the other ranks: `popen`, `spawn`, `fork` or `forkserver`."""
+    return strategy._start_method

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
+from guardlit.rewards.returned import as_result, numbers, raised
 from guardlit.types import Prompt, RewardRequest, RewardResult
 
 
@@ -84,24 +85,25 @@ class Scorer(ABC):
         """
         name = name or self.name
         try:
-            result = self.score(request)
+            returned = self.score(request)
         except Exception as error:
             if strict and isinstance(error, GuardlitError):
                 raise
-            said = str(error).strip().partition("\n")[0][:300]
             failed = torch.full((len(request),), torch.nan)
-            reason = f"{name}: {type(error).__name__}{': ' if said else ''}{said}"
+            reason = raised(error, name, type(self).__module__)
             return RewardResult.from_values(failed, reason=reason, provenance=self.provenance)
-        if result.values.shape != (len(request),) or result.valid.shape != (len(request),):
-            raise GuardlitError(
-                f"reward '{name}' gave values {tuple(result.values.shape)} and valid {tuple(result.valid.shape)} for "
-                f"{len(request)} images; both must be ({len(request)},)"
-            )
-        values = torch.where(result.valid, result.values, torch.nan)
-        checked = RewardResult.from_values(values, details=result.details, provenance=result.provenance)
-        if bool(checked.valid.all()):
-            return checked
-        return replace(checked, reason=f"{name}: {result.reason or 'the score is no number'}")
+        result = as_result(returned, len(request), name, self.provenance)
+        if bool(result.valid.all()):
+            return replace(result, reason="")
+        return replace(result, reason=f"{name}: {result.reason or 'the score is no number'}")
+
+    def checked(self, request: RewardRequest) -> RewardResult:
+        """`score`, with one value per image whatever it returned.
+
+        Raises:
+            GuardlitError: the scorer did not give one number per image.
+        """
+        return as_result(self.score(request), len(request), self.name, self.provenance)
 
     def self_test(self, prompts: Sequence[Prompt]) -> Tensor:
         """Score two fixed, very different images before a run relies on the scores. Called after `setup`.
@@ -130,13 +132,30 @@ class Scorer(ABC):
             )
         return result.values
 
-    def accepts(self, prompt: Prompt) -> bool:
-        """Whether `check_prompt` finds nothing wrong."""
+    def refusal(self, prompt: Prompt, called: str = "") -> str:
+        """Why this scorer can never score a prompt, in one line that names both; empty if nothing is wrong.
+
+        Args:
+            prompt: text and metadata.
+            called: this scorer in the message; `reward 'NAME'` if left out.
+
+        Raises:
+            GuardlitError: the scorer itself cannot be used.
+        """
         try:
             self.check_prompt(prompt.text, prompt.metadata)
-        except ValueError:
-            return False
-        return True
+        except GuardlitError:
+            raise
+        except Exception as error:  # one's own scorer may look up what the metadata lack
+            said = " ".join(str(error).split())
+            reason = said if isinstance(error, ValueError) and said else f"{type(error).__name__}: {said}"
+            text = prompt.text if len(prompt.text) <= 80 else f"{prompt.text[:77]}..."
+            return f"{called or f'reward {self.name!r}'} cannot score the prompt {text!r}: {reason}"
+        return ""
+
+    def accepts(self, prompt: Prompt) -> bool:
+        """Whether `check_prompt` finds nothing wrong."""
+        return not self.refusal(prompt)
 
     def counters(self) -> Mapping[str, float]:
         """Counts since the last call, by name: requests, retries, ...
@@ -146,9 +165,14 @@ class Scorer(ABC):
         """
         return {}
 
-    def result(self, values: Tensor, **details: Tensor) -> RewardResult:
-        """Wrap raw scores (B,) and further named ones; NaN and infinity become invalid."""
-        return RewardResult.from_values(values, details=details, provenance=self.provenance)
+    def result(self, values: Tensor | Sequence[float], **details: Tensor) -> RewardResult:
+        """Wrap raw scores (B,) and further named ones; NaN and infinity become invalid.
+
+        Args:
+            values: one number per image, in a tensor, an array or a list.
+            details: (B,) each.
+        """
+        return RewardResult.from_values(numbers(values, self.name), details=details, provenance=self.provenance)
 
     def close(self) -> None:  # noqa: B027 - optional hook
         """Release the processes and connections that `setup` opened. `setup` may be called again afterwards.

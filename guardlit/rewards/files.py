@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, hub_refusal
 from guardlit.files import sha256
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -163,6 +163,8 @@ def file_errors(name: str, kind: str, file: str = "") -> Iterator[None]:
             raise GuardlitError(f"{name}: not a readable {kind} ({reason})") from error
         if name.startswith(("/", ".")):
             raise GuardlitError(f"there is no {Path(name).absolute()}; a {kind} is needed here") from error
+        if refusal := hub_refusal(error, name):
+            raise GuardlitError(f"{name}: {refusal}; or name a local {kind}") from error
         raise GuardlitError(
             f"{name}: neither here nor in the Hugging Face cache, and the hub cannot be reached or lacks it; "
             f"run `{' '.join(('hf download', name, file)).strip()}` on a machine that is online, or name a local {kind}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from guardlit.advantage import weighted_sum
 from guardlit.rewards.base import Scorer
 from guardlit.rewards.term import Term
-from guardlit.types import RewardRequest, RewardResult
+from guardlit.types import Prompt, RewardRequest, RewardResult
 
 
 class Reward:
@@ -86,9 +86,14 @@ class Reward:
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
         """Raise `ValueError` when a trained term can never score this prompt."""
-        for term in self.terms.values():
-            if term.trained:
-                term.scorer.check_prompt(prompt, metadata)
+        if why := self.refusal(Prompt(prompt, metadata)):
+            raise ValueError(why)
+
+    def refusal(self, prompt: Prompt, called: str = "") -> str:
+        """Why a trained term can never score a prompt, in one line that names both; empty if nothing is wrong."""
+        terms = [(name, term.scorer) for name, term in self.terms.items() if term.trained]
+        reasons = (scorer.refusal(prompt, f"{called}{', ' * bool(called)}reward {name!r}") for name, scorer in terms)
+        return next(filter(None, reasons), "")
 
     def weight_bytes(self) -> int | None:
         """Bytes of weights of all terms; None where the size of one is not known."""

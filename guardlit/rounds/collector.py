@@ -18,7 +18,7 @@ from guardlit.rounds.noise import NoiseSource
 from guardlit.rounds.old_policy import rows_a_call
 from guardlit.rounds.rollout import VelocityError, sample
 from guardlit.rounds.round import Round
-from guardlit.rounds.round_rewards import RoundRewards
+from guardlit.rounds.round_rewards import RoundRewards, check_comparing
 from guardlit.rounds.scoring import Scoring
 from guardlit.rounds.setup import RoundSetup
 from guardlit.types import Conditioning, RewardRequest, Trajectory
@@ -43,19 +43,25 @@ class Collector:
         rows = rows_a_call(len(round.samples), batch_size)
         self._velocities = setup.keeps_velocities(rows, round.plan.micro_batch)
         self._steps_done = 0
+        check_comparing(setup.reward, round, len(self._batches), world.size)
 
     def collect(self) -> Experience:
         """Draw and score this rank's images; advantages are those of all ranks. Collective: every rank must call it.
 
-        The metrics of the round, N images:
-            `reward/NAME_mean`, `reward/NAME_std`: raw scores by scorer; of a composite also its weighted sum.
-            `reward_normalized/NAME_mean`, `..._std`: of terms with a normalizer.
-            `reward/failed`: fraction of the images whose reward failed; `reward/NAME_failed`: of a composite's terms.
-            `reward/NAME/COUNTER`: the scorer's counters, over all ranks.
-            `reward/zero_std_share`: fraction of the groups without a spread.
-            `time/reward_s`: seconds that the run spent on scoring or waited for it.
-            `time/reward_hidden_s`: seconds of scoring that overlapped with drawing, by the busiest scorer.
-            `time/rollout_s`: the rest of the seconds.
+        Logged at the end of a round:
+
+        | key | unit |
+        |---|---|
+        | `average_reward/NAME` | mean raw score of the round, in the scorer's unit; of a composite also the sum |
+        | `reward/NAME_std` | standard deviation of the round's raw scores, in the scorer's unit |
+        | `reward_normalized/NAME_mean`, `reward_normalized/NAME_std` | of a composite's normalized terms, no unit |
+        | `reward/failed` | fraction of the images whose reward failed, 0 to 1 |
+        | `reward/NAME_failed` | fraction of the images that a composite's term failed to score, 0 to 1 |
+        | `reward/NAME/COUNTER` | the scorer's counters, over all ranks; of scorers with such counters |
+        | `reward/zero_std_share` | fraction of the groups whose rewards are all equal, 0 to 1 |
+        | `time/rollout_s` | s, of the round's collection without `time/reward_s` |
+        | `time/reward_s` | s, that the run spent on scoring or waited for it |
+        | `time/reward_hidden_s` | s, of scoring that overlapped with drawing, by the busiest scorer |
         """
         setup, round = self._setup, self._round
         texts = [p.text for p in round.prompts]
@@ -145,6 +151,6 @@ class Collector:
         """Announce the scoring, raise one rank's error on all, and return whether all ranks are ready. Collective."""
         self._on_phase("reward", self._scoring.done, len(self._batches))
         if error is not None:
-            error.args = (f"round {self._round.index}, rank {self._round.rank}: {error}",)
+            error.args = (f"round {self._round.number}, rank {self._round.rank}: {error}",)
         self._world.raise_on_all(error)
         return self._world.all(ready)

@@ -89,7 +89,15 @@ class Merging:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`rollout/merged`: 1 or 0, of a run that could merge; `rollout/merge_error`: log ratio that merging makes."""
+        """What is known of the merge.
+
+        Logged at the end of a round:
+
+        | key | unit |
+        |---|---|
+        | `rollout/merged` | 1 where the adapter was merged into the weights, 0 where it could have been |
+        | `rollout/merge_error` | log ratio that merging makes; where it was measured, in half precision |
+        """
         found = {"rollout/merged": float(self._merged)} if self._can else {}
         return found if self._error is None else {**found, "rollout/merge_error": self._error}
 
@@ -145,4 +153,4 @@ class Merging:
         """Log a line in the first round, and whenever the decision changes."""
         if self._setup.was_merged is not self._merged:
             how = "merged into" if self._merged else "apart from"
-            rank_zero_info(f"round {self._round.index} is drawn with the adapter {how} the weights{why}")
+            rank_zero_info(f"round {self._round.number} is drawn with the adapter {how} the weights{why}")

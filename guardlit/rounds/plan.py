@@ -27,6 +27,7 @@ class RoundPlan:
         micro_batch: transitions (one image at one denoising step) per forward and backward pass on a rank.
         train_steps: S, denoising steps that are trained of each image.
         world_size: number of ranks.
+        at_most: the micro-batch that was asked for, where one that divides is smaller; None where it is `micro_batch`.
 
     Raises:
         GuardlitError: numbers that do not divide.
@@ -39,10 +40,11 @@ class RoundPlan:
     micro_batch: int
     train_steps: int
     world_size: int = 1
+    at_most: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise GuardlitError(f"{name}={value} must be at least 1")
         if self.images_per_prompt < 2:
             raise GuardlitError(
@@ -179,22 +181,24 @@ class RoundPlan:
             f"transitions         {self.images} images x {self.train_steps} trained steps = {transitions}"
             + (f", in {self.inner_epochs} inner epochs" if self.inner_epochs > 1 else ""),
             f"updates per round   {self.updates_per_round}, each on {self.images // self.updates_per_epoch} images in"
-            f" {self.micro_batches_per_update} micro-batches of {self.micro_batch}{' per rank' if many else ''}",
+            f" {self.micro_batches_per_update} micro-batches of {self.micro_batch}{' per rank' if many else ''}"
+            + (f" (micro_batch allows {self.at_most})" if self.at_most else ""),
             f"off-policy          {self.off_policy_updates} of {self.updates_per_round} updates;"
             " in the first the ratio is 1 and the clip cannot act",
         ]
         return "\n".join(lines)
 
 
-def candidates(plan: RoundPlan, most: int, done: int = 0) -> list[int]:
-    """Micro-batch sizes that divide an update, the largest first.
+def candidates(plan: RoundPlan, most: int, done: int = 0, one_step: bool = False) -> list[int]:
+    """Micro-batch sizes that divide the transitions of an update on a rank, the largest first.
 
     Args:
         plan: of a round.
         most: the largest size that is allowed.
         done: transitions of the round that are done already; a micro-batch must start there.
+        one_step: only sizes that divide the images of an update on a rank: a micro-batch has one slot then.
     """
-    transitions = plan.micro_batches_per_update * plan.micro_batch
+    transitions = plan.images_per_update * (1 if one_step else plan.train_steps)
     sizes = range(min(most, transitions), 0, -1)
     return [size for size in sizes if transitions % size == 0 and done % (size * plan.world_size) == 0]
 

@@ -57,10 +57,8 @@ class RewardRunner:
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Raise `GuardlitError` for a prompt that the reward can never score."""
-        try:
-            self._reward.check_prompt(prompt.text, prompt.metadata)
-        except ValueError as error:
-            raise GuardlitError(str(error)) from error
+        if why := self._reward.refusal(prompt):
+            raise GuardlitError(why)
 
     # before anything is drawn -------------------------------------------------------------------------------------
 

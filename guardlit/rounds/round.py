@@ -38,6 +38,11 @@ class Round:
     window: Window | None = None
     available_steps: int = 0
 
+    @property
+    def number(self) -> int:
+        """Of the round, from 1, as messages and files count."""
+        return self.index + 1
+
     @cached_property
     def order(self) -> Tensor:
         """Position -> image, (N,)."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from guardlit.advantage import Advantages, GroupAdvantage
@@ -15,6 +16,9 @@ from guardlit.processes.world import World
 from guardlit.rewards.reward import Reward
 from guardlit.rounds.round import Round
 from guardlit.types import RewardResult
+
+AVERAGE = "average_reward/"
+"""Prefix of a round's mean rewards. TensorBoard sorts groups of keys by name: this one is first."""
 
 TAKE_LARGEST = ("_p50", "_p95", "_max", "_share", "_s", "_ms")
 """Suffixes of counters whose sum over ranks means nothing: statistics and units."""
@@ -53,8 +57,17 @@ class RoundRewards:
         scores = self._gather(results)
         failed = self._failed_fraction(self.reward.total(scores), batches, results)
         advantages = self.advantage(self.reward.normalize(scores), self.round.group_ids, self.reward.weights)
+        if advantages.zero_std_share == 1:
+            rank_zero_warn(self._no_spread())
         metrics = {"reward/failed": failed, "reward/zero_std_share": advantages.zero_std_share}
         return advantages, metrics | reward_metrics(self.reward, scores) | self._counters()
+
+    def _no_spread(self) -> str:
+        return (
+            f"round {self.round.index + 1}: no group has any spread: reward '{self.reward.name}' gives all images of a "
+            "prompt the same score, so every advantage is 0 and the round trains nothing; a reward must tell images of "
+            "one prompt apart"
+        )
 
     def _gather(self, results: Sequence[RewardResult]) -> dict[str, Tensor]:
         """Raw scores of all ranks by image, (N,) float32 each on the CPU; NaN where one failed."""
@@ -81,7 +94,7 @@ class RoundRewards:
             if not bool(result.valid.all()):
                 prompt = self.round.prompt_of(samples[int((~result.valid).nonzero()[0])]).text
                 return GuardlitError(
-                    f"round {self.round.index}: {failed} of {self.round.plan.images} rewards failed, more than "
+                    f"round {self.round.number}: {failed} of {self.round.plan.images} rewards failed, more than "
                     f"max_failed_fraction={self.max_failed_fraction}; the first on prompt '{prompt[:80]}' "
                     f"of rank {self.round.rank}; {result.reason}"
                 )
@@ -98,6 +111,17 @@ class RoundRewards:
         return total
 
 
+def check_comparing(reward: Reward, round: Round, batches: int, world_size: int) -> None:
+    """Raise `GuardlitError` where a term compares the images of a prompt and a request would hold a part of them."""
+    for name, term in reward.terms.items():
+        if term.scorer.compares_images and batches * world_size > 1:
+            raise GuardlitError(
+                f"reward '{name}' compares the images of a prompt, and a round of {round.plan.images} images is drawn "
+                f"in {batches} batches on {world_size} ranks, each with a part of a prompt's images; set "
+                f"data.rollout_batch to {round.plan.images} on one rank, or watch it as a gold score"
+            )
+
+
 def reward_metrics(reward: Reward, scores: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean, standard deviation and failures of a round's rewards; NaN is left out.
 
@@ -107,11 +131,16 @@ def reward_metrics(reward: Reward, scores: Mapping[str, Tensor]) -> dict[str, fl
     """
     failed = {name: ~values.isfinite() for name, values in scores.items() if name != reward.name}
     metrics = {f"reward/{name}_failed": float(rows.double().mean()) for name, rows in failed.items()}
-    columns = {f"reward/{name}": values for name, values in scores.items()}
-    columns |= {f"reward_normalized/{name}": v for name, v in reward.normalize(scores).items() if v is not scores[name]}
-    columns[f"reward/{reward.name}"] = reward.total(scores)
-    for name, values in columns.items():
-        finite = values[torch.isfinite(values)].double()
-        metrics[f"{name}_mean"] = float(finite.mean())
-        metrics[f"{name}_std"] = float(finite.std(correction=0)) if len(finite) else math.nan
+    for name, values in (*scores.items(), (reward.name, reward.total(scores))):
+        metrics[f"{AVERAGE}{name}"], metrics[f"reward/{name}_std"] = _mean_and_std(values)
+    for name, values in reward.normalize(scores).items():
+        if values is not scores[name]:
+            key = f"reward_normalized/{name}"
+            metrics[f"{key}_mean"], metrics[f"{key}_std"] = _mean_and_std(values)
     return metrics
+
+
+def _mean_and_std(values: Tensor) -> tuple[float, float]:
+    """Of those that are finite; NaN where none is."""
+    finite = values[torch.isfinite(values)].double()
+    return float(finite.mean()), float(finite.std(correction=0)) if len(finite) else math.nan

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guardlit.rewards.base import Scorer
 from guardlit.serving.messages import items_of
-from guardlit.types import RewardRequest, RewardResult
+from guardlit.types import Prompt, RewardRequest, RewardResult
 
 log = logging.getLogger("guardlit.serving")
 
@@ -121,16 +121,12 @@ class Worker:
         scorer = self.scorers[name]
         errors = {}
         for index, (prompt, metadata) in enumerate(zip(request.prompts, request.metadata, strict=True)):
-            try:
-                scorer.check_prompt(prompt, metadata)
-            except ValueError as error:
-                errors[index] = " ".join(str(error).split())
+            if why := scorer.refusal(Prompt(prompt, metadata)):
+                errors[index] = why
         good = [index for index in range(len(request)) if index not in errors]
         if not good:
             return Scores([{"error": error} for error in errors.values()], scorer.provenance)
-        result = scorer.score(request if not errors else request.take(good))
-        if result.values.shape != (len(good),):
-            raise RuntimeError(f"{len(good)} images got values of shape {tuple(result.values.shape)}")
+        result = scorer.checked(request if not errors else request.take(good))
         return Scores(items_of(_spread(result, good, len(request)), errors), scorer.provenance)
 
 

@@ -1,15 +1,19 @@
-"""What DDP leaves out of its broadcasts."""
+"""DDP as runs need it: what it leaves out of its broadcasts, and when it reduces gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from guardlit_callbacks import SyncDDP
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guardlit.devices.storage import is_wrapper
 from guardlit.processes.lightning_internals import ddp_options
+from guardlit.processes.needs import read_micro_batches
 
 
 def keep_buffers(strategy: Any) -> None:
@@ -20,6 +24,18 @@ def keep_buffers(strategy: Any) -> None:
     """
     if isinstance(strategy, DDPStrategy):
         ddp_options(strategy).setdefault("broadcast_buffers", False)
+
+
+def sync_gradients(strategy: Any, callbacks: Iterable[object]) -> None:
+    """Make Lightning's DDP a `SyncDDP` where a callback reads the gradient of each micro-batch.
+
+    Args:
+        strategy: of a Trainer that has not started, by whatever name it was chosen; a subclass of DDP stays as it is.
+        callbacks: of the Trainer.
+    """
+    if type(strategy) is DDPStrategy and read_micro_batches(callbacks):
+        strategy.__class__ = SyncDDP  # which adds no state: every option that was given stays
+        rank_zero_info("ddp: gradients are reduced at every micro-batch, which GradientNorm measures")
 
 
 def keep_quantized(module: nn.Module) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, MutableMapping
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from guardlit.checkpoints.io import SafeCheckpointIO
+from guardlit.training.console.closing import ClosingBlock
+from guardlit.training.limits.strategies import checked_strategy
+from guardlit.training.logs.dashboard import Dashboard
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.recovery.signals import SignalGuard
-from guardlit.training.run_folder import RunFolder, next_version
-from guardlit.training.sharded_strategy import ShardedStrategy
+from guardlit.training.round_checkpoint import RoundCheckpoint
+from guardlit.training.run_folder import RunFolder
 
 DEFAULTS: dict[str, Any] = {
     "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # ratios need float64, which Apple's MPS lacks
@@ -36,7 +37,8 @@ DEFAULTS: dict[str, Any] = {
 def complete(arguments: MutableMapping[str, Any]) -> None:
     """Add to the Trainer's arguments what every run has and they do not set.
 
-    A callback, a checkpoint plugin or a progress bar among the arguments takes the place of the default of its kind.
+    A callback, a checkpoint plugin or a progress bar among the arguments takes the place of the default of its kind. A
+    `ModelCheckpoint` that keeps other checkpoints than the newest rounds' stands next to `RoundCheckpoint`.
     The order of callbacks is the order of their hooks: those that keep a state come before `SignalGuard`, which may
     end a micro-batch, and Lightning moves checkpoints to the end.
 
@@ -45,10 +47,7 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
     """
     for name, value in DEFAULTS.items():
         arguments.setdefault(name, value)
-    if arguments.get("strategy") == "fsdp":
-        arguments["strategy"] = ShardedStrategy()  # Lightning's own of this name (FSDP1) cannot run a rollout
-    if isinstance(arguments.get("strategy"), ShardedStrategy):
-        arguments["strategy"].check(str(arguments.get("precision")))
+    arguments["strategy"] = checked_strategy(arguments.get("strategy", "auto"), str(arguments.get("precision")))
     plugins = _as_list(arguments.get("plugins"))
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(SafeCheckpointIO(collective=True))
@@ -58,33 +57,22 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
         (arguments.get("enable_progress_bar") is not False, ProgressBar, RoundProgress),
         (True, SignalGuard, SignalGuard),
         (True, RunFolder, RunFolder),
-        (arguments.get("enable_checkpointing") is not False, ModelCheckpoint, two_newest_rounds),
+        (True, Dashboard, Dashboard),
+        (True, ClosingBlock, ClosingBlock),
     ]
     for wanted, kind, make in candidates:
         if wanted and not any(isinstance(callback, kind) for callback in callbacks):
             callbacks.append(make())
+    if arguments.get("enable_checkpointing") is not False:
+        callbacks += _every_round(callbacks)
     arguments["callbacks"] = callbacks
 
 
-def two_newest_rounds() -> ModelCheckpoint:
-    """Keep the two newest rounds' checkpoints: should one turn out to be corrupt, the one before it is still there.
-
-    The oldest is removed once the newest is on disk.
-    """
-    return ModelCheckpoint(
-        filename="round_{epoch:05d}",
-        auto_insert_metric_name=False,
-        monitor="step",
-        mode="max",
-        save_top_k=2,
-        save_on_train_epoch_end=True,
-    )
-
-
-def run_loggers(root: Path) -> list[Logger]:
-    """TensorBoard and CSV logs in one new folder, `root/version_K`; raises `GuardlitError` where it is not writable."""
-    parent, name, version = root.parent, root.name, next_version(root)
-    return [TensorBoardLogger(parent, name, version, default_hp_metric=False), CSVLogger(parent, name, version)]
+def _every_round(callbacks: Iterable[pl.Callback]) -> list[pl.Callback]:
+    """The checkpoints of the newest rounds, unless a callback keeps them; one that keeps others is no replacement."""
+    mine = RoundCheckpoint()
+    given = (callback for callback in callbacks if isinstance(callback, ModelCheckpoint))
+    return [] if any(callback.state_key == mine.state_key for callback in given) else [mine]
 
 
 def _as_list(value: Any) -> list[Any]:

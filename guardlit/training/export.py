@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from guardlit_callbacks import TrainableEMA
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
@@ -80,15 +79,23 @@ def _slug(text: str) -> str:
 
 
 class ExportAtEnd(pl.Callback):
-    """Writes the trained weights to `export/` in the run folder when training ends."""
+    """Writes the trained weights to `export/` in the run folder when training ends.
+
+    Attributes:
+        written: the folders, once they are.
+    """
+
+    def __init__(self) -> None:
+        self.written: list[Path] = []
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "export"
-        written, error = [], None
+        if trainer.log_dir is None:  # a rehearsal
+            return
+        folder = Path(trainer.log_dir) / "export"
+        error = None
         try:
-            written = export_weights(pl_module, find_ema(trainer), folder)  # type: ignore[arg-type]
+            self.written = export_weights(pl_module, find_ema(trainer), folder)  # type: ignore[arg-type]
         except GuardlitError as mistake:
             error = mistake
         World.of(trainer).raise_on_all(error)
-        rank_zero_info(f"trained weights: {', '.join(map(str, written))}")

@@ -20,6 +20,7 @@ from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.settings import Rollout
 from guardlit.sde import SDE, Coefficients
 from guardlit.surrogate import Objective
+from guardlit.training.recovery.partial_round import check_time
 
 HOPELESS = 10.0
 """RatioNorm's clip range in nats of summed log-likelihood that no update reaches; published ranges are 0.13 to 0.26."""
@@ -262,7 +263,8 @@ class Linter(pl.Callback):
     """Warns at the start of `fit` about settings without effect; a senseless run ends in a `GuardlitError`."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report each finding in one line."""
+        """Report each finding in one line; refuse a fit whose `max_time` is used up."""
+        check_time(trainer)
         plan: RoundPlan = trainer.datamodule.plan  # type: ignore[attr-defined]
         on_gpu = pl_module.device.type == "cuda"
         report(lint(LintFacts.of(pl_module, plan, str(trainer.precision), on_gpu)))  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from guardlit.config.lazy import unlazy
 from guardlit.kl import KL
 from guardlit.objective import GRPOGuard, Objective
 from guardlit.policies.base import FlowPolicy
-from guardlit.processes.lightning_internals import validate_now
+from guardlit.processes.lightning_internals import is_within_round, validate_now
 from guardlit.processes.phases import announce
 from guardlit.processes.world import World
 from guardlit.rewards.base import Scorer
@@ -29,7 +29,7 @@ from guardlit.rewards.reward import Reward
 from guardlit.rounds import merging
 from guardlit.rounds.collector import Collector
 from guardlit.rounds.experience import Experience
-from guardlit.rounds.metrics import finish_round, update_metrics
+from guardlit.rounds.metrics import clip_fractions, finish_round, update_metrics
 from guardlit.rounds.old_policy import OldPolicy, OldVelocity
 from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.reward_runner import RewardRunner
@@ -37,9 +37,9 @@ from guardlit.rounds.round import Round
 from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.rounds.setup import RoundSetup
 from guardlit.sde import SDE, Coefficients, FlowSDE
-from guardlit.training import checks
 from guardlit.training.checkpointing import CheckpointHooks
 from guardlit.training.ddp import keep_quantized
+from guardlit.training.limits import settings
 from guardlit.training.linter import Linter
 from guardlit.training.recovery.nonfinite import NonFiniteGuard
 from guardlit.training.sharded_strategy import sharding
@@ -99,7 +99,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         self.make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         self.old_velocity = "recomputed" if old_velocity == "auto" and rollout.merge is True else old_velocity
         self.old = OldPolicy(self.old_velocity)
-        self.max_failed_fraction = checks.check_fraction("max_failed_fraction", max_failed_fraction)
+        self.max_failed_fraction = settings.check_fraction("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
         self.reward_runner = RewardRunner(self.reward, World.single())
@@ -107,7 +107,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         self.round_metrics: dict[str, float] = {}
         """Of the round in progress; progress bars show them."""
         self.outputs: list[dict[str, Tensor]] = []
-        """Of the update in progress, by micro-batch."""
+        self.clips: list[Tensor] = []
         self._was_merged: bool | None = None
         self._experience: Experience | None = None
         self._collected = 0.0
@@ -148,7 +148,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
     def coefficients(self) -> Coefficients:
         """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a trained step without noise."""
         coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
-        checks.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
+        settings.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
         return coefficients
 
     def round_setup(self) -> RoundSetup:
@@ -189,11 +189,12 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and its schedule."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        return configured(self.make_optimizer, self._make_scheduler, trained)
+        updates = settings.run_length(self.trainer, self.plan)
+        return configured(self.make_optimizer, self._make_scheduler, trained, updates)
 
     def on_fit_start(self) -> None:
         """Bind the schedule, load and test the reward, and refuse what cannot work, before anything is drawn."""
-        checks.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
+        settings.check_precision(str(self.trainer.precision), self.policy.forward_dtype)
         self.objective.bind(*self.coefficients().between(*self.rollout.trainable_range))
         self.trainer.datamodule.settle()  # type: ignore[attr-defined]
         fit_scale(self.trainer.precision_plugin, self.plan.micro_batches_per_update)
@@ -215,7 +216,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
     def on_train_start(self) -> None:
         """Restore an update in progress, and draw the validation images of step 0."""
         self.restore_update()
-        if self.trainer.global_step == 0:
+        if self.trainer.global_step == 0 and not is_within_round(self.trainer):
             validate_now(self.trainer)
 
     # the round ----------------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
     def collect(self, round: Round, batch_size: int) -> Experience:
         """Draw and score one round, at the start of a Lightning epoch. Collective: every rank must call it."""
         self.policy.refresh_old()
-        self.outputs = []  # left over where the Trainer cut the last round short
+        self.outputs, self.clips = [], []  # left over where the Trainer cut the last round short
         self._experience = None  # frees its trajectories before the new ones are drawn
         try:
             collector = Collector(self.round_setup(), self.world, round, batch_size, partial(announce, self.trainer))
@@ -283,6 +284,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
                 self.experience.trajectories.velocity = None
         else:
             self.zero_grad(set_to_none=True)
+        self.clips.append(torch.stack(clip_fractions(self.outputs)).sum())
         # here and not after the step: a checkpoint written then finds no update in progress
         self.log_dict(update_metrics(self.outputs, norm, self.nonfinite.skipped), batch_size=1, sync_dist=True)
         self.outputs = []
@@ -293,5 +295,5 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
 
     def on_train_epoch_end(self) -> None:
         """Log the round."""
-        finish_round(self.round_metrics, self._collected, self.plan.images, self.round_index)
+        finish_round(self.round_metrics, self._collected, self.plan.images, self.round_index, self.clips)
         self.log_dict(self.round_metrics, batch_size=1, sync_dist=True)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
 
 INTENDED = (
     ".*does not have many workers.*",
@@ -15,23 +19,56 @@ INTENDED = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The dirpath has changed from .*",  # a resumed run has its own folder
+    # of a checkpoint whose ModelCheckpoint had other options; its weights are read either way
+    r".*callbacks used to create the checkpoint.*: \[(['\"](Model|Round)Checkpoint\{[^}]*\}['\"](, )?)+\].*",
+    ".*`broadcast_buffers` is deprecated.*",  # what replaces it still sends them once
 )
 """Warnings of libraries about what guardlit does on purpose, or what only they can change."""
 
-HINTS = ("Tip: ", "that has Tensor Cores")
-"""Advice of Lightning; TF32 is `trainer.tf32`, off for a reason."""
+NOISE = {
+    "lightning.pytorch.utilities.rank_zero": (
+        "Tip: ",
+        "that has Tensor Cores",  # TF32 is `trainer.tf32`, off for a reason
+        "GPU available: ",
+        "TPU available: ",
+        "Restoring states from the checkpoint path",  # a second line says that they are restored
+        "distributed_backend=",  # the batch arithmetic names the world size
+    ),
+    "lightning.pytorch.trainer.connectors.checkpoint_connector": ("`weights_only` was not set",),
+    "lightning.fabric.utilities.distributed": ("Initializing distributed",),
+    "lightning.fabric.utilities.seed": ("[rank: ",),  # rank 0 prints the seed
+}
+"""What log records are dropped, by logger: those that hold one of these texts."""
+NOISE["lightning.fabric.utilities.rank_zero"] = NOISE["lightning.pytorch.utilities.rank_zero"]
+
+PLAIN = {"guardlit", "guardlit_callbacks", "lightning"}
+"""Packages whose warnings are for users, who have no use for the place in the code."""
+
+_library_format = warnings.formatwarning
 
 
 def quiet_libraries() -> None:
-    """Filter the warnings and log records, for the whole process."""
+    """Filter the warnings and log records, for the whole process; on a terminal, rank 0 alone warns."""
     for message in INTENDED:
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=FutureWarning, module="(diffusers|transformers|peft).*")
+    if getattr(rank_zero_only, "rank", 0) > 0 and sys.stderr.isatty():  # where its lines would run into those of rank 0
+        warnings.simplefilter("ignore")
+    warnings.formatwarning = _format
     for name in ("httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(_no_hint)
+    for name in NOISE:
+        logging.getLogger(name).addFilter(_is_no_noise)
 
 
-def _no_hint(record: logging.LogRecord) -> bool:
-    return not any(hint in record.getMessage() for hint in HINTS)
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in NOISE[record.name])
+
+
+def _format(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """One line for a warning of a run; the library's usual lines for others, which concern code."""
+    if PLAIN & set(Path(filename).parts) and issubclass(category, UserWarning):
+        return f"warning: {message}\n"
+    return _library_format(message, category, filename, lineno, line)

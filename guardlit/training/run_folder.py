@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from guardlit.devices.float32 import float32_products
-from guardlit.errors import GuardlitError
 from guardlit.rounds.reward_runner import gold_scorers
 from guardlit.schedule import schedule_table, write_csv
 
@@ -42,11 +40,9 @@ class RunFolder(pl.Callback):
         data: PromptDataModule = trainer.datamodule  # type: ignore[attr-defined]
         module: GRPOModule = pl_module  # type: ignore[assignment]
         rank_zero_info(data.plan.describe())
-        log_dir = trainer.log_dir  # collective: a broadcast
-        if not trainer.is_global_zero or log_dir is None:
+        if not trainer.is_global_zero or trainer.log_dir is None:
             return
-        folder = Path(log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(trainer.log_dir)
         (folder / "batches.txt").write_text(data.plan.describe() + "\n", encoding="utf-8")
         table = schedule_table(module.coefficients(), range(module.rollout.available_steps))
         write_csv(folder / "schedule.csv", table)
@@ -68,13 +64,12 @@ class RunFolder(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the gold scorers that this validation loaded."""
         module: GRPOModule = pl_module  # type: ignore[assignment]
-        log_dir = trainer.log_dir
         if (
             self._facts
-            and log_dir is not None
+            and trainer.log_dir is not None
             and len(self._facts["start_up_scores"]) < len(module.reward_runner.tested)
         ):
-            self._write(Path(log_dir), module)
+            self._write(Path(trainer.log_dir), module)
 
     def _write(self, folder: Path, module: GRPOModule) -> None:
         scorers = {name: term.scorer for name, term in module.reward.terms.items()}
@@ -108,16 +103,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def next_version(root: Path) -> str:
-    """`version_K` with the first K that `root` does not have; raises `GuardlitError` where nothing can be written."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".writable.{os.getpid()}"  # several ranks probe at once
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise GuardlitError(f"output folder {root} cannot be written: {error.strerror}") from error
-    taken = [int(p.name.removeprefix("version_")) for p in root.glob("version_*") if p.name[8:].isdigit()]
-    return f"version_{max(taken, default=-1) + 1}"

@@ -12,15 +12,24 @@ from typing import Any, ParamSpec, TypeVar, cast
 import lightning.pytorch as pl
 
 from guardlit.checkpoints.discovery import newest_intact
-from guardlit.config.limits import as_one_line, check_trainer, user_errors
+from guardlit.config.limits import as_one_line, user_errors
 from guardlit.devices.float32 import allow_tf32
-from guardlit.errors import NonFiniteError
+from guardlit.errors import GuardlitError, NonFiniteError
+from guardlit.processes.lightning_internals import (
+    after_setup_environment,
+    close_only_complete_epochs,
+    log_at_global_step,
+    validate_last_round,
+)
 from guardlit.processes.rank_errors import report_to_launcher
 from guardlit.processes.shutdown import release_resources
 from guardlit.processes.watchdog import RankWatchdog
-from guardlit.training.ddp import keep_buffers
-from guardlit.training.defaults import complete, run_loggers
+from guardlit.training.ddp import keep_buffers, sync_gradients
+from guardlit.training.defaults import complete
+from guardlit.training.folder_trainer import FolderTrainer
+from guardlit.training.limits.arguments import check_arguments, check_data
 from guardlit.training.quiet import quiet_libraries
+from guardlit.training.recovery.partial_round import save_partial_round
 from guardlit.training.recovery.restart import restart_checkpoint
 from guardlit.training.recovery.signals import Interrupted
 
@@ -42,13 +51,13 @@ def command(method: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-class RunTrainer(pl.Trainer):
+class RunTrainer(FolderTrainer):
     """Lightning's Trainer with a run's defaults and exits: the base of `guardlit.Trainer`.
 
     A script that calls `fit` and `guardlit fit` with the same settings are the same run. Unless an argument says
-    otherwise, a run has the `guardlit.training.defaults`: arguments such as `gradient_clip_val=1.0`, TensorBoard and
-    CSV logs in `default_root_dir/version_K` (of `fit` alone), checkpoints of the two newest rounds, verified
-    checkpoint files, one line of progress, `interrupted.ckpt` on a signal, and a run folder that describes the run.
+    otherwise, a run has the `guardlit.training.defaults`: arguments such as `gradient_clip_val=1.0`,
+    checkpoints of the two newest rounds, verified checkpoint files, one line of progress, `interrupted.ckpt` on a
+    signal, and TensorBoard logs. All of a run is in one folder, which also describes it (see `FolderTrainer`).
 
     Args:
         tf32: whether products and convolutions of float32 may round their factors to TF32's 11 bits, on GPUs since
@@ -63,18 +72,24 @@ class RunTrainer(pl.Trainer):
         quiet_libraries()
         if tf32 is not None:
             allow_tf32(tf32)
-        self._active = False
+        self._active, self._open_round = False, False
         self._watchdog = RankWatchdog()
-        self._logs_by_default = kwargs.get("logger") is None and not kwargs.get("fast_dev_run")
         complete(kwargs)
-        check_trainer(kwargs)
+        check_arguments(kwargs)
         kwargs["callbacks"].insert(0, self._watchdog)  # it hears of an error before all others
-        if self._logs_by_default:
-            kwargs["logger"] = False  # until `fit`
         with as_one_line("trainer"):
             super().__init__(**kwargs)
+        log_at_global_step(self)
+        close_only_complete_epochs(self, self._leave_round_open)
         keep_buffers(self.strategy)
+        sync_gradients(self.strategy, kwargs["callbacks"])
         self._watchdog.attach(self)
+        after_setup_environment(self.strategy, self.open_folder)
+        validate_last_round(self)
+
+    def _leave_round_open(self) -> None:
+        self._open_round = True
+        save_partial_round(self)
 
     @contextmanager
     def exits(self, model: pl.LightningModule) -> Iterator[None]:
@@ -119,14 +134,18 @@ class RunTrainer(pl.Trainer):
 
         Args:
             model: of the configuration.
-            train_dataloaders: not used by guardlit, whose data module has the rounds.
-            val_dataloaders: not used either.
+            train_dataloaders: refused: the data module has the rounds.
+            val_dataloaders: refused.
             datamodule: the prompts.
             ckpt_path: a checkpoint to resume from; `last` for the newest intact one below `default_root_dir`.
             weights_only: not used: a checkpoint never executes anything.
         """
-        if self._logs_by_default and not self.loggers:
-            self.loggers = run_loggers(Path(self.default_root_dir))
+        check_data(datamodule, train_dataloaders, val_dataloaders)
+        if self._open_round and ckpt_path is None:
+            raise GuardlitError(
+                "the last fit of this Trainer stopped within a round: give ckpt_path='last' to resume it"
+            )
+        self._open_round = False
         while True:
             try:
                 return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)

@@ -14,6 +14,7 @@ from guardlit.policies.base import FlowPolicy
 from guardlit.rounds.evaluate import draw_fixed
 from guardlit.rounds.reward_runner import RewardRunner, gold_scorers
 from guardlit.rounds.settings import Rollout, Sampling
+from guardlit.training.limits.callbacks import check_monitors
 from guardlit.types import Prompt, Transition
 
 
@@ -51,8 +52,20 @@ class ValidationHooks(pl.LightningModule):
         """Raise on every rank what failed on one."""
         self.reward_runner.end_validation()
 
+    def on_validation_end(self) -> None:
+        """Check the keys that callbacks watch, after the validation of update 0 at the latest."""
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            check_monitors(self.trainer.callbacks, self.trainer.callback_metrics)  # type: ignore[attr-defined]
+
     def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
-        """Draw and score one image a prompt, with noise that is the same at every validation."""
+        """Draw and score one image a prompt, with noise that is the same at every validation.
+
+        Logged after each validation:
+
+        | key | unit |
+        |---|---|
+        | `val/reward` | mean reward of the validation images, in the reward's unit |
+        """
         prompts = [p for _, p in batch]
         images = self.predict_step(batch, batch_idx)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]

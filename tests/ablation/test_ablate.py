@@ -133,7 +133,7 @@ def test_an_analysis_can_start_from_the_last_checkpoint_of_a_finished_run(sd3_fo
     options = ("--ckpt_path", newest(tmp_path / "runs"), "--objectives", "GRPOGuard,FlowGRPO", "--updates", 1)
     assert guardlit("ablate", "--analyze", "--config", path, "--out", tmp_path / "out", *options) == 0
     document = json.loads((tmp_path / "out/analysis.json").read_text())
-    assert (document["provenance"]["round"], document["provenance"]["updates"]) == (1, 1)
+    assert (document["provenance"]["round"], document["provenance"]["updates"]) == (2, 1)
     assert list(document["objectives"]) == ["GRPOGuard", "FlowGRPO"]
     assert "cosine between the parameter gradients" in capsys.readouterr().out
 
@@ -252,7 +252,7 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytes
 def test_a_failed_training_and_a_foreign_folder_are_one_line(sd3_folder: Path, tmp_path: Path, capsys):
     path = config(tmp_path, sd3_folder)
     common = ("--config", path, "--objectives", "FlowGRPO", "--out", tmp_path / "out")
-    failed = ablate(*common, "--data.micro_batch", 7)
+    failed = ablate(*common, "--data.updates_per_round", 3)
     assert failed.returncode == 2
     folder = tmp_path / "out/FlowGRPO/seed_42"
     assert failed.stderr.splitlines()[-1] == (

@@ -42,7 +42,7 @@ def test_a_short_run_leaves_a_line_a_round(soak, tmp_path: Path, monkeypatch: py
     assert recorded[1]["objects"] > 1e5
     assert 0 < recorded[1]["folder_mb"] < recorded[3]["folder_mb"]
     assert 10 < recorded[3]["heap_mb"] < recorded[3]["rss_mb"]
-    assert list(tmp_path.rglob("round_00003.ckpt"))
+    assert list(tmp_path.rglob("round_00004.ckpt"))
     assert len(list(tmp_path.rglob("gold/step_*.npz"))) == 3  # at the start and twice more
 
 

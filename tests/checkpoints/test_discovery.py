@@ -32,6 +32,33 @@ def test_the_newest_is_the_furthest_of_the_latest_run_whatever_the_clock_says(tm
         newest_intact(tmp_path)
 
 
+def test_a_metric_with_a_slash_in_its_name_hides_no_checkpoint(tmp_path: Path):
+    """`{val/reward:.3f}` in a checkpoint's name makes a folder."""
+    older = at(tmp_path, 3)
+    newest = at(tmp_path, 4).rename(_below(older.parent / "epoch=1-val/reward=0.650.ckpt"))
+    assert newest_intact(tmp_path) == newest
+    left_over = newest.parent / ".reward=0.7.ckpt.elsewhere.7.tmp"
+    left_over.write_bytes(b"half")
+    os.utime(left_over, (1e9, 1e9))
+    flip(newest, "archive/data/0")
+    assert intact_before(newest) == older
+    at(tmp_path, 5, version=1)  # whose writer removes what others left
+    assert not left_over.exists()
+
+
+def test_where_only_an_earlier_version_s_run_is_its_checkpoint_is_named(tmp_path: Path):
+    before = at(tmp_path, 3).rename(_below(tmp_path / "project/abc/checkpoints/round_00000.ckpt"))
+    with pytest.raises(
+        GuardlitError, match=f"^--ckpt_path last: no checkpoint under .*; if you mean {before}, give its"
+    ):
+        newest_intact(tmp_path)
+
+
+def _below(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def test_a_corrupt_checkpoint_is_passed_over_with_a_warning(tmp_path: Path):
     oldest, older, newest = at(tmp_path, 3), at(tmp_path, 4), at(tmp_path, 4, 2, version=1)
     flip(newest, "archive/data/0")
@@ -57,6 +84,20 @@ def test_a_corrupt_checkpoint_is_refused_and_the_one_before_it_named(tmp_path: P
     oldest.unlink()
     with pytest.raises(GuardlitError, match=f"{older} is corrupt.*is wrong\\)$"):
         require_intact(older)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["raw/pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "model_index.json"],
+)
+def test_exported_weights_are_named_as_such(tmp_path: Path, file: str):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"{}")
+    with pytest.raises(GuardlitError, match=r"holds exported weights, not a checkpoint: give a LoRA as .*lora\.start"):
+        require_intact(tmp_path)
+    if file.endswith(".safetensors"):
+        with pytest.raises(GuardlitError, match="holds exported weights, not a checkpoint"):
+            require_intact(tmp_path / file)
 
 
 def test_a_run_resumes_from_the_one_before_a_corrupt_one(run, runs: Path, capsys):

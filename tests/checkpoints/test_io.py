@@ -42,7 +42,7 @@ def test_rank_0_decides_and_what_one_rank_finds_corrupt_is_refused_on_all(tmp_pa
 
 def test_a_run_keeps_two_and_drops_the_oldest_once_the_newest_is_on_disk(run, runs: Path, monkeypatch):
     path, checkpoints = run
-    assert [p.name for p in checkpoints] == ["round_00001.ckpt", "round_00002.ckpt"]
+    assert [p.name for p in checkpoints] == ["round_00002.ckpt", "round_00003.ckpt"]
     left = []
 
     def remove(self: SafeCheckpointIO, path: str) -> None:
@@ -51,7 +51,7 @@ def test_a_run_keeps_two_and_drops_the_oldest_once_the_newest_is_on_disk(run, ru
 
     monkeypatch.setattr(SafeCheckpointIO, "remove_checkpoint", remove)
     assert guardlit("fit", "--config", path, "--trainer.default_root_dir", runs) == 0
-    assert left == [[("round_00001.ckpt", None), ("round_00002.ckpt", None)]]
+    assert left == [[("round_00002.ckpt", None), ("round_00003.ckpt", None)]]
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_and_no_temporary_file(tmp_path: Path):

@@ -27,7 +27,7 @@ sys.exit(code)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [str(tmp_path / "out/index.html"), ""]
     assert "<h1>Beauty</h1>" in (tmp_path / "out/index.html").read_text()
-    assert (tmp_path / "out/fig1_proxy_gold.png").is_file()
+    assert (tmp_path / "out/proxy_gold.png").is_file()
 
 
 @pytest.mark.parametrize(

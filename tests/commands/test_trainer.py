@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import script
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from runs import config, differing, guardlit, newest
@@ -23,9 +23,19 @@ import guardlit as gl
 from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.recovery.signals import SignalGuard
+from guardlit.training.round_checkpoint import RoundCheckpoint
 from guardlit.training.run_folder import RunFolder
 
-CALLBACKS = ["RankWatchdog", "TrainableEMA", "RoundProgress", "SignalGuard", "RunFolder", "ModelCheckpoint"]
+CALLBACKS = [
+    "RankWatchdog",
+    "TrainableEMA",
+    "RoundProgress",
+    "SignalGuard",
+    "RunFolder",
+    "Dashboard",
+    "ClosingBlock",
+    "RoundCheckpoint",
+]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +135,7 @@ def test_the_defaults_are_those_that_the_command_line_shows(from_yaml: Path):
 
 
 def test_every_default_gives_way_to_an_argument(tmp_path: Path):
-    progress, rounds, plugin = RichProgressBar(), ModelCheckpoint(every_n_epochs=5), TorchCheckpointIO()
+    progress, rounds, plugin = RichProgressBar(), RoundCheckpoint(save_top_k=-1), TorchCheckpointIO()
     logger = CSVLogger(tmp_path)
     made = trainer(
         callbacks=[progress, rounds, RunFolder()], plugins=plugin, logger=logger, gradient_clip_val=None,

@@ -38,7 +38,11 @@ OPTIONS = {
         "--data.images_per_prompt",
         "3",
     ): "= 9 is not divisible by updates per inner epoch = 2",
-    ("--data.micro_batch", "5"): "(4 images x 4 trained steps) = 16 is not divisible by micro_batch = 5; it is by",
+    (
+        "--data.micro_batch=5",
+        "--data.exact_micro_batch=true",
+    ): "(4 images x 4 trained steps) = 16 is not divisible by micro_batch = 5; it is by",
+    ("--data.micro_batch=auto", "--data.exact_micro_batch=true"): "needs a number as data.micro_batch; found auto",
     ("--data.updates_per_round", "1", "--data.inner_epochs", "1"): "makes every update on-policy, where the ratio is 1",
     (
         "--model.objective.clip_range=auto",

@@ -36,9 +36,15 @@ def module_of(folder: Path, count: int, rank: int = 0, world: int = 1, **options
     """Set up for `fit` on numbered prompts."""
     (folder / "train.txt").write_text("".join(f"prompt {i}\n" for i in range(count)))
     (folder / "val.txt").write_text("".join(f"validation {i}\n" for i in range(5)))
-    data = PromptDataModule(str(folder / "train.txt"), str(folder / "val.txt"), **{**SMALL, **options})
+    settings = {name: value for name, value in {**SMALL, **options}.items() if name != "callbacks"}
+    data = PromptDataModule(str(folder / "train.txt"), str(folder / "val.txt"), **settings)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=Runner(), world_size=world, global_rank=rank, accumulate_grad_batches=1
+        lightning_module=Runner(),
+        world_size=world,
+        global_rank=rank,
+        accumulate_grad_batches=1,
+        callbacks=options.pop("callbacks", []),
+        state=SimpleNamespace(fn="fit"),
     )
     data.setup("fit")
     return data
@@ -135,3 +141,56 @@ def test_without_validation_there_are_no_images(tmp_path: Path):
     data = module_of(tmp_path, 50)
     data.val = PromptSet()
     assert data.val_dataloader() == []
+
+
+READER = SimpleNamespace(reads_micro_batches=True)
+SIXTEEN = {"prompts_per_round": 10, "images_per_prompt": 16, "updates_per_round": 4}  # an update: 40 images x 2 steps
+
+
+@pytest.mark.parametrize(
+    ("world", "asked", "callbacks", "taken"),
+    [
+        (1, 40, [], 40),
+        (1, 80, [], 80),
+        (1, 80, [READER], 40),  # of one denoising step each
+        (2, 40, [], 40),
+        (2, 39, [], 20),
+        (2, 40, [READER], 20),
+        (8, 40, [], 10),  # 5 images x 2 steps
+        (8, 40, [READER], 5),
+        (8, 3, [], 2),
+    ],
+)
+def test_a_micro_batch_is_the_largest_that_divides(
+    tmp_path: Path, world: int, asked: int, callbacks: list[object], taken: int
+):
+    sizes = {**SIXTEEN, "val_images_per_prompt": 2}
+    data = module_of(tmp_path, 50, world=world, micro_batch=asked, callbacks=callbacks, **sizes)
+    assert data.plan.micro_batch == data.rollout_batch == taken
+    assert data.trainer.accumulate_grad_batches * taken * world == 80
+    assert (f"(micro_batch allows {asked})" in data.plan.describe()) is (taken < asked)
+    assert data.fingerprint() == module_of(tmp_path, 50, micro_batch=1, **sizes).fingerprint()
+
+
+def test_an_exact_micro_batch_is_taken_or_refused(tmp_path: Path):
+    exact = {**SIXTEEN, "exact_micro_batch": True}
+    assert module_of(tmp_path, 50, micro_batch=80, **exact).plan.micro_batch == 80
+    with pytest.raises(GuardlitError, match="= 80 is not divisible by micro_batch = 30"):
+        module_of(tmp_path, 50, micro_batch=30, **exact)
+    with pytest.raises(GuardlitError, match=r"data\.micro_batch=80 .* let it divide the 40 images of an update"):
+        module_of(tmp_path, 50, micro_batch=80, callbacks=[READER], **exact)
+
+
+def test_images_are_sampled_as_asked_whatever_the_micro_batch(tmp_path: Path):
+    data = module_of(tmp_path, 50, micro_batch=39, rollout_batch=7, **SIXTEEN)
+    assert (data.plan.micro_batch, data.rollout_batch) == (20, 7)
+
+
+@pytest.mark.parametrize(
+    ("done", "exact", "taken"), [(0, False, 40), (80, False, 40), (100, False, 20), (90, False, 10), (100, True, 40)]
+)
+def test_a_resumed_run_takes_a_micro_batch_that_begins_there(tmp_path: Path, done: int, exact: bool, taken: int):
+    data = module_of(tmp_path, 50, micro_batch=40, exact_micro_batch=exact, **SIXTEEN)
+    data.load_state_dict({"round": 0, "transitions": done, "micro_batch": 10})
+    assert data.plan.micro_batch == taken
+    assert data.trainer.accumulate_grad_batches == 80 // taken

@@ -48,14 +48,14 @@ def test_the_run_leaves_what_the_page_says(executed):
 def test_the_reward_and_the_callback_are_logged(executed):
     folder, _, _ = executed
     header = (folder / "runs/bright/version_0/metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"reward/brightness_mean", "reward/digitprobability_mean", "train/good"} <= set(header)
+    assert {"average_reward/brightness", "average_reward/digitprobability", "train/good"} <= set(header)
 
 
 def test_the_resumed_run_trains_its_second_round_alone(executed):
     folder, _, _ = executed
     (resumed,) = (folder / "runs/bright/version_1/checkpoints").glob("*.ckpt")
     assert torch.load(resumed, weights_only=True)["global_step"] == 8
-    assert resumed.name == "round_00001.ckpt"
+    assert resumed.name == "round_00002.ckpt"
 
 
 def test_the_export_is_a_lora_that_diffusers_loads(executed):

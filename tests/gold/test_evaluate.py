@@ -203,6 +203,14 @@ def test_tasks_count_equally(evaluated: Path, trained: Path, tmp_path: Path, cap
     assert metrics["tagged"]["value"] == pytest.approx(((values[0] + values[1]) / 2 + values[2]) / 2)
 
 
+def test_prompts_may_be_texts(trained: Path, tmp_path: Path):
+    brightness = ("--gold.scorers", "{brightness: brightness.Brightness}", "--images_per_prompt", 1)
+    texts = ("--prompts", "a red cup", "seven: a [digit]")
+    assert guardlit("evaluate", *RUN, *brightness, *runs(trained), *texts, "--out", tmp_path) == 0
+    assert [row["prompt"] for row in scores(tmp_path)["base"]] == ["a red cup", "seven: a [digit]"]
+    assert table(tmp_path)["provenance"]["prompts"]["source"] == ["a red cup", "seven: a [digit]"]
+
+
 def test_equal_names_give_way_to_paths(tmp_path: Path, clip_folder: Path):
     for run in ("a", "b"):
         (tmp_path / run).mkdir()
@@ -366,7 +374,10 @@ WRONG = {
     "no such checkpoint": (["--ckpt", "nothing.ckpt"], "--ckpt nothing.ckpt does not exist"),
     "no weights": (["--ckpt", ROOT / "docs"], "docs holds no exported weights"),
     "not a checkpoint": (["--ckpt", ROOT / "README.md"], "README.md is corrupt ("),
-    "a file of weights": (["--ckpt", ROOT / "guardlit/assets/digits_scorers/gold.safetensors"], "name its folder"),
+    "a file of weights": (
+        ["--ckpt", ROOT / "guardlit/assets/digits_scorers/gold.safetensors"],
+        "not a tensor that a LoRA should contain",
+    ),
     "labels": (["--ckpt", "last", "--label", "a", "b"], "2 --label for 1 --ckpt"),
     "twice": (["--ckpt", "last", "last", "--label", "a", "a"], "two rows would be called 'a'"),
     "prompts": (["--prompts", "nowhere.txt"], "no prompt file nowhere.txt"),
@@ -409,5 +420,5 @@ def test_without_scorers_the_line_says_what_is_missing(trained: Path, tmp_path: 
 def test_a_prompt_that_cannot_be_scored_is_found_before_drawing(trained: Path, tmp_path: Path, capsys):
     (tmp_path / "prompts.txt").write_text("a handwritten seven\na cat\n")
     line = complaint(capsys, *RUN, *GOLD, *runs(trained), "--out", tmp_path, "--prompts", tmp_path / "prompts.txt")
-    assert "gold scorer 'digitprobability': prompt 'a cat': names no digits" in line
+    assert "gold scorer 'digitprobability' cannot score the prompt 'a cat': it names no digits" in line
     assert not list(tmp_path.rglob("*.png"))

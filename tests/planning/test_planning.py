@@ -95,8 +95,8 @@ def test_without_the_model_it_plans_the_rest(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_run_that_could_never_start_has_no_plan(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert guardlit("plan", "--config", config(tmp_path, sd3_folder, data__micro_batch=5)) == 2
-    assert "micro_batch" in capsys.readouterr().err
+    assert guardlit("plan", "--config", config(tmp_path, sd3_folder, data__updates_per_round=3)) == 2
+    assert "updates_per_round" in capsys.readouterr().err
     assert guardlit("plan", "--config", config(tmp_path, sd3_folder), "--mfu", 40) == 2
     assert "--mfu 40" in capsys.readouterr().err
 

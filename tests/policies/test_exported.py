@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from families import FAMILIES, PROMPTS
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from velocities import disturb
@@ -87,16 +90,12 @@ def lora_folder(sd3_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "lora"
 
 
-def _rename(folder: Path, key: str) -> None:
+def _change(folder: Path, change: Callable[[dict[str, Tensor]], object], header: dict[str, str] | None = None) -> None:
+    with safe_open(folder / FILE, framework="pt") as file:
+        before = file.metadata()
     tensors = load_file(folder / FILE)
-    tensors[key] = tensors.pop(min(tensors))
-    save_file(tensors, folder / FILE)
-
-
-def _transpose(folder: Path) -> None:
-    tensors = load_file(folder / FILE)
-    first = min(tensors)
-    save_file(tensors | {first: tensors[first].repeat(1, 3)}, folder / FILE)
+    change(tensors)
+    save_file(tensors, folder / FILE, {**before, **(header or {})})
 
 
 def _cut(folder: Path) -> None:
@@ -108,16 +107,122 @@ def _two(folder: Path) -> None:
     shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
 
 
+def _pickle(folder: Path) -> None:
+    (folder / FILE).rename(folder / "adapter_model.bin")
+
+
+def _peft(folder: Path, **settings: object) -> None:
+    _change(folder, lambda t: None, {"lora_adapter_metadata": "{}"})
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, **settings}))
+
+
+def _add(folder: Path, key: str, tensor: Tensor | None = None) -> None:
+    _change(folder, lambda t: t.update({key: torch.ones(4) if tensor is None else tensor}))
+
+
+def _set(folder: Path, values: float) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[f"{QUERY}.lora_B.weight"][3, 1] = values
+
+    _change(folder, change)
+
+
+QUERY = "transformer.transformer_blocks.0.attn.to_q"
+PAIR = {"lora_A.weight": torch.ones(4, 32), "lora_B.weight": torch.ones(32, 4)}
+DEEP = "lora_unet_joint_blocks_9_x_block_attn_proj"
+
+
+def _deeper(folder: Path, name: str, *halves: str) -> None:
+    _change(folder, lambda t: t.update({f"{name}.{half}": PAIR[part] for half, part in zip(halves, PAIR, strict=True)}))
+
+
 FAULTS = {
     "empty": (lambda f: (f / FILE).unlink(), "holds no safetensors file; a LoRA is one file"),
     "two": (_two, "holds a.safetensors, b.safetensors; a LoRA is one file"),
+    "pickle": (_pickle, "holds no safetensors file; .* convert adapter_model.bin, a pickle, to safetensors first"),
     "truncated": (_cut, "cannot be read as a safetensors file"),
-    "text encoder": (lambda f: _rename(f, "text_encoder.layer.lora_A.weight"), "it also changes text encoders"),
-    "another layer": (
-        lambda f: _rename(f, "transformer.nowhere.lora_A.weight"),
-        "1 of its tensors have no place in this SD3",
+    "no tensors": (lambda f: _change(f, lambda t: t.clear()), "it holds no tensors"),
+    "text encoder": (
+        lambda f: _add(f, "text_encoder.layer.lora_A.weight"),
+        r"also changes text encoders \('text_encoder.layer.lora_A.weight'\), .* remove these tensors from the file",
     ),
-    "another shape": (_transpose, "not a LoRA of this SD3Transformer2DModel"),
+    "text encoder of kohya": (
+        lambda f: _add(f, "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"),
+        r"also changes text encoders \('lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight'\)",
+    ),
+    "another layer": (
+        lambda f: _deeper(f, "transformer.nowhere", "lora_A.weight", "lora_B.weight"),
+        "'transformer.nowhere.lora_A.weight' has no place in this SD3Transformer2DModel$",
+    ),
+    "deeper": (
+        lambda f: _deeper(f, "transformer.transformer_blocks.23.attn.to_q", "lora_A.weight", "lora_B.weight"),
+        "is for block 23 of transformer_blocks, and this SD3Transformer2DModel has 2: a LoRA of a deeper model",
+    ),
+    "deeper, kohya": (
+        lambda f: _deeper(f, DEEP, "lora_down.weight", "lora_up.weight"),
+        f"'{DEEP}.lora_down.weight' is for block 9 of joint_blocks, and this SD3Transformer2DModel has 2",
+    ),
+    "no B": (
+        lambda f: _change(f, lambda t: t.pop(f"{QUERY}.lora_B.weight")),
+        f"'{QUERY}.lora_A.weight': one of lora_A and lora_B is missing",
+    ),
+    "no A": (
+        lambda f: _change(f, lambda t: t.pop(f"{QUERY}.lora_A.weight")),
+        f"'{QUERY}.lora_B.weight': one of lora_A and lora_B is missing",
+    ),
+    "NaN": (lambda f: _set(f, float("nan")), f"'{QUERY}.lora_B.weight': NaN or infinite numbers"),
+    "infinite": (lambda f: _set(f, float("-inf")), f"'{QUERY}.lora_B.weight': NaN or infinite numbers"),
+    "integers": (
+        lambda f: _add(f, f"{QUERY}.lora_A.weight", torch.ones(4, 32, dtype=torch.int8)),
+        f"'{QUERY}.lora_A.weight': not floating-point numbers",
+    ),
+    "another width": (
+        lambda f: _add(f, f"{QUERY}.lora_A.weight", torch.ones(4, 96)),
+        rf"'{QUERY}.lora_A.weight' has shape \(4, 96\), and layer .*to_q takes \(4, 32\)",
+    ),
+    "another rank": (
+        lambda f: _add(f, f"{QUERY}.lora_B.weight", torch.ones(32, 3)),
+        rf"'{QUERY}.lora_B.weight' has shape \(32, 3\), and layer .*to_q takes \(32, 4\)",
+    ),
+    "two of one layer": (
+        lambda f: _deeper(f, "lora_transformer_transformer_blocks_0_attn_to_q", "lora_down.weight", "lora_up.weight"),
+        "is a second update of layer transformer_blocks.0.attn.to_q",
+    ),
+    "LoKr": (lambda f: _add(f, f"{QUERY}.lokr_w1"), rf"it is or holds a LoKr \('{QUERY}.lokr_w1'\)"),
+    "LoHa": (
+        lambda f: _change(f, lambda t: [t.clear(), t.update({"lora_unet_x.hada_w1_a": torch.ones(4)})]),
+        r"it is or holds a LoHa \('lora_unet_x.hada_w1_a'\)",
+    ),
+    "dora_scale": (lambda f: _add(f, f"{QUERY}.dora_scale"), rf"holds a DoRA in LyCORIS's form.*'{QUERY}.dora_scale'"),
+    "control": (lambda f: _add(f, "double_blocks.0.img_attn.norm.key_norm.scale"), "norm weights of a control LoRA"),
+    "differences": (lambda f: _add(f, "diffusion_model.norm.diff_b"), "differences of complete tensors"),
+    "unknown": (lambda f: _add(f, "something"), "'something': not a tensor that a LoRA should contain"),
+    "half a DoRA": (
+        lambda f: _add(f, f"{QUERY}.lora_magnitude_vector", torch.ones(32)),
+        "a DoRA without lora_magnitude_vector for .* and 12 more",
+    ),
+    "DoRA without magnitudes": (lambda f: _peft(f, use_dora=True), "use_dora, and '.*' has no magnitude"),
+    "rank of the header": (lambda f: _peft(f, r=8), "its settings disagree|give '.*' rank 8, .* have rank 4"),
+    "two alphas": (
+        lambda f: [_peft(f), _add(f, f"{QUERY}.alpha", torch.tensor(2.0))],
+        "alpha of 'transformer_blocks.0.attn.to_q' is 2 in its tensor and 8 in its settings",
+    ),
+    "no alpha": (lambda f: _peft(f, lora_alpha=None), "its settings give no lora_alpha"),
+    "PiSSA": (lambda f: _peft(f, init_lora_weights="pissa"), "init_lora_weights=pissa, which changes the base"),
+    "LoHa of peft": (lambda f: _peft(f, peft_type="LOHA"), "it is a LOHA adapter of peft, not a LoRA"),
+    "biases of the base": (lambda f: _peft(f, bias="all"), "it was trained with bias=all"),
+    "complete modules": (
+        lambda f: _peft(f, modules_to_save=["proj_out"]),
+        "its setting modules_to_save=.* is not supp",
+    ),
+    "bad header": (
+        lambda f: _change(f, lambda t: None, {"lora_adapter_metadata": "{", "guardlit": "{}"}),
+        "the entry 'lora_adapter_metadata' of its header is no JSON",
+    ),
+    "bad number": (
+        lambda f: _change(f, lambda t: None, {"lora_adapter_metadata": "{}", "lora_alpha": "much"}),
+        "the entry 'lora_alpha' of its header is 'much', not a number",
+    ),
 }
 
 
@@ -127,8 +232,10 @@ def test_an_unusable_lora_is_named(sd3_folder: Path, lora_folder: Path, fault: s
     before = state(policy)
     change, says = FAULTS[fault]
     change(lora_folder)
-    with pytest.raises(GuardlitError, match=says), policy.exported(lora_folder):
+    with pytest.raises(GuardlitError, match=says) as error, policy.exported(lora_folder):
         raise AssertionError("was taken")
+    assert str(lora_folder) in str(error.value)
+    assert "\n" not in str(error.value)
     assert unchanged(policy, before)
     draw(policy)
 

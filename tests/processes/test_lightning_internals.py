@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -75,6 +76,41 @@ def loops(trainer: pl.Trainer) -> dict[str, Any]:
 DONE = {"ready": BATCHES, "started": BATCHES, "processed": BATCHES, "completed": BATCHES}
 
 
+@pytest.mark.parametrize(
+    ("settings", "validated"),
+    [
+        ({"max_epochs": 5}, [4, 8, 10]),
+        ({"max_epochs": 4}, [4, 8]),
+        ({"max_epochs": -1, "max_steps": 6}, [4, 6]),
+        ({"max_epochs": 5, "limit_val_batches": 0}, []),
+        ({"max_epochs": 3, "check_val_every_n_epoch": None, "val_check_interval": 8}, [4, 6]),
+    ],
+)
+def test_the_last_round_is_validated(settings: dict[str, Any], validated: list[int], tmp_path: Path):
+    assert _validated(tmp_path, pl.Callback(), **settings) == validated
+
+
+def test_a_round_that_ends_the_run_early_is_validated(tmp_path: Path):
+    def stop(trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 6
+
+    assert _validated(tmp_path, Calls(on_train_batch_end=stop), max_epochs=9) == [4, 6]
+
+
+def _validated(folder: Path, callback: pl.Callback, **settings: Any) -> list[int]:
+    defaults = {
+        "check_val_every_n_epoch": 2,
+        "accumulate_grad_batches": ACCUMULATED,
+        "num_sanity_val_steps": 0,
+        **QUIET,
+    }
+    trainer = pl.Trainer(default_root_dir=folder, callbacks=[callback], **(defaults | settings))
+    internals.validate_last_round(trainer)
+    line = Line()
+    trainer.fit(line, DataLoader(torch.arange(float(BATCHES)), batch_size=1), DataLoader(torch.zeros(1)))
+    return line.validated
+
+
 def test_epoch_progress(loops: dict[str, Any]):
     assert set(loops["fit_loop"]["epoch_progress"]) >= {"total", "current"}
     assert set(loops["fit_loop"]["epoch_progress"]["current"]) == set(DONE)
@@ -131,6 +167,34 @@ def test_counters_move_within_an_epoch(loops: dict[str, Any]):
 # the loops of a training ----------------------------------------------------------------------------------------------
 
 
+def test_log_metrics_of_the_logger_connector(tmp_path: Path):
+    """Values stand at the number of updates made so far, and Lightning's own count is what it was."""
+    logged: list[tuple[int | None, set[str]]] = []
+
+    class Recorder(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            logged.append((step, set(metrics)))
+
+    class Logs(Line):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss, on_step=True, on_epoch=True)
+            return loss
+
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.log("validated", 1.0)
+
+    options = {**QUIET, "logger": Recorder(tmp_path), "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    settings = {"max_epochs": EPOCHS, "accumulate_grad_batches": ACCUMULATED, "enable_checkpointing": False}
+    trainer = pl.Trainer(default_root_dir=tmp_path, **options, **settings)
+    internals.log_at_global_step(trainer)
+    trainer.fit(Logs(), DataLoader(torch.arange(float(BATCHES)), batch_size=1), DataLoader(torch.zeros(1)))
+    steps = {key: [step for step, keys in logged if key in keys] for key in ("loss_step", "loss_epoch", "validated")}
+    assert steps == {"loss_step": [1, 2, 3, 4], "loss_epoch": [2, 4], "validated": [2, 4]}
+    assert all("epoch" in keys for _, keys in logged)
+    assert trainer.fit_loop.epoch_loop._batches_that_stepped == 4
+
+
 def test_val_loop_run(tmp_path: Path):
     """It validates before the first batch, and the training continues."""
     first = Calls(on_train_start=lambda trainer, module: internals.validate_now(trainer))
@@ -153,6 +217,42 @@ def test_batches_that_stepped(tmp_path: Path):
 
     fit(tmp_path, Calls(on_train_end=repeat), enable_checkpointing=False)
     assert steps == [4, 3, 4]
+
+
+def test_batch_progress(tmp_path: Path):
+    """Within a micro-batch until its update is made."""
+    within: list[bool] = []
+
+    def note(trainer: pl.Trainer, *_: Any) -> None:
+        within.append(internals.is_within_batch(trainer))
+
+    hooks = (
+        "on_train_epoch_start",
+        "on_train_batch_start",
+        "on_before_zero_grad",
+        "on_train_batch_end",
+        "on_train_end",
+    )
+    fit(tmp_path, Calls(**dict.fromkeys(hooks, note)), enable_checkpointing=False, max_steps=1)
+    assert within == [False, True, True, False, True, False, False]
+
+
+def test_an_epoch_that_is_cut_short_stays_open(tmp_path: Path):
+    """Neither its last hooks nor the validation that a stop asks for."""
+    partial: list[int] = []
+    ends: list[int] = []
+
+    def begin(trainer: pl.Trainer, *_: Any) -> None:
+        internals.close_only_complete_epochs(trainer, lambda: partial.append(trainer.global_step))
+
+    def stop(trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 3
+
+    hooks = {"on_fit_start": begin, "on_train_batch_end": stop}
+    end = {"on_train_epoch_end": lambda trainer, module: ends.append(trainer.global_step)}
+    trainer = fit(tmp_path, Calls(**hooks, **end), enable_checkpointing=False)
+    assert (partial, ends, trainer.lightning_module.validated) == ([3], [2], [2])
+    assert trainer.fit_loop.epoch_progress.current.processed == 1
 
 
 def test_reset_on_run(trainer: pl.Trainer):
@@ -242,7 +342,9 @@ def test_setup_environment(tmp_path: Path):
     """The Trainer calls it on the strategy's instance before any callback's hook."""
     calls = []
     hooks = Calls(setup=lambda trainer, module, stage: calls.append("setup"))
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", devices=1, logger=False, callbacks=[hooks])
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, callbacks=[hooks]
+    )
     internals.after_setup_environment(trainer.strategy, lambda: calls.append("connected"))
     trainer.fit(Line(), DataLoader(torch.zeros(1)))
     assert calls == ["connected", "setup"]
@@ -272,3 +374,8 @@ def test_ddp_kwargs():
     strategy = DDPStrategy(broadcast_buffers=True)
     assert internals.ddp_options(strategy) == {"broadcast_buffers": True}
     assert "_ddp_kwargs" in DDPStrategy._setup_model.__code__.co_names
+
+
+def test_start_method():
+    assert internals.start_method(DDPStrategy()) == "popen"
+    assert internals.start_method(DDPStrategy(start_method="fork")) == "fork"

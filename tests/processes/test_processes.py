@@ -39,7 +39,10 @@ def test_two_ranks_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path):
     states = {}
     for name in paths:
         states[name] = torch.load(newest(tmp_path / name), weights_only=True)["state_dict"]
-        assert len(list((tmp_path / name).rglob("pytorch_lora_weights.safetensors"))) == 2
+        (run,) = (tmp_path / name / "runs").iterdir()  # one folder for all ranks, with all files
+        assert run.name == "version_0"
+        assert len(list(run.glob("export/*/pytorch_lora_weights.safetensors"))) == 2
+        assert {"config.yaml", "run.json", "metrics.csv", "checkpoints"} <= {path.name for path in run.iterdir()}
     moved = max(float(v.abs().max()) for k, v in states["one"].items() if "lora_B" in k)
     assert moved > 1e-3
     for name, value in states["one"].items():
@@ -88,8 +91,8 @@ def test_a_sample_that_fails_on_one_rank_is_left_out_on_both(failed):
     assert float(row["reward/background/latency_p95"]) == 1  # the larger of 0 and 1
 
 
-TOO_MANY = "round 0: 4 of 8 rewards failed, more than max_failed_fraction=0.13; the first on prompt '"
-NEVER = "round 0, rank 1: reward 'background' failed on images of '"
+TOO_MANY = "round 1: 4 of 8 rewards failed, more than max_failed_fraction=0.13; the first on prompt '"
+NEVER = "round 1, rank 1: reward 'background' failed on images of '"
 
 
 @pytest.mark.parametrize(("how", "expected"), [("raise", TOO_MANY), ("hopeless", NEVER)])
@@ -109,14 +112,14 @@ def test_both_skip_an_update_that_is_nan_on_one(failed):
     steps = [s["step"].item() for s in checkpoint["optimizer_states"][0]["state"].values()]
     assert set(steps) == {6}  # of 8 updates
     assert (
-        "at update 1, round 0: the loss is nan at denoising step" in (failed["skipped"] / "process_0.txt").read_text()
+        "at update 2, round 1: the loss is nan at denoising step" in (failed["skipped"] / "process_0.txt").read_text()
     )
 
 
 def test_both_stop_over_images_that_one_cannot_draw(failed):
     one, two = said(failed["broken"])
     assert one == two
-    assert "round 1, rank 1: the policy's velocity is NaN or infinite at denoising step 0" in one
+    assert "round 2, rank 1: the policy's velocity is NaN or infinite at denoising step 0" in one
     assert one.endswith("exit code 2")
 
 

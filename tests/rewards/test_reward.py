@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import guardlit.rewards
 from guardlit.advantage import GroupAdvantage
 from guardlit.errors import GuardlitError
 from guardlit.rewards import Affine, Composite, GenEval, Reward, Scorer, Term
-from guardlit.types import RewardRequest, RewardResult
+from guardlit.types import Prompt, RewardRequest, RewardResult
 
 REQUEST = RewardRequest(
     torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 8, 8) * 51, ["a", "b", "c"], [{}] * 3
@@ -112,11 +113,46 @@ def test_prompts_and_weights_of_a_single_scorer():
         def weight_bytes(self) -> int:
             return 7
 
-    with pytest.raises(ValueError, match="cannot be scored"):
+    with pytest.raises(ValueError, match=r"^reward 'picky' cannot score the prompt 'a': cannot be scored$"):
         Reward.of(Picky()).check_prompt("a", {})
     assert Reward.of(Picky()).weight_bytes() == 7
     assert Reward.of(Two()).weight_bytes() is None
     assert Composite([Term(Picky()), Term(Two())]).weight_bytes() is None
+
+
+class Looks(Brightness):
+    """Looks up what not all metadata have."""
+
+    def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
+        if metadata["style"] == "broken":
+            raise GuardlitError("the list of styles cannot be read")
+        if metadata["style"] == "odd":
+            raise ValueError("its style is odd;\nwrite plain")
+
+
+@pytest.mark.parametrize(
+    ("scorer", "called", "expected"),
+    [
+        (Looks(), "", "reward 'looks' cannot score the prompt 'a cat': "),
+        (Looks(), "gold scorer 'x'", "gold scorer 'x' cannot score the prompt 'a cat': "),
+        (Composite([Term(Two()), Term(Looks(), name="style")]), "", "reward 'style' cannot score the prompt 'a cat': "),
+        (
+            Composite([Term(Looks())]),
+            "gold scorer 'x'",
+            "gold scorer 'x', reward 'looks' cannot score the prompt 'a cat': ",
+        ),
+    ],
+)
+def test_a_refusal_names_scorer_prompt_and_reason_in_one_line(scorer, called, expected):
+    assert scorer.refusal(Prompt("a cat"), called) == f"{expected}KeyError: 'style'"
+    assert scorer.refusal(Prompt("a cat", {"style": "odd"}), called) == f"{expected}its style is odd; write plain"
+    assert scorer.refusal(Prompt("a cat", {"style": "plain"}), called) == ""
+    with pytest.raises(GuardlitError, match=r"^the list of styles cannot be read$"):
+        scorer.refusal(Prompt("a cat", {"style": "broken"}), called)
+
+
+def test_a_refusal_quotes_the_beginning_of_a_long_prompt():
+    assert f"the prompt '{'x' * 77}...': KeyError" in Looks().refusal(Prompt("x" * 2000))
 
 
 def test_an_error_of_a_single_scorer_is_raised():

@@ -50,7 +50,7 @@ def test_states_advantages_and_metrics_of_a_round():
     torch.testing.assert_close(experience.velocity, 0.5 * experience.latents + number)
     metrics = experience.metrics
     assert metrics["reward/failed"] == 0
-    assert 0 < metrics["reward/brightness_mean"] < 1
+    assert 0 < metrics["average_reward/brightness"] < 1
     groups = experience.advantage.view(2, 4)
     assert bool(experience.mask.all())
     torch.testing.assert_close(groups.sum(1), torch.zeros(2), rtol=0, atol=1e-4)
@@ -96,7 +96,7 @@ def test_the_batch_size_changes_nothing(size: int):
 
 
 def test_a_broken_velocity_names_round_rank_and_prompt():
-    with pytest.raises(NonFiniteError, match=r"round 3, rank 0: the policy's velocity is NaN.*prompt 'two dogs'"):
+    with pytest.raises(NonFiniteError, match=r"round 4, rank 0: the policy's velocity is NaN.*prompt 'two dogs'"):
         collect(World.single(), broken="two dogs")
 
 
@@ -133,7 +133,7 @@ def _broken_on_rank_1(world: World) -> str:
 
 
 def test_one_rank_s_broken_velocity_is_raised_on_both():
-    assert on_ranks(_broken_on_rank_1) == ["round 3, rank 1"] * 2
+    assert on_ranks(_broken_on_rank_1) == ["round 4, rank 1"] * 2
 
 
 def test_advantages_are_those_of_the_rewards():

@@ -185,9 +185,9 @@ def test_the_decision_changes_with_the_error_and_is_logged(sd3_folder: Path, tmp
     assert guardlit("fit", "--config", config(tmp_path, sd3_folder, **settings)) == 0
     lines = [r.message for r in caplog.records if "is drawn with the adapter" in r.message]
     assert lines[0].startswith(
-        "round 0 is drawn with the adapter merged into the weights: merging makes log ratios of 0"
+        "round 1 is drawn with the adapter merged into the weights: merging makes log ratios of 0"
     )
-    assert lines[1].startswith("round 1 is drawn with the adapter apart from the weights: merging makes log ratios of ")
+    assert lines[1].startswith("round 2 is drawn with the adapter apart from the weights: merging makes log ratios of ")
     assert lines[1].endswith("half of the clip range is 5.0e-09")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from guardlit.processes.world import World
 from guardlit.rewards import Composite, Reward, Term
 from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.round import Round
-from guardlit.rounds.round_rewards import RoundRewards, reward_metrics
+from guardlit.rounds.round_rewards import RoundRewards, check_comparing, reward_metrics
 from guardlit.types import Prompt, RewardRequest, RewardResult
 
 PLAN = RoundPlan(2, 4, updates_per_round=2, inner_epochs=1, micro_batch=2, train_steps=1)
@@ -84,7 +85,7 @@ def test_a_round_on_one_rank():
     assert metrics == {
         "reward/failed": 0,
         "reward/zero_std_share": 0,
-        "reward/bright_mean": pytest.approx(3.5),
+        "average_reward/bright": pytest.approx(3.5),
         "reward/bright_std": pytest.approx(torch.tensor(SCORES).std(correction=0).item()),
         "reward/bright/requests": 2,
         "reward/bright/latency_p95": 1,
@@ -111,7 +112,7 @@ def test_too_many_failures_stop_the_run_with_the_first_prompt():
         rewards(reward, failed=0.24).finish(batches(), results(reward, bright=by_row(scores)))
     first = next(ROUND.prompt_of(image).text for image in ROUND.samples if math.isnan(scores[image]))
     assert str(caught.value) == (
-        f"round 0: 2 of 8 rewards failed, more than max_failed_fraction=0.24; the first on prompt '{first}' of rank 0; "
+        f"round 1: 2 of 8 rewards failed, more than max_failed_fraction=0.24; the first on prompt '{first}' of rank 0; "
         "broken pipe"
     )
     _, metrics = rewards(reward, failed=0.25).finish(batches(), results(reward, bright=by_row(scores)))
@@ -137,10 +138,10 @@ def test_a_logged_term_costs_nothing_and_its_failures_are_logged():
         "bright_failed": 0,
         "brightness_failed": 0.25,
     }
-    assert metrics["reward/composite_mean"] == pytest.approx(3.5 / 4 * 2)
+    assert metrics["average_reward/composite"] == pytest.approx(3.5 / 4 * 2)
     assert metrics["reward_normalized/bright_mean"] == pytest.approx(3.5 / 4)
     assert "reward_normalized/brightness_mean" not in metrics
-    assert metrics["reward/brightness_mean"] == pytest.approx(2.0)
+    assert metrics["average_reward/brightness"] == pytest.approx(2.0)
 
 
 def test_a_term_that_is_not_due_has_no_metrics():
@@ -156,12 +157,43 @@ def test_what_a_scorer_logs_gets_columns():
     request = RewardRequest(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), ["a"] * 8, [{}] * 8)
     _, metrics = rewards(reward).finish([ROUND.samples], [reward.score(request)])
     columns = {"marks", "gray", "contrast"}
-    assert {f"reward/{name}_mean" for name in columns} <= metrics.keys()
+    assert {f"average_reward/{name}" for name in columns} <= metrics.keys()
     assert {"reward/gray_failed", "reward/contrast_failed"} <= metrics.keys()
     assert "reward/marks_failed" not in metrics  # that is `reward/failed`
 
 
 def test_without_one_score_there_is_no_mean():
     metrics = reward_metrics(Reward.of(Counted()), {"bright": torch.full((4,), nan)})
-    assert metrics.keys() == {"reward/bright_mean", "reward/bright_std"}
+    assert metrics.keys() == {"average_reward/bright", "reward/bright_std"}
     assert all(math.isnan(value) for value in metrics.values())
+
+
+def test_a_round_without_any_spread_is_told():
+    """Numbered from 1; a single group with a spread is enough to say nothing."""
+    flat, spread = [0.5] * 8, [0.5] * 7 + [0.75]
+    with pytest.warns(UserWarning, match=r"round 1: no group has any spread: reward 'brightness' gives all images"):
+        finished(flat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finished(spread)
+
+
+def finished(scores: list[float]) -> None:
+    reward = Reward.of(Brightness())
+    rewards(reward).finish(batches(), results(reward, brightness=by_row(scores)))
+
+
+class Compared(Brightness):
+    """Depends on the other images of the prompt."""
+
+    compares_images = True
+
+
+def test_a_reward_that_compares_images_needs_all_of_a_round_at_once():
+    reward = Composite([Term(Brightness()), Term(Compared(), weight=0)])
+    check_comparing(reward, ROUND, batches=1, world_size=1)
+    check_comparing(Reward.of(Brightness()), ROUND, batches=4, world_size=2)
+    for batches_, ranks in ((2, 1), (1, 2)):
+        line = rf"reward 'compared' compares .* 8 images is drawn in {batches_} batches on {ranks} ranks"
+        with pytest.raises(GuardlitError, match=line):
+            check_comparing(reward, ROUND, batches_, ranks)

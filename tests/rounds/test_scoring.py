@@ -92,12 +92,12 @@ def test_the_round_does_not_depend_on_who_waits_for_whom(sd3_folder, tmp_path, m
 def check_log(row: dict[str, str]) -> None:
     """Raw and normalized scores of the terms, their sum, and what they count."""
     assert float(row["reward/background/requests"]) == 4
-    raw, normal = float(row["reward/contrast_mean"]), float(row["reward_normalized/contrast_mean"])
+    raw, normal = float(row["average_reward/contrast"]), float(row["reward_normalized/contrast_mean"])
     assert normal == pytest.approx((raw - 0.1) / 0.2, rel=1e-5)
     assert "reward_normalized/background_mean" not in row
-    total = float(row["reward/background_mean"]) + 0.5 * normal
-    assert float(row["reward/composite_mean"]) == pytest.approx(total, rel=1e-5)
-    assert float(row["reward/watched_mean"]) == float(row["reward/background_mean"])
+    total = float(row["average_reward/background"]) + 0.5 * normal
+    assert float(row["average_reward/composite"]) == pytest.approx(total, rel=1e-5)
+    assert float(row["average_reward/watched"]) == float(row["average_reward/background"])
 
 
 def test_a_batch_is_scored_while_the_next_is_drawn(sd3_folder, tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_an_exception_ends_the_run_with_its_place_and_reason(sd3_folder, tmp_pat
     monkeypatch.setattr(Background, "background", background)
     assert run(tmp_path, sd3_folder, reward("Background", fail="", how="raise")) == 2
     said = complaint(capsys)
-    assert "round 0: 8 of 8 rewards failed, more than max_failed_fraction=0.01; the first on prompt '" in said
+    assert "round 1: 8 of 8 rewards failed, more than max_failed_fraction=0.01; the first on prompt '" in said
     assert said.endswith("of rank 0; background: RuntimeError: the wires are cut")
 
 
@@ -162,7 +162,7 @@ def test_a_hopeless_scorer_ends_the_run(sd3_folder, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(Background, "background", background)
     assert run(tmp_path, sd3_folder, both(how="hopeless"), model__max_failed_fraction=1.0) == 2
     said = complaint(capsys)
-    assert "round 0, rank 0: reward 'background' failed on images of '" in said
+    assert "round 1, rank 0: reward 'background' failed on images of '" in said
     assert "the wires are cut" in said
 
 
@@ -173,7 +173,7 @@ def test_a_term_that_is_only_logged_costs_nothing(sd3_folder, tmp_path, how: str
     (row,) = rows(tmp_path)
     assert float(row["reward/background_failed"]) == 1
     assert float(row["reward/failed"]) == 0
-    assert row["reward/background_mean"] in ("nan", "")
+    assert row["average_reward/background"] in ("nan", "")
 
 
 # waiting -------------------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_scorer_that_gives_too_few_values_is_refused():
         def score(self, request: RewardRequest) -> object:
             return super().score(RewardRequest(request.images[:1], request.prompts[:1], request.metadata[:1]))
 
-    with pytest.raises(GuardlitError, match=r"reward 'short' gave values \(1,\) and valid \(1,\) for 2 images"):
+    with pytest.raises(GuardlitError, match=r"reward 'short': score\(\) returned a Tensor of shape \(1,\) for 2"):
         Short().attempt(REQUEST)
 
 
@@ -323,10 +323,10 @@ def test_terms_at_an_interval_keep_it_across_a_resume(sd3_folder, tmp_path):
     terms = [{"scorer": reward("Contrast")}, {"scorer": reward("Background"), "weight": 0, "every": 2}]
     composite = {"class_path": "Composite", "init_args": {"terms": terms}}
     complete = _finished(tmp_path / "complete", sd3_folder, composite)
-    logged = [bool(row["reward/background_mean"]) for row in rows(tmp_path / "complete")]
+    logged = [bool(row["average_reward/background"]) for row in rows(tmp_path / "complete")]
     assert logged == [True, False, True]
     resumed = _finished(tmp_path / "resumed", sd3_folder, composite, "--ckpt_path", complete["round_0"])
-    assert [bool(row["reward/background_mean"]) for row in rows(tmp_path / "resumed")] == [False, True]
+    assert [bool(row["average_reward/background"]) for row in rows(tmp_path / "resumed")] == [False, True]
     assert differing(complete["update_12"], resumed["update_12"]) == []
 
 
@@ -337,5 +337,5 @@ def test_a_single_scorer_can_log_several_scores(sd3_folder, tmp_path, spoilt: in
     assert run(tmp_path, sd3_folder, marks, model__max_failed_fraction=0.25) == 0
     (row,) = rows(tmp_path)
     assert float(row["reward/failed"]) == (0.25 if spoilt == 0 else 0)  # a request is 2 of 8 images
-    assert float(row["reward/marks_mean"]) == float(row["reward/gray_mean"]) > 0
-    assert float(row["reward/contrast_mean"]) > 0
+    assert float(row["average_reward/marks"]) == float(row["average_reward/gray"]) > 0
+    assert float(row["average_reward/contrast"]) > 0

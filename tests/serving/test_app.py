@@ -66,7 +66,7 @@ def test_a_prompt_that_cannot_be_scored_is_an_error_of_its_item(tmp_path: Path):
         one, none, two = unpack(post(url, mixed).content)["items"]
     alone = digits.score(RewardRequest(images[[0, 2]], ["a handwritten one"] * 2, [{}] * 2)).values.tolist()
     assert [one["value"], two["value"]] == alone
-    assert none["error"].startswith("prompt 'no number': names no digits")
+    assert none["error"].startswith("reward 'digitprobability' cannot score the prompt 'no number': it names no digits")
     assert none["details"] == {"success": None}
 
 

@@ -63,7 +63,7 @@ def test_a_run_resumes_after_its_server_died(in_process: Path, tmp_path: Path, m
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("guardlit fit")]
     assert len(said) == 1
     found = re.fullmatch(
-        r"guardlit fit: error: round 1: 4 of 8 rewards failed, .*; resume with --ckpt_path (\S+)", said[0]
+        r"guardlit fit: error: round 2: 4 of 8 rewards failed, .*; resume with --ckpt_path (\S+)", said[0]
     )
     assert found, said
     assert torch.load(found[1], weights_only=True)["global_step"] == 4

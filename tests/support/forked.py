@@ -75,8 +75,8 @@ class Forked:
         assert path.exists(), [log.read_text()[-2000:] for log in self.logs]
 
 
-def forked(folder: Path, *args: object, processes: int = 2, **environment: str) -> Forked:
-    """Start `guardlit ARGS` as the processes of one run, as torchrun would; logs go to `folder`."""
+def forked(folder: Path, *args: object, processes: int = 2, device: str | None = None, **environment: str) -> Forked:
+    """Start `guardlit ARGS` as the processes of one run, as torchrun would; logs go to `folder`, or to a device."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -84,7 +84,7 @@ def forked(folder: Path, *args: object, processes: int = 2, **environment: str) 
     shared |= {"LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "t", "HF_HUB_OFFLINE": "1"}
     started, logs = [], []
     for rank in range(processes):
-        log = folder / f"process_{rank}.log"
+        log = Path(device or folder / f"process_{rank}.log")
         own = {**shared, "GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank), "LOCAL_RANK": str(rank), **environment}
         process = CONTEXT.Process(target=_run, args=([str(a) for a in args], own, str(log)), daemon=True)
         process.start()

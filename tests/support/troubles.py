@@ -1,4 +1,4 @@
-"""A failure of one rank of a run, at one place in it."""
+"""Callbacks that fail or stop a run at one place in it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 Error = Literal["raise", "memory", "user error"]
 Sleep = Literal["sleep", "sleep and raise"]
 Signal = Literal["SIGKILL", "SIGSTOP", "SIGTERM", "SIGTERM twice", "SIGUSR1", "SIGHUP", "SIGINT", "SIGINT twice"]
+
+Hook = Literal["on_train_batch_start", "on_train_batch_end", "on_train_epoch_start"]
 
 
 class Trouble(pl.Callback):
@@ -74,3 +76,42 @@ class Trouble(pl.Callback):
         name, *twice = self.what.split()
         for _ in range(1 + len(twice)):
             os.kill(os.getpid(), getattr(signal, name))
+
+
+class Stop(pl.Callback):
+    """Sets `should_stop` once, or raises KeyboardInterrupt.
+
+    Args:
+        place: a hook.
+        at: calls of it before that.
+        rank: where.
+        interrupt: whether to raise.
+    """
+
+    def __init__(self, place: Hook, at: int, rank: int = 0, interrupt: bool = False) -> None:
+        self.left, self.rank, self.interrupt = at, rank, interrupt
+        setattr(self, place, self._count)
+
+    def _count(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.left -= 1
+        if self.left != -1 or trainer.global_rank != self.rank:
+            return
+        if self.interrupt:
+            raise KeyboardInterrupt
+        trainer.should_stop = True
+
+
+class SaveAtStart(pl.Callback):
+    """Saves a checkpoint at the start of a micro-batch of a round.
+
+    Args:
+        batch: index of the micro-batch.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        """Save."""
+        if args[1] == self.batch:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "here.ckpt")

@@ -161,12 +161,12 @@ def test_nan_stops_before_the_weights_are_touched(sd3_folder, tmp_path, monkeypa
     monkeypatch.setattr(GRPOModule, "on_exception", lambda self, e: modules.append(self), raising=False)
     assert guardlit("fit", "--config", config(tmp_path, sd3_folder)) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "gradient norm is nan at update 5, round 1: " in said
+    assert "gradient norm is nan at update 6, round 2: " in said
     assert ("the loss is nan at denoising step" in said and "prompt '" in said) == (where == "loss")
     assert "the weights were not touched" in said
     last = newest(tmp_path)
     assert said.endswith(f"; the last good checkpoint is {last}")
-    assert last.stem == "round_00000"
+    assert last.stem == "round_00001"
     saved = torch.load(last, weights_only=True)
     assert saved["global_step"] == 4  # the round before is there to resume from
 
@@ -188,10 +188,10 @@ def test_a_run_folder_explains_itself(sd3_folder, tmp_path):
     assert {"time/rollout_s", "time/reward_s", "time/update_s", "time/images_per_s", "reward/zero_std_share"} <= logged
     assert [int(r["step"]) for r in rows if r["val/reward"]] == [
         0,
-        3,
-        7,
+        4,
+        8,
     ]  # before the first update, and after each round
-    assert [int(r["step"]) for r in rows if r["train/loss"]] == list(range(8))
+    assert [int(r["step"]) for r in rows if r["train/loss"]] == list(range(1, 9))
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -237,7 +237,7 @@ def test_validate_sample_and_export(sd3_folder, tmp_path, capsys):
     ema = draw("ema", "--ckpt_path", checkpoint)
     assert len(base) == 2 * 5 + 1
     assert base != raw != ema != base
-    one = draw("one", "--prompts", '["a red car"]')
+    one = draw("one", "--prompts", "a red car")
     assert sorted(one) == ["000_a-red-car_0.png", "000_a-red-car_1.png", "grid.png"]
 
     out = tmp_path / "export"

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import forked
 from runs import config, guardlit
+from screen import Terminal
 
-from guardlit.training.time_left import RECENT, TimeLeft
+from guardlit.training.console.time_left import RECENT, TimeLeft
 
 
 class Now:
@@ -149,14 +151,75 @@ def test_a_round_that_was_taken_up_half_done_does_not_count(now: Now):
 def test_a_run_counts_the_rounds_and_validations_to_come(
     sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    """Without a terminal: plain lines, one a round, and the closing block."""
     asked: list[tuple[int, int]] = []
 
     def seconds(self: TimeLeft, rounds: int, validations: int) -> float:
         asked.append((rounds, validations))
-        return 61.0
+        return 3661.0
 
     monkeypatch.setattr(TimeLeft, "seconds", seconds)
-    path = config(tmp_path, sd3_folder, trainer__check_val_every_n_epoch=2)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    path = config(tmp_path, sd3_folder, trainer__check_val_every_n_epoch=2, trainer__callbacks=EXPORT)
     assert guardlit("fit", "--config", path, "--trainer.max_epochs", 4) == 0
     assert asked == [(3, 2), (2, 1), (1, 1), (0, 0)]
-    assert len(re.findall(r"^round \d/4 .* 1:01 left$", capsys.readouterr().err, re.MULTILINE)) == 4
+    written = capsys.readouterr().err
+    assert re.fullmatch(r"[^\x00-\x09\x0b-\x1f\x7f]*", written)  # no control characters but line feeds
+    first, *lines = [line for line in written.splitlines() if line.startswith("round ")]
+    assert re.fullmatch(rf"round 0/4  validation {VALUE}", first)
+    for number, line in enumerate(lines, 1):
+        validation = rf"  validation {VALUE}" if number % 2 == 0 else ""
+        numbers = rf"reward/jpeg_compressibility {VALUE}  clipped \d\.\d\d{validation}"
+        assert re.fullmatch(rf"round {number}/4  {numbers}  time (\d+ min )?\d+ s  1 h 01 min left", line), line
+    assert len(lines) == 4
+    assert_closes(written.splitlines()[-5:], tmp_path / "runs/version_0")
+
+
+VALUE = r"-?\d+\.\d+"
+EXPORT = [{"class_path": "guardlit_callbacks.TrainableEMA"}, {"class_path": "guardlit.training.export.ExportAtEnd"}]
+
+
+def assert_closes(lines: list[str], run: Path) -> None:
+    """The closing block names the run, what it holds, and the commands that look at it."""
+    (newest,) = sorted((run / "checkpoints").glob("round_*.ckpt"))[-1:]
+    assert (
+        lines
+        == [
+            f"run         {run}",
+            f"weights     {run}/export/ema  (averaged: use these)",
+            f"            {run}/export/raw  (of the last update, not averaged)",
+            f"checkpoint  {newest}  (last)",
+            f"report      guardlit report {run} --out {run}/report",
+            f"curves      tensorboard --logdir {run.parent}",
+        ][-len(lines) :]
+    )
+
+
+def test_two_ranks_on_one_terminal(sd3_folder: Path, tmp_path: Path):
+    """Every line of the scrollback is complete, and rank 0 alone prints."""
+    path = config(tmp_path, sd3_folder, trainer__callbacks=EXPORT, trainer__check_val_every_n_epoch=2)
+    two = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.micro_batch", 3)
+    with Terminal(400) as screen:
+        run = forked(
+            tmp_path, "fit", "--config", path, *two, device=screen.name, TERM="xterm", COLUMNS=""
+        )  # readline sets it
+        codes = run.wait()
+    assert codes == [0, 0], screen.text[-3000:]
+    row = rf" +[123]/3 +{VALUE}      \d\.\d\d(  +{VALUE})?  +\d+ s"
+    table = [line for line in screen.lines if re.match(r" +(\d/3|round) ", line)]
+    assert re.fullmatch(r"   round  validation", table[0])
+    assert re.fullmatch(rf"     0/3 +{VALUE}", table[1])
+    assert re.fullmatch(r"   round  jpeg_compressibility   clipped  validation      time", table[2])
+    assert all(re.fullmatch(row, line) for line in table[3:]), table
+    assert len(table) == 6
+    assert not [line for line in screen.lines if "\u2501" in line]  # the live line is gone
+    assert re.search("round 1/3  start +\u2501+  0/1", screen.text)
+    assert screen.lines.count("images per round    2 prompts x 4 = 8, 4 on each of 2 ranks") == 1
+    *before, last = [line for line in screen.lines[:-6] if line not in table]
+    assert last == "`Trainer.fit` stopped: `max_epochs=3` reached."
+    assert [line for line in before if not line.startswith(STARTS)] == []
+    assert_closes(screen.lines[-6:], tmp_path / "runs/version_0")
+
+
+STARTS = ("Seed set to 42", "images per round ", "transitions ", "updates per round ", "off-policy ", "noise floor of ")
+"""How the other lines of a quiet run begin."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from guardlit_callbacks.distributed.gather import gather_objects, is_first
+from guardlit_callbacks.tools.folders import run_dir
 from guardlit_callbacks.tools.lightning import (
     Callback,
     LightningModule,
@@ -19,7 +20,7 @@ from guardlit_callbacks.tools.lightning import (
     Trainer,
     rank_zero_warn,
 )
-from guardlit_callbacks.tools.logging import log_scalars, run_dir
+from guardlit_callbacks.tools.logging import log_scalars
 from guardlit_callbacks.tools.statistics import STEP_KEY, Array
 
 Rows = dict[str, Array]
@@ -33,24 +34,28 @@ class RoundCallback(Callback):
     the rows of all ranks, in an order that does not depend on how they were distributed. A checkpoint holds the rows so
     far, so a round that is resumed in its middle is reported in full. A round whose last micro-batch precedes the
     checkpoint is reported when the next round starts, since Lightning does not end such an epoch a second time.
+
+    Args:
+        per_step: also log the scalars of each denoising step; there are hundreds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, per_step: bool = False) -> None:
+        self.per_step = per_step
         self._batches: list[dict[str, Tensor]] = []
         self._restored: Rows = {}
         self._round: int | None = None
 
     @abstractmethod
-    def report(self, trainer: Trainer, round_index: int, rows: Rows) -> Mapping[str, float]:
+    def report(self, trainer: Trainer, number: int, rows: Rows) -> Mapping[str, float]:
         """Writes and plots the round; runs on all ranks.
 
         Args:
             trainer: the trainer.
-            round_index: the epoch of the rows.
+            number: of the round, from 1.
             rows: the columns given to `collect`.
 
         Returns:
-            The scalars to log, equal on every rank.
+            The scalars to log, equal on every rank; those of a single denoising step only with `per_step`.
         """
 
     def collect(self, trainer: Trainer, columns: Mapping[str, Tensor]) -> None:
@@ -73,14 +78,14 @@ class RoundCallback(Callback):
         self._batches.append(dict(columns))
         self._round = trainer.current_epoch
 
-    def write(self, trainer: Trainer, folder: str, round_index: int, arrays: Rows) -> Path | None:
-        """Writes `<run dir>/<folder>/round_RRRRR.npz` on rank 0.
+    def write(self, trainer: Trainer, folder: str, number: int, arrays: Rows) -> Path | None:
+        """Writes `<run dir>/<folder>/round_RRRRR.npz` on rank 0, for round R of 1, 2, ....
 
         Returns:
             The path, on every rank; None if the run has no folder.
         """
         root = run_dir(trainer)
-        path = root / folder / f"round_{round_index:05d}.npz" if root else None
+        path = root / folder / f"round_{number:05d}.npz" if root else None
         if path and trainer.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
@@ -104,25 +109,26 @@ class RoundCallback(Callback):
     def _finish(self, trainer: Trainer) -> None:
         """Reports the round and clears its rows.
 
-        The scalars go straight to the loggers: the time of `pl_module.log` is quadratic in the number of keys, of which
-        there are hundreds. Scalars over all steps can be monitored like any other.
+        The scalars go straight to the loggers: the time of `pl_module.log` is quadratic in the number of keys. Scalars
+        over all steps can be monitored like any other.
         """
         if self._round is None:
             return
-        rows = self._finite(self._gather(), self._round)
-        metrics = {k: v for k, v in self.report(trainer, self._round, rows).items() if not np.isnan(v)}
-        log_scalars(trainer, metrics, trainer.global_step)
-        of_round = {key: torch.tensor(value) for key, value in metrics.items() if not STEP_KEY.search(key)}
-        trainer.callback_metrics.update(of_round)
+        number = self._round + 1
+        rows = self._finite(self._gather(), number)
+        metrics = {k: v for k, v in self.report(trainer, number, rows).items() if not np.isnan(v)}
+        of_round = {key: value for key, value in metrics.items() if not STEP_KEY.search(key)}
+        log_scalars(trainer, metrics if self.per_step else of_round, trainer.global_step)
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in of_round.items()})
         self._forget()
 
-    def _finite(self, rows: Rows, round_index: int) -> Rows:
+    def _finite(self, rows: Rows, number: int) -> Rows:
         """The rows without samples that hold NaN or infinity."""
         if not rows:
             return rows
         good = np.isfinite(np.stack(list(rows.values()))).all(axis=0)
         if not good.all():
-            left_out = f"{int((~good).sum())} of {good.size} samples of round {round_index} are left out"
+            left_out = f"{int((~good).sum())} of {good.size} samples of round {number} are left out"
             rank_zero_warn(f"{type(self).__name__}: {left_out}: they hold NaN or infinity")
         return {name: values[good] for name, values in rows.items()}
 

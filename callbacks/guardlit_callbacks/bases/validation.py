@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from guardlit_callbacks.distributed.gather import gather_objects
-from guardlit_callbacks.tools.lightning import Callback, LightningModule, Trainer
+from guardlit_callbacks.tools.lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from guardlit_callbacks.tools.logging import log_scalars
+from guardlit_callbacks.tools.requirements import check_validation
 
 Row = TypeVar("Row")
 
@@ -19,9 +20,13 @@ class ValidationCallback(Callback, Generic[Row]):
     """Collects rows from each validation batch, gathers them from all ranks, and reports on them at the end.
 
     Lightning's sanity check on a few batches is ignored; one on all batches (`num_sanity_val_steps=-1`) counts.
+
+    Args:
+        dataloader: index of the validation dataloader to read; None where there is only one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dataloader: int | None = None) -> None:
+        self.dataloader = dataloader
         self._rows: list[Row] = []
         """This rank's rows of the validation in progress."""
 
@@ -39,6 +44,10 @@ class ValidationCallback(Callback, Generic[Row]):
             ranks: the rows of every rank, at least one in all.
         """
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a module that does not validate."""
+        check_validation(trainer, pl_module, self)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clears the rows of the last validation."""
         self._rows = []
@@ -53,7 +62,12 @@ class ValidationCallback(Callback, Generic[Row]):
         dataloader_idx: int = 0,
     ) -> None:
         """Collects the batch's rows."""
-        if not is_partial(trainer):
+        if self.dataloader is None and dataloader_idx > 0:
+            name = type(self).__name__
+            raise MisconfigurationException(
+                f"{name}: validation has several dataloaders; name the one with the images by {name}(dataloader=0), say"
+            )
+        if not is_partial(trainer) and dataloader_idx == (self.dataloader or 0):
             self._rows += self.collect(outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,9 +86,14 @@ def is_partial(trainer: Trainer) -> bool:
 
 
 def log_validation(trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, float]) -> None:
-    """Logs metrics that are equal on all ranks, during a sanity check too, when Lightning drops what is logged."""
+    """Logs metrics that are equal on all ranks, at the number of optimizer steps made so far.
+
+    Within `fit` loggers get them directly: Lightning's own step is one less, and it drops what a sanity check logs.
+    """
+    fits = trainer.state.fn == "fit"
+    if fits:
+        log_scalars(trainer, metrics, trainer.global_step)
     if trainer.sanity_checking:
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
-        log_scalars(trainer, metrics, trainer.global_step)
-    else:
-        pl_module.log_dict(dict(metrics), batch_size=1, sync_dist=True)
+    else:  # `trainer.validate` returns and prints what goes to loggers
+        pl_module.log_dict(dict(metrics), batch_size=1, sync_dist=True, logger=not fits)

@@ -5,6 +5,7 @@
 | `gather_objects` | an object of every rank, on every rank |
 | `is_first` | whether this is rank 0 |
 | `distinct` | first positions of repeated sample indices |
+| `interleave` | the samples of all ranks in the order of the data set |
 | `local`, `full_tensor` | this rank's shard of a parameter; the full tensor on every rank |
 | `sharded`, `shard_like` | a tensor distributed as a parameter is, from this rank's shard or from the full tensor |
 | `is_sharded`, `reshard` | whether tensors are sharded; free what FSDP2 gathered |
@@ -15,7 +16,7 @@
 `SyncDDP` is in `distributed.sync_ddp`, apart from these since it needs Lightning.
 """
 
-from guardlit_callbacks.distributed.gather import distinct, gather_objects, is_first
+from guardlit_callbacks.distributed.gather import distinct, gather_objects, interleave, is_first
 from guardlit_callbacks.distributed.gradients import gradient_norm, total_norm, trained_parameters, zero_fraction
 from guardlit_callbacks.distributed.sharded import (
     full_tensor,
@@ -32,6 +33,7 @@ __all__ = [
     "full_tensor",
     "gather_objects",
     "gradient_norm",
+    "interleave",
     "is_first",
     "is_sharded",
     "local",

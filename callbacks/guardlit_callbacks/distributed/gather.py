@@ -28,6 +28,12 @@ def gather_objects(value: T) -> list[T]:
     return gathered  # type: ignore[return-value]
 
 
+def interleave(ranks: Sequence[Sequence[T]]) -> list[T]:
+    """The samples of all ranks in the order of the data set, of which rank r holds samples r, r + world size, ..."""
+    longest = max(len(samples) for samples in ranks)
+    return [samples[i] for i in range(longest) for samples in ranks if i < len(samples)]
+
+
 def distinct(indices: Sequence[int]) -> list[int]:
     """Positions of the first occurrence of each index, by rising index.
 

@@ -3,10 +3,10 @@
 from guardlit_callbacks.figures.drawing import MARKERS as MARKERS
 from guardlit_callbacks.figures.drawing import PALETTE as PALETTE
 from guardlit_callbacks.figures.plots import Band as Band
-from guardlit_callbacks.figures.plots import ProxyGoldCurve as ProxyGoldCurve
 from guardlit_callbacks.figures.plots import RatioSamples as RatioSamples
 from guardlit_callbacks.figures.plots import gradient_figure as gradient_figure
-from guardlit_callbacks.figures.plots import proxy_gold_figure as proxy_gold_figure
 from guardlit_callbacks.figures.plots import ratio_figure as ratio_figure
 from guardlit_callbacks.figures.plots import training_figure as training_figure
-from guardlit_callbacks.figures.plots import turning_point as turning_point
+from guardlit_callbacks.figures.proxy_gold import ProxyGoldCurve as ProxyGoldCurve
+from guardlit_callbacks.figures.proxy_gold import proxy_gold_figure as proxy_gold_figure
+from guardlit_callbacks.figures.proxy_gold import turning_point as turning_point

@@ -28,6 +28,9 @@ LEGEND_LINE = 0.21
 DPI = 90
 """Resolution of the figures made during training, where half their cost is pixels; a report's are finer."""
 
+FAR = 3.0
+"""A clip range farther out than this many widths of the widest step is not shown."""
+
 RIDGE_BINS = 35
 RIDGE_OVERLAP = 1.25
 
@@ -84,8 +87,14 @@ def tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def plot_ridges(axes: Axes, step: Array, log_ratio: Array, steps: Sequence[int]) -> None:
-    """Plots a histogram of the log ratio per step, one above the other, with mean and mean / std."""
+def plot_ridges(
+    axes: Axes, step: Array, log_ratio: Array, steps: Sequence[int], clip_range: Array | None = None
+) -> float:
+    """Plots a histogram of the log ratio per step, one above the other, with mean and mean / std.
+
+    Returns:
+        The log ratio at the end of the axis.
+    """
     from matplotlib import colormaps
     from matplotlib.collections import PolyCollection
     from matplotlib.ticker import MaxNLocator
@@ -106,11 +115,33 @@ def plot_ridges(axes: Axes, step: Array, log_ratio: Array, steps: Sequence[int])
         if stats[t].std:
             axes.text(1.0, row - 0.08, f"{stats[t].mean / stats[t].std:+.2f}", va="bottom", **at_right)
     axes.text(1.0, -1.4, "mean / std", va="top", **at_right)
+    if clip_range is not None:
+        limit = _plot_clip_range(axes, clip_range, limit, len(steps) - 0.42)
     axes.set_xlim(-limit, limit * 1.25)
     axes.set_xlabel("log ratio (dimensionless)")
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 2))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     _bare(axes, len(steps))
+    return limit
+
+
+def _plot_clip_range(axes: Axes, clip_range: Array, limit: float, bottom: float) -> float:
+    """Plots the ends of the clip range, (rounds, 2); returns the limit of the axis, which shows them if they are near.
+
+    An end that clips nothing is not known, and lies beyond all samples.
+    """
+    ends = np.nanmax(np.abs(clip_range), initial=0.0)
+    limit = max(limit, 1.1 * ends) if ends <= FAR * limit else limit
+    for column, color, side in ((0, BLUE, "right"), (1, ORANGE, "left")):
+        values = clip_range[:, column][np.isfinite(clip_range[:, column])]
+        if not values.size:
+            continue
+        if values.max() - values.min() > 0.01 * limit:
+            axes.axvspan(values.min(), values.max(), color=color, alpha=0.2, lw=0, zorder=0)
+        axes.axvline(float(np.median(values)), color=color, ls="--", lw=1.2, zorder=1)
+        if ends <= limit:
+            axes.text(float(np.median(values)), bottom, " clip ", color=color, ha=side, va="bottom", fontsize=8)
+    return limit
 
 
 def plot_clip_fractions(axes: Axes, step: Array, log_ratio: Array, clipped: Array, steps: Sequence[int]) -> None:

@@ -7,10 +7,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from guardlit_callbacks.tools.lightning import MisconfigurationException
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,21 +14,6 @@ if TYPE_CHECKING:
 
 _GAP, _FONT_SIZE, _LINES = 8, 14, 3
 _WHITE, _BLACK, _GRAY = (255, 255, 255), (0, 0, 0), (90, 90, 90)
-
-
-def to_uint8(images: Tensor, callback: object) -> Tensor:
-    """Images as (B, 3, H, W) uint8 on their device; floats are in [0, 1].
-
-    Raises:
-        MisconfigurationException: another shape.
-    """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise MisconfigurationException(
-            f"{type(callback).__name__}: images must be (B, 3, H, W), got shape {tuple(images.shape)}"
-        )
-    if images.is_floating_point():
-        images = images.detach().float().clamp(0, 1).mul(255).round()
-    return images.to(torch.uint8)
 
 
 def captioned_grid(

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guardlit_callbacks.figures.drawing import (
-    BLUE,
-    GRAY,
     LEGEND_LINE,
     MARKERS,
     PALETTE,
@@ -28,20 +26,16 @@ from guardlit_callbacks.figures.drawing import (
 from guardlit_callbacks.tools.statistics import Array, max_over_min
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
     "MARKERS",
     "PALETTE",
     "Band",
-    "ProxyGoldCurve",
     "RatioSamples",
     "gradient_figure",
-    "proxy_gold_figure",
     "ratio_figure",
     "training_figure",
-    "turning_point",
 ]
 
 
@@ -53,30 +47,13 @@ class RatioSamples:
         step: index of the denoising step, (n,) int.
         log_ratio: log importance ratio, (n,), dimensionless.
         clipped: whether the ratio lies outside the clip range, (n,) bool; None if the objective does not clip it.
+        clip_range: ends of the range by round, (rounds, 2), as `clip_range` of `tools.statistics` finds them.
     """
 
     step: Array
     log_ratio: Array
     clipped: Array | None = None
-
-
-@dataclass(frozen=True)
-class ProxyGoldCurve:
-    """Proxy reward and gold score of one run over training.
-
-    Attributes:
-        step: optimizer step of each evaluation, (n,) int.
-        proxy: mean proxy reward, (n,), plotted relative to its first value; None if absent.
-        gold: gold average over the base model's, (n,), 1 = as good as the base model.
-        low: lower end of the interval of `gold`, (n,).
-        high: its upper end, (n,).
-    """
-
-    step: Array
-    proxy: Array | None
-    gold: Array
-    low: Array
-    high: Array
+    clip_range: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -98,25 +75,13 @@ class Band:
     runs: int = 1
 
 
-def turning_point(curve: ProxyGoldCurve) -> int | None:
-    """Where over-optimization starts: the index of the best gold score, or None without over-optimization.
-
-    A run over-optimizes if a later gold score is lower by more than the noise (the two half-intervals, added as
-    independent errors) while the proxy is higher; `OverOptimizationStop` has the same criterion.
-    """
-    best = int(np.argmax(curve.gold))
-    noise = curve.gold - curve.low
-    fallen = curve.gold[best] - curve.gold > np.hypot(noise[best], noise)
-    risen = True if curve.proxy is None else curve.proxy > curve.proxy[best]
-    return best if np.any((fallen & risen)[best:]) else None
-
-
 def ratio_figure(panels: Mapping[str, RatioSamples], *, title: str = "") -> Figure:
     """Distribution of the log ratio at every denoising step (Fig. 2), one panel per method or kind of ratio.
 
     Each ridge is a histogram within 3.5 standard deviations, scaled to its own peak, without ratios of exactly 1 (those
     of a round's first update). The dot is the mean of all, the number at the right that mean in standard deviations.
-    Bars show the fraction of samples clipped below (left) and above (right) the range.
+    Bars show the fraction of samples clipped below (left) and above (right) the range. Dashed lines are the ends of the
+    clip range, or bands where it changed. A panel says how wide its axis is compared with the first panel's.
 
     Args:
         panels: panel title -> samples.
@@ -124,12 +89,15 @@ def ratio_figure(panels: Mapping[str, RatioSamples], *, title: str = "") -> Figu
     """
     steps = sorted({int(t) for samples in panels.values() for t in np.unique(samples.step)})
     widths = [w for samples in panels.values() for w in ((3.4, 1.4) if samples.clipped is not None else (3.4,))]
-    figure, grid = axes_grid(widths, [0.42 * len(steps) + 0.5], Margins(left=0.6, between=0.12, bottom=0.7), title)
-    axes = iter(grid[0])
+    margins = Margins(left=0.6, between=0.12, bottom=0.7, top=0.5)
+    figure, grid = axes_grid(widths, [0.42 * len(steps) + 0.5], margins, title)
+    axes, first = iter(grid[0]), 0.0
     for index, (name, samples) in enumerate(panels.items()):
         ridges = next(axes)
-        plot_ridges(ridges, samples.step, samples.log_ratio, steps)
-        ridges.set_title(name, fontsize=10, y=1)
+        limit = plot_ridges(ridges, samples.step, samples.log_ratio, steps, samples.clip_range)
+        first = first or limit
+        scale = "" if 0.95 < limit / first < 1.05 else f"\n(axis {limit / first:.2g} times as wide as the first)"
+        ridges.set_title(f"{name}{scale}", fontsize=10, y=1)
         if index == 0:
             ridges.set_ylabel("denoising step (0 = most noise)")
             ridges.set_yticks(range(len(steps)), [str(t) for t in steps])
@@ -170,45 +138,15 @@ def gradient_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, 
     return figure
 
 
-def proxy_gold_figure(curves: Mapping[str, ProxyGoldCurve], *, title: str = "") -> Figure:
-    """Proxy (dashed) and gold (solid, with its interval) over training, both as multiples of their start (Fig. 1).
-
-    A ring marks a run's best gold score before over-optimization (`turning_point`).
-
-    Args:
-        curves: run name -> its evaluations; one run has two colors, several have one each.
-        title: of the figure.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    columns = legend_columns([f"{name}: proxy" for name in curves], 6.4) if len(curves) > 1 else 2
-    lines = -(-2 * len(curves) // columns)
-    figure, grid = axes_grid([5.6], [3.0], Margins(left=0.75, bottom=0.6 + LEGEND_LINE * lines), title)
-    axes = grid[0][0]
-    for (name, curve), color, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
-        gold_color, prefix = (BLUE, "") if len(curves) == 1 else (color, f"{name}: ")
-        if curve.proxy is not None:
-            style: dict[str, Any] = {"color": color, "ls": "--", "marker": marker, "mfc": "white", "ms": 4}
-            axes.plot(curve.step, _relative(curve.proxy), label=f"{prefix}proxy", **style)
-        axes.fill_between(curve.step, curve.low, curve.high, color=gold_color, alpha=0.2, lw=0)
-        axes.plot(curve.step, curve.gold, color=gold_color, marker=marker, ms=4, label=f"{prefix}gold")
-        if (best := turning_point(curve)) is not None:
-            _mark_best(axes, curve, best, gold_color, "best gold" if len(curves) == 1 else "")
-    axes.axhline(1.0, color=GRAY, lw=0.8)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("score / score at the start")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="lower center", ncols=columns, frameon=False, fontsize=9)
-    tidy(axes)
-    return figure
-
-
-def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, title: str = "") -> Figure:
-    """Training curves of one or more methods (Fig. 7): the mean over seeds, and their range as a band.
+def training_figure(
+    panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, title: str = "", least_change: float = 0.0
+) -> Figure:
+    """Training curves of one or more methods: the mean over seeds, and their range as a band.
 
     Args:
         panels: panel title (what is shown) -> unit of its axis, and method -> curve.
         title: of the figure.
+        least_change: of a curve's first value, the fraction that its axis shows at least in either direction.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -228,6 +166,13 @@ def training_figure(panels: Mapping[str, tuple[str, Mapping[str, Band]]], *, tit
             marker = "o" if curve.step.size == 1 else None
             style: dict[str, Any] = {"color": colors[label], "lw": 1.3, "marker": marker, "ms": 4, "label": label}
             (lines[label],) = axes.plot(curve.step, curve.mean, **style)
+        if least_change:
+            firsts = np.array([curve.mean[0] for curve in curves.values()])
+            axes.update_datalim(
+                [(0.0, v) for v in (firsts.min() * (1 - least_change), firsts.max() * (1 + least_change))],
+                updatex=False,
+            )
+            axes.autoscale_view(scalex=False)
         axes.set_title(name, fontsize=9, y=1)
         axes.set_ylabel(unit, fontsize=9)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
@@ -247,21 +192,3 @@ def _decade_or_more(values: Sequence[float]) -> tuple[float, float]:
     low, high = np.log10([min(values, default=1.0), max(values, default=1.0)])
     half = max(0.55 * (high - low), 0.5)
     return float(10 ** ((low + high) / 2 - half)), float(10 ** ((low + high) / 2 + half))
-
-
-def _mark_best(axes: Axes, curve: ProxyGoldCurve, best: int, color: str, text: str) -> None:
-    """Plots a ring on the gold curve, and a dotted line from there to the proxy."""
-    at, gold = curve.step[best], curve.gold[best]
-    if curve.proxy is not None:
-        axes.plot([at, at], [gold, _relative(curve.proxy)[best]], color=color, ls=":", lw=1.2)
-    axes.plot(at, gold, "o", color=color, mfc="none", ms=11, mew=1.5)
-    axes.annotate(text, (at, gold), (0, -9), textcoords="offset points", ha="center", va="top", fontsize=8)
-
-
-def _relative(proxy: Array) -> Array:
-    """The proxy relative to its first value; if that is not positive, the largest change is scaled to 1 instead."""
-    first = float(proxy[0])
-    if first > 0:
-        return np.divide(proxy, first)
-    change = np.subtract(proxy, first)
-    return np.add(1, change / (np.abs(change).max() or 1.0))

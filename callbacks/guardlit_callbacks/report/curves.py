@@ -11,9 +11,9 @@ from guardlit_callbacks.figures import Band
 from guardlit_callbacks.report.data import ReportError, Run, Series
 
 CURVES = (
-    ("reward", ("reward/*_mean", "train*reward")),
+    ("reward", ("average_reward/*", "reward/*_mean", "train*reward")),
     ("reward", ("val*reward", "reward")),
-    ("fraction of samples", ("ratio/clipped", "train/clip_*", "*clip*frac*")),
+    ("fraction of transitions", ("train/clip_off_policy", "ratio/clip*", "train/clip_*", "*clip*frac*")),
     ("KL divergence", ("*kl",)),
     ("norm, loss / parameter", ("gradient/norm_before_clipping", "*grad_norm")),
     ("largest / smallest step", ("gradient/velocity/max_over_min",)),
@@ -21,7 +21,17 @@ CURVES = (
     ("std of ratio", ("*ratio_std",)),
     ("loss", ("*loss",)),
 )
-"""Default curves of Fig. 7: a unit, and patterns of logged keys, of which the first with a match is taken."""
+"""Default training curves: a unit, and patterns of logged keys, of which the first with a match is taken."""
+
+DRIFT = {
+    "edge_density": "fraction of pixels",
+    "dark_share": "fraction of pixels",
+    "grey_entropy": "bits",
+    "spectral_peak": "dB",
+    "saturation": "0 to 1",
+    "diversity": "RMS difference",
+}
+"""Statistics that `DriftSentinels` logs as `drift/NAME`, and their units."""
 
 MAX_PANELS = 12
 
@@ -65,8 +75,15 @@ def curve_keys(runs: Sequence[Run], patterns: Sequence[str]) -> dict[str, str]:
         fitting = {choice[0]: _first_fitting(choice, logged) for _, choice in CURVES}
     chosen = list(dict.fromkeys(key for keys in fitting.values() for key in keys))
     if len(chosen) > MAX_PANELS:
-        raise ReportError(f"Fig. 7 would have {len(chosen)} panels, {MAX_PANELS} at most; choose keys with --curves")
+        raise ReportError(
+            f"the training curves would take {len(chosen)} panels, {MAX_PANELS} at most; choose keys with --curves"
+        )
     return {key: _unit(key) for key in chosen}
+
+
+def drift_keys(runs: Sequence[Run]) -> dict[str, str]:
+    """The logged statistics of `DriftSentinels` and their units."""
+    return {f"drift/{name}": unit for name, unit in DRIFT.items() if any(f"drift/{name}" in r.scalars for r in runs)}
 
 
 def _first_fitting(patterns: Sequence[str], logged: Sequence[str]) -> list[str]:

@@ -63,6 +63,8 @@ class Run:
         scalars: logged values by key, without keys of single denoising steps; averaged over epochs (rounds) with
             several values each.
         gold: columns of `gold.csv` by name, with `step`; (n,) each, empty without the file.
+        proxy_spread: standard deviation of the proxy over prompts at each evaluation, (n,); for runs without
+            `proxy_std` in `gold.csv`.
         ratio: arrays of `RatioDistribution`.
         gradient: arrays of `GradientNorm`.
         film_strip: the film strip of `SampleGrid`; None without one.
@@ -76,6 +78,7 @@ class Run:
     folders: tuple[Path, ...]
     scalars: Mapping[str, Series] = field(default_factory=dict)
     gold: Mapping[str, Array] = field(default_factory=dict)
+    proxy_spread: Array = field(default_factory=lambda: np.zeros(0))
     ratio: Rounds = Rounds()
     gradient: Rounds = Rounds()
     film_strip: Path | None = None
@@ -115,6 +118,7 @@ def read_run(argument: str) -> Run:
         folders=folders,
         scalars={key: series for key in scalars if (series := _series(scalars, key))},
         gold=_join([_read_table(f / "gold.csv") for f in folders]),
+        proxy_spread=_proxy_spread([path for f in folders for path in sorted(f.glob("gold/step_*.npz"))[:2]]),
         ratio=_read_rounds([f / "ratio" for f in folders], ("step", "log_ratio", "clipped")),
         gradient=_read_rounds([f / "gradient" for f in folders], ("step", "velocity", "parameter_step", "parameters")),
         film_strip=_last(folders, "samples/film_strip.png"),
@@ -228,6 +232,14 @@ def _read_rounds(folders: Sequence[Path], names: Sequence[str]) -> Rounds:
     every = [paths[index] for index in sorted(paths)]
     chosen = np.linspace(0, len(every) - 1, min(len(every), MAX_ROUNDS), dtype=int)
     return Rounds([_read_arrays(every[i], names) for i in chosen], len(every))
+
+
+def _proxy_spread(paths: Sequence[Path]) -> Array:
+    """Standard deviation over prompts of the proxy in `GoldScore`'s arrays, (paths,)."""
+    proxies = [_read_arrays(path, ("proxy",)).get("proxy", np.full(1, np.nan)) for path in paths]
+    return np.array(
+        [float(np.std(proxy[np.isfinite(proxy)])) if np.isfinite(proxy).any() else 0.0 for proxy in proxies]
+    )
 
 
 def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:

@@ -33,8 +33,9 @@ def page(title: str, sections: Sequence[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading and HTML parts."""
-    return "\n".join([f"<section><h2>{escape(title)}</h2>", *parts, "</section>"])
+    """A heading and HTML parts; the heading stays on one printed page with the first part."""
+    first, *others = parts or ("",)
+    return "\n".join([f'<section><div class="keep"><h2>{escape(title)}</h2>', first, "</div>", *others, "</section>"])
 
 
 def paragraph(text: str, css: str = "") -> str:
@@ -42,23 +43,27 @@ def paragraph(text: str, css: str = "") -> str:
     return f'<p class="{css}">{escape(text)}</p>' if css else f"<p>{escape(text)}</p>"
 
 
-def image(data: bytes, kind: str, alt: str, caption: str) -> str:
-    """An embedded image of a kind, "svg+xml" or "png", with a plain-text caption."""
+def image(data: bytes, kind: str, alt: str, caption: str, files: Sequence[str]) -> str:
+    """An embedded image of a kind, "svg+xml" or "png", with a plain-text caption and links to its files."""
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    element = f'<img src="{source}" alt="{escape(alt)}">'
-    return f'<figure><div class="scroll">{element}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    links = ", ".join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in files)
+    text = f"{escape(caption)} {'Files' if len(files) > 1 else 'File'}: {links}."
+    return f'<figure><img src="{source}" alt="{escape(alt)}"><figcaption>{text}</figcaption></figure>'
 
 
 def table(header: Sequence[str], *groups: Rows, text: int = 1, caption: str = "", wrap: bool = False) -> str:
     """A table with a line above each group of rows; the first `text` columns are left-aligned, the others right.
 
-    `wrap` breaks long lines at spaces, and names and paths at their separators.
+    `wrap` breaks long lines at spaces, and names and paths at their separators. On a narrow screen each row becomes a
+    list of names and values, so that nothing is cut off.
     """
 
     def row(cells: Sequence[str], tag: str) -> str:
         style = [' class="text"' if i < text else "" for i in range(len(cells))]
         texts = [re.sub(r"([/._])", r"\1<wbr>", escape(c)) if wrap else escape(c) for c in cells]
-        return "<tr>" + "".join(f"<{tag}{s}>{t}</{tag}>" for s, t in zip(style, texts, strict=True)) + "</tr>"
+        names = [f' data-name="{escape(name)}"' if tag == "td" else "" for name in header]
+        parts = zip(style, names, texts, strict=True)
+        return "<tr>" + "".join(f"<{tag}{s}{n}>{t}</{tag}>" for s, n, t in parts) + "</tr>"
 
     bodies = ["<tbody>" + "\n".join(row(cells, "td") for cells in rows) + "</tbody>" for rows in groups if rows]
     css = ' class="wrap"' if wrap else ""

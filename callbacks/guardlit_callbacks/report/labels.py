@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from guardlit_callbacks.figures import PALETTE
@@ -19,11 +19,15 @@ class ConfigKeys:
         method: dotted key of the method's name; of a class path the last part counts.
         settings: dotted keys of sections in which methods of one name may differ.
         seeds: dotted keys in which seeds of one method differ; the first one names the run.
+        summary: name -> dotted key of the settings that matter most; those that a configuration has are shown on top.
     """
 
     method: str = "model.class_path"
     settings: tuple[str, ...] = ("model", "data")
     seeds: tuple[str, ...] = ("seed_everything",)
+    summary: Mapping[str, str] = field(
+        default_factory=lambda: {"optimizer": "optimizer.class_path", "learning rate": "optimizer.init_args.lr"}
+    )
 
 
 def group(runs: Sequence[Run], labels: Sequence[str] = (), keys: ConfigKeys = ConfigKeys()) -> list[Method]:

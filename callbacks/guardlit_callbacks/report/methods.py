@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from guardlit_callbacks.figures import Band, ProxyGoldCurve, RatioSamples
+from guardlit_callbacks.figures.proxy_gold import first_spread
 from guardlit_callbacks.report.curves import band, thinned
 from guardlit_callbacks.report.data import Run, Series
-from guardlit_callbacks.tools.statistics import clip_fractions, max_over_min, moments, split
+from guardlit_callbacks.tools.statistics import clip_fractions, clip_range, max_over_min, moments, split
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,12 @@ class Method:
         if gold.runs == 1 and (lower := self.gold("average_low")) and (upper := self.gold("average_high")):
             low, high = lower.mean, upper.mean
         at_gold = None if proxy is None else np.interp(gold.step, proxy.step, proxy.mean)
-        return ProxyGoldCurve(gold.step, at_gold, gold.mean, low, high)
+        return ProxyGoldCurve(gold.step, at_gold, gold.mean, low, high, self._proxy_spread())
+
+    def _proxy_spread(self) -> float | None:
+        """Standard deviation of the proxy at the start, mean over runs; None unless all runs have one."""
+        found = [first_spread(run.gold.get("proxy_std", run.proxy_spread)) for run in self.runs if "proxy" in run.gold]
+        return float(np.mean([s for s in found if s])) if found and all(found) else None
 
     def scalar(self, key: str) -> Band | None:
         """A logged key over the runs that have it, thinned."""
@@ -53,9 +59,11 @@ class Method:
         if not rounds:
             return None
         step, ratio = (np.concatenate([arrays[name] for arrays in rounds]) for name in ("step", "log_ratio"))
-        clips = all("clipped" in arrays for arrays in rounds)
-        clipped = np.concatenate([arrays["clipped"] for arrays in rounds]) if clips else None
-        return RatioSamples(step, ratio, clipped)
+        if not all("clipped" in arrays for arrays in rounds):
+            return RatioSamples(step, ratio)
+        clipped = np.concatenate([arrays["clipped"] for arrays in rounds])
+        ends = np.stack([clip_range(arrays["log_ratio"], arrays["clipped"]) for arrays in rounds])
+        return RatioSamples(step, ratio, clipped, ends)
 
     def gradient(self, kind: str) -> dict[int, float]:
         """Mean gradient norm by step, over all rounds and runs; `kind` is "velocity" or "parameters"."""

@@ -108,7 +108,7 @@ def _at(curve: Band | None, step: float) -> float:
 
 def _scorers(methods: Sequence[Method]) -> list[str]:
     names = dict.fromkeys(name for m in methods for run in m.runs for name in run.gold)
-    return [name for name in names if name not in ("step", "proxy", *AVERAGE)]
+    return [name for name in names if name not in ("step", "proxy", "proxy_std", *AVERAGE)]
 
 
 def _arrow(methods: Sequence[Method]) -> Callable[[str], str]:
@@ -150,6 +150,24 @@ def gradient_table(methods: Sequence[Method]) -> str:
         ["max / min, average of rounds", *(number(spreads[key], ".2f") for key in curves)],
     ]
     return table(["denoising step", *(f"{label}: {PARTS[kind]}" for label, kind in curves)], rows, overall)
+
+
+def change_table(panels: Mapping[str, tuple[str, Mapping[str, Band]]]) -> str:
+    """First and last value of each curve, and their ratio.
+
+    Args:
+        panels: key -> its unit, and method -> curve.
+    """
+    header = ["statistic", "unit", "method", "first", "last", "last / first"]
+    groups = [
+        [
+            [key.rpartition("/")[2], unit, label, number(first := float(curve.mean[0])),
+             number(last := float(curve.mean[-1])), number(last / first if first else np.nan, ".2f")]
+            for label, curve in curves.items()
+        ]
+        for key, (unit, curves) in panels.items()
+    ]  # fmt: skip
+    return table(header, *groups, text=3)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

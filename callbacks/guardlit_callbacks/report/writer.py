@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from guardlit_callbacks.report.curves import curve_keys
+from guardlit_callbacks.report.curves import curve_keys, drift_keys
 from guardlit_callbacks.report.data import ReportError, Run, read_run
 from guardlit_callbacks.report.html import image, page, paragraph, section
 from guardlit_callbacks.report.labels import ConfigKeys, group
 from guardlit_callbacks.report.sections import (
+    drift_section,
     gold_section,
     gradient_section,
     ratio_section,
@@ -27,6 +29,7 @@ from guardlit_callbacks.report.sections import (
     training_section,
 )
 from guardlit_callbacks.report.tables import contents_table, made_with, settings_parts
+from guardlit_callbacks.report.verdict import verdict_section
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,8 +53,8 @@ def build(
         labels: the method of each run, in order; runs of one label are seeds of one method. By default the name that
             `config.yaml` has under `keys.method`.
         title: of the page.
-        curves: patterns of the logged keys in Fig. 7, as in `train/*`; by default rewards, clipping, KL, gradients.
-        keys: where each `config.yaml` names the method and its seeds.
+        curves: patterns of the logged keys to plot, as in `train/*`; by default rewards, clipping, KL, gradients.
+        keys: where each `config.yaml` names the method, its seeds and the settings that matter most.
 
     Returns:
         The page's path.
@@ -65,22 +68,24 @@ def build(
     _check_common(read, shown)
 
     def embed_figure(figure: Figure, name: str, alt: str, caption: str) -> str:
-        return image(_write_figure(figure, out / name), "svg+xml", alt, f"{caption} Files: {name}.png, {name}.svg.")
+        return image(_write_figure(figure, out / name), "svg+xml", alt, caption, [f"{name}.png", f"{name}.svg"])
 
     def embed_image(path: Path, name: str, alt: str, caption: str) -> str:
         data = path.read_bytes()
         (out / f"{name}.png").write_bytes(data)
-        return image(data, "png", alt, f"{caption} File: {name}.png.")
+        return image(data, "png", alt, caption, [f"{name}.png"])
 
     try:
         out.mkdir(parents=True, exist_ok=True)
         sections = [
-            section("Runs", contents_table(methods)),
+            verdict_section(methods, keys),
             gold_section(methods, embed_figure),
             ratio_section(methods, embed_figure),
             gradient_section(methods, embed_figure),
+            drift_section(methods, drift_keys(read), embed_figure),
             training_section(methods, shown, embed_figure),
             samples_section(methods, embed_image),
+            section("What was read", contents_table(methods)),
             section("Settings and provenance", *settings_parts(methods), paragraph(made_with(), "note")),
         ]
         path = out / "index.html"
@@ -91,7 +96,8 @@ def build(
 
 
 def _title(labels: Sequence[str]) -> str:
-    return " against ".join(labels) if len(labels) == 2 else ", ".join(labels)
+    """What the page is about: the proxy reward against gold scores, of one method or of several."""
+    return f"Training report: {' against '.join(labels) if len(labels) == 2 else ', '.join(labels)}"
 
 
 def _write_figure(figure: Figure, path: Path) -> bytes:
@@ -159,7 +165,8 @@ def execute(arguments: Sequence[str], program: str, keys: ConfigKeys = ConfigKey
     add("--seed-keys", nargs="+", default=keys.seeds, metavar="KEY", help="where config.yaml holds seeds "
         f"(default: {' '.join(keys.seeds)})")  # fmt: skip
     options = parser.parse_args(list(arguments))
-    keys = ConfigKeys(options.method_key, tuple(options.setting_keys), tuple(options.seed_keys))
+    given = {"method": options.method_key, "settings": options.setting_keys, "seeds": options.seed_keys}
+    keys = replace(keys, **given)
     print(build(options.runs, options.out, options.label, options.title, options.curves, keys))
 
 

@@ -6,7 +6,7 @@ TensorBoard's writer is recognized by its methods, not its class, since Lightnin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guardlit_callbacks.tools.lightning import Trainer
+from guardlit_callbacks.tools.statistics import split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,20 +23,6 @@ if TYPE_CHECKING:
 
 HISTOGRAM_BINS = 40
 """TensorBoard's default is 1549 bins: ten times the work, and no clearer."""
-
-
-def run_dir(trainer: Trainer) -> Path | None:
-    """The folder of this run, or None where Lightning has none. Collective: every rank must call it.
-
-    For a logger without a folder per run, such as W&B's, it is `<save_dir>/<name>/<version>`, where Lightning's
-    `ModelCheckpoint` writes as well.
-    """
-    logger = trainer.logger
-    if logger is None or getattr(logger, "log_dir", None):
-        return Path(trainer.log_dir) if trainer.log_dir else None
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    folder = Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
-    return Path(trainer.strategy.broadcast(folder))
 
 
 def _tensorboard_writers(trainer: Trainer) -> list[Any]:
@@ -53,6 +40,20 @@ def log_scalars(trainer: Trainer, metrics: Mapping[str, float], step: int) -> No
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.log_metrics(dict(metrics), step=step)
+
+
+def log_layout(trainer: Trainer, layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
+    """Writes the layout of TensorBoard's tab Custom Scalars.
+
+    Args:
+        trainer: whose loggers to use.
+        layout: category -> chart's title -> ["Multiline", regular expressions of keys] or
+            ["Margin", [key, key of its lower end, key of its upper end]].
+    """
+    if trainer.is_global_zero:
+        for writer in _tensorboard_writers(trainer):
+            if hasattr(writer, "add_custom_scalars"):
+                writer.add_custom_scalars(layout)
 
 
 def log_image(trainer: Trainer, key: str, image: NDArray[np.uint8], step: int) -> None:
@@ -102,6 +103,23 @@ def figure_to_array(figure: Figure) -> NDArray[np.uint8]:
     vars(canvas.get_renderer()).clear()
     FigureCanvasBase(figure)  # rendering the figure again takes a new renderer
     return image
+
+
+def log_histograms(
+    trainer: Trainer, key: str, step: NDArray[Any], values: NDArray[Any], per_step: bool = False
+) -> None:
+    """Logs one histogram of all values, or with `per_step` one for each denoising step, as `KEY/tTT`.
+
+    Args:
+        trainer: whose loggers to use.
+        key: the histogram's name.
+        step: index of each value's denoising step, (n,).
+        values: (n,).
+        per_step: whether each step gets its own.
+    """
+    parts = {f"{key}/t{t:02d}": part for t, part in split(step, values).items()} if per_step else {key: values}
+    for name, part in parts.items():
+        log_histogram(trainer, name, part, trainer.global_step)
 
 
 def log_histogram(trainer: Trainer, key: str, values: NDArray[Any], step: int) -> None:

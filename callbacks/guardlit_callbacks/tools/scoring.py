@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from guardlit_callbacks.tools.lightning import MisconfigurationException
+from guardlit_callbacks.tools.scores import column
 from guardlit_callbacks.tools.statistics import Array
 
 
@@ -44,10 +46,10 @@ class GoldScorer(Protocol):
         """Loads weights to a `torch.device`; called once before the first score."""
 
     def score(self, request: Any) -> Any:
-        """Scores a `ScoreRequest`; the result has `.values` (B,) and `.valid` (B,) bool."""
+        """Scores a `ScoreRequest`: one number per image, or an object with `values` (B,) and `valid` (B,) bool."""
 
 
-RESERVED = ("step", "prompt", "index", "proxy", "average", "average_low", "average_high")
+RESERVED = ("step", "prompt", "index", "place", "reasons", "proxy", "average", "average_low", "average_high")
 
 Scorers = dict[str, GoldScorer | Metric] | list[GoldScorer | Metric]
 
@@ -86,25 +88,33 @@ def can_close(scorer: Any) -> bool:
     return callable(getattr(scorer, "close", None))
 
 
-def score(scorer: GoldScorer | Metric, request: ScoreRequest) -> Array:
-    """One value per sample, (B,) float64; NaN where the score failed.
+def compares_images(scorer: Any) -> bool:
+    """Whether an image's score depends on the other images of its prompt."""
+    return bool(getattr(scorer, "compares_images", False))
+
+
+def score(scorer: GoldScorer | Metric, name: str, request: ScoreRequest) -> tuple[Array, str]:
+    """One value per sample, (B,) float64, NaN where the score failed; and the reason of the first failure, or "".
 
     A torchmetrics metric is updated with one sample at a time, by `update(images, prompts)` or, where it takes one
     argument, `update(images)`: it must be a mean over samples, as CLIPScore is.
 
     Raises:
-        ValueError: the scorer did not return one value per sample.
+        MisconfigurationException: the scorer did not return one number per sample.
     """
     if isinstance(scorer, Metric):
-        return np.array([_metric_of_one(scorer, request, i) for i in range(len(request))])
-    result = scorer.score(request)
-    values, valid = torch.as_tensor(result.values), torch.as_tensor(result.valid)
-    if values.shape != (len(request),) or valid.shape != values.shape:
-        raise ValueError(
-            f"GoldScore: {type(scorer).__name__} returned values {tuple(values.shape)} and valid {tuple(valid.shape)} "
-            f"for {len(request)} images; both must be ({len(request)},)"
-        )
-    return np.where(valid.cpu().numpy(), values.detach().double().cpu().numpy(), np.nan)
+        return np.array([_metric_of_one(scorer, request, i) for i in range(len(request))]), ""
+    result, count = scorer.score(request), len(request)
+    has_both = hasattr(result, "values") and hasattr(result, "valid")
+    try:
+        values = column(result.values if has_both else result, count)
+        valid = column(result.valid, count) != 0 if has_both else values.isfinite()
+    except ValueError as error:
+        raise MisconfigurationException(
+            f"GoldScore: score() of {name!r} ({type(scorer).__name__}) returned {error} for {count} images; return one "
+            f"number per image, ({count},): a tensor, an array or a list, or an object with such `values` and `valid`"
+        ) from error
+    return np.where(valid.numpy(), values.numpy(), np.nan), str(getattr(result, "reason", "") or "")
 
 
 def _metric_of_one(metric: Metric, request: ScoreRequest, i: int) -> float:

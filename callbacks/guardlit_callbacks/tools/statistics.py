@@ -47,6 +47,19 @@ def clip_fractions(log_ratio: Array, clipped: Array) -> tuple[float, float]:
     return float(np.mean(clipped & (log_ratio > 0))), float(np.mean(clipped & (log_ratio < 0)))
 
 
+def clip_range(log_ratio: Array, clipped: Array) -> Array:
+    """Ends of the clip range that (n,) samples show, (2,): halfway between the outermost kept and the first clipped.
+
+    NaN for an end beyond which no sample lies.
+    """
+    ends = []
+    for sign in (-1.0, 1.0):
+        size = log_ratio * sign
+        out, kept = size[clipped.astype(bool) & (size > 0)], size[~clipped.astype(bool) & (size > 0)]
+        ends.append(sign * (out.min() + min(kept.max(initial=0.0), out.min())) / 2 if out.size else np.nan)
+    return np.array(ends)
+
+
 def step_index(step: Array) -> NDArray[np.int64]:
     """The index of each sample's denoising step, (n,).
 

@@ -2,8 +2,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from guardlit_callbacks.figures import Band
-from guardlit_callbacks.figures.plots import (
+from guardlit_callbacks.figures import (
+    Band,
     ProxyGoldCurve,
     RatioSamples,
     gradient_figure,
@@ -12,8 +12,9 @@ from guardlit_callbacks.figures.plots import (
     training_figure,
     turning_point,
 )
+from guardlit_callbacks.figures.proxy_gold import first_spread
 from guardlit_callbacks.tools.logging import figure_to_array
-from guardlit_callbacks.tools.statistics import clip_fractions, max_over_min, moments, step_index
+from guardlit_callbacks.tools.statistics import clip_fractions, clip_range, max_over_min, moments, step_index
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -40,7 +41,8 @@ def samples(seed=0, n=500):
     rng = np.random.default_rng(seed)
     step = np.repeat(np.arange(4), n)
     ratio = rng.normal(-0.5, 1, 4 * n) * np.repeat([1e-6, 2e-6, 4e-6, 8e-6], n)
-    return RatioSamples(step, ratio, np.abs(ratio) > 4e-6)
+    clipped = np.abs(ratio) > 4e-6
+    return RatioSamples(step, ratio, clipped, clip_range(ratio, clipped)[None])
 
 
 def test_ratio_figure_shows_each_steps_mean_over_std_and_clip_fractions():
@@ -85,11 +87,13 @@ NAMES = ["FlowGRPO (clip_range 0.001)", "GRPO-Guard", "MeanRevised", "RatioNorm 
 def figures_of(n):
     """Every figure of `n` methods, with a title and without."""
     step, names = np.arange(4) * 1000, NAMES[:n]
-    gold = {name: ProxyGoldCurve(step, step + 1.0, step - 0.5, step - 0.6, step - 0.4) for name in names}
+    gold = {name: ProxyGoldCurve(step, step + 1.0, step - 0.5, step - 0.6, step - 0.4, 2.0) for name in names}
+    other = RatioSamples(samples().step, 7.0 * samples().log_ratio)
     slopes = {name: {t: 1e-7 * 3.0**t for t in range(10)} for name in names}
     bands = {name: Band(step, step * 1e-6, step * 0.0, step * 1e-5, 2) for name in names}
     for title in ("", "round 3"):
         yield ratio_figure(dict.fromkeys(names[:2], samples()), title=title)
+        yield ratio_figure({"log ratio in the objective": samples(), "raw log ratio": other}, title=title)
         yield gradient_figure({"d loss / d velocity": slopes, "d loss / d parameters": slopes}, title=title)
         yield proxy_gold_figure(gold, title=title)
         for panels in (1, 2, 5):
@@ -136,22 +140,66 @@ def test_proxy_gold_figure_marks_the_best_gold_only_where_it_falls_beyond_its_no
     steady = ProxyGoldCurve(step, None, gold, gold - 0.5, gold + 0.5)
     figure = proxy_gold_figure({"a": falling, "b": steady})
     drawn(figure)
-    assert [word for word in texts(figure) if ": " in word] == ["a: proxy", "a: gold", "b: gold"]
-    rings = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_markersize() == 11]
+    above, below = figure.axes
+    assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"]
+    rings = [line.get_xdata()[0] for line in below.lines if line.get_markersize() == 11]
     assert rings == [10]
     assert "best gold" in texts(proxy_gold_figure({"run": falling}))
     assert "best gold" not in texts(proxy_gold_figure({"run": steady}))
-    proxy = figure.axes[0].lines[0]
-    assert proxy.get_ydata().tolist() == pytest.approx([1, 1.2, 1.4, 1.5])
-    dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    assert [line.get_xdata()[0] for line in dotted] == [10]
+    assert above.lines[0].get_ydata().tolist() == pytest.approx([0, 0.1, 0.2, 0.25])
+    for axes in figure.axes:
+        assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [10]
 
 
-@pytest.mark.parametrize("proxy", [[0.0, 1.0, 4.0], [-2.0, -1.0, 2.0]])
-def test_a_proxy_that_starts_at_or_below_zero_is_scaled_by_its_largest_change(proxy):
-    ones = np.ones(3)
-    figure = proxy_gold_figure({"run": ProxyGoldCurve(np.arange(3), np.array(proxy), ones, ones, ones)})
-    assert figure.axes[0].lines[0].get_ydata().tolist() == [1, 1.25, 2]
+@pytest.mark.parametrize("start", [-0.1343, 0.0, 1e-9, 0.6])
+def test_the_proxys_change_is_in_standard_deviations_of_the_start_for_every_sign(start):
+    ones, proxy = np.ones(3), start + np.array([0.0, 0.05, -0.1])
+    figure = proxy_gold_figure({"run": ProxyGoldCurve(np.arange(3), proxy, ones, ones, ones, spread=0.2)})
+    drawn(figure)
+    assert figure.axes[0].lines[0].get_ydata().tolist() == pytest.approx([0, 0.25, -0.5])
+    assert figure.axes[0].get_ylabel() == "proxy: change\n(std at the start)"
+
+
+def test_a_small_change_of_the_proxy_looks_small():
+    ones, proxy = np.ones(2), np.array([-0.1343, -0.1326])
+    figure = proxy_gold_figure({"run": ProxyGoldCurve(np.arange(2), proxy, ones, ones, ones, spread=0.05)})
+    drawn(figure)
+    low, high = figure.axes[0].get_ylim()
+    drawn_change = np.diff(figure.axes[0].lines[0].get_ydata())[0]
+    assert drawn_change == pytest.approx(0.0017 / 0.05)
+    assert drawn_change < 0.05 * (high - low)
+
+
+def test_without_a_standard_deviation_the_proxys_change_is_in_its_own_unit():
+    ones, proxy = np.ones(2), np.array([-2.0, 3.0])
+    curves = {str(spread): ProxyGoldCurve(np.arange(2), proxy, ones, ones, ones, spread) for spread in (0.5, None)}
+    figure = proxy_gold_figure(curves)
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines[:2]] == [[0, 5]] * 2
+    assert figure.axes[0].get_ylabel() == "proxy: change\n(its own unit)"
+
+
+def test_the_spread_at_the_start_is_the_first_above_zero():
+    assert first_spread(np.array([np.nan, 0.0, 0.3, 0.4])) == 0.3
+    assert first_spread(np.zeros(2)) is None
+
+
+def test_ratio_figure_shows_the_clip_range_and_how_wide_another_panels_axis_is():
+    given = samples()
+    figure = ratio_figure({"clipped": given, "raw": RatioSamples(given.step, 12 * given.log_ratio)})
+    drawn(figure)
+    dashed = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert dashed == pytest.approx([-4e-6, 4e-6], rel=0.01)
+    assert texts(figure).count(" clip ") == 2
+    assert [axes.get_title() for axes in figure.axes[::2]] == ["clipped", "raw\n(axis 12 times as wide as the first)"]
+
+
+def test_the_clip_range_is_between_the_last_kept_and_the_first_clipped_sample():
+    ratio, clipped = np.array([-3.0, -1.0, 0.5, 2.0, 4.0]), np.array([1, 0, 0, 0, 1], bool)
+    assert clip_range(ratio, clipped).tolist() == [-2.0, 3.0]
+    low, high = clip_range(ratio, ratio > 3)
+    assert np.isnan(low)
+    assert high == 3.0
+    assert np.isnan(clip_range(np.zeros(3), np.zeros(3, bool))).all()
 
 
 def test_statistics():

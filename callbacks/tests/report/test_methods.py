@@ -29,8 +29,8 @@ def test_gradient_is_the_mean_of_rounds_and_its_spread_both_ways(tmp_path):
     assert method.gradient_spread("velocity") == pytest.approx((8 + 1.5) / 2)
     assert method.gradient("parameters") == {}
     html = gradient_table([method])
-    assert "<td>2.50</td>" in html
-    assert "<td>4.75</td>" in html
+    assert ">2.50</td>" in html
+    assert ">4.75</td>" in html
 
 
 def test_a_method_of_one_run_keeps_its_interval_and_one_of_several_shows_their_range(tmp_path):
@@ -42,3 +42,13 @@ def test_a_method_of_one_run_keeps_its_interval_and_one_of_several_shows_their_r
     assert (two.low.tolist(), two.high.tolist()) == ([1.0, 1.2], [1.0, 1.5])
     assert two.gold.tolist() == [1.0, 1.35]
     assert two.proxy.tolist() == pytest.approx([0.5, 0.7])
+
+
+def test_a_run_without_the_proxys_std_takes_it_from_the_arrays_by_prompt(tmp_path):
+    write_gold(tmp_path)
+    (method,) = group([read_run(str(tmp_path))], ["m"])
+    assert method.proxy_gold().spread is None
+    (tmp_path / "gold").mkdir()
+    np.savez(tmp_path / "gold/step_00000000.npz", proxy=np.array([0.2, np.nan, 0.6]))
+    (method,) = group([read_run(str(tmp_path))], ["m"])
+    assert method.proxy_gold().spread == pytest.approx(0.2)

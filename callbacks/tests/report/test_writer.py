@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from guardlit_callbacks import GoldScore, GradientNorm, RatioDistribution
-from guardlit_callbacks.figures.plots import gradient_figure, proxy_gold_figure, training_figure
+from guardlit_callbacks.figures import gradient_figure, proxy_gold_figure, training_figure
 from guardlit_callbacks.report import writer as report
 from guardlit_callbacks.report.data import read_run
 from guardlit_callbacks.report.labels import ConfigKeys, group
@@ -20,8 +20,8 @@ from run_folders import write_csv, write_gold, write_metrics, write_ratio, write
 from toy_flow import Rounds, ToyFlow, transitions
 
 ROOT = Callback.__module__.removesuffix(".callbacks.callback")
-KEYS = ConfigKeys("model.objective.class_path")
-FIGURES = {"fig1_proxy_gold", "fig2_ratio", "fig3_gradient", "fig7_training"}
+KEYS = ConfigKeys("model.objective.class_path", summary={"clip range": "model.objective.init_args.clip_range"})
+FIGURES = {"proxy_gold", "ratio", "gradient", "training"}
 
 
 def four_runs(folder):
@@ -41,7 +41,7 @@ def test_a_report_is_one_page_and_each_figure_twice(tmp_path):
     for name in FIGURES:
         assert (tmp_path / f"deep/out/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (tmp_path / f"deep/out/{name}.svg").read_bytes()
-    assert "<h1>FlowGRPO against GRPOGuard</h1>" in page
+    assert "<h1>Training report: FlowGRPO against GRPOGuard</h1>" in page
     assert page.count("<img ") == len(FIGURES)
 
 
@@ -49,9 +49,10 @@ def test_the_page_is_self_contained(tmp_path):
     page = report.build(four_runs(tmp_path), tmp_path / "out").read_text()
     assert "<script" not in page
     assert not re.search(r"@import|<link|url\(", page)
-    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    sources = re.findall(r'src="([^"]{0,30})', page)
     assert sources
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert all((tmp_path / "out" / name).is_file() for name in re.findall(r'href="([^"]*)"', page))
 
 
 def test_each_runs_film_strip_is_on_the_page_and_the_first_of_a_method_is_open(tmp_path):
@@ -62,26 +63,31 @@ def test_each_runs_film_strip_is_on_the_page_and_the_first_of_a_method_is_open(t
     names = ["FlowGRPO, seed 1", "GRPOGuard, seed 1", "GRPOGuard, seed 2"]
     assert shown == [(n, base64.b64encode(s).decode()) for n, s in zip(names, strips.values(), strict=True)]
     assert page.count("<details open>") == 2
-    written = [(tmp_path / f"out/fig9_samples_{i}.png").read_bytes() for i in (1, 2, 3)]
+    written = [(tmp_path / f"out/samples_{i}.png").read_bytes() for i in (1, 2, 3)]
     assert written == list(strips.values())
 
 
 def test_the_page_says_where_over_optimization_starts_and_what_differs(tmp_path):
     page = report.build(four_runs(tmp_path), tmp_path / "out", keys=KEYS).read_text().replace("<wbr>", "")
-    assert "<p>FlowGRPO: gold is highest at step 10 and falls from there while the proxy rises" in page
-    assert "<p>GRPOGuard: gold never falls from its highest beyond its noise while the proxy rises.</p>" in page
-    assert '<td class="text">model.objective.class_path</td><td class="text">project.objective.FlowGRPO</td>' in page
-    assert '<td class="text">versions.torch</td><td class="text">2.14.1</td>' in page
+    top = page[: page.index("<h2>Proxy reward against gold scores")]
+    assert "FlowGRPO: over-optimization: proxy went from 0.5 to 0.75, gold went from 1.000 to 0.800; " in top
+    assert "gold is highest at step 10 (1.200) and falls from there while the proxy rises.</p>" in top
+    assert "GRPOGuard: no over-optimization: proxy went from 0.5 to 0.6, gold went from 1.000 to 1.200; " in top
+    assert '<td class="text" data-name="setting">clip range</td>' in top
+    cells = re.sub(r' data-name="[^"]*"', "", page)
+    assert '<td class="text">model.objective.class_path</td><td class="text">project.objective.FlowGRPO</td>' in cells
+    assert '<td class="text">versions.torch</td><td class="text">2.14.1</td>' in cells
     assert "<summary>command: FlowGRPO, seed 2</summary><pre>train --fast</pre>" in page
     assert "resumed_from" in page
-    assert page.count("Not shown") == page.count("Not shown: no run has samples/film_strip.png") == 1
+    assert re.findall(r"Not shown: no run has ([^,]*)", page) == ["drift/* in metrics.csv", "samples/film_strip.png"]
 
 
 def test_settings_of_many_runs_are_rows(tmp_path):
     runs = [write_run(tmp_path / f"r{i}", seed=i) for i in range(5)]
     page = report.build([str(run) for run in runs], tmp_path / "out", keys=KEYS).read_text().replace("<wbr>", "")
     assert '<th class="text"></th><th class="text">seed_everything</th></tr>' in page
-    assert '<tr><td class="text">FlowGRPO, seed 4</td><td class="text">4</td></tr>' in page
+    cells = re.sub(r' data-name="[^"]*"', "", page)
+    assert '<tr><td class="text">FlowGRPO, seed 4</td><td class="text">4</td></tr>' in cells
 
 
 def test_the_same_runs_make_the_same_files(tmp_path):
@@ -96,16 +102,16 @@ def test_names_are_escaped(tmp_path):
     page = report.build([str(write_run(tmp_path / "run"))], tmp_path / "out", ["<b>&"], "<script>").read_text()
     assert "<b>" not in page
     assert "<script>" not in page
-    assert '<td class="text">&lt;b&gt;&amp;</td>' in page
+    assert '<td class="text" data-name="method">&lt;b&gt;&amp;</td>' in page
 
 
 def test_a_run_with_a_few_metrics_shows_these_and_says_what_is_not_there(tmp_path):
     write_metrics(tmp_path / "run")
     page = report.build([str(tmp_path / "run")], tmp_path / "out").read_text().replace("<wbr>", "")
-    assert page.count("Not shown: no run has ") == 4
+    assert page.count("Not shown: no run has ") == 5
     assert "gold.csv, which GoldScore writes" in page
     assert "gold.csv, ratio/round_*.npz, gradient/round_*.npz, config.yaml, run.json" in page
-    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"index", "fig7_training"}
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"index", "training"}
 
 
 def test_curves_are_chosen_by_pattern(tmp_path, monkeypatch):
@@ -121,7 +127,7 @@ def test_curves_are_chosen_by_pattern(tmp_path, monkeypatch):
     assert drawn == [
         {
             "val/reward": "reward",
-            "ratio/clipped": "fraction of samples",
+            "ratio/clipped": "fraction of transitions",
             "train/kl": "KL divergence",
             "gradient/norm_before_clipping": "norm, loss / parameter",
         },
@@ -134,18 +140,18 @@ def test_six_methods_take_ratio_figures_of_two(tmp_path):
         write_ratio(tmp_path / f"r{i}", 0)
     report.build([str(tmp_path / f"r{i}") for i in range(5)], tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").glob("*.png")}
-    assert names == {"fig2_ratio_1.png", "fig2_ratio_2.png", "fig2_ratio_3.png"}
+    assert names == {"ratio_1.png", "ratio_2.png", "ratio_3.png"}
 
 
 def test_the_command_takes_the_keys_of_a_configuration(tmp_path, capsys):
     options = ["--method-key", "model.objective.class_path", "--seed-keys", "model.objective.init_args.clip_range"]
     assert report.main([*four_runs(tmp_path), "--out", str(tmp_path / "out"), *options]) == 0
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "<h1>FlowGRPO against GRPOGuard</h1>" in page
+    assert "<h1>Training report: FlowGRPO against GRPOGuard</h1>" in page
     assert "FlowGRPO, FlowGRPO1" in page  # a seed of 0.001 names no run
     capsys.readouterr()
     report.execute([*four_runs(tmp_path), "--out", str(tmp_path / "again")], "mine", KEYS)
-    assert "<h1>FlowGRPO against GRPOGuard</h1>" in (tmp_path / "again" / "index.html").read_text()
+    assert "<h1>Training report: FlowGRPO against GRPOGuard</h1>" in (tmp_path / "again" / "index.html").read_text()
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -238,14 +244,14 @@ def test_what_the_callbacks_write_is_what_the_report_shows(tmp_path, make_traine
 
     logged = trainer.logged_metrics | {k: float(v) for k, v in trainer.callback_metrics.items()}
     shares = [float(np.mean(arrays["clipped"])) for arrays in method.runs[0].ratio.arrays]
-    assert method.scalar("ratio/clipped").mean.tolist() == pytest.approx(shares)
+    assert method.scalar("ratio/clip_fraction").mean.tolist() == pytest.approx(shares)
     assert method.runs[0].gold["average"][-1] == pytest.approx(logged["gold/average"])
     assert method.proxy_gold().proxy.tolist() == [1.5, 7.5, 13.5, 19.5]  # six optimizer steps a round
     assert set(ratio_by_step(method)) == {0, 1, 2}
     assert set(method.gradient("velocity")) == set(method.gradient("parameters")) == {0, 1, 2}
 
     page = report.build([str(folder)], tmp_path / "out").read_text()
-    assert "<p>run/version_0: gold is highest at step 0 and falls from there" in page
+    assert "gold is highest at step 0 (1.000) and falls from there" in page
     assert "d loss / d parameters" in page
     assert {path.stem for path in (tmp_path / "out").iterdir()} == FIGURES | {"index"}
 
@@ -259,8 +265,9 @@ def test_the_verdict_of_the_stop_is_on_the_page(tmp_path):
 
 def test_figures_label_their_axes_with_units(tmp_path):
     methods = group([read_run(run) for run in four_runs(tmp_path)], keys=KEYS)
-    gold = proxy_gold_figure({m.label: m.proxy_gold() for m in methods}).axes[0]
-    assert (gold.get_xlabel(), gold.get_ylabel()) == ("optimizer step", "score / score at the start")
+    proxy, gold = proxy_gold_figure({m.label: m.proxy_gold() for m in methods}).axes
+    assert proxy.get_ylabel() == "proxy: change\n(its own unit)"  # the files have no standard deviation
+    assert (gold.get_xlabel(), gold.get_ylabel()) == ("optimizer step", "gold: average of\nscore / base score")
     assert [line.get_xdata()[0] for line in gold.lines if line.get_linestyle() == ":"] == [10]
     gradient = gradient_figure({"d loss / d velocity": {m.label: m.gradient("velocity") for m in methods}}).axes[0]
     assert gradient.get_ylabel() == "mean gradient norm (units of the loss)"
@@ -269,3 +276,45 @@ def test_figures_label_their_axes_with_units(tmp_path):
     assert (training.axes[0].get_xlabel(), training.axes[0].get_ylabel()) == ("optimizer step", "reward")
     assert [text.get_text() for text in training.legends[0].texts] == ["FlowGRPO", "GRPOGuard"]
     assert training.axes[0].lines[0].get_ydata().tolist() == [0, 1.5, 3, 4.5]
+
+
+# --- the page in a browser and on paper -------------------------------------------------------------------------------
+
+
+def test_a_narrow_screen_shows_each_row_as_a_list_of_names_and_values(tmp_path):
+    page = report.build(four_runs(tmp_path), tmp_path / "out", keys=KEYS).read_text()
+    for header, body in re.findall(r"<table[^>]*>.*?<thead>(.*?)</thead>(.*?)</table>", page, re.DOTALL):
+        names = re.findall(r"<th[^>]*>(.*?)</th>", header)
+        rows = [
+            re.findall(r'<td[^>]* data-name="([^"]*)"', row) for row in re.findall(r"<tr>.*?</tr>", body, re.DOTALL)
+        ]
+        assert rows
+        assert all(row == names for row in rows)
+    narrow = page[page.index("@media screen and (max-width: 640px)") : page.index("@media print")]
+    assert "thead { display: none; }" in narrow
+    assert "td::before { content: attr(data-name);" in narrow
+    assert "figure img { display: block; max-width: 100%; height: auto; }" in page
+
+
+def test_no_heading_is_alone_at_the_end_of_a_printed_page(tmp_path):
+    page = report.build(four_runs(tmp_path), tmp_path / "out", keys=KEYS).read_text()
+    assert ".keep { break-inside: avoid; }" in page
+    kept = re.findall(r'<section><div class="keep"><h2>[^<]*</h2>\n<(figure|p|div|details)', page)
+    assert len(kept) == page.count("<h2>") == 9
+
+
+def test_figures_are_named_by_what_they_show_and_described(tmp_path):
+    page = report.build(four_runs(tmp_path), tmp_path / "out", keys=KEYS).read_text()
+    assert "Fig." not in re.sub(r'src="[^"]*"', "", page)
+    texts = re.findall(r'<img src="[^"]*" alt="([^"]*)"', page)
+    assert len(texts) == len(FIGURES)
+    assert all(text.endswith("FlowGRPO, GRPOGuard") for text in texts)
+
+
+def test_drift_is_shown_with_its_first_and_last_values(tmp_path):
+    rows = [{"step": s, "drift/dark_share": 0.2 + s / 10, "drift/dark_share_ratio": 1 + s} for s in range(3)]
+    write_csv(tmp_path / "run/metrics.csv", rows)
+    page = report.build([str(tmp_path / "run")], tmp_path / "out").read_text()
+    assert (tmp_path / "out/drift.svg").is_file()
+    row = re.search(r"<tr><td[^>]*>dark_share</td>.*?</tr>", page)[0]
+    assert re.findall(r">([^<>]+)</td>", row) == ["dark_share", "fraction of pixels", "run", "0.2000", "0.4000", "2.00"]

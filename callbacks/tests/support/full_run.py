@@ -104,13 +104,14 @@ class Clock:
         return self.now
 
 
-def all_callbacks(parameters_every=1, **stop):
+def all_callbacks(parameters_every=1, per_step=True, **stop):
     """One of each, with every option on."""
+    kinds = {"raw": "raw_log_ratio", "normalized": "norm_log_ratio"}
     return [
         TrainableEMA(decay=0.5),
         PhaseTimer(samples="samples_made", flops_per_sample=5.0, peak_flops=100.0),
-        RatioDistribution(raw="raw_log_ratio", normalized="norm_log_ratio", sample_weight="sample_weight"),
-        GradientNorm(parameters_every=parameters_every),
+        RatioDistribution(**kinds, sample_weight="sample_weight", per_step=per_step),
+        GradientNorm(parameters_every=parameters_every, per_step=per_step),
         GradientSpikes(ratio=1.5, sigmas=0.5, window=8, patience=3),
         GoldScore([BrightScorer()], metadata=None, index="row"),
         DriftSentinels(groups="pair", index="row"),

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from guardlit_callbacks.tools.folders import run_dir
 from guardlit_callbacks.tools.logging import (
     figure_to_array,
     log_figure,
     log_histogram,
     log_image,
     log_scalars,
-    run_dir,
 )
 from guardlit_callbacks.tools.outputs import read_output
 from matplotlib.backends.backend_agg import RendererAgg

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ def load_component(loader: Any, folder: Path, component: str, **kwargs: Any) -> 
     """
     quiet()
     config = read_json(folder / component / "config.json", f"{folder / component} cannot be loaded")
+    check_variants(folder / component, "diffusion_pytorch_model")
     if (found := config.get("_class_name", loader.__name__)) != loader.__name__:
         raise GuardlitError(f"{folder / component} holds a {found}; {loader.__name__} is needed here")
     try:
@@ -46,6 +48,26 @@ def load_component(loader: Any, folder: Path, component: str, **kwargs: Any) -> 
     _complete(folder / component, loader, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
     _finite(folder / component, model)
     return model
+
+
+def check_variants(path: Path, stem: str) -> None:
+    """Refuse weights of a variant, such as `model.fp16.safetensors`, where those without one are missing.
+
+    Args:
+        path: folder of a component.
+        stem: of the file of its weights.
+
+    Raises:
+        GuardlitError: naming the variants.
+    """
+    if any((path / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json")):
+        return
+    names = (re.fullmatch(rf"{stem}\.(\w+)(?:-\d+-of-\d+)?\.safetensors", file.name) for file in path.glob("*"))
+    if variants := sorted({name[1] for name in names if name is not None}):
+        raise GuardlitError(
+            f"{path}: its weights are of the variant {' and '.join(variants)} only, and variants are not read; "
+            f"download {stem}.safetensors too, or rename the files"
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -86,6 +108,10 @@ def load_scheduler(folder: Path) -> Any:
         raise GuardlitError(f"{path}: found {found}; only {loader.__name__} is a flow-matching schedule")
     for name, default in (("shift", 1.0), ("num_train_timesteps", 1000)):
         _number(path, name, config.get(name, default), least=math.ulp(0))
+    if (terminal := config.get("shift_terminal")) is not None:
+        _number(path, "shift_terminal", terminal)
+        if terminal >= 1:
+            raise GuardlitError(f"{path}: shift_terminal is {terminal!r}; the last step's sigma is below 1")
     if config.get("invert_sigmas"):
         raise GuardlitError(f"{path}: invert_sigmas is set; a schedule that falls from noise to image is needed")
     try:
@@ -94,11 +120,35 @@ def load_scheduler(folder: Path) -> Any:
         raise GuardlitError(f"{path} does not describe a {loader.__name__}: {_reason(error)}") from error
 
 
-def check_scaling(folder: Path, vae: Any) -> None:
-    """Refuse a VAE whose latents cannot be scaled back; raises `GuardlitError`."""
+def dynamic_shift(folder: Path, config: Mapping[str, Any], tokens: int) -> float:
+    """`mu` of a scheduler's dynamic shift for an image of `tokens` tokens, as FLUX's pipeline computes it.
+
+    Raises:
+        GuardlitError: the folder's scheduler lacks a number that it needs.
+    """
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    path = folder / "scheduler" / "scheduler_config.json"
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    for name in names:
+        _number(path, name, config[name])
+    if config["base_image_seq_len"] >= config["max_image_seq_len"]:
+        raise GuardlitError(f"{path}: base_image_seq_len must be below max_image_seq_len")
+    return float(calculate_shift(tokens, *(config[name] for name in names)))
+
+
+def check_scaling(folder: Path, vae: Any, shifted: bool) -> None:
+    """Refuse a VAE whose latents cannot be scaled back; raises `GuardlitError`.
+
+    Args:
+        folder: of the pipeline.
+        vae: loaded.
+        shifted: whether its configuration must have a shift_factor.
+    """
     path = folder / "vae" / "config.json"
     _number(path, "scaling_factor", vae.config.get("scaling_factor", 1.0), least=math.ulp(0))
-    _number(path, "shift_factor", vae.config.get("shift_factor", 0.0))
+    if (shift := vae.config.get("shift_factor", 0.0)) is not None or shifted:
+        _number(path, "shift_factor", shift)
 
 
 def _number(path: Path, name: str, value: object, least: float = -sys.float_info.max) -> None:
@@ -123,6 +173,9 @@ def load_pipeline(loader: Any, folder: Path, **kwargs: Any) -> Any:
     loaded: dict[str, Any] = {}
     try:
         for name in (name for name in needed if name.startswith("text_encoder")):
+            if not (folder / name).is_dir():
+                raise GuardlitError(f"{folder} lacks the component '{name}' that its model_index.json names")
+            check_variants(folder / name, "model")
             # one by one, since a pipeline does not report missing weights
             encoder = getattr(transformers, needed[name])
             loaded[name], info = encoder.from_pretrained(

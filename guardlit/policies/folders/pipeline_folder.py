@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from guardlit.assets import published, resolve
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, hub_refusal
 
 LIBRARIES = (None, "diffusers", "transformers")
 """Libraries whose classes a model_index.json may name."""
@@ -109,6 +109,8 @@ def _download(model: str, weights: bool) -> Path:
             if (bundled := published(model)) is not None:
                 return bundled
             raise GuardlitError(f"model '{model}' is no folder here and not in the hub cache") from error
+        if refusal := hub_refusal(error, model):
+            raise GuardlitError(f"model '{model}' is no folder here and could not be downloaded: {refusal}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GuardlitError(
             f"model '{model}' is no folder here, is not in the hub cache, and could not be downloaded: {reason}"

@@ -24,7 +24,9 @@ class DecodingPolicy(SkeletonPolicy):
 
     def _images(self, vae: Any, latents: Tensor) -> Tensor:
         """Images in [-1, 1] of clean latents, both in the VAE's dtype, (B, C, H, W) -> (B, 3, height, width)."""
-        unscaled = latents / vae.config.scaling_factor + vae.config.shift_factor
+        unscaled = latents / vae.config.scaling_factor
+        if vae.config.shift_factor is not None:
+            unscaled = unscaled + vae.config.shift_factor
         return cast("Tensor", vae.decode(unscaled, return_dict=False)[0])
 
     @torch.no_grad()

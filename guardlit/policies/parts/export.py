@@ -14,7 +14,8 @@ from guardlit.policies.base import FlowPolicy
 from guardlit.policies.folders.pipeline_folder import pipeline_folder, sample_digest
 from guardlit.policies.weights.exported import exported_weights
 from guardlit.policies.weights.full import full_network
-from guardlit.policies.weights.lora import LoRA, adapter_state
+from guardlit.policies.weights.lora import LoRA
+from guardlit.policies.weights.lora_writing import adapter_state, save
 from guardlit.policies.weights.quantized import Kind
 
 
@@ -50,18 +51,13 @@ class ExportingPolicy(FlowPolicy):
             if is_first():
                 self._pipeline(transformer).save_pretrained(folder, safe_serialization=True)
             return
-        state, config = adapter_state(self.transformer)
-        if not is_first():
-            return
-        getattr(diffusers, self.pipeline_class).save_lora_weights(
-            folder,
-            transformer_lora_layers=state,
-            transformer_lora_adapter_metadata=config,  # without it diffusers takes alpha = rank
-        )
+        weights, header = adapter_state(self.transformer)
+        if is_first():
+            save(weights, header, folder, getattr(diffusers, self.pipeline_class))
 
     def exported(self, folder: Path) -> AbstractContextManager[None]:
         """See `FlowPolicy.exported`."""
-        return exported_weights(self.transformer, folder, self.pipeline_class)
+        return exported_weights(self.transformer, folder)
 
     def source(self) -> dict[str, str]:
         """See `FlowPolicy.source`."""

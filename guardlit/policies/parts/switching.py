@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +32,10 @@ class SwitchingPolicy(FlowPolicy):
     def using(self, weights: WeightSet) -> AbstractContextManager[None]:
         """See `FlowPolicy.using`."""
         return self._sets.using(weights)
+
+    def base(self) -> AbstractContextManager[None]:
+        """See `FlowPolicy.base`."""
+        return self.using("reference") if self.lora and self.lora.start else nullcontext()
 
     @property
     def mergeable(self) -> bool:

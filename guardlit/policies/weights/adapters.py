@@ -89,8 +89,9 @@ def compute_as_base(transformer: nn.Module) -> None:
     _count_optimizer_steps()
     once = not is_sharded(dict(transformer.named_parameters()))
     for layer in adapted_layers(transformer):
-        layer.cast_input_dtype_enabled = False
-        for linear in (*layer.lora_A.values(), *layer.lora_B.values()):
+        linears = (*layer.lora_A.values(), *layer.lora_B.values())
+        layer.cast_input_dtype_enabled = not all(isinstance(linear, nn.Linear) for linear in linears)
+        for linear in linears:
             if type(linear) is nn.Linear:
                 linear.__class__ = CastLinear
             if isinstance(linear, CastLinear):

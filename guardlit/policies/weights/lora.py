@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from guardlit_callbacks.distributed import on_first, reshard, shard_like
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError, at_least, did_you_mean, positive
 from guardlit.policies.base import WeightSet
 from guardlit.policies.weights.adapters import activate, adapted_layers, compute_as_base
+from guardlit.policies.weights.attaching import attach
+from guardlit.policies.weights.lora_reading import read_lora
+from guardlit.policies.weights.lora_update import Update
 from guardlit.policies.weights.sets import without_gradients
 
 TRAINED, OLD = "default", "old"
@@ -29,12 +35,15 @@ class LoRA:
         alpha: the update is scaled by alpha / rank.
         targets: suffixes of module names; null takes the model family's published list.
         init: `gaussian`, as published, or `default` (Kaiming); both start as no change at all.
+        start: a LoRA that training starts from, a safetensors file or its folder; its own layers, ranks and alphas
+            replace `rank`, `alpha`, `targets` and `init`. The reference stays the base without it.
     """
 
     rank: int = 32
     alpha: float = 64
     targets: tuple[str, ...] | None = None
     init: str = "gaussian"
+    start: str | None = field(default=None, repr=False)  # the fingerprint has its layers
 
     def __post_init__(self) -> None:
         at_least(1, **{"lora.rank": self.rank})
@@ -43,6 +52,8 @@ class LoRA:
             raise GuardlitError(f"lora.init={self.init} must be gaussian or default")
         if self.targets is not None and not self.targets:
             raise GuardlitError("lora.targets is empty; name layers, or omit it for the family's own list")
+        if self.targets is not None and self.start is not None:
+            raise GuardlitError(f"lora.targets and lora.start={self.start}: omit targets, which are that LoRA's layers")
 
 
 class AdapterWeights:
@@ -61,24 +72,13 @@ class AdapterWeights:
     def __init__(
         self, transformer: Any, lora: LoRA, default_targets: Sequence[str], unused: Sequence[str] = ()
     ) -> None:
-        from peft import LoraConfig
-
-        targets = list(lora.targets or default_targets)
-        names = _check_targets(transformer, targets)
-        if unused:  # listed in full, since peft's `exclude_modules` causes warnings when an exported adapter is loaded
-            targets = sorted(names - set(unused))
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            target_modules=targets,
-            init_lora_weights="gaussian" if lora.init == "gaussian" else True,
-        )
         transformer.requires_grad_(False)
-        weightless = next(transformer.parameters()).is_meta
-        with warnings.catch_warnings(), torch.device("meta" if weightless else "cpu"):  # equal numbers on any device
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are intended
+        if lora.start is not None:
+            updates = _starting_updates(transformer, lora.start, unused)
             for name in (TRAINED, OLD):
-                transformer.add_adapter(config, adapter_name=name)
+                attach(transformer, name, updates)
+        else:
+            _add_untrained(transformer, lora, default_targets, unused)
         transformer.set_adapter(TRAINED)
         self._transformer, self._layers = transformer, adapted_layers(transformer)
         for name, parameter in transformer.named_parameters():
@@ -129,13 +129,55 @@ class AdapterWeights:
             old.copy_(shard_like(state[name], old))
 
 
-def adapter_state(transformer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The trained adapter's weights on the CPU under peft's names, and its settings; see `on_first`."""
-    from peft.utils import get_peft_model_state_dict
+def trained_layers(transformer: Any) -> dict[str, Any]:
+    """The layers of the trained adapter by name."""
+    layers = {id(layer) for layer in adapted_layers(transformer) if TRAINED in layer.scaling}
+    return {name: module for name, module in transformer.named_modules() if id(module) in layers}
 
-    state = on_first((k, v) for k, v in transformer.state_dict().items() if f".{TRAINED}." in k)
-    weights = get_peft_model_state_dict(transformer, state_dict=state, adapter_name=TRAINED)
-    return weights, transformer.peft_config[TRAINED].to_dict()
+
+def describe(lora: LoRA, transformer: Any) -> str:
+    """The adapter for a fingerprint: its settings, or what the LoRA that training started from gives instead."""
+    if lora.start is None:
+        return str(lora)
+    named = trained_layers(transformer).items()
+    layers = sorted((name, layer.r[TRAINED], round(layer.scaling[TRAINED], 6)) for name, layer in named)
+    ranks = " and ".join(map(str, sorted({rank for _, rank, _ in layers})))
+    return f"rank {ranks} in {len(layers)} layers ({hashlib.sha256(str(layers).encode()).hexdigest()[:16]})"
+
+
+def _add_untrained(transformer: Any, lora: LoRA, default_targets: Sequence[str], unused: Sequence[str]) -> None:
+    from peft import LoraConfig
+
+    targets = list(lora.targets or default_targets)
+    names = _check_targets(transformer, targets)
+    if unused:  # listed in full, since peft's `exclude_modules` causes warnings when an exported adapter is loaded
+        targets = sorted(names - set(unused))
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+    )
+    weightless = next(transformer.parameters()).is_meta
+    with warnings.catch_warnings(), torch.device("meta" if weightless else "cpu"):  # equal numbers on any device
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are intended
+        for name in (TRAINED, OLD):
+            transformer.add_adapter(config, adapter_name=name)
+
+
+def _starting_updates(transformer: Any, start: str, unused: Sequence[str]) -> dict[str, Update]:
+    """The updates to start from, of layers that affect the image."""
+    updates = read_lora(Path(start).expanduser(), transformer, unfold=True)
+    if any(update.magnitude is not None or update.bias is not None for update in updates.values()):
+        raise GuardlitError(f"lora.start={start} is a LoRA with magnitudes (DoRA) or biases, which do not train here")
+    updates = {name: update for name, update in updates.items() if name not in unused}
+    if not updates:
+        raise GuardlitError(f"lora.start={start} changes no layer that affects the image")
+    if not next(transformer.parameters()).is_meta:
+        ranks, alphas = ({f"{getattr(u, k):g}" for u in updates.values()} for k in ("rank", "alpha"))
+        found = f"rank {' and '.join(sorted(ranks))}, alpha {' and '.join(sorted(alphas))}, {len(updates)} layers"
+        rank_zero_info(f"lora.start={start}: {found}")
+    return updates
 
 
 def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> set[str]:

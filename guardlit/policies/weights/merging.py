@@ -39,7 +39,7 @@ def merged(transformer: nn.Module) -> Iterator[None]:
     """Add the active adapter to the weights and disable it, within the context.
 
     The sum is computed in float32 and rounded to the dtype of storage. A copy of the weights is kept and restored, bit
-    for bit: layers with adapters are in memory twice.
+    for bit: layers with adapters are in memory twice. Adapters that are no sum with the weight (DoRA) stay active.
 
     Args:
         transformer: with at most one active adapter; it may be sharded.
@@ -60,7 +60,7 @@ def _merge(transformer: nn.Module, swaps: list[tuple[Any, nn.Parameter, Tensor]]
     reshard(transformer)
     for layer in adapted_layers(transformer):
         adapters = [name for name in layer.active_adapters if name in layer.lora_A]
-        if layer.disable_adapters or not adapters:
+        if layer.disable_adapters or not adapters or not _plain(layer):
             continue
         weight = layer.get_base_layer().weight
         total = local(weight).float()

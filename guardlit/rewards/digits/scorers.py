@@ -31,13 +31,13 @@ def asked_digit(prompt: str, metadata: Mapping[str, object]) -> int:
         digit = metadata["digit"]
         if isinstance(digit, int) and not isinstance(digit, bool) and 0 <= digit <= 9:
             return digit
-        raise ValueError(f"prompt {prompt!r}: metadata has digit={digit!r}; expected an integer from 0 to 9")
+        raise ValueError(f"metadata has digit={digit!r}; expected an integer from 0 to 9")
     words = re.findall(r"[a-z]+|\d+", prompt.lower())
     named = {DIGITS.index(w) for w in words if w in DIGITS} | {int(w) for w in words if w.isdigit() and len(w) == 1}
     if len(named) != 1:
         raise ValueError(
-            f"prompt {prompt!r}: names {len(named) or 'no'} digits; expected one, such as 'seven' or '7', "
-            'or "digit": 7 in its metadata'
+            f"it names {len(named) or 'no'} digits; expected one, such as 'seven' or '7', or \"digit\": 7 in its "
+            "metadata"
         )
     return named.pop()
 

@@ -79,10 +79,7 @@ class GenEval(ClipScorer):
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
         """Raise `ValueError` for metadata that are missing or could not be scored."""
-        try:
-            read_metadata(metadata)
-        except ValueError as error:
-            raise ValueError(f"prompt '{prompt[:80]}': {error}") from error
+        read_metadata(metadata)
 
     def weight_bytes(self) -> None:
         """Not known: there is a detector in addition to the CLIP model."""

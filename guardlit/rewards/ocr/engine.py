@@ -22,6 +22,7 @@ import numpy as np
 
 from guardlit.errors import GuardlitError
 from guardlit.files import sha256
+from guardlit.rewards.ocr.text import squeezed
 from guardlit.rewards.outcome import Outcome
 
 MODELS = {
@@ -38,11 +39,16 @@ _WORD = "GUARD"
 
 def engine_provenance() -> dict[str, str]:
     """Versions and the SHA-256 of the models; raises `GuardlitError` where a package or a model is missing."""
-    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+    if missing := missing_packages():
         raise GuardlitError(f"reading text needs {', '.join(missing)}: pip install 'guardlit[ocr]'")
     versions = {name: importlib.metadata.version(name) for name in ("rapidocr", "onnxruntime")}
     hashes = {f"{part.lower()}_sha256": sha256(path) for part, path in _model_paths().items()}
     return {**versions, **hashes}
+
+
+def missing_packages() -> list[str]:
+    """Names of the packages that are needed and not installed."""
+    return [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def _model_paths() -> dict[str, Path]:
@@ -54,6 +60,26 @@ def _model_paths() -> dict[str, Path]:
         if not path.is_file():
             raise GuardlitError(f"{path}: missing from this rapidocr; pip install --force-reinstall 'rapidocr==3.10.*'")
     return paths
+
+
+@functools.cache
+def known_characters() -> frozenset[str]:
+    """The characters that the recognizer can give, `squeezed`; its model file lists them.
+
+    Raises:
+        GuardlitError: the model file is missing or lists no characters.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # nothing is computed
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    path = _model_paths()["Rec"]
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    listed = session.get_modelmeta().custom_metadata_map.get("character", "")
+    if not listed:
+        raise GuardlitError(f"{path}: lists no characters; pip install --force-reinstall 'rapidocr==3.10.*'")
+    return frozenset(squeezed(listed))
 
 
 class Readers:

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from guardlit.rewards.base import Scorer
-from guardlit.rewards.ocr.engine import Readers, engine_provenance
-from guardlit.rewards.ocr.text import accuracy, quoted_texts, squeezed
+from guardlit.rewards.ocr.engine import Readers, engine_provenance, known_characters, missing_packages
+from guardlit.rewards.ocr.text import accuracy, legible, quoted_texts, squeezed
 from guardlit.rewards.outcome import first_error
 from guardlit.types import RewardRequest, RewardResult
 
@@ -19,8 +19,9 @@ class OCR(Scorer):
     """Text accuracy in [0, 1], as Flow-GRPO (arXiv:2505.05470) defines it, read by PP-OCRv6 through rapidocr.
 
     1 where the quoted text of the prompt is part of what was read, otherwise 1 - min(d, n) / n with the Levenshtein
-    distance d and n characters in the quoted text; white space and case are ignored, and boxes are joined from top to
-    bottom. An image without text scores 0; one that could not be read is NaN and invalid.
+    distance d and n characters in the quoted text, and boxes are joined from top to bottom. White space and case are
+    ignored, and characters that look the same are the same (kinds of quotes, dashes and accents; see
+    `docs/ocr.md`). An image without text scores 0; one that could not be read is NaN and invalid.
 
     `details["exact"]` is 1 where only the quoted text was read. If it falls while the score stays high, the images fill
     with text.
@@ -53,8 +54,19 @@ class OCR(Scorer):
         return {"scorer": self.name, **self._engine, "targets": self.targets, "side": str(self.side)}
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
-        """Raise `ValueError` unless the prompt holds text in quotes, and its quotes are balanced."""
-        quoted_texts(prompt)
+        """Raise `ValueError` unless the prompt holds text in balanced quotes that the recognizer can read.
+
+        Without the packages of `setup`, only the quotes are checked: `guardlit plan` needs no recognizer.
+        """
+        if missing_packages():
+            quoted_texts(prompt)
+        else:
+            self._targets(prompt)
+
+    def _targets(self, prompt: str) -> list[str]:
+        """The quoted texts that count, without what the recognizer cannot read."""
+        texts = quoted_texts(prompt)
+        return [legible(text, known_characters()) for text in (texts[:1] if self.targets == "first" else texts)]
 
     def setup(self, device: torch.device) -> None:
         """Start the subprocesses and read a word in each; raises `GuardlitError` if one cannot."""
@@ -72,7 +84,7 @@ class OCR(Scorer):
         """Score B images of any size, (B,)."""
         if self._readers is None:
             raise RuntimeError("the reward ocr was not set up")
-        targets = [quoted_texts(prompt) for prompt in request.prompts]
+        targets = [self._targets(prompt) for prompt in request.prompts]
         outcomes = self._readers.read(list(request.images.permute(0, 2, 3, 1).cpu().numpy()))
         scores = [
             (float("nan"),) * 2 if o.value is None else self._rate(texts, o.value)
@@ -88,7 +100,6 @@ class OCR(Scorer):
         """Accuracy, and 1 if nothing else was read."""
         joined = "".join(boxes)
         if self.targets == "first":
-            targets = targets[:1]
             value = accuracy(targets[0], joined)
         else:
             value = sum(max(accuracy(t, read) for read in (joined, *boxes)) for t in targets) / len(targets)

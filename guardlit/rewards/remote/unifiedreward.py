@@ -78,9 +78,7 @@ class UnifiedReward(ClientScorer):
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
         """Raise `ValueError` for a prompt that holds a control token."""
         if found := _CONTROL.search(prompt):
-            raise ValueError(
-                f"prompt {prompt!r}: holds {found[0]!r}, which a model behind a chat server takes for its own"
-            )
+            raise ValueError(f"it holds {found[0]!r}, which a model behind a chat server takes for its own")
 
     def check_server(self) -> None:
         """Choose the model on the server; raises `GuardlitError` if the server cannot be reached or lacks the model."""

@@ -54,7 +54,7 @@ class NonFiniteGuard:
         Args:
             outputs: of the update's micro-batches.
             norm: of the update's gradient over all ranks, ().
-            update: its index in the run.
+            update: its index in the run; the message counts from 1.
             round: that it belongs to.
             world: the ranks.
             scaled: whether a loss scaler is in use.
@@ -70,7 +70,7 @@ class NonFiniteGuard:
             return True
         causes = world.gather_objects(find_cause(outputs, round))
         cause = next((found for found in causes if found), None)
-        message = f"gradient norm is {float(norm)} at update {update}, round {round.index}: " + (
+        message = f"gradient norm is {float(norm)} at update {update + 1}, round {round.number}: " + (
             cause or "the losses are finite, the backward pass is not"
         )
         overflow = scaled and cause is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from guardlit.checkpoints.discovery import checkpoints_in
 from guardlit.checkpoints.integrity import load_metadata
 from guardlit.errors import NonFiniteError
 
@@ -28,7 +29,7 @@ def restart_checkpoint(trainer: pl.Trainer, error: NonFiniteError) -> str:
     rank_zero_warn(str(error))
     restart_step, folder = _step(Path(error.restart_from)), checkpoint_folder(trainer)
     if trainer.is_global_zero:
-        for path in folder.glob("*.ckpt"):
+        for path in list(checkpoints_in(folder)):
             if _step(path) > restart_step:
                 _set_aside(path)
     trainer.strategy.barrier("set aside")

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.world import World
+from guardlit.rounds.round_rewards import AVERAGE
 from guardlit.training.recovery.restart import checkpoint_folder
 
 if TYPE_CHECKING:
@@ -47,8 +48,12 @@ class Rollback(Checkpoint):
     steps that are made twice; later checkpoints are renamed to `NAME.ckpt.exploded`. Needs `guardlit.Trainer`, which
     `guardlit fit` has.
 
-    Logged: `rollback/count`, at each validation. Lightning calls a `Checkpoint` after all other callbacks, so a good
-    checkpoint holds their state after the validation.
+    Lightning calls a `Checkpoint` after all other callbacks, so a good checkpoint holds their state after the
+    validation. Logged after each validation:
+
+    | key | unit |
+    |---|---|
+    | `rollback/count` | rollbacks of the run so far |
 
     Args:
         action: `rollback`, or `stop` with one line that names the checkpoint and what to change.
@@ -163,16 +168,15 @@ class Rollback(Checkpoint):
             return
         self._round = module.experience.round.index
         if self.max_reward_drop is not None:
-            name = f"reward/{module.reward.name}"
-            mean, std = (module.round_metrics[f"{name}_{what}"] for what in ("mean", "std"))
-            self._check_reward(trainer, name, mean, std)
+            name, metrics = module.reward.name, module.round_metrics
+            self._check_reward(trainer, f"{AVERAGE}{name}", metrics[f"{AVERAGE}{name}"], metrics[f"reward/{name}_std"])
         self._confirm(trainer)
 
     def _check_reward(self, trainer: pl.Trainer, name: str, mean: float, std: float) -> None:
         if self._best_reward is not None:
             best, best_std = self._best_reward
             if not mean >= best - cast(float, self.max_reward_drop) * best_std:
-                fell = f"{name}_mean fell from {best:.4g} to {mean:.4g} in round {self._round}"
+                fell = f"{name} fell from {best:.4g} to {mean:.4g} in round {self._round + 1}"
                 limit = f"max_reward_drop={self.max_reward_drop} standard deviations ({best_std:.2g}) of that round"
                 self._diverged(trainer, f"{fell}, by more than {limit}")
         if self._best_reward is None or mean > self._best_reward[0]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 
+from guardlit.checkpoints.discovery import checkpoints_in
 from guardlit.checkpoints.finite import finite_weights
 from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes import lightning_internals as internals
@@ -16,7 +18,7 @@ from guardlit.processes.phases import Phase
 from guardlit.processes.rank_errors import is_on_all_ranks
 from guardlit.processes.slurm import remove_requeue_checkpoint, requeue, requeue_signal
 from guardlit.processes.world import World
-from guardlit.training.recovery.restart import checkpoint_folder
+from guardlit.training.recovery.partial_round import interrupted_path
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -37,7 +39,8 @@ class SignalGuard(pl.Callback):
     """On SIGINT, SIGTERM or SIGUSR1: write `checkpoints/interrupted.ckpt` and stop.
 
     The run stops within one micro-batch, denoising step or batch of validation images; the encoding of prompts is
-    finished first. A second SIGINT stops at once; schedulers repeat the other signals, which changes nothing. The
+    finished first. A second SIGINT stops at once, and so does a KeyboardInterrupt that a callback raises: the run then
+    resumes from the last checkpoint. Schedulers repeat the other signals, which changes nothing. The
     checkpoint holds the round in progress and the gradients accumulated so far, so that the resumed run equals the
     undisturbed one bit for bit. A validation that was cut short is repeated first.
 
@@ -111,6 +114,8 @@ class SignalGuard(pl.Callback):
         """Check after a micro-batch, whose gradients are kept; after a round's last one once the round is logged."""
         if batch_idx + 1 < trainer.num_training_batches:
             self._check_signal(trainer)
+        else:
+            self._agree(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find how many batches every rank has: one may have one less than another."""
@@ -130,10 +135,16 @@ class SignalGuard(pl.Callback):
         self._validation_due = False
 
     def _check_signal(self, trainer: pl.Trainer) -> None:
-        # one rank alone must not leave the others waiting in a collective
-        if signum := World.of(trainer).largest(self._received):
+        if signum := self._agree(trainer):
             where = f"stopped by {signal.Signals(signum).name} at update {trainer.global_step}"
-            raise Interrupted(f"{where}; resume with --ckpt_path {_path(trainer)}", signum)
+            raise Interrupted(f"{where}; resume with --ckpt_path {interrupted_path(trainer)}", signum)
+
+    def _agree(self, trainer: pl.Trainer) -> int:
+        """The signal that some rank has received; `should_stop` of one rank is that of all. Collective."""
+        # one rank alone must not leave the others waiting in a collective
+        signum, stop = divmod(World.of(trainer).largest(2 * self._received + trainer.should_stop), 2)
+        trainer.should_stop = bool(stop) or trainer.should_stop
+        return signum
 
     # the exit -----------------------------------------------------------------------------------------------------
 
@@ -142,27 +153,36 @@ class SignalGuard(pl.Callback):
         if isinstance(exception, Interrupted):
             self._save(trainer, pl_module)
             if exception.signum == self._requeue_signal:
-                requeue(trainer, _path(trainer))
+                requeue(trainer, interrupted_path(trainer))
+        elif isinstance(exception, KeyboardInterrupt):
+            self._report(trainer)
         elif isinstance(exception, GuardlitError) and trainer.global_step > 0:
             numbers = isinstance(exception, NonFiniteError)
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
             if numbers and any(getattr(c, "keeps_own_checkpoints", False) for c in callbacks):
                 return
             if self._collecting and not numbers and (is_on_all_ranks(exception) or trainer.world_size == 1):
-                trainer.save_checkpoint(_path(trainer))
-                exception.args = (f"{exception}; resume with --ckpt_path {_path(trainer)}",)
+                trainer.save_checkpoint(interrupted_path(trainer))
+                exception.args = (f"{exception}; resume with --ckpt_path {interrupted_path(trainer)}",)
             elif (last := _last_written(trainer, finite=numbers)) is not None:
                 exception.args = (f"{exception}; the last good checkpoint is {last}",)
+
+    def _report(self, trainer: pl.Trainer) -> None:
+        """Say where a run that a KeyboardInterrupt ended can be resumed; one that no signal caused saves a rollout."""
+        if self._collecting and not self._received and trainer.world_size == 1:
+            trainer.save_checkpoint(interrupted_path(trainer))
+        if trainer.global_rank == 0 and (last := _last_written(trainer, finite=False)) is not None:
+            print(f"interrupted at update {trainer.global_step}; resume with --ckpt_path {last}", file=sys.stderr)
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._validation_due:
             internals.reset_validation_progress(trainer)
             if internals.is_last_batch(trainer):
                 # the round is complete but for its validation, and the resumed run will not log it
-                here = dict.fromkeys(("round", "epoch"), float(trainer.current_epoch))
+                here = {"round": float(trainer.current_epoch + 1), "epoch": float(trainer.current_epoch)}
                 for logger in trainer.loggers:
                     logger.log_metrics(pl_module.round_metrics | here, trainer.global_step - 1)  # type: ignore[operator]
-        trainer.save_checkpoint(_path(trainer))
+        trainer.save_checkpoint(interrupted_path(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """Whether a validation was cut short."""
@@ -173,15 +193,11 @@ class SignalGuard(pl.Callback):
         self._validation_due = state_dict.get("validation_due", False)
 
 
-def _path(trainer: pl.Trainer) -> Path:
-    return checkpoint_folder(trainer) / "interrupted.ckpt"
-
-
 def _last_written(trainer: pl.Trainer, finite: bool) -> Path | None:
     """The newest checkpoint of this run or the one it resumed from; with `finite`, the newest with finite weights."""
     keepers = trainer.checkpoint_callbacks
     folders = {Path(folder) for k in keepers if (folder := getattr(k, "dirpath", None))}
-    written = [*(path for folder in folders for path in folder.glob("*.ckpt")), Path(trainer.ckpt_path or "")]
+    written = [*(path for folder in folders for path in checkpoints_in(folder)), Path(trainer.ckpt_path or "")]
     written = [path for path in written if path.suffix == ".ckpt" and path.exists()]
     written.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return next((path for path in written if not finite or finite_weights(path)), None)

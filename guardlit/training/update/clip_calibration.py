@@ -42,8 +42,11 @@ class Calibrated(Protocol):
 class ClipCalibration(pl.Callback):
     """Sets the objective's clip range from the log ratios that a run shows, where `clip_range: auto` asks for it.
 
-    A run adds one by itself; list it among the callbacks to change its arguments. Logs `train/clip_range`, the upper
-    side in the objective's own unit.
+    A run adds one by itself; list it among the callbacks to change its arguments. Logged after each update:
+
+    | key | unit |
+    |---|---|
+    | `train/clip_range` | upper side of the clip range, in the objective's `clip_unit`; with `auto` only |
 
     The first update of a round is on-policy and carries no information. In a run's first round the range follows every
     later update. From then on it changes in two cases only. A finished round that clipped a fraction outside the
@@ -51,7 +54,7 @@ class ClipCalibration(pl.Callback):
     log ratios are `DRIFT` times as large or small as the range was made for scales it.
 
     Args:
-        fraction: of the transitions of a round's off-policy updates, the part to clip.
+        fraction: of the transitions of a round's off-policy updates, the part to clip: `train/clip_off_policy`.
         tolerance: while a round's clipped fraction is this close to `fraction`, the range stays.
 
     Raises:

@@ -218,7 +218,7 @@ def test_a_run_trains_on_one_and_logs_the_others(
     with next(tmp_path.rglob("metrics.csv")).open() as file:
         rows = list(csv.DictReader(file))
     for name in NAMES:
-        values = [float(row[f"reward/{name}_mean"]) for row in rows if row[f"reward/{name}_mean"]]
+        values = [float(row[f"average_reward/{name}"]) for row in rows if row[f"average_reward/{name}"]]
         assert values, name
         assert all(map(math.isfinite, values)), name
     with next(tmp_path.rglob("gold.csv")).open() as file:

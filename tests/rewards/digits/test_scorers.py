@@ -20,7 +20,7 @@ from guardlit.rewards.digits.scorers import (
     asked_digit,
     rms_distances,
 )
-from guardlit.types import RewardRequest
+from guardlit.types import Prompt, RewardRequest
 
 CPU = torch.device("cpu")
 
@@ -147,13 +147,13 @@ def test_metadata_wins_over_the_words():
 @pytest.mark.parametrize("prompt", ["a cat", "", "a seventeen", "17", "a seven and an eight", "someone"])
 def test_a_prompt_without_exactly_one_digit_is_refused_by_name(prompt):
     for scorer in (DigitProbability(), DigitGold()):
-        with pytest.raises(ValueError, match=f"^prompt {prompt!r}: names"):
-            scorer.check_prompt(prompt, {})
+        why = scorer.refusal(Prompt(prompt))
+        assert why.startswith(f"reward '{scorer.name}' cannot score the prompt {prompt!r}: it names ")
 
 
 @pytest.mark.parametrize("digit", [10, -1, "7", 7.0, True, None])
 def test_bad_metadata_is_refused(digit):
-    with pytest.raises(ValueError, match="'a seven': metadata has digit"):
+    with pytest.raises(ValueError, match="metadata has digit="):
         DigitGold().check_prompt("a seven", {"digit": digit})
 
 

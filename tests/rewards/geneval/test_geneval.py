@@ -22,7 +22,7 @@ from guardlit.rewards import GenEval, Placement
 from guardlit.rewards.geneval.colors import color_vectors, crops, nearest, sentences
 from guardlit.rewards.geneval.detector import View
 from guardlit.rewards.geneval.prompt import CLASSES, COLORS, read_metadata
-from guardlit.types import RewardRequest
+from guardlit.types import Prompt, RewardRequest
 
 CPU = torch.device("cpu")
 MODES = ["official", "strict", "flow_grpo"]
@@ -297,8 +297,9 @@ def test_mistakes_get_one_line(folder: Path, scorer: GenEval):
             GenEval(str(detector), clip=str(clip)).setup(CPU)
         assert expected in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
-    with pytest.raises(ValueError, match=r"prompt 'a cup': GenEval's include\[0\].class is 'cups'; did you mean cup"):
-        scorer.check_prompt("a cup", wants("cups"))
+    assert scorer.refusal(Prompt("a cup", wants("cups"))) == (
+        "reward 'geneval' cannot score the prompt 'a cup': GenEval's include[0].class is 'cups'; did you mean cup?"
+    )
     with pytest.raises(GuardlitError, match="did you mean cup"):
         scorer.score(request(pictures(1), [wants("cups")]))
 
@@ -329,7 +330,9 @@ def test_one_round_logs_all_three_scores(run: Path, tmp_path: Path):
     assert guardlit("fit", "--config", run) == 0
     with next(tmp_path.rglob("metrics.csv")).open() as file:
         rows = list(csv.DictReader(file))
-    means = [{mode: row[f"reward/{mode}_mean"] for mode in MODES} for row in rows if row.get("reward/official_mean")]
+    means = [
+        {mode: row[f"average_reward/{mode}"] for mode in MODES} for row in rows if row.get("average_reward/official")
+    ]
     assert len(means) == 1
     assert all(means[0].values())
     assert any(row.get("val/reward") for row in rows)

@@ -1,5 +1,7 @@
 """The OCR scorer on written text: scores, targets, provenance, options."""
 
+# ruff: noqa: RUF001 - it is about characters that look alike
+
 from __future__ import annotations
 
 import os
@@ -15,7 +17,7 @@ from guardlit.rewards import OCR
 from guardlit.rewards.ocr import engine as ocr_engine
 from guardlit.rewards.ocr.engine import Readers
 from guardlit.rewards.outcome import Outcome
-from guardlit.types import RewardRequest
+from guardlit.types import Prompt, RewardRequest
 
 CPU = torch.device("cpu")
 
@@ -23,6 +25,72 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("size", [256, 512])
 def test_written_text_is_read(ocr, size):
     assert mean_accuracy(ocr, size, [(text, FONTS[i % 4], i) for i, text in enumerate(PHRASES[:8])]) >= 0.99
+
+
+TYPOGRAPHY = [
+    "IT’S OK",
+    "rock ’n’ roll",
+    "WAIT…",
+    "10 °C",
+    "10°",
+    "Cafe\u0301",
+    "1–2",
+    "A — B",
+    "5 − 3",
+    "Wi‑Fi",
+    "5′10″",
+    "½ off",
+    "H₂O",
+    "oﬃce",
+    "Straße",
+    "STRASSE",
+    "¡Hola!",
+    "¿Qué?",
+    "Æther",
+    "İstanbul",
+    "ΑΘΗΝΑ",
+    "Łódź",
+    "™ Brand",
+    "€ 50",
+    "EXIT →",
+    "★ SALE",
+    "A • B",
+]
+
+
+def test_perfectly_drawn_typography_scores_1(ocr):
+    images = torch.stack([written(text, 256) for text in TYPOGRAPHY])
+    result = ocr.score(RewardRequest(images, [f'a sign "{text}"' for text in TYPOGRAPHY], [{}] * len(TYPOGRAPHY)))
+    assert {text: value for text, value in zip(TYPOGRAPHY, result.values.tolist(), strict=True) if value < 1} == {}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ('a sign "Москва"', "м о с к в а"),
+        ("a sign “שלום”", "ש ל ו ם"),
+        ('a sign "한국"', "한 국"),
+        ('a sign "Tiếng Việt"', "ế ệ"),
+        ('a sign "हिन्दी"', "ह न द"),
+        ('a sign "Ελλάδα"', "ά"),
+    ],
+)
+def test_a_script_that_the_recognizer_cannot_read_is_refused(prompt, found):
+    why = OCR().refusal(Prompt(prompt))
+    assert why.startswith(f"reward 'ocr' cannot score the prompt {prompt!r}: the recognizer cannot read {found} in ")
+
+
+def test_what_the_recognizer_reads_is_accepted():
+    for text in (*PHRASES, *TYPOGRAPHY, "東京タワー", "欢迎光临", "ひらがな", "Smørrebrød", "ŽLUŤ", "Ñandú", "α = 2"):
+        assert OCR("all").refusal(Prompt(f'a sign "{text}"')) == ""
+    assert OCR("first").refusal(Prompt('"OPEN" and "Москва"')) == ""
+    assert "м о с к в а" in OCR("all").refusal(Prompt('"OPEN" and "Москва"'))
+
+
+def test_without_the_recognizer_only_the_quotes_are_checked(monkeypatch):
+    monkeypatch.setattr("guardlit.rewards.ocr.scorer.missing_packages", lambda: ["rapidocr"])
+    assert OCR().refusal(Prompt('a sign "Москва"')) == ""
+    assert "no text in quotes" in OCR().refusal(Prompt("a sign"))
 
 
 @pytest.mark.slow  # two minutes

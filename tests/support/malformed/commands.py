@@ -95,7 +95,9 @@ OTHERS = [
     _line("validate RUN --out x", "--out", "unknown option --out", "unknown option"),
     _line("sample RUN --n 0", "n=0", "n=0", "at least 1"),
     _line("sample RUN --n x", "--n", "found 'x'", "expected an integer"),
-    _line("sample RUN --prompts cat", "--prompts", "found 'cat'", "expected a list"),
+    _line("sample RUN --prompts cat.txt", "in /", "no prompt file cat.txt", "no prompt file"),
+    _line("sample RUN --prompts [cat", "--prompts", "a list that is no JSON", "write --prompts a b"),
+    _line("sample RUN --prompts \u200b", "--prompts: text 1", "invisible characters (U+200B)", "write a prompt"),
     _line("sample RUN --prompts [3]", "--prompts", "found 3", "expected text"),
     _line('sample RUN --prompts [""]', "--prompts: text 1", "is blank", "write a prompt"),
     _line('sample RUN --prompts ["a","\\u0000"]', "--prompts: text 2", "a NUL", "UTF-8"),
@@ -138,7 +140,7 @@ PLAN = [
     _line("plan RUN --trainer.max_epochs null", "trainer.max_epochs", "is not set", "say how many rounds"),
     _line("plan RUN --trainer.precision 16-true", "trainer.precision", "=16-true", "take 16-mixed"),
     _line("plan RUN --data.train no.txt", "in /", "no prompt file no.txt", "no prompt file"),
-    _line("plan RUN --data.micro_batch 5", "micro_batch", "= 5", "it is by 2, 4, 8"),
+    _line("plan RUN --data.micro_batch 5 --data.exact_micro_batch=true", "micro_batch", "= 5", "it is by 2, 4, 8"),
 ]
 REPORT = [
     _line("report", "guardlit report", "arguments are required", "RUN, --out"),

@@ -197,7 +197,7 @@ NUMBERS = [
 TRAINER = [
     _option("devices=-3", "trainer.devices=-3", "`devices` selected", "int > 0", place="trainer:"),
     _option("accelerator=qpu", "trainer.accelerator=qpu", "accelerator='qpu'", "Available", place="trainer:"),
-    _option("strategy=dddp", "trainer.strategy=dddp", "strategy='dddp'", "ddp", place="trainer:"),
+    _option("strategy=dddp", "trainer.strategy=dddp", "dddp is not supported", "auto, ddp, "),
     _option("max_epochs=-5", "trainer.max_epochs=-5", "trainer.max_epochs=-5", "at least -1", place="trainer"),
     _option("max_steps=-7", "trainer.max_steps=-7", "-7", "non-negative integer or -1", place="max_steps"),
     _option("max_time=soon", "trainer.max_time=soon", "'soon'", "DD:HH:MM:SS", place="trainer:"),

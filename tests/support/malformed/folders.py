@@ -45,6 +45,10 @@ def _settings(folder: Path, name: str, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def _rename(name: str) -> Callable[[Path], object]:
+    return lambda f: (f / name).rename(f / name.replace(".safetensors", ".fp16.safetensors"))
+
+
 def _json(name: str, **changes: object) -> Callable[[Path], object]:
     return lambda f: _settings(f, name, **changes)
 
@@ -166,6 +170,18 @@ FILES = [
         "'decoder.conv_out.bias' holds NaN or infinity",
         "copy or download it again",
     ),
+    _case("no T5", _remove("text_encoder_3"), "", "no files of text_encoder_3 (T5)", "text_encoder_3 to false"),
+    _case("no tokenizer of T5", _remove("tokenizer_3"), "", "no files of tokenizer_3", "text_encoder_3 to false"),
+    _case(
+        "index without T5",
+        _json("model_index.json", text_encoder_3=[None, None]),
+        "",
+        "no files of text_encoder_3 (T5)",
+        "text_encoder_3 to false",
+    ),
+    _case("no second encoder", _remove("text_encoder_2"), "", "component 'text_encoder_2'", "model_index.json names"),
+    _case("fp16 alone", _rename(TRANSFORMER), "/transformer", "of the variant fp16 only", "rename the files"),
+    _case("fp16 encoder alone", _rename(ENCODER), "/text_encoder", "of the variant fp16 only", "model.safetensors too"),
     _case("encoder without a weight", _weights(ENCODER, _first_gone), "/text_encoder", "1 missing keys", "CLIPText"),
     _case("encoder cut short", _cut(ENCODER, 500), "", "header", "text encoders cannot be loaded"),
     _case("encoder without weights", _remove(ENCODER), "", "model.safetensors", "text encoders cannot be loaded"),
@@ -193,6 +209,8 @@ SCHEDULERS = [
     _case("negative shift", _json(FLOW, shift=-1), f"/{FLOW}", "shift is -1", "a positive number"),
     _case("no time steps", _json(FLOW, num_train_timesteps=0), f"/{FLOW}", "is 0", "a positive number"),
     _case("schedule upside down", _json(FLOW, invert_sigmas=True), f"/{FLOW}", "invert_sigmas", "from noise to image"),
+    _case("word for the end", _json(FLOW, shift_terminal="x"), f"/{FLOW}", "shift_terminal is 'x'", "a number"),
+    _case("end at the start", _json(FLOW, shift_terminal=1.0), f"/{FLOW}", "shift_terminal is 1.0", "below 1"),
     _case("dynamic shift", _json(FLOW, use_dynamic_shifting=True), "/scheduler", "dynamic shifting", "do not use"),
 ]
 CODE = [

@@ -56,13 +56,13 @@ def test_it_says_where_it_goes_and_with_which_rates(returned):
     checkpoints = path.parent / "runs/version_0/checkpoints"
     assert len(warned) == 2
     for k, (line, step, rate) in enumerate(zip(warned, (8, 4), (0.5, 0.25), strict=True), start=1):
-        assert line.startswith("gradient norm is nan at update 9, round 2: the loss is nan at denoising step ")
+        assert line.startswith("gradient norm is nan at update 10, round 3: the loss is nan at denoising step ")
         rest = f"back to {checkpoints / f'good_{step}.ckpt'}, learning rates x {rate} of the run's, rollback {k} of 2"
         assert line.endswith("; the weights were not touched; " + rest)
     assert learning_rate(newest(path.parent)) == pytest.approx(2.5e-4)
     assert good(path.parent) == [4, 8]  # the checkpoint at the end is not confirmed, but is there as the round's
     aside = sorted(p.name for p in checkpoints.glob("*.exploded*"))
-    assert aside == ["good_8.ckpt.exploded", "round_00001.ckpt.exploded"]  # of the second rollback, to step 4
+    assert aside == ["good_8.ckpt.exploded", "round_00002.ckpt.exploded"]  # of the second rollback, to step 4
     assert not (checkpoints / "unconfirmed.ckpt").exists()
     saved = torch.load(newest(path.parent, "round_*.ckpt"), weights_only=True)
     assert (saved["global_step"], saved["callbacks"]["Rollback"]["rollbacks"]) == (12, 2)
@@ -74,7 +74,7 @@ def test_what_comes_after_is_the_run_from_that_checkpoint_with_lower_rates(retur
     plain = config(tmp_path, sd3_folder, data__val=None, trainer__callbacks=[EMA, double("ScaleRates", factor=0.25)])
     checkpoint = path.parent / "runs/version_0/checkpoints/good_4.ckpt"
     assert guardlit("fit", "--config", plain, "--ckpt_path", checkpoint) == 0
-    ends = [newest(folder, "round_00002*.ckpt") for folder in (path.parent, tmp_path)]
+    ends = [newest(folder, "round_00003*.ckpt") for folder in (path.parent, tmp_path)]
     assert differing(*ends, keys=("state_dict", "optimizer_states")) == []
     averages = [torch.load(p, weights_only=True)["callbacks"]["TrainableEMA"]["averages"] for p in ends]
     assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[1])
@@ -93,7 +93,7 @@ EXPLOSIONS = {
     "reward": (
         {"model__reward": {"class_path": "exploding.Falling", "init_args": {"at": 5}}, "trainer__callbacks": []},
         {"gold": None},
-        " in round 2, by more than max_reward_drop=3.0 standard deviations (",
+        " in round 3, by more than max_reward_drop=3.0 standard deviations (",
         4,
     ),
     "gradient": (
@@ -105,7 +105,7 @@ EXPLOSIONS = {
     "rollout": (
         {"trainer__callbacks": [double("Break", round=1)]},
         NO_GOLD,
-        "round 2, rank 0: the policy's velocity is NaN or infinite at denoising step 0",
+        "round 3, rank 0: the policy's velocity is NaN or infinite at denoising step 0",
         4,
     ),
 }

@@ -32,6 +32,7 @@ def trainer(tmp_path: Path) -> SimpleNamespace:
         log_dir=str(tmp_path),
         made=made,
         save_checkpoint=made.append,
+        should_stop=False,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         global_rank=0,
         world_size=1,

@@ -104,7 +104,7 @@ def test_a_validation_that_a_signal_cuts_short_comes_again(
     assert guardlit("fit", "--config", path, "--ckpt_path", saved) == 0
     whole, resumed = newest(undisturbed), newest(tmp_path / "runs/version_1")
     assert differing(whole, resumed) == []
-    for column in ("val/reward", "reward/jpeg_compressibility_mean", "train/loss"):
+    for column in ("val/reward", "average_reward/jpeg_compressibility", "train/loss"):
         assert rows(tmp_path, column) == pytest.approx(rows(undisturbed, column), rel=1e-6), column  # float32
         assert rows(undisturbed, column)
     loops = [torch.load(p, weights_only=True)["loops"]["fit_loop"]["epoch_progress"] for p in (whole, resumed)]

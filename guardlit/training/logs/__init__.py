@@ -1,0 +1,1 @@
+"""TensorBoard's layout, and the table of all logged keys. Imports rounds and training."""

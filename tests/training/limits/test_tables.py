@@ -1,0 +1,207 @@
+"""The tables have an entry for everything that Lightning and torch offer, and docs/trainer.md is written from them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch import callbacks, loggers
+
+import guardlit as gl
+from guardlit.training.limits.arguments import ARGUMENTS, check_arguments
+from guardlit.training.limits.callbacks import CALLBACKS, LOGGERS, check_callbacks, check_monitors
+from guardlit.training.limits.entry import Entry
+from guardlit.training.limits.optimizers import OPTIMIZERS, SCHEDULERS, check_optimizer, check_scheduler
+from guardlit.training.limits.page import page
+
+NO_CLASS = {"lr_scheduler", "Optimizer", "swap_in_optimizer_params_and_state", "swa_utils"}
+"""Names of torch.optim that are no optimizers."""
+
+
+@pytest.mark.parametrize(
+    ("table", "offered"),
+    [
+        (ARGUMENTS, inspect.signature(pl.Trainer).parameters),
+        (CALLBACKS, callbacks.__all__),
+        (LOGGERS, loggers.__all__),
+        (OPTIMIZERS, set(torch.optim.__all__) - NO_CLASS),
+        (SCHEDULERS, torch.optim.lr_scheduler.__all__),
+    ],
+)
+def test_every_part_has_an_entry(table: Mapping[str, Entry], offered: Any):
+    assert set(table) == set(offered)
+    for name, entry in table.items():
+        assert entry.describe(), name
+
+
+def test_the_page_is_that_of_the_tables():
+    written = (Path(__file__).parents[3] / "docs/trainer.md").read_text(encoding="utf-8")
+    assert written == page(), "write it anew: python -m guardlit.training.limits.page > docs/trainer.md"
+
+
+# arguments --------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    ("accelerator", "mps"),
+    ("accelerator", "tpu"),
+    ("strategy", "ddp_spawn"),
+    ("strategy", "ddp_notebook"),
+    ("strategy", "deepspeed"),
+    ("num_nodes", 0),
+    ("precision", 64),
+    ("precision", "64-true"),
+    ("precision", "transformer-engine"),
+    ("max_epochs", -2),
+    ("limit_train_batches", 1),
+    ("limit_train_batches", 0.5),
+    ("limit_train_batches", 0),
+    ("limit_test_batches", 1),
+    ("limit_predict_batches", 1),
+    ("overfit_batches", 1),
+    ("overfit_batches", 0.5),
+    ("val_check_interval", 0.5),
+    ("val_check_interval", 1),
+    ("val_check_interval", "00:00:10:00"),
+    ("check_val_every_n_epoch", 0),
+    ("num_sanity_val_steps", -2),
+    ("log_every_n_steps", -1),
+    ("gradient_clip_val", -1),
+    ("use_distributed_sampler", True),
+    ("profiler", "xla"),
+    ("barebones", True),
+    ("sync_batchnorm", True),
+    ("model_registry", "owner/name"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED)
+def test_a_refused_argument_is_one_line_before_anything_loads(name: str, value: Any):
+    with pytest.raises(gl.GuardlitError, match=rf"^trainer\.{name}={value}") as error:
+        gl.Trainer(**{"accelerator": "cpu", name: value})
+    assert "\n" not in str(error.value)
+    with pytest.raises(gl.GuardlitError, match=rf"^trainer\.{name}={value}(: | must )"):
+        check_arguments({name: value})
+
+
+def test_every_argument_that_may_be_refused_is_tried():
+    plugins = {"plugins"}
+    assert {name for name, entry in ARGUMENTS.items() if entry.refused} == {name for name, _ in REFUSED} | plugins
+
+
+def test_lightnings_defaults_are_accepted_but_one():
+    """`use_distributed_sampler` is true there; a run's default is false."""
+    defaults = {name: p.default for name, p in inspect.signature(pl.Trainer).parameters.items()}
+    check_arguments(defaults | {"use_distributed_sampler": False})
+    check_arguments({"limit_train_batches": 1.0, "overfit_batches": 0, "val_check_interval": 1.0, "min_epochs": 1})
+
+
+def test_a_precision_plugin_is_as_its_argument():
+    from lightning.pytorch.plugins import DoublePrecision, TorchSyncBatchNorm
+
+    for plugin in (DoublePrecision(), TorchSyncBatchNorm()):
+        with pytest.raises(gl.GuardlitError, match=f"trainer.plugins=.*{type(plugin).__name__}"):
+            gl.Trainer(accelerator="cpu", plugins=[plugin])
+
+
+@pytest.mark.parametrize(("least", "most"), [("min_epochs", "max_epochs"), ("min_steps", "max_steps")])
+def test_a_minimum_above_the_maximum_is_refused(least: str, most: str):
+    with pytest.raises(gl.GuardlitError, match=f"trainer.{least}=5 is more than trainer.{most}=2"):
+        gl.Trainer(accelerator="cpu", **{least: 5, most: 2})
+
+
+# callbacks --------------------------------------------------------------------------------------------------------
+
+
+def made() -> list[pl.Callback]:
+    """One of each of Lightning's callbacks that is refused."""
+    c = callbacks
+    return [
+        c.BackboneFinetuning(),
+        c.BatchSizeFinder(),
+        c.GradientAccumulationScheduler({0: 2}),
+        c.LearningRateFinder(),
+        c.ModelCheckpoint(save_on_exception=True),
+        c.ModelPruning("l1_unstructured"),
+        c.OnExceptionCheckpoint("."),
+        c.StochasticWeightAveraging(1e-3),
+        c.SpikeDetection(),
+        c.EMAWeightAveraging(),
+        c.WeightAveraging(),
+        type("Own", (c.BaseFinetuning,), {})(),
+    ]
+
+
+@pytest.mark.parametrize("callback", made(), ids=lambda callback: type(callback).__name__)
+def test_a_refused_callback_is_one_line(callback: pl.Callback):
+    with pytest.raises(gl.GuardlitError, match=r"^trainer\.callbacks: \w+: ") as error:
+        gl.Trainer(accelerator="cpu", callbacks=[callback])
+    assert "\n" not in str(error.value)
+
+
+def test_every_callback_that_may_be_refused_is_tried():
+    tried = {kind.__name__ for callback in made() for kind in type(callback).__mro__}
+    assert {name for name, entry in CALLBACKS.items() if entry.refused} <= tried
+
+
+def test_other_callbacks_pass():
+    check_callbacks(
+        [callbacks.Timer(), callbacks.EarlyStopping("val/reward"), callbacks.ModelCheckpoint(), pl.Callback()]
+    )
+
+
+def test_a_misspelled_key_is_told_after_the_first_validation():
+    logged = ["val/reward", "gold/average", "train/loss"]
+    check_monitors([callbacks.EarlyStopping("val/reward"), callbacks.ModelCheckpoint(monitor="reward/x")], logged)
+    for callback in (callbacks.EarlyStopping("val/rewrd"), callbacks.ModelCheckpoint(monitor="val/rewrd")):
+        with pytest.raises(gl.GuardlitError, match=r"monitor=val/rewrd is not logged; did you mean val/reward\?"):
+            check_monitors([callback], logged)
+
+
+# optimizers and schedules -----------------------------------------------------------------------------------------
+
+
+def optimizer(name: str, **settings: Any) -> torch.optim.Optimizer:
+    return getattr(torch.optim, name)([torch.nn.Parameter(torch.ones(3, 2))], lr=1e-2, **settings)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_works_or_is_refused(name: str):
+    if not OPTIMIZERS[name].refused:
+        made = optimizer(name)
+        before = str(made.state_dict())
+        check_optimizer(made)
+        assert str(made.state_dict()) == before  # the trial is a separate one
+        return
+    with pytest.raises(gl.GuardlitError, match=rf"^model\.optimizer: {name}: "):
+        check_optimizer(optimizer(name))
+
+
+def test_a_setting_with_which_no_step_can_be_made_is_one_line():
+    """AdamW's `eps` in Adafactor, whose own is a pair."""
+    made = optimizer("Adafactor")
+    made.param_groups[0]["eps"] = 1e-8
+    with pytest.raises(gl.GuardlitError, match=r"^model\.optimizer: Adafactor cannot make a step with .*eps=1e-08"):
+        check_optimizer(made)
+
+
+def test_an_optimizer_of_ones_own_is_not_tried_where_it_takes_other_arguments():
+    class Own(torch.optim.SGD):
+        def __init__(self, parameters: Any, *, name: str) -> None:
+            super().__init__(parameters, lr=0.1)
+
+    check_optimizer(Own([torch.nn.Parameter(torch.ones(2))], name="x"))
+
+
+def test_a_plateau_is_refused_and_one_cycle_must_last():
+    schedules = torch.optim.lr_scheduler
+    with pytest.raises(gl.GuardlitError, match=r"^model\.lr_scheduler: ReduceLROnPlateau: it steps after"):
+        check_scheduler(schedules.ReduceLROnPlateau(optimizer("SGD")), 4)
+    one = schedules.OneCycleLR(optimizer("SGD"), max_lr=0.1, total_steps=8)
+    check_scheduler(one, 8)
+    with pytest.raises(gl.GuardlitError, match="OneCycleLR: total_steps=8 is less than the run's 9 updates"):
+        check_scheduler(one, 9)
