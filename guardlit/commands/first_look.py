@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import guardlit
 from guardlit.commands import COMMANDS
-from guardlit.config.early import Early
-from guardlit.config.help import help_text
-from guardlit.config.options import Command
-from guardlit.config.sources import UnknownSourceError, mapping
+from guardlit.config.static.early import Early
+from guardlit.config.static.help import help_text
+from guardlit.config.static.options import Command
+from guardlit.config.static.sources import UnknownSourceError, mapping
 from guardlit.errors import GuardlitError
 
 SECTIONS = {

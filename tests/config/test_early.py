@@ -14,10 +14,10 @@ import guardlit as gl
 from guardlit.cli import main
 from guardlit.commands.first_look import command
 from guardlit.commands.lightning_cli import parse
-from guardlit.config.early import COMMON, Early
 from guardlit.config.nearest import class_parser, keys_of
-from guardlit.config.options import class_named, expanded, subclasses
 from guardlit.config.parser import _subparsers
+from guardlit.config.static.early import COMMON, Early
+from guardlit.config.static.options import class_named, expanded, subclasses
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs" / "tiny_digits.yaml"
@@ -68,7 +68,7 @@ def test_parameters_of_classes_are_those_of_the_parser(name: str):
 
 
 def _option(parameter: object):
-    from guardlit.config.options import Option
+    from guardlit.config.static.options import Option
 
     return Option(parameter.name, parameter)  # type: ignore[attr-defined]
 

@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from guardlit.config.options import Command, Option, subclasses
+from guardlit.config.static.options import Command, Option, subclasses
 
 COMMON = (
     ("--config FILE", "YAML file with options, by the keys below; several merge, the last one wins"),

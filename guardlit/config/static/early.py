@@ -15,8 +15,8 @@ from guardlit.config.bases import expand
 from guardlit.config.documents import check_config_file, compose, line_of
 from guardlit.config.locate import config_files, given_options
 from guardlit.config.nearest import hint, nearest, nearest_key
-from guardlit.config.options import Command, Option, class_named, expanded, subclasses
-from guardlit.config.sources import Source
+from guardlit.config.static.options import Command, Option, class_named, expanded, subclasses
+from guardlit.config.static.sources import Source
 
 COMMON = ("config", "print_config", "seed_everything", "base", "help")
 FOREIGN = re.compile(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from guardlit.config.sources import Parameter, Source, UnknownSourceError, resolve
+from guardlit.config.static.sources import Parameter, Source, UnknownSourceError, resolve
 
 PLAIN = {"Any", "Literal", "None", "Optional", "Union", "bool", "float", "int", "str", "list", "tuple", "Sequence"}
 """Names in the annotation of a value that has no options beneath it."""
