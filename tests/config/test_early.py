@@ -1,4 +1,4 @@
-"""Help and mistakes that are told from source files: as the parser says them, for the options that it has."""
+"""Help and mistakes found in source files: in the parser's words, for the options that it has."""
 
 from __future__ import annotations
 

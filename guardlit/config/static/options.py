@@ -42,7 +42,7 @@ class Command:
 
     Attributes:
         sections: classes by the key of their options, such as `model`.
-        method: options of its own, parameters of this method of the class of the first section.
+        name: of the command, and of the method of the first section's class whose parameters are its own options.
         skipped: parameters of the method that are no options.
         linked: keys that follow from others.
     """
@@ -53,7 +53,7 @@ class Command:
     linked: frozenset[str]
 
     def own(self) -> list[Option]:
-        """The options of its own."""
+        """Its own options: the parameters of its method."""
         trainer = next(iter(self.sections.values()))
         parameters = _source(trainer).method(self.name)
         return [o for p in parameters if p.name not in self.skipped for o in expanded(Option(p.name, p))]
