@@ -65,12 +65,12 @@ def test_the_commands_run_and_log_what_the_page_says(folder, command, name):
     assert guardlit(*shlex.split(command)[1:], *FEWER.split()) == 0
     logged = header(folder, name)
     expected = {
-        "ink": {"reward/ink_mean", "reward/ink_std"},
+        "ink": {"average_reward/ink", "reward/ink_std"},
         "sum": {
-            "reward/digitprobability_mean",
-            "reward/ink_mean",
+            "average_reward/digitprobability",
+            "average_reward/ink",
             "reward_normalized/ink_mean",
-            "reward/composite_mean",
+            "average_reward/composite",
         },
         "gold": {"gold/ink", "gold/average", "gold/digitdiversity"},
     }[name]
