@@ -49,7 +49,7 @@ def test_the_trainer_calls_it(sd3_folder: Path, tmp_path: Path, monkeypatch: pyt
 DDP = [*(name for name in NAMES if name != "fsdp"), DDPStrategy(find_unused_parameters=True)]
 
 
-@pytest.mark.parametrize("strategy", DDP, ids=str)
+@pytest.mark.parametrize("strategy", DDP, ids=[*DDP[:-1], "object"])
 @pytest.mark.parametrize(("every", "kind"), [(0, DDPStrategy), (5, SyncDDP)])
 def test_a_callback_that_reads_micro_batches_gets_their_gradients(
     strategy: object, every: int, kind: type[DDPStrategy], tmp_path: Path
