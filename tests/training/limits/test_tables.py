@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,25 @@ def test_a_precision_plugin_is_as_its_argument():
     for plugin in (DoublePrecision(), TorchSyncBatchNorm()):
         with pytest.raises(gl.GuardlitError, match=f"trainer.plugins=.*{type(plugin).__name__}"):
             gl.Trainer(accelerator="cpu", plugins=[plugin])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"max_epochs": "3"}, "trainer.max_epochs: expected int, found '3'"),
+        ({"max_steps": 2.5}, "trainer.max_steps: expected int, found 2.5"),
+        ({"max_time": 5}, "trainer.max_time: expected str or timedelta or dict, found 5"),
+        ({"logger": "wandb"}, "trainer.logger: expected bool or Logger, found 'wandb'"),
+        ({"callbacks": "Timer"}, "trainer.callbacks: expected Callback, found 'Timer'"),
+        (
+            {"callbacks": [callbacks.Timer]},
+            "trainer.callbacks: expected Callback, found the class Timer, not an instance",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_one_line_in_a_script_too(argument: dict[str, Any], message: str):
+    with pytest.raises(gl.GuardlitError, match=f"^{re.escape(message)}$"):
+        gl.Trainer(accelerator="cpu", **argument)
 
 
 @pytest.mark.parametrize(("least", "most"), [("min_epochs", "max_epochs"), ("min_steps", "max_steps")])
