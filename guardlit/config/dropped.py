@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from guardlit.config.documents import compose, line_of
 from guardlit.config.locate import CONFIG_OPTIONS, given_options
+from guardlit.config.nearest import import_class
 
 MOST = 4
 """Options that one line names."""
@@ -42,6 +43,16 @@ def _composed(source: Path | str) -> yaml.Node | None:
         return None
 
 
+class Replaced(NamedTuple):
+    """A class that another one replaced, and both names; the options with the text and place of each."""
+
+    key: str
+    earlier: str
+    place: str
+    later: str
+    options: dict[str, tuple[str, str]]
+
+
 class Written:
     """What files and options say so far, by key.
 
@@ -51,7 +62,7 @@ class Written:
 
     def __init__(self, parser: ArgumentParser) -> None:
         self._parser = parser
-        self._dropped: list[tuple[str, str, dict[str, tuple[str, str]]]] = []
+        self._dropped: list[Replaced] = []
         self._values: dict[str, tuple[str, str]] = {}
         """Text and place; for a class, its name."""
 
@@ -83,18 +94,24 @@ class Written:
 
     def lines(self) -> Iterator[str]:
         """One line a replaced class; options that the new one was given too are not lost."""
-        for about, key, options in self._dropped:
-            lost = [f"{k[len(key) + 1 :]}={v} ({at})" for k, (v, at) in options.items() if k not in self._values]
+        for key, earlier, at, later, options in self._dropped:
+            gone = {k: found for k, found in options.items() if k not in self._values}
+            lost = [f"{k[len(key) + 1 :]}={v} ({place})" for k, (v, place) in gone.items()]
             if lost:
-                yield f"{about}: {', '.join(lost[:MOST])}{f' and {len(lost) - MOST} more' if len(lost) > MOST else ''}"
+                now = self._values.get(key, (later, ""))[0]
+                about = f"{key} is {_short(now)}; dropped what was set for {_short(earlier)}: {', '.join(lost[:MOST])}"
+                about += f"{f' and {len(lost) - MOST} more' if len(lost) > MOST else ''}"
+                if not at.startswith("--") and any(place.startswith("--") for _, place in gone.values()):
+                    about += f"; give --{key} before its options"  # perhaps they were meant for it
+                yield about
 
     def _set(self, key: str, text: str, place: str, quiet: bool) -> None:
         options = [name for name in self._values if name.startswith(f"{key}.")]
         earlier = self._values[key][0] if key in self._values else self._default(key) if options else None
         if options and earlier and not _same(earlier, text):
             if not quiet:
-                about = f"{key} is {_short(text)}; dropped what was set for {_short(earlier)}"
-                self._dropped.append((about, key, {name: self._values[name] for name in options}))
+                at = self._values.get(key, ("", ""))[1]
+                self._dropped.append(Replaced(key, earlier, at, text, {name: self._values[name] for name in options}))
             self._forget(key)
         self._values[key] = text, place
 
@@ -117,8 +134,10 @@ def _items(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node]]:
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two names are of one class: a module in front may be left out."""
-    return f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}")
+    """Whether two names are of one class: a module in front may be left out, or be another that has it too."""
+    if f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}"):
+        return True
+    return (found := import_class(one)) is not None and found is import_class(other)
 
 
 def _short(path: str) -> str:

@@ -26,6 +26,7 @@ from guardlit.config.classes import broken_import, make_importable, scalars
 from guardlit.config.documents import check_config_file
 from guardlit.config.dropped import dropped
 from guardlit.config.explain import explain, refused, unexpected_null
+from guardlit.config.linked import ignored
 from guardlit.config.locate import config_files, config_from_environment, given_options, variable
 from guardlit.config.nearest import hint, keys_of, nearest
 from guardlit.config.nulls import nulls, odd_keys
@@ -63,6 +64,8 @@ class GuardlitParser(LightningArgumentParser):
         config = self._parsed(files, *rest, **kwargs)
         for null in nulls(self, config):
             _fail(self, unexpected_null(self, self.args, null))
+        for line in ignored(self, config, files):
+            _fail(self, line)
         for section, value in vars(config).items():
             for key in odd_keys(value):
                 _fail(self, f"{section}: a key must be text, found {key!r}; put it in quotes")

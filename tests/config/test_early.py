@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,7 @@ MISTAKES = [
     ("--model.reward.class_path=PikScore", RUN),
     ("--model.policy.modle x", RUN),
     ("--model.sde CPS --model.sde.init_args.eta 1", RUN),
+    ("--model.reward PickScore --model.reward.version v2", RUN),
     ("--nonsense", RUN),
     ("", RUN + "data:\n  micro_bach: 3\n"),
     ("", RUN + "trainer:\n  max_epoch: 3\n"),
@@ -129,6 +131,60 @@ RIGHT = [
 @pytest.mark.parametrize("options", RIGHT)
 def test_what_may_be_right_is_left_to_the_parser(options: str):
     assert Early(command("fit"), gl.__all__).mistake(["--config", str(TINY), *options.split()]) is None
+
+
+ACCEPTED = [
+    ("", "data: {seed: 42}"),
+    ("", "model: {policy: {class_path: SD3Policy, init_args: {<<: {resolution: 64}, cache: null}}}"),
+    ("", "model: {reward: {<<: {class_path: PickScore}, init_args: {model: x}}}"),
+    ("", "model: {reward: {init_args: {model: x}, class_path: PickScore}}"),
+    ("", "model: {policy.resolution: 64, optimizer.init_args.lr: 0.1}"),
+    ("", "model: {rollout: {class_path: guardlit.Rollout, init_args: {guidance_scale: 1.0}}}"),
+    ("--model.reward.model x", "model: {reward.class_path: PickScore}"),
+    ("--model.reward.model x", "model: part.yaml"),
+    ("--model part.yaml --model.reward.model x", "{}"),
+    ("--model {reward:\\ PickScore} --model.reward.model x", "{}"),
+    ("--model.reward JPEGCompressibility --model.reward.dict_kwargs.a 3", "{}"),
+    ("--model.reward Composite --model.reward.terms+={scorer:\\ PickScore} --model.reward.terms+.weight=2", "{}"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), ACCEPTED)
+def test_nothing_is_refused_that_the_parser_accepts(
+    options: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("part.yaml").write_text("reward: PickScore")
+    Path("run.yaml").write_text(text)
+    args = ["--config", str(TINY), *(["--config", "run.yaml"] if text != "{}" else []), *shlex.split(options)]
+    parse(["fit", *args])
+    assert Early(command("fit"), gl.__all__).mistake(args) is None
+
+
+def test_classes_of_a_setting_in_the_environment_may_be_any(monkeypatch: pytest.MonkeyPatch):
+    args = ["--config", str(TINY), "--model.objective", "MyGuard"]
+    assert Early(command("fit"), gl.__all__).mistake(args) is not None
+    monkeypatch.setenv("GUARDLIT_FIT__CONFIG", "own.yaml")
+    assert Early(command("fit"), gl.__all__).mistake(args) is None
+
+
+def test_parameters_of_ones_own_class_are_left_to_the_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A decorator may give it an `__init__`."""
+    (tmp_path / "made_by_attrs").mkdir()
+    (tmp_path / "made_by_attrs" / "__init__.py").write_text(
+        "import attrs, guardlit\n@attrs.define\nclass Smile(guardlit.OCR):\n    strength: float = 1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    args = ["--config", str(TINY), "--model.reward", "made_by_attrs.Smile", "--model.reward.strength", "2"]
+    assert class_named("made_by_attrs.Smile") is not None
+    assert Early(command("fit"), gl.__all__).mistake(args) is None
+
+
+def test_a_file_that_is_not_utf8_is_one_line(tmp_path: Path):
+    file = tmp_path / "latin.yaml"
+    file.write_bytes(b"model:\n  sde: CPS # caf\xe9\n")
+    said = Early(command("fit"), gl.__all__).mistake(["--config", str(file)])
+    assert said == f"{file}:2: not valid YAML: byte 0xe9 is not UTF-8; save the file as UTF-8"
 
 
 @pytest.mark.parametrize("path", [*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/gpu/*.yaml")], ids=lambda p: p.stem)

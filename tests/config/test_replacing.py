@@ -73,6 +73,19 @@ def test_the_same_class_keeps_its_options(capsys: pytest.CaptureFixture[str]):
         settings, said = resolved(capsys, "--config", RECIPE, "--model.reward", name)
         assert settings["model"]["reward"]["init_args"]["model"] == "yuvalkirstain/PickScore_v1"
         assert said == []
+    settings, said = resolved(capsys, "--config", RECIPE, "--model.optimizer", "torch.optim.adamw.AdamW")
+    assert settings["model"]["optimizer"]["init_args"]["weight_decay"] == 1e-4
+    assert said == []
+
+
+def test_the_line_names_the_class_that_is_used(capsys: pytest.CaptureFixture[str]):
+    _, said = resolved(capsys, "--config", RECIPE, "--model.sde=CPS", "--model.sde=FlowSDE")
+    assert len(said) == 1
+    assert "model.sde is FlowSDE; dropped what was set for FlowSDE: noise_level=0.7 (" in said[0]
+    _, said = resolved(
+        capsys, "--config", RECIPE, "--model.sde=CPS", "--model.sde.noise_level=0.5", "--model.sde=DanceSDE"
+    )
+    assert said[-1].endswith("dropped what was set for CPS: noise_level=0.5 (--model.sde.noise_level)")
 
 
 def test_what_nobody_wrote_is_dropped_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -83,7 +96,8 @@ def test_what_nobody_wrote_is_dropped_in_silence(tmp_path: Path, capsys: pytest.
     assert said == []
     _, said = resolved(capsys, "--config", path, "--model.optimizer.lr=3", "--model.optimizer=Adagrad")
     assert len(said) == 1
-    assert said[0].endswith("model.optimizer is Adagrad; dropped what was set for AdamW: lr=3 (--model.optimizer.lr)")
+    said_of_lr = "model.optimizer is Adagrad; dropped what was set for AdamW: lr=3 (--model.optimizer.lr)"
+    assert said[0].endswith(f"{said_of_lr}; give --model.optimizer before its options")
 
 
 def test_a_later_file_replaces_classes_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

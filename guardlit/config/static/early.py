@@ -5,6 +5,7 @@ What is not certain here, such as a class of another package, is left to the par
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ COMMON = ("config", "print_config", "seed_everything", "base", "help")
 FOREIGN = re.compile(
     r"(?<![\w./-])(?!(?:guardlit|guardlit_callbacks|lightning|torch)\.)[A-Za-z_]\w*\.(?:\w+\.)*[A-Z]\w*"
 )
+SETTING = re.compile("GUARDLIT_(CONFIG$|.*__)")
+"""An environment variable that is a setting."""
 
 
 class Early:
@@ -37,8 +40,9 @@ class Early:
         self._groups = {key[:end] for key in self._options for end in range(len(key)) if key[end] == "."}
         self._names, self._classes = names, dict[str, str]()
         self._keys = [*self._options, *sorted(self._groups), *COMMON]
+        self._skipped = {*COMMON, *command.linked}
         self._foreign = False
-        """Whether a class of another package is named, which may define others."""
+        """Whether a class of another package may be named, which may define others."""
 
     def mistake(self, args: Sequence[str]) -> str | None:
         """The first mistake that is certain, in one line; raises `GuardlitError` for a wrong `base`.
@@ -47,8 +51,8 @@ class Early:
             args: the command line after the command.
         """
         args = expand(args)
-        texts = [file.read_text(encoding="utf-8") for file in config_files(args) if file.is_file()]
-        self._foreign = any(FOREIGN.search(text) for text in [*args, *texts])
+        texts = [_text(file) for file in config_files(args)]
+        self._foreign = any(map(FOREIGN.search, [*args, *texts])) or any(map(SETTING.match, os.environ))
         found = (text for option, value in given_options(args) for text in self._given(option, value))
         return None if "--" in args else next(found, None)
 
@@ -59,7 +63,10 @@ class Early:
             yield from self._option(option[2:].removesuffix("+"), value)
 
     def _option(self, name: str, value: str) -> Iterator[str]:
-        if name in self._groups or name in COMMON or name.endswith(".help"):
+        if name in self._groups:  # as JSON or a file, which may name any class
+            self._classes.clear()
+            return
+        if name in self._skipped or name.endswith(".help"):
             return
         key = name.removesuffix(".class_path")
         parents = [parent for parent in self._options if f"{key}.".startswith(f"{parent}.")]
@@ -69,9 +76,9 @@ class Early:
         elif key == parents[0]:
             yield from self._class(self._options[key], value, f"--{name}: ")
         else:
-            rest = key[len(parents[0]) + 1 :].removeprefix("init_args.")
-            if rest != "init_args":
-                yield from self._init_arg(parents[0], rest.partition(".")[0], f"--{name}: ")
+            first = key[len(parents[0]) + 1 :].removeprefix("init_args.").partition(".")[0].removesuffix("+")
+            if first not in ("init_args", "dict_kwargs"):
+                yield from self._init_arg(parents[0], first, f"--{name}: ")
 
     def _file(self, file: Path) -> Iterator[str]:
         if not file.is_file():
@@ -79,23 +86,32 @@ class Early:
         if wrong := check_config_file(file, self._groups):
             yield wrong
             return
-        yield from self._mapping(compose(file), "", file)
+        root = compose(file)
+        if _is_written_out(root):
+            yield from self._mapping(root, "", file)
+        else:
+            self._classes.clear()
 
     def _mapping(self, node: yaml.Node | None, prefix: str, file: Path) -> Iterator[str]:
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        if not pairs or any(key.value == "class_path" for key, _ in pairs):  # a further file, or a class of settings
+            self._classes.clear()
+            return
+        for key, value in pairs:
             name = f"{prefix}{key.value}"
             place = f"{file}:{line_of(key)}: {name}: "
             if name in self._options:
                 yield from self._value(self._options[name], value, file)
             elif name in self._groups:
                 yield from self._mapping(value, f"{name}.", file)
-            elif prefix and isinstance(value, yaml.ScalarNode):
+            elif prefix and isinstance(value, yaml.ScalarNode) and name not in self._skipped:
                 yield f"{place}unknown key{hint(nearest_key(name, self._keys))}"
 
     def _value(self, option: Option, node: yaml.Node, file: Path) -> Iterator[str]:
         if isinstance(node, yaml.ScalarNode):
             yield from self._class(option, node.value, f"{file}:{line_of(node)}: {option.key}: ")
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        for key, value in sorted(pairs, key=lambda pair: pair[0].value != "class_path"):
             if key.value == "class_path" and isinstance(value, yaml.ScalarNode):
                 yield from self._class(option, value.value, f"{file}:{line_of(key)}: {option.key}: ")
             elif key.value == "init_args" and isinstance(value, yaml.MappingNode):
@@ -112,13 +128,35 @@ class Early:
             yield f"{place}{name!r} is no known {base.node.name}{hint(close)}"
 
     def _init_arg(self, key: str, name: str, place: str) -> Iterator[str]:
-        if _own_base(self._options[key]) is None or (chosen := class_named(self._classes.get(key, "-"))) is None:
+        chosen = class_named(self._classes.get(key, "-"))
+        if _own_base(self._options[key]) is None or chosen is None or not _is_own(chosen):
             return
-        known = [o.key for parameter in chosen.parameters() for o in expanded(Option(parameter.name, parameter))]
-        if name not in {parameter.name for parameter in chosen.parameters()}:
-            yield f"{place}{chosen.node.name} has no option {name!r}{hint(nearest(name, known), sorted(known))}"
+        names = {parameter.name for parameter in chosen.parameters()}
+        if name not in names:
+            below = {o.key for parameter in chosen.parameters() for o in expanded(Option(parameter.name, parameter))}
+            known = sorted(names | below)
+            yield f"{place}{chosen.node.name} has no option {name!r}{hint(nearest(name, known), known)}"
 
 
 def _own_base(option: Option) -> Source | None:
     base = option.base
-    return base if base is not None and base.module.startswith("guardlit.") and not base.is_dataclass else None
+    return base if base is not None and _is_own(base) and not base.is_dataclass else None
+
+
+def _is_own(source: Source) -> bool:
+    """Whether a class is of guardlit; of others the source may not say what they take."""
+    return source.module.startswith("guardlit.")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    except OSError:  # `check_config_file` says so
+        return ""
+
+
+def _is_written_out(node: yaml.Node | None) -> bool:
+    """Whether no key is a merge (`<<`) or dotted, such as `reward.class_path`; these are left to the parser."""
+    if isinstance(node, yaml.MappingNode):
+        return all(key.value != "<<" and "." not in key.value and _is_written_out(value) for key, value in node.value)
+    return not isinstance(node, yaml.SequenceNode) or all(map(_is_written_out, node.value))

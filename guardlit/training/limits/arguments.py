@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from numbers import Integral
 from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
 
 from guardlit.errors import GuardlitError
 from guardlit.training.limits.callbacks import check_callbacks
@@ -129,6 +134,15 @@ ARGUMENTS: dict[str, Entry] = {
 """By name, in Lightning's order."""
 
 
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps"), (Integral,)),
+    "max_time": (str, timedelta, dict),
+    "logger": (bool, Logger),
+    "callbacks": (Callback,),
+}
+"""Types of arguments, or of the items of a list, that Lightning finds out about late or never."""
+
+
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Refuse arguments of the Trainer that cannot mean what they say.
 
@@ -138,6 +152,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     Raises:
         GuardlitError: naming the first one, what was found and what would be right.
     """
+    _check_kinds(arguments)
     for name, value in arguments.items():
         entry = ARGUMENTS.get(name)
         if value is not None and entry is not None and (problem := entry.problem(value)) is not None:
@@ -158,5 +173,16 @@ def check_data(datamodule: object, *loaders: object) -> None:
         )
 
 
+def _check_kinds(arguments: Mapping[str, Any]) -> None:
+    for name, kinds in KINDS.items():
+        for item in _listed(arguments.get(name)):
+            if not isinstance(item, kinds):
+                found = f"the class {item.__name__}, not an instance" if isinstance(item, type) else repr(item)
+                wanted = " or ".join("int" if kind is Integral else kind.__name__ for kind in kinds)
+                raise GuardlitError(f"trainer.{name}: expected {wanted}, found {found}")
+
+
 def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, Iterable) else [value]
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else [value]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from guardlit.errors import GuardlitError
 from guardlit.training.limits.entry import Entry, refuse
@@ -58,27 +61,24 @@ SCHEDULERS: dict[str, Entry] = {
 def check_optimizer(optimizer: Optimizer) -> None:
     """Refuse an optimizer that cannot make an update of a policy, or not with its settings.
 
-    It makes one step on a separate parameter of 2 x 2 numbers, so that a setting of the wrong kind is an error before a
-    round is drawn.
+    One of torch makes one step on a separate parameter of 2 x 2 numbers on the device of the others, so that a setting
+    of the wrong kind is an error before a round is drawn. What another needs for a step is not known.
 
     Raises:
         GuardlitError: naming the class and the reason.
     """
     name = type(optimizer).__name__
-    for kind in type(optimizer).__mro__:
-        entry = OPTIMIZERS.get(kind.__name__)
-        if entry is not None and not entry.allows(optimizer):
-            raise GuardlitError(f"model.optimizer: {name}: {entry.refused}")
-    settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-    probe = torch.nn.Parameter(torch.ones(2, 2))
-    probe.grad = torch.ones(2, 2)
+    if (reason := _refused(optimizer, OPTIMIZERS)) is not None:
+        raise GuardlitError(f"model.optimizer: {name}: {reason}")
+    if not _is_of_torch(type(optimizer)):
+        return
+    parameters, settings = optimizer.param_groups[0]["params"], {**optimizer.param_groups[0]}
+    probe = torch.nn.Parameter(torch.ones(2, 2, device=parameters[0].device if parameters else None))
+    probe.grad = torch.ones_like(probe)
     try:
         trial = type(optimizer)([{**settings, "params": [probe]}])  # type: ignore[call-arg]
-    except Exception:  # a class of the user's with arguments of another kind
-        return
-    try:
         trial.step()
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         told = ", ".join(
             f"{key}={value}" for key, value in settings.items() if key in ("lr", "eps", "betas", "momentum")
         )
@@ -96,11 +96,23 @@ def check_scheduler(scheduler: object, updates: float) -> None:
         GuardlitError: naming the class and the reason.
     """
     name = type(scheduler).__name__
-    entry = SCHEDULERS.get(name)
-    if entry is not None and not entry.allows(scheduler):
-        raise GuardlitError(f"model.lr_scheduler: {name}: {entry.refused}")
-    total = getattr(scheduler, "total_steps", None)
+    if (reason := _refused(scheduler, SCHEDULERS)) is not None:
+        raise GuardlitError(f"model.lr_scheduler: {name}: {reason}")
+    total = scheduler.total_steps if isinstance(scheduler, OneCycleLR) else None
     if total is not None and total < updates:
         raise GuardlitError(
             f"model.lr_scheduler: {name}: total_steps={total} is less than the run's {updates:g} updates"
         )
+
+
+def _refused(made: object, table: Mapping[str, Entry]) -> str | None:
+    """Why a class of torch, or one derived from it, is refused."""
+    for kind in type(made).__mro__:
+        entry = table.get(kind.__name__) if _is_of_torch(kind) else None
+        if entry is not None and not entry.allows(made):
+            return entry.refused
+    return None
+
+
+def _is_of_torch(kind: type) -> bool:
+    return f"{kind.__module__}.".startswith("torch.optim.")

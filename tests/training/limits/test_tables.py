@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,25 @@ def test_a_precision_plugin_is_as_its_argument():
             gl.Trainer(accelerator="cpu", plugins=[plugin])
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"max_epochs": "3"}, "trainer.max_epochs: expected int, found '3'"),
+        ({"max_steps": 2.5}, "trainer.max_steps: expected int, found 2.5"),
+        ({"max_time": 5}, "trainer.max_time: expected str or timedelta or dict, found 5"),
+        ({"logger": "wandb"}, "trainer.logger: expected bool or Logger, found 'wandb'"),
+        ({"callbacks": "Timer"}, "trainer.callbacks: expected Callback, found 'Timer'"),
+        (
+            {"callbacks": [callbacks.Timer]},
+            "trainer.callbacks: expected Callback, found the class Timer, not an instance",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_one_line_in_a_script_too(argument: dict[str, Any], message: str):
+    with pytest.raises(gl.GuardlitError, match=f"^{re.escape(message)}$"):
+        gl.Trainer(accelerator="cpu", **argument)
+
+
 @pytest.mark.parametrize(("least", "most"), [("min_epochs", "max_epochs"), ("min_steps", "max_steps")])
 def test_a_minimum_above_the_maximum_is_refused(least: str, most: str):
     with pytest.raises(gl.GuardlitError, match=f"trainer.{least}=5 is more than trainer.{most}=2"):
@@ -189,12 +209,24 @@ def test_a_setting_with_which_no_step_can_be_made_is_one_line():
         check_optimizer(made)
 
 
-def test_an_optimizer_of_ones_own_is_not_tried_where_it_takes_other_arguments():
-    class Own(torch.optim.SGD):
-        def __init__(self, parameters: Any, *, name: str) -> None:
-            super().__init__(parameters, lr=0.1)
+def test_an_optimizer_of_ones_own_is_not_tried():
+    """One of another package may need a GPU for its step, or to be switched to training first."""
 
-    check_optimizer(Own([torch.nn.Parameter(torch.ones(2))], name="x"))
+    class Own(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            raise RuntimeError("needs a GPU")
+
+    check_optimizer(Own([torch.nn.Parameter(torch.ones(2))], lr=0.1))
+    check_optimizer(type("LBFGS", (torch.optim.SGD,), {})([torch.nn.Parameter(torch.ones(2))], lr=0.1))
+    with pytest.raises(gl.GuardlitError, match=r"^model\.optimizer: Own: it evaluates"):
+        check_optimizer(type("Own", (torch.optim.LBFGS,), {})([torch.nn.Parameter(torch.ones(2))]))
+
+
+def test_the_step_is_tried_on_the_device_of_the_parameters():
+    """`capturable` is for a GPU; a tensor without storage stands for one."""
+    with pytest.raises(gl.GuardlitError, match=r"^model\.optimizer: Adam cannot make a step with .*capturable"):
+        check_optimizer(optimizer("Adam", capturable=True))
+    check_optimizer(torch.optim.SGD([torch.nn.Parameter(torch.ones(2, device="meta"))], lr=0.1))
 
 
 def test_a_plateau_is_refused_and_one_cycle_must_last():
@@ -205,3 +237,7 @@ def test_a_plateau_is_refused_and_one_cycle_must_last():
     check_scheduler(one, 8)
     with pytest.raises(gl.GuardlitError, match="OneCycleLR: total_steps=8 is less than the run's 9 updates"):
         check_scheduler(one, 9)
+    with pytest.raises(gl.GuardlitError, match=r"^model\.lr_scheduler: Own: it steps after"):
+        check_scheduler(type("Own", (schedules.ReduceLROnPlateau,), {})(optimizer("SGD")), 4)
+    warm = type("Warm", (schedules.ConstantLR,), {"total_steps": 8})(optimizer("SGD"))
+    check_scheduler(warm, 9)  # one of one's own may stay at its last value
