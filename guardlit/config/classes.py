@@ -92,11 +92,6 @@ def fault(path: str, bases: Sequence[type]) -> str | None:
     return _unfit(getattr(module, name), bases)
 
 
-def make_importable(folders: Sequence[Path]) -> None:
-    """Let modules in these folders be imported, after installed ones."""
-    sys.path += [str(folder) for folder in dict.fromkeys(folders) if str(folder) not in sys.path]
-
-
 def broken_import(texts: Sequence[str]) -> tuple[str, str] | None:
     """The first import path whose module exists and raises, and what is wrong; None if there is none.
 

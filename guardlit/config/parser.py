@@ -22,12 +22,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import guardlit.config.replacing  # noqa: F401
 from guardlit.config.bases import expand
-from guardlit.config.classes import broken_import, make_importable, scalars
+from guardlit.config.classes import broken_import, scalars
 from guardlit.config.documents import check_config_file
 from guardlit.config.dropped import dropped
 from guardlit.config.explain import explain, refused, unexpected_null
 from guardlit.config.linked import ignored
 from guardlit.config.locate import config_files, config_from_environment, given_options, variable
+from guardlit.config.modules import make_importable
 from guardlit.config.nearest import hint, keys_of, nearest
 from guardlit.config.nulls import nulls, odd_keys
 from guardlit.config.saved import without_options
@@ -60,7 +61,7 @@ class GuardlitParser(LightningArgumentParser):
         files = [*config_files(self.args), *([given[1]] if given else [])]
         self._check_files(files)
         self._check_environment()
-        make_importable([Path.cwd(), *(file.parent.resolve() for file in files)])
+        make_importable(files)
         config = self._parsed(files, *rest, **kwargs)
         for null in nulls(self, config):
             _fail(self, unexpected_null(self, self.args, null))

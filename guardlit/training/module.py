@@ -284,7 +284,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
                 self.experience.trajectories.velocity = None
         else:
             self.zero_grad(set_to_none=True)
-        self.clips.append(torch.stack(clip_fractions(self.outputs)).sum())
+        self.clips.append(self.world.gather(torch.stack(clip_fractions(self.outputs)).sum()).mean())
         # here and not after the step: a checkpoint written then finds no update in progress
         self.log_dict(update_metrics(self.outputs, norm, self.nonfinite.skipped), batch_size=1, sync_dist=True)
         self.outputs = []

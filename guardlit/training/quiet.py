@@ -19,8 +19,8 @@ INTENDED = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The dirpath has changed from .*",  # a resumed run has its own folder
-    # of a checkpoint whose ModelCheckpoint had other options; its weights are read either way
-    r".*callbacks used to create the checkpoint.*: \[(['\"](Model|Round)Checkpoint\{[^}]*\}['\"](, )?)+\].*",
+    # of a checkpoint whose ModelCheckpoint had other options, or of a run with `max_time`: its weights are read anyway
+    r".*callbacks used to create the checkpoint.*: \[(['\"]((Model|Round)Checkpoint\{[^}]*\}|Timer)['\"](, )?)+\].*",
     ".*`broadcast_buffers` is deprecated.*",  # what replaces it still sends them once
 )
 """Warnings of libraries about what guardlit does on purpose, or what only they can change."""

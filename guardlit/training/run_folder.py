@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from guardlit.config.modules import KEY, RUN_FILE, module_folders
 from guardlit.devices.float32 import float32_products
 from guardlit.rounds.reward_runner import gold_scorers
 from guardlit.schedule import schedule_table, write_csv
@@ -27,9 +28,10 @@ PACKAGES = ("guardlit", "guardlit-callbacks", "torch", "lightning", "diffusers",
 class RunFolder(pl.Callback):
     """Writes what a run is made of next to its logs, before the first image is drawn.
 
-    `config.yaml` (by the command line), `run.json` (versions, machine, command, checkpoint resumed from, who scores:
-    the scorers' provenance and their scores in the start-up test), `schedule.csv` (the sampler's coefficients and every
-    objective's gradient scale) and `batches.txt`. Gold scorers stand in `run.json` once they are loaded.
+    `config.yaml` (by the command line), `run.json` (versions, machine, command, checkpoint resumed from, folders
+    of the user's modules, who scores: the scorers' provenance and their scores in the start-up test), `schedule.csv`
+    (the sampler's coefficients and every objective's gradient scale) and `batches.txt`. Gold scorers stand in
+    `run.json` once they are loaded.
     """
 
     def __init__(self) -> None:
@@ -49,6 +51,7 @@ class RunFolder(pl.Callback):
         self._facts = {
             "command": command_line(),
             "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            KEY: module_folders(),
             "versions": versions(),
             "python": sys.version.split()[0],
             "platform": platform.platform(),
@@ -77,7 +80,7 @@ class RunFolder(pl.Callback):
         tested = module.reward_runner.tested
         self._facts["scorers"] = {name: dict(scorer.provenance) for name, scorer in scorers.items() if name in tested}
         self._facts["start_up_scores"] = dict(tested)
-        (folder / "run.json").write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")
+        (folder / RUN_FILE).write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")
 
 
 def _deterministic() -> bool | str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import yaml
 from runs import config, guardlit
 
 from guardlit.commands.lightning_cli import settings_of
+from guardlit.config import modules
 from guardlit.config.saved import SECTIONS, without_options
 
 COMMANDS = ("fit", "validate", "sample", "export", "evaluate", "ablate")
@@ -72,3 +75,36 @@ def test_only_options_that_the_command_lacks_are_left_out():
 def test_an_option_of_another_command_is_still_refused_on_the_command_line(saved: Path, capsys):
     assert guardlit("evaluate", "--config", saved, *GOLD, "--weights_only", "true") == 2
     assert "weights_only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_modules_of_the_run_are_found_from_elsewhere(
+    package: bool, sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A reward next to the first configuration is next to none of the runs, nor in another current folder."""
+    name = f"mine_{package}"
+    module = tmp_path / (f"{name}/__init__.py" if package else f"{name}.py")
+    module.parent.mkdir(exist_ok=True)
+    module.write_text("from guardlit.rewards import JPEGCompressibility\n\n\nclass Mine(JPEGCompressibility): ...\n")
+    path = config(tmp_path, sd3_folder, trainer__max_epochs=1, model__reward=f"{name}.Mine")
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    found = list(sys.path)
+    runs = tmp_path / "runs"
+    for number, given in enumerate([path, runs / "version_0/config.yaml", runs / "version_1/config.yaml"]):
+        monkeypatch.setattr(sys, "path", list(found))
+        sys.modules.pop(name, None)
+        monkeypatch.setattr(modules, "_searched", {})
+        resume = ("--ckpt_path", "last", "--trainer.max_epochs", number + 1) if number else ()
+        assert guardlit("fit", "--config", given, *resume) == 0
+        facts = json.loads((runs / f"version_{number}/run.json").read_text())
+        assert str(tmp_path) in facts["module_folders"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"module_folders": "here"}', '{"module_folders": [1, null]}'])
+def test_another_run_json_adds_no_folder(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(modules, "_searched", {})
+    (tmp_path / "run.json").write_text(text)
+    modules.make_importable([tmp_path / "config.yaml"])
+    assert sys.path == [str(Path.cwd()), str(tmp_path)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import time
 from pathlib import Path
@@ -212,6 +213,9 @@ def test_two_ranks_on_one_terminal(sd3_folder: Path, tmp_path: Path):
     assert re.fullmatch(r"   round  jpeg_compressibility   clipped  validation      time", table[2])
     assert all(re.fullmatch(row, line) for line in table[3:]), table
     assert len(table) == 6
+    with open(tmp_path / "runs/version_0/metrics.csv", newline="") as file:
+        logged = [text for row in csv.DictReader(file) if (text := row["train/clip_off_policy"])]
+    assert [line.split()[2] for line in table[3:]] == [f"{float(text):.2f}" for text in logged]  # of all ranks
     assert not [line for line in screen.lines if "\u2501" in line]  # the live line is gone
     assert re.search("round 1/3  start +\u2501+  0/1", screen.text)
     assert screen.lines.count("images per round    2 prompts x 4 = 8, 4 on each of 2 ranks") == 1

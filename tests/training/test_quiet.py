@@ -60,7 +60,12 @@ def test_lightning_still_says_what_is_dropped():
     ("message", "shown"),
     [
         ("callbacks used to create the checkpoint need to be provided: [\"ModelCheckpoint{'monitor': None}\"].", False),
+        (
+            "callbacks used to create the checkpoint need to be provided: ['Timer', \"RoundCheckpoint{'top': 1}\"].",
+            False,
+        ),
         ("callbacks used to create the checkpoint need to be provided: ['ModelCheckpoint{}', 'TrainableEMA'].", True),
+        ("callbacks used to create the checkpoint need to be provided: ['Timer', 'TrainableEMA'].", True),
         ("callbacks used to create the checkpoint need to be provided: ['TrainableEMA'].", True),
     ],
 )
