@@ -64,7 +64,7 @@ CASES = [
     _case("checkpoint of others", _saved(FOREIGN), "not written by", "no entry 'guardlit'", "export", "checkpoint"),
     _case("other policy", _saved(OURS), "policy = FluxPolicy", "this run has SD3Policy", "export", "checkpoint"),
     line("missing checkpoint", [*FIT, "--ckpt_path", "no.ckpt"], "checkpoint no.ckpt", "no.ckpt", "does not exist"),
-    line("folder for checkpoint", [*FIT, "--ckpt_path", "model"], "model", "checkpoint model", "checkpoint"),
+    line("folder for checkpoint", [*FIT, "--ckpt_path", "model"], "model", "holds exported weights", "lora.start"),
     line("no name of a checkpoint", [*FIT, "--ckpt_path", ""], "checkpoint", "checkpoint .", "is corrupt"),
     line("last of none", [*FIT, "--ckpt_path", "last"], "runs/version_*", "no checkpoint", "--ckpt_path last"),
     line("validate: missing", ["validate", *RUN, "--ckpt_path", "no"], "checkpoint no", "no", "does not exist"),

@@ -107,9 +107,11 @@ KEYS = [
         "did you mean rank?",
     ),
     _yaml("misspelt class", "model: {sde: FlowSD}\n", "bad.yaml:1: model.sde", "'FlowSD' is no known", "FlowSDE?"),
-    _yaml("class of no module", "model: {sde: a.b.C}\n", "bad.yaml:1: model.sde", "'a.b.C'", "known: CPS, DanceSDE"),
-    _yaml("function for class", "model: {sde: os.system}\n", "bad.yaml:1: model.sde", "'os.system'", "known: CPS"),
-    _yaml("class of another kind", "model: {sde: torch.nn.Identity}\n", "model.sde", "Identity' is no", "known: CPS"),
+    _yaml("class of no module", "model: {sde: a.b.C}\n", "bad.yaml:1: model.sde", "'a.b.C'", "there is no module 'a'"),
+    _yaml("function for class", "model: {sde: os.system}\n", "bad.yaml:1: model.sde", "'os.system'", "not a class"),
+    _yaml(
+        "class of another kind", "model: {sde: torch.nn.Identity}\n", "model.sde", "Identity' is no", "guardlit.sde.SDE"
+    ),
     _yaml("number for class_path", "model: {sde: {class_path: 3}}\n", "bad.yaml:1: class_path", "found 3", "name of a"),
     _yaml("list of classes", "model: {sde: [ODE]}\n", "bad.yaml:1: model.sde", "found ['ODE']", "expected a SDE"),
     _yaml("truth for class", "model: {sde: true}\n", "bad.yaml:1: model.sde", "found True", "expected a SDE"),
@@ -197,7 +199,7 @@ NUMBERS = [
 TRAINER = [
     _option("devices=-3", "trainer.devices=-3", "`devices` selected", "int > 0", place="trainer:"),
     _option("accelerator=qpu", "trainer.accelerator=qpu", "accelerator='qpu'", "Available", place="trainer:"),
-    _option("strategy=dddp", "trainer.strategy=dddp", "dddp is not supported", "auto, ddp, "),
+    _option("strategy=dddp", "trainer.strategy=dddp", "dddp is not supported", "mean ddp?", place="trainer.strategy"),
     _option("max_epochs=-5", "trainer.max_epochs=-5", "trainer.max_epochs=-5", "at least -1", place="trainer"),
     _option("max_steps=-7", "trainer.max_steps=-7", "-7", "non-negative integer or -1", place="max_steps"),
     _option("max_time=soon", "trainer.max_time=soon", "'soon'", "DD:HH:MM:SS", place="trainer:"),
