@@ -1,4 +1,7 @@
-"""Options that a user wrote for a class which a later file or option replaces by another class: they do not count."""
+"""Options that a user wrote for a class which a later file or option replaces by another class: they do not count.
+
+Nothing is said where a file replaces a class of the files that it builds on: that is its purpose.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentParser
 
+from guardlit.config.bases import bases
 from guardlit.config.documents import compose, line_of
 from guardlit.config.locate import CONFIG_OPTIONS, given_options
 from guardlit.config.nearest import import_class
@@ -25,13 +29,26 @@ def dropped(parser: ArgumentParser, args: Sequence[str]) -> list[str]:
         args: the command line after the subcommand, with bases in front of their files.
     """
     written = Written(parser)
-    for option, value in given_options(args):
+    given = list(given_options(args))
+    read_for = iter(_read_for([Path(value) for option, value in given if option in CONFIG_OPTIONS]))
+    for option, value in given:
         key = option.lstrip("-").removesuffix(".class_path")
         if option in CONFIG_OPTIONS:
+            written.source = next(read_for)
             written.read(_composed(Path(value)), "", value)
         elif option.startswith("--") and not option.endswith("+"):
+            written.source = None
             written.read(_composed(value), key.replace(".init_args.", "."), None)
     return list(written.lines())
+
+
+def _read_for(files: Sequence[Path]) -> list[Path]:
+    """For each file the one that the user named: itself, or the one behind it that builds on it."""
+    found: list[Path] = []
+    while len(found) < len(files):
+        named = files[len(files) - 1 - len(found)]
+        found += [named] * (1 + len(bases(named, [])))
+    return found[len(files) - 1 :: -1]
 
 
 def _composed(source: Path | str) -> yaml.Node | None:
@@ -43,6 +60,14 @@ def _composed(source: Path | str) -> yaml.Node | None:
         return None
 
 
+class Value(NamedTuple):
+    """A text, where it stands, and the file that the user named to have it read; None for an option."""
+
+    text: str
+    place: str
+    source: Path | None
+
+
 class Replaced(NamedTuple):
     """A class that another one replaced, and both names; the options with the text and place of each."""
 
@@ -50,7 +75,7 @@ class Replaced(NamedTuple):
     earlier: str
     place: str
     later: str
-    options: dict[str, tuple[str, str]]
+    options: dict[str, Value]
 
 
 class Written:
@@ -63,8 +88,9 @@ class Written:
     def __init__(self, parser: ArgumentParser) -> None:
         self._parser = parser
         self._dropped: list[Replaced] = []
-        self._values: dict[str, tuple[str, str]] = {}
-        """Text and place; for a class, its name."""
+        self._values: dict[str, Value] = {}
+        self.source: Path | None = None
+        """The file that the user named, for what is read now."""
 
     def read(self, node: yaml.Node | None, key: str, file: str | None) -> None:
         """Take over a value and everything beneath it.
@@ -85,7 +111,7 @@ class Written:
             self._forget(key)  # a list replaces a list as its own text says
             if all(isinstance(item, yaml.ScalarNode) for item in node.value):
                 text = f"[{', '.join(item.value for item in node.value)}]"
-                self._values[key] = text, _place(node, key, file)
+                self._values[key] = Value(text, _place(node, key, file), self.source)
                 return
             for number, item in enumerate(node.value):
                 self.read(item, f"{key}.{number}", file)
@@ -96,24 +122,28 @@ class Written:
         """One line a replaced class; options that the new one was given too are not lost."""
         for key, earlier, at, later, options in self._dropped:
             gone = {k: found for k, found in options.items() if k not in self._values}
-            lost = [f"{k[len(key) + 1 :]}={v} ({place})" for k, (v, place) in gone.items()]
+            lost = [f"{k[len(key) + 1 :]}={value.text} ({value.place})" for k, value in gone.items()]
             if lost:
-                now = self._values.get(key, (later, ""))[0]
+                now = self._values[key].text if key in self._values else later
                 about = f"{key} is {_short(now)}; dropped what was set for {_short(earlier)}: {', '.join(lost[:MOST])}"
                 about += f"{f' and {len(lost) - MOST} more' if len(lost) > MOST else ''}"
-                if not at.startswith("--") and any(place.startswith("--") for _, place in gone.values()):
+                if not at.startswith("--") and any(value.source is None for value in gone.values()):
                     about += f"; give --{key} before its options"  # perhaps they were meant for it
                 yield about
 
     def _set(self, key: str, text: str, place: str, quiet: bool) -> None:
         options = [name for name in self._values if name.startswith(f"{key}.")]
-        earlier = self._values[key][0] if key in self._values else self._default(key) if options else None
+        before = self._values.get(key)
+        earlier = before.text if before else self._default(key) if options else None
         if options and earlier and not _same(earlier, text):
-            if not quiet:
-                at = self._values.get(key, ("", ""))[1]
-                self._dropped.append(Replaced(key, earlier, at, text, {name: self._values[name] for name in options}))
+            others = {name: self._values[name] for name in options if not self._same_source(name)}
+            if others and not quiet:
+                self._dropped.append(Replaced(key, earlier, before.place if before else "", text, others))
             self._forget(key)
-        self._values[key] = text, place
+        self._values[key] = Value(text, place, self.source)
+
+    def _same_source(self, name: str) -> bool:
+        return self.source is not None and self._values[name].source == self.source
 
     def _forget(self, key: str) -> None:
         self._values = {k: v for k, v in self._values.items() if k != key and not k.startswith(f"{key}.")}

@@ -100,6 +100,16 @@ def test_what_nobody_wrote_is_dropped_in_silence(tmp_path: Path, capsys: pytest.
     assert said[0].endswith(f"{said_of_lr}; give --model.optimizer before its options")
 
 
+def test_a_file_replaces_classes_of_its_bases_in_silence(capsys: pytest.CaptureFixture[str]):
+    recipe = ROOT / "configs" / "flux_multi_mix.yaml"  # whose bases have HPSv2 and DanceSDE
+    prompts = ("--data.train", "guardlit://prompts/digits.jsonl")
+    settings, said = resolved(capsys, "--config", recipe, *prompts)
+    assert settings["model"]["reward"]["class_path"].endswith("Composite")
+    assert said == []
+    _, said = resolved(capsys, "--config", RECIPE, "--config", recipe, *prompts)
+    assert any("dropped what was set for PickScore" in line for line in said)
+
+
 def test_a_later_file_replaces_classes_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(BASE)
