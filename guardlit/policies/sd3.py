@@ -7,7 +7,6 @@ from typing import Any, cast
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.policies.base import Shard
 from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
 from guardlit.policies.folders.pipeline_folder import pipeline_index, read_json
 from guardlit.types import Conditioning
@@ -33,12 +32,11 @@ class SD3Policy(DiffusersPolicy):
         super().__init__(*args, **kwargs)
         self.text_encoder_3 = text_encoder_3
 
-    def load(self, shard: Shard | None = None) -> None:
-        """See `DiffusersPolicy.load`; T5 must be there, too, unless `text_encoder_3` is false."""
-        super().load(shard)
-        if self.text_encoder_3 and not self.weightless:
+    def _pipeline(self, transformer: Any = None) -> Any:
+        if self.text_encoder_3:
             self._need_files("text_encoder_3", "*.safetensors", "*.bin")
             self._need_files("tokenizer_3", "*")
+        return super()._pipeline(transformer)
 
     def _need_files(self, part: str, *kinds: str) -> None:
         place, named = self._folder / part, pipeline_index(self._folder).get(part, [None])[0]

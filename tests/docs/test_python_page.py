@@ -113,6 +113,6 @@ def test_the_script_on_top_is_the_configuration_of_the_tiny_world():
     for attribute in ("sde", "objective"):
         one, other = getattr(module, attribute), getattr(built.model, attribute)
         assert (type(one), vars(one)) == (type(other), vars(other))
-    assert data.planned(9, 1) == built.data.planned(9, 1)
+    assert data.planned(9, 1, ()) == built.data.planned(9, 1, ())
     assert (data.seed, data.rollout_batch) == (built.data.seed, built.data.rollout_batch)
     assert isinstance(module, guardlit.GRPOModule)

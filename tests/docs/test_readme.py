@@ -70,7 +70,8 @@ def test_what_it_names_exists(command: str):
 
 @pytest.mark.parametrize("command", [c for c in all_commands() if arguments(c.values[0])])
 def test_it_is_understood(command: str, capsys, monkeypatch: pytest.MonkeyPatch):
-    given = arguments(command) or []
+    recipe = "configs/tiny_digits.yaml"  # in place of what a run of it has saved
+    given = [recipe if word.endswith("version_0/config.yaml") else word for word in arguments(command) or []]
     monkeypatch.chdir(ROOT)
     assert given[0] in COMMANDS or given[0].startswith("-")
     if given[0] in LIGHTNING and not {"--help", "--rescore"} & set(given):  # --rescore reads saved images

@@ -113,7 +113,7 @@ VARIANTS = {
     "on the host where possible": {
         "model__policy__init_args__vae_device": "cpu",
         "model__policy__init_args__encode_alone": True,
-        "model__policy__init_args__decode_dtype": "bf16",
+        "model__policy__init_args__decode_dtype": "fp16",
         "model__policy__init_args__text_encoders": "host",
         "model__rollout__trajectories": "host",
         "model__rollout__merge": True,
@@ -157,7 +157,7 @@ PER_BATCH = {
 """Allowed synchronizations of a line per sampled and scored batch; other lines wait less than once per batch."""
 PER_UPDATE = {
     "recovery/nonfinite.py allows": 1,
-    "guardlit_callbacks/gradient_norm.py on_after_backward": 1,  # the loss scale
+    "tools/requirements.py loss_scale": 1,
     "guardlit_callbacks/gradient_spikes.py on_train_batch_end": 1,
     "core/module.py __to_tensor": 2,  # Lightning, for every logged Python number
     "precision/amp.py optimizer_step": 2,  # the loss scaler's result

@@ -57,7 +57,7 @@ def test_the_plan_of_a_run(sd3_folder: Path, tmp_path: Path, capsys: pytest.Capt
     for part in ("3 rounds: 24 images, 12 updates", "Compute, at 50% of 1 TFLOP/s on 2 device(s)", "training", "Disk"):
         assert part in out
     plan = json.loads((tmp_path / "plan.json").read_text())
-    assert (plan["run"]["processes"], plan["run"]["validation_images"]) == (2, 2)
+    assert (plan["run"]["processes"], plan["run"]["validation_images"]) == (2, 4)
     per, flop = plan["flop_per_image"], plan["flop"]
     assert per["rollout"] == pytest.approx(5 * per["forward"])
     assert 1.8 * per["forward"] < per["evaluation"] < 2 * per["forward"]  # the adapter is merged into the weights there

@@ -154,7 +154,8 @@ def test_an_exception_ends_the_run_with_its_place_and_reason(sd3_folder, tmp_pat
     assert run(tmp_path, sd3_folder, reward("Background", fail="", how="raise")) == 2
     said = complaint(capsys)
     assert "round 1: 8 of 8 rewards failed, more than max_failed_fraction=0.01; the first on prompt '" in said
-    assert said.endswith("of rank 0; background: RuntimeError: the wires are cut")
+    assert "of rank 0; background: RuntimeError: the wires are cut (" in said
+    assert "background.py, line " in said
 
 
 @pytest.mark.parametrize("background", [True, False])

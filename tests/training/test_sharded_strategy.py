@@ -64,7 +64,7 @@ MISTAKES = {
         {"trainer__strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}},
         "trainer.strategy: ModelParallelStrategy is not prepared for policies; take fsdp",
     ),
-    "no strategy": ({"trainer__strategy": "nonsense"}, "trainer: You selected an invalid strategy name"),
+    "no strategy": ({"trainer__strategy": "nonsense"}, "trainer.strategy=nonsense is not supported: take one of auto"),
 }
 FLUX = {"model__policy__class_path": "FluxPolicy", "trainer__max_epochs": 1}
 HALF = {

@@ -181,7 +181,7 @@ class SignalGuard(pl.Callback):
                 # the round is complete but for its validation, and the resumed run will not log it
                 here = {"round": float(trainer.current_epoch + 1), "epoch": float(trainer.current_epoch)}
                 for logger in trainer.loggers:
-                    logger.log_metrics(pl_module.round_metrics | here, trainer.global_step - 1)  # type: ignore[operator]
+                    logger.log_metrics(pl_module.round_metrics | here, trainer.global_step)  # type: ignore[operator]
         trainer.save_checkpoint(interrupted_path(trainer))
 
     def state_dict(self) -> dict[str, Any]:
