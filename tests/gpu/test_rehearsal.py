@@ -79,7 +79,10 @@ def as_on_the_cpu(path: Path, checkpoints: Path, folder: Path) -> None:
         torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+SLOW = ("qwen_image", "flux2_klein")  # rehearsed by `pytest -m slow`; the paths of the device are those of the others
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FAMILIES])
 def test_a_family(name: str, tiny: Callable[[str], Path], tmp_path: Path):
     """A round, a resume within it, a validation and a sample; the round's weights are those of the CPU."""
     path = run_of(name, tmp_path, tiny(name))
