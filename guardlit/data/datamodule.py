@@ -17,9 +17,8 @@ from guardlit.data.prompt_set import PromptSet
 from guardlit.data.prompts import load_prompts
 from guardlit.data.views import Numbered, Texts, ValidationImages
 from guardlit.errors import GuardlitError, at_least
-from guardlit.processes.needs import read_micro_batches
 from guardlit.processes.world import World
-from guardlit.rounds.plan import RoundPlan, candidates
+from guardlit.rounds.plan import RoundPlan, candidates, read_micro_batches
 from guardlit.rounds.round import Round
 from guardlit.types import Prompt
 
@@ -83,7 +82,6 @@ class PromptDataModule(pl.LightningDataModule):
         self.seed = seed
         self.train, self.val = PromptSet(), PromptSet()
         self.plan: RoundPlan
-        self._one_step = False
         self._loader: ExperienceLoader | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -120,8 +118,7 @@ class PromptDataModule(pl.LightningDataModule):
             GuardlitError: numbers that do not divide.
         """
         plan = RoundPlan(*self.sizes[:-1], 1, train_steps=train_steps, world_size=world)
-        self._one_step = read_micro_batches(callbacks)
-        size = candidates(plan, self._most, one_step=self._one_step)[0]
+        size = candidates(plan, self._most, one_step=read_micro_batches(callbacks))[0]
         if self._exact and size != self._most:
             plan = replace(plan, micro_batch=self._most)  # raises where it does not divide
             raise GuardlitError(
@@ -191,6 +188,12 @@ class PromptDataModule(pl.LightningDataModule):
         if self._rollout_batch is None:
             raise GuardlitError("data.micro_batch=auto needs data.rollout_batch, the most that it may take")
         return self._rollout_batch
+
+    @property
+    def _one_step(self) -> bool:
+        """Whether a callback needs micro-batches of one denoising step."""
+        assert self.trainer is not None
+        return read_micro_batches(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     @property
     def _runner(self) -> RoundRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -210,3 +211,11 @@ def _walk(n: int, seed: int) -> Tensor:
 
 def _permutation(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def read_micro_batches(callbacks: Iterable[object]) -> bool:
+    """Whether a callback reads the gradient of each micro-batch: its attribute `reads_micro_batches` is true.
+
+    The run then has micro-batches of one denoising step each and, under DDP, reduces gradients at every backward pass.
+    """
+    return any(getattr(callback, "reads_micro_batches", False) for callback in callbacks)

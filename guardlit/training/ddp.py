@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from guardlit.devices.storage import is_wrapper
 from guardlit.processes.lightning_internals import ddp_options
-from guardlit.processes.needs import read_micro_batches
+from guardlit.rounds.plan import read_micro_batches
 
 
 def keep_buffers(strategy: Any) -> None:
