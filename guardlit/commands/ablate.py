@@ -15,7 +15,7 @@ from typing import Any
 
 from guardlit.commands.first_look import check
 from guardlit.config.console import Parser
-from guardlit.config.limits import LARGEST_SEED
+from guardlit.config.library_errors import LARGEST_SEED
 from guardlit.errors import GuardlitError, did_you_mean
 from guardlit.files import atomic_write
 from guardlit.objective import PRESETS

@@ -17,7 +17,7 @@ import guardlit.rewards  # and `class_path: PickScore`
 import guardlit.training.recovery.rollback  # noqa: F401 - and `class_path: Rollback`; what else has a short name is used here
 from guardlit.checkpoints.discovery import newest_intact, require_intact
 from guardlit.commands.trainer import Trainer
-from guardlit.config.limits import LARGEST_SEED, user_errors
+from guardlit.config.library_errors import LARGEST_SEED, user_errors
 from guardlit.config.parser import GuardlitParser
 from guardlit.config.saved import SavedConfig
 from guardlit.data.datamodule import PromptDataModule

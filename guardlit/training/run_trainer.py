@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import lightning.pytorch as pl
 
 from guardlit.checkpoints.discovery import newest_intact
-from guardlit.config.limits import as_one_line, user_errors
+from guardlit.config.library_errors import as_one_line, user_errors
 from guardlit.devices.float32 import allow_tf32
 from guardlit.errors import GuardlitError, NonFiniteError
 from guardlit.processes.lightning_internals import (

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from guardlit.config.limits import as_one_line
+from guardlit.config.library_errors import as_one_line
 from guardlit.errors import at_least
 from guardlit.training.limits.optimizers import check_optimizer, check_scheduler
 
