@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
+from guardlit.config.documents import compose, line_of
 from guardlit.config.nearest import class_parser, classes_in, concrete_subclasses, nearest
 
 DOTTED = re.compile(r"(?<![\w./-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?![\w/-])")
@@ -107,13 +108,13 @@ def broken_import(texts: Sequence[str]) -> tuple[str, str] | None:
 def scalars(file: Path) -> Iterator[tuple[int, str]]:
     """The texts in a YAML file with their lines, keys aside; nothing where it cannot be read."""
     try:
-        todo = [yaml.compose(file.read_text(encoding="utf-8"))]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        todo = [compose(file)]
+    except (OSError, yaml.YAMLError):
         return
     while todo:
         node = todo.pop()
         if isinstance(node, yaml.ScalarNode):
-            yield node.start_mark.line + 1, str(node.value)
+            yield line_of(node), str(node.value)
         elif isinstance(node, yaml.MappingNode):
             todo += [value for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):

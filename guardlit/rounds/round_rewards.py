@@ -64,7 +64,7 @@ class RoundRewards:
 
     def _no_spread(self) -> str:
         return (
-            f"round {self.round.index + 1}: no group has any spread: reward '{self.reward.name}' gives all images of a "
+            f"round {self.round.number}: no group has any spread: reward '{self.reward.name}' gives all images of a "
             "prompt the same score, so every advantage is 0 and the round trains nothing; a reward must tell images of "
             "one prompt apart"
         )

@@ -76,6 +76,6 @@ def _every_round(callbacks: Iterable[pl.Callback]) -> list[pl.Callback]:
 
 
 def _as_list(value: Any) -> list[Any]:
-    return (
-        [] if value is None else list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    )
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]

@@ -1,4 +1,4 @@
-"""Mistakes of a command line that the source files show, told before the seconds that importing torch takes.
+"""Mistakes of a command line that the source files show, found before the seconds that importing torch takes.
 
 What is not certain here, such as a class of another package, is left to the parser, which says it in the same words.
 """
