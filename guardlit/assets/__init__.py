@@ -11,7 +11,10 @@ SCHEME = "guardlit://"
 NAMES = ("digits", "digits_scorers", "prompts/digits.jsonl", "prompts/everyday.txt")
 
 PUBLISHED = "published"
-"""Folder with the sizes of published models by hub id, from the config.json files of each on the Hugging Face hub."""
+"""Folder with the sizes of published models by hub id, entered by hand as their config.json files have them.
+
+The transformers' were compared with public copies of these files; the other components' are the families' usual ones.
+"""
 
 
 def published(model: str) -> Path | None:
