@@ -143,9 +143,11 @@ class RunTrainer(FolderTrainer):
         """
         check_data(datamodule, train_dataloaders, val_dataloaders)
         if self._open_round and ckpt_path is None:
-            raise GuardlitError(
-                "the last fit of this Trainer stopped within a round: give ckpt_path='last' to resume it"
+            kept = self.interrupted_checkpoint is not None
+            cure = (
+                "give ckpt_path='last' to resume it" if kept else "it kept no checkpoint to resume; make a new Trainer"
             )
+            raise GuardlitError(f"the last fit of this Trainer stopped within a round: {cure}")
         self._open_round, self.interrupted_checkpoint = False, None
         while True:
             try:
