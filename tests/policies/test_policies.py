@@ -211,8 +211,8 @@ def test_text_encoders_load_for_new_prompts_only_and_are_freed(
     encoders: list[list[weakref.ref]] = []
     original = DiffusersPolicy._pipeline
 
-    def spied(self: DiffusersPolicy) -> object:
-        pipe = original(self)
+    def spied(self: DiffusersPolicy, *args: object) -> object:
+        pipe = original(self, *args)
         encoders.append([weakref.ref(p) for name, p in pipe.components.items() if name.startswith("text_encoder")])
         return pipe
 
