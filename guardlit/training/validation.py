@@ -40,7 +40,8 @@ class ValidationHooks(pl.LightningModule):
     validated: MeanMetric
 
     def on_validation_start(self) -> None:
-        """Encode all prompts at once, so that the text encoders load at most once."""
+        """Encode all prompts at once, so that the text encoders load at most once; check what `KLFromBase` measures."""
+        self.reference_kl()
         self.policy.encode_across_ranks(
             [prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])]
         )
@@ -74,9 +75,7 @@ class ValidationHooks(pl.LightningModule):
         | `val/reward` | mean reward of the validation images, in the reward's unit |
         """
         prompts = [p for _, p in batch]
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        measures = any(isinstance(callback, KLFromBase) for callback in callbacks)
-        kl = ReferenceKL.of(self.policy, self.sde, self.rollout, self.evaluation) if measures else None
+        kl = self.reference_kl()
         images = self._draw(batch, kl)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
         result = self.reward_runner.validate(images, prompts)
@@ -85,6 +84,17 @@ class ValidationHooks(pl.LightningModule):
         numbered = {"reward": result.values, "index": torch.tensor([i for i, _ in batch])}
         measured = {} if kl is None else {"kl_from_base": kl.values()}
         return {"images": images, "prompts": texts, "metadata": metadata, **numbered, **measured}
+
+    def reference_kl(self) -> ReferenceKL | None:
+        """What measures the KL from the base for one batch, if the callback `KLFromBase` asks for it.
+
+        Raises:
+            GuardlitError: no step of a validation has a KL.
+        """
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, KLFromBase) for callback in callbacks):
+            return None
+        return ReferenceKL.of(self.policy, self.sde, self.rollout, self.evaluation)
 
     def predict_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> Tensor:
         """Images of (noise index, prompt) pairs by the evaluation settings, (B, 3, height, width) uint8."""
