@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, PROMPTS
+from quantized import KINDS, loaded, perturb
 from small_policy import SmallPolicy
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
@@ -134,3 +135,13 @@ def test_a_step_without_noise_counts_nothing():
 def test_no_noise_at_all_is_one_line(sde: SDE, steps: int):
     with pytest.raises(GuardlitError, match=rf"^KLFromBase: {type(sde).__name__} has no noise at the first .* raise"):
         ReferenceKL.of(SmallPolicy(), sde, ROLLOUT, Sampling(steps, 1.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantized_base_is_measured_as_it_is(kind: str, sd3_folder: Path):
+    """The base is the quantized network: the distance of an untrained adapter from it is exactly 0."""
+    policy = loaded(sd3_folder, kind, "bf16")
+    policy.encode(PROMPTS)
+    assert measured(policy, FlowSDE()).tolist() == [[0.0] * 4] * 2
+    perturb(policy)
+    assert float(measured(policy, FlowSDE()).min()) > 0
