@@ -68,7 +68,7 @@ LOGGERS: dict[str, Entry] = {
 """By name, in Lightning's order."""
 
 
-VALIDATED = ("val/", "gold/")
+VALIDATED = ("val/", "gold/", "kl/")
 """How keys begin that every validation logs."""
 
 

@@ -180,6 +180,10 @@ def test_a_misspelled_key_is_told_after_the_first_validation():
     for callback in (callbacks.EarlyStopping("val/rewrd"), callbacks.ModelCheckpoint(monitor="val/rewrd")):
         with pytest.raises(gl.GuardlitError, match=r"monitor=val/rewrd is not logged; did you mean val/reward\?"):
             check_monitors([callback], logged)
+    distance = callbacks.EarlyStopping("kl/from_base")
+    check_monitors([distance], [*logged, "kl/from_base", "kl/sqrt_from_base"])
+    with pytest.raises(gl.GuardlitError, match=r"monitor=kl/from_base is not logged; logged are .*val/reward"):
+        check_monitors([distance], logged)
 
 
 # optimizers and schedules -----------------------------------------------------------------------------------------
