@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import lightning.pytorch as pl
+from guardlit_callbacks import GradientNorm, KLFromBase, RatioDistribution
 from guardlit_callbacks.tools.logging import log_layout
 
 LAYOUT: dict[str, dict[str, list[object]]] = {
@@ -25,13 +28,27 @@ LAYOUT: dict[str, dict[str, list[object]]] = {
 }
 """Category -> chart -> its kind, and the keys of its lines."""
 
-PER_STEP: dict[str, dict[str, list[object]]] = {
-    "denoising steps": {
-        f"{key}/tTT": ["Multiline", [rf"^{key}/t\d+$"]]
-        for key in ("ratio/log_ratio/mean", "ratio/log_ratio/std", "gradient/velocity", "gradient/parameters")
-    }
+FROM_BASE: dict[str, list[object]] = {"square root of the KL from the base": ["Multiline", [r"^kl/sqrt_from_base$"]]}
+"""A chart of `drift`, with `KLFromBase`."""
+
+PER_STEP: dict[type[pl.Callback], tuple[str, ...]] = {
+    RatioDistribution: ("ratio/log_ratio/mean", "ratio/log_ratio/std"),
+    GradientNorm: ("gradient/velocity", "gradient/parameters"),
+    KLFromBase: ("kl/from_base",),
 }
-"""Charts with one line a denoising step, for callbacks that log each."""
+"""Keys of charts with one line a denoising step, by the callback that logs each step with `per_step`."""
+
+
+def layout(callbacks: Iterable[object]) -> dict[str, dict[str, list[object]]]:
+    """The charts of a run with these callbacks."""
+    given = list(callbacks)
+    found = dict(LAYOUT)
+    if any(isinstance(callback, KLFromBase) for callback in given):
+        found["drift"] = LAYOUT["drift"] | FROM_BASE
+    logs = {kind for kind in PER_STEP for c in given if isinstance(c, kind) and getattr(c, "per_step", False)}
+    keys = [key for kind, keys in PER_STEP.items() if kind in logs for key in keys]
+    steps: dict[str, list[object]] = {f"{key}/tTT": ["Multiline", [rf"^{key}/t\d+$"]] for key in keys}
+    return found | ({"denoising steps": steps} if steps else {})
 
 
 class Dashboard(pl.Callback):
@@ -39,5 +56,4 @@ class Dashboard(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it."""
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        log_layout(trainer, LAYOUT | (PER_STEP if any(getattr(c, "per_step", False) for c in callbacks) else {}))
+        log_layout(trainer, layout(trainer.callbacks))  # type: ignore[attr-defined]

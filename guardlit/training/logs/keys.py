@@ -41,8 +41,8 @@ round, from 1; Lightning adds `epoch`, which counts the same from 0.
 In a key, NAME is a scorer, a statistic or a term; COUNTER one of the scorer's counters; PHASE a phase of
 `PhaseTimer`; KIND `log_ratio`, `raw` or `normalized`; SIDE `above` or `below`; SIGN, the advantage's, `positive` or
 `negative`; and TT the index of the denoising step in two digits. Keys that end in `tTT` are logged only by a callback
-with `per_step: true`: there are hundreds. The arrays behind them are always in the run's folder (`ratio/`,
-`gradient/`), and the figures `ratio/figure` and `gradient/figure` show all steps at once.
+with `per_step: true`: there are hundreds. The arrays behind those of `ratio/` and `gradient/` are always in the run's
+folder, and the figures `ratio/figure` and `gradient/figure` show all steps at once.
 
 In another Lightning project, `GradientSpikes` and `PhaseTimer` log at Lightning's own step, which is one less.
 

@@ -21,6 +21,7 @@ ALL = [
         "class_path": "GradientNorm",
         "init_args": {"sample_weight": "sample_weight", "parameters_every": 1, "per_step": True},
     },
+    {"class_path": "KLFromBase", "init_args": {"per_step": True}},
     {"class_path": "GradientSpikes", "init_args": {"patience": 2}},
     {"class_path": "GoldScore", "init_args": {"scorers": ["brightness.Brightness"]}},
     "OverOptimizationStop",
@@ -31,7 +32,7 @@ ALL = [
         "init_args": {"samples": "global_step", "flops_per_sample": 1.0, "peak_flops": 1.0},
     },
 ]
-FEW = [{"class_path": "RatioDistribution", "init_args": RATIO}, {"class_path": "GradientNorm"}, *ALL[3:]]
+FEW = [{"class_path": "RatioDistribution", "init_args": RATIO}, {"class_path": "GradientNorm"}, *ALL[4:]]
 TERMS = [
     {"scorer": {"class_path": "background.Background"}},
     {"scorer": {"class_path": "JPEGCompressibility"}, "weight": 0.5, "affine": {"shift": 0.1, "scale": 0.2}},
@@ -99,7 +100,7 @@ def test_a_run_shows_few_keys_and_opens_on_the_reward(sd3_folder: Path, tmp_path
     assert len(events.Tags()["histograms"]) <= 4
 
 
-@pytest.mark.parametrize(("short", "expected"), [(FEW, 0), (ALL, 4)], ids=["few", "per step"])
+@pytest.mark.parametrize(("short", "expected"), [(FEW, 0), (ALL, 5)], ids=["few", "per step"])
 def test_tensorboard_has_a_layout_of_charts_that_all_show_something(
     short: list[object], expected: int, sd3_folder: Path, tmp_path: Path
 ):
