@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guardlit_callbacks.distributed.gather import gather_objects
+from guardlit_callbacks.distributed.gather import distinct, gather_objects, interleave
 from guardlit_callbacks.tools.lightning import MisconfigurationException
 from guardlit_callbacks.tools.scoring import GoldScorer, ScoreRequest, score
 from guardlit_callbacks.tools.statistics import Array
@@ -62,3 +62,22 @@ def add_scores(samples: Sequence[Sample], name: str, values: Array, reason: str 
         sample[name] = float(value)
         if np.isnan(value) and reason:
             sample["reasons"] = {**sample.get("reasons", {}), name: reason}
+
+
+def distinct_samples(ranks: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """The samples of all ranks in the order of the data set, each index once, with their places."""
+    placed = [[{**s, "place": (rank, i)} for i, s in enumerate(samples)] for rank, samples in enumerate(ranks)]
+    samples = interleave(placed)
+    if "index" not in samples[0]:
+        return samples
+    return [samples[position] for position in distinct([sample["index"] for sample in samples])]
+
+
+def means_by_prompt(samples: list[Sample]) -> tuple[list[str], dict[str, Array]]:
+    """Prompts in alphabetical order and each column's mean per prompt."""
+    by_prompt: dict[str, list[Sample]] = {}
+    for sample in sorted(samples, key=lambda s: (s["prompt"], s.get("index", 0))):
+        by_prompt.setdefault(sample["prompt"], []).append(sample)
+    names = [name for name in samples[0] if name not in ("prompt", "index", "place", "reasons")]
+    means = {name: np.array([np.mean([s[name] for s in group]) for group in by_prompt.values()]) for name in names}
+    return list(by_prompt), means

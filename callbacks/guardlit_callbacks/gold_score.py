@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ import torch
 
 from guardlit_callbacks.bases.validation import ValidationCallback, is_partial, log_validation
 from guardlit_callbacks.composite import Interval, bootstrap
-from guardlit_callbacks.distributed.gather import distinct, interleave
 from guardlit_callbacks.figures.proxy_gold import ProxyGoldCurve, first_spread, proxy_gold_figure
-from guardlit_callbacks.gold_by_prompt import Kept, Sample, add_scores, score_by_prompt
+from guardlit_callbacks.gold_by_prompt import (
+    Kept,
+    Sample,
+    add_scores,
+    distinct_samples,
+    means_by_prompt,
+    score_by_prompt,
+)
+from guardlit_callbacks.gold_frontier import LiveFrontier
 from guardlit_callbacks.tools.folders import run_dir
 from guardlit_callbacks.tools.images import check_range, read_images
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
@@ -46,8 +54,10 @@ class GoldScore(ValidationCallback[Sample]):
     | `gold/proxy` | mean proxy reward over prompts, in its own unit, without failed ones |
     | `gold/proxy_std` | standard deviation of the proxy reward over images, in its own unit |
 
-    Loggers that take figures get `gold/figure`. The run's folder gets `gold.csv` (one row an evaluation),
-    `gold.png`, and `gold/step_SSSSSSSS.npz` with `prompt` and each scorer's scores by prompt, (P,) each.
+    Loggers that take figures get `gold/figure` and, from the second evaluation on, `gold/frontier`: gold against the
+    proxy and, where it is logged, against the distance from the base. The run's folder gets `gold.csv` (one row an
+    evaluation), `gold.json` (how the Average is made), `gold.png`, and `gold/step_SSSSSSSS.npz` with `prompt` and each
+    scorer's scores by prompt, (P,) each.
 
     Example:
         ```python
@@ -75,6 +85,7 @@ class GoldScore(ValidationCallback[Sample]):
         resamples: of the bootstrap.
         value_range: of float images, [0, 1] or [-1, 1].
         dataloader: index of the validation dataloader to read, where there are several.
+        distance: logged key of the distance from the base, as `KLFromBase` logs it, for `gold/frontier`; None for none.
 
     Raises:
         ValueError: a name in `average`, `base` or `lower_is_better` is not a scorer's; another `value_range`.
@@ -98,6 +109,7 @@ class GoldScore(ValidationCallback[Sample]):
         resamples: int = 1000,
         value_range: tuple[float, float] = (0.0, 1.0),
         dataloader: int | None = None,
+        distance: str | None = "kl/sqrt_from_base",
     ) -> None:
         super().__init__(dataloader)
         self.value_range = check_range(value_range, self)
@@ -116,6 +128,7 @@ class GoldScore(ValidationCallback[Sample]):
         self._base_scores: dict[str, Array] = {}
         self._base_prompts: list[str] = []
         self._open: set[str] = set()
+        self._frontier = LiveFrontier(distance)
 
     # --- collecting ----------------------------------------------------------------------------------------------
 
@@ -174,10 +187,10 @@ class GoldScore(ValidationCallback[Sample]):
 
     def report(self, trainer: Trainer, pl_module: LightningModule, ranks: Sequence[Sequence[Sample]]) -> None:
         """Compares the scores with the base, logs and writes."""
-        samples, kept, self._kept = _distinct(ranks), self._kept, []
+        samples, kept, self._kept = distinct_samples(ranks), self._kept, []
         score_by_prompt(self._comparing, samples, kept, trainer.global_rank, pl_module.device)
         self._check_failed(samples)
-        prompts, scores = _per_prompt(samples)
+        prompts, scores = means_by_prompt(samples)
         step = trainer.global_step
         self._set_base(step, prompts, scores)
         interval = self._interval(scores)
@@ -193,7 +206,13 @@ class GoldScore(ValidationCallback[Sample]):
         if trainer.is_global_zero:
             if folder:
                 _write(folder, step, self.history, {"prompt": np.array(prompts), **scores})
+                _write_definition(folder, self.average, self.lower_is_better, self.base)
             log_figure(trainer, "gold/figure", self._figure(), step, folder / "gold.png" if folder else None)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the frontier, after all callbacks have logged the validation."""
+        if not is_partial(trainer) and self.history and self.history[-1]["step"] == trainer.global_step:
+            self._frontier.log(trainer, self.history)
 
     def _check_failed(self, samples: list[Sample]) -> None:
         for name in self.scorers:
@@ -244,36 +263,19 @@ class GoldScore(ValidationCallback[Sample]):
     def state_dict(self) -> dict[str, Any]:
         """The evaluations so far and the base scores by prompt; equal on every rank."""
         base = {name: torch.from_numpy(values) for name, values in self._base_scores.items()}
-        return {"history": self.history, "base_scores": base, "base_prompts": self._base_prompts}
+        scores = {"history": self.history, "base_scores": base, "base_prompts": self._base_prompts}
+        return scores | self._frontier.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the evaluations and the base."""
         self.history, self._base_prompts = list(state_dict["history"]), list(state_dict["base_prompts"])
         self._base_scores = {name: values.numpy() for name, values in state_dict["base_scores"].items()}
+        self._frontier.load_state_dict(state_dict)
 
 
 def _check_names(argument: str, names: Any, scorers: Any, what: str = "is not a scorer") -> None:
     if unknown := [name for name in names if name not in scorers]:
         raise ValueError(f"GoldScore: {argument} {unknown[0]!r} {what}; there are {', '.join(map(repr, scorers))}")
-
-
-def _distinct(ranks: Sequence[Sequence[Sample]]) -> list[Sample]:
-    """The samples of all ranks in the order of the data set, each index once, with their places."""
-    placed = [[{**s, "place": (rank, i)} for i, s in enumerate(samples)] for rank, samples in enumerate(ranks)]
-    samples = interleave(placed)
-    if "index" not in samples[0]:
-        return samples
-    return [samples[position] for position in distinct([sample["index"] for sample in samples])]
-
-
-def _per_prompt(samples: list[Sample]) -> tuple[list[str], dict[str, Array]]:
-    """Prompts in alphabetical order and each column's mean per prompt."""
-    by_prompt: dict[str, list[Sample]] = {}
-    for sample in sorted(samples, key=lambda s: (s["prompt"], s.get("index", 0))):
-        by_prompt.setdefault(sample["prompt"], []).append(sample)
-    names = [name for name in samples[0] if name not in ("prompt", "index", "place", "reasons")]
-    means = {name: np.array([np.mean([s[name] for s in group]) for group in by_prompt.values()]) for name in names}
-    return list(by_prompt), means
 
 
 def _write(folder: Path, step: int, history: list[dict[str, float]], arrays: Mapping[str, Array]) -> None:
@@ -285,3 +287,11 @@ def _write(folder: Path, step: int, history: list[dict[str, float]], arrays: Map
         writer = csv.DictWriter(file, list(history[-1]), restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(history)
+
+
+def _write_definition(
+    folder: Path, average: list[str], lower_is_better: list[str], base: Mapping[str, float] | None
+) -> None:
+    """Writes how the Average is made, so that others can compute it from the scores by prompt."""
+    definition = {"average": average, "lower_is_better": lower_is_better, "base": base}
+    (folder / "gold.json").write_text(json.dumps(definition) + "\n", encoding="utf-8")

@@ -1,7 +1,9 @@
-"""Figures and image grids of the callbacks and the report. Imports only `tools`."""
+"""Figures and image grids of the callbacks and the report. Imports `frontier` and `tools`."""
 
 from guardlit_callbacks.figures.drawing import MARKERS as MARKERS
 from guardlit_callbacks.figures.drawing import PALETTE as PALETTE
+from guardlit_callbacks.figures.frontier import frontier_figure as frontier_figure
+from guardlit_callbacks.figures.frontier import run_frontier_figure as run_frontier_figure
 from guardlit_callbacks.figures.plots import Band as Band
 from guardlit_callbacks.figures.plots import RatioSamples as RatioSamples
 from guardlit_callbacks.figures.plots import gradient_figure as gradient_figure

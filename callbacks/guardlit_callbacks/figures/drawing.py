@@ -74,10 +74,10 @@ def axes_grid(
     return figure, grid.tolist()
 
 
-def legend_columns(labels: Sequence[str], width: float) -> int:
-    """Number of legend columns, at most 3, that fit into a width in inches at font size 9."""
+def legend_columns(labels: Sequence[str], width: float, most: int = 3) -> int:
+    """Number of legend columns, at most `most`, that fit into a width in inches at font size 9."""
     longest = 0.5 + 0.07 * max(map(len, labels), default=0)  # handle and spacing, and the mean width of a letter
-    return max(1, min(3, len(labels), int(width / longest)))
+    return max(1, min(most, len(labels), int(width / longest)))
 
 
 def tidy(axes: Axes) -> None:

@@ -51,8 +51,9 @@ def estimates(groups: Sequence[Array], sampling: Sampling) -> list[Estimate]:
     The interval has two parts. Prompts are resampled: the values of each resample are given. Seeds are few, and three
     seeds that are resampled never leave their own range, which covers their mean in 75 % of all cases instead of 95 %.
     So each resample adds s / sqrt(n) times a number drawn from Student's t distribution with n - 1 degrees of freedom,
-    where s is the standard deviation of the n seeds: the t interval of the mean, where prompts do not matter. A single
-    seed adds nothing, and the interval is over prompts only.
+    where s is the standard deviation of the n seeds: the t interval of the mean, where prompts do not matter. The
+    intervals are cautious, since noise of single prompts of single runs is in both parts. A single seed adds nothing,
+    and the interval is over prompts only.
 
     Args:
         groups: values of independent groups of seeds, (1 + B, n, L) each, B resamples of the prompts after the data

@@ -1,4 +1,4 @@
-"""One HTML page of figures and tables from run folders. Imports `figures` and `tools`, neither torch nor Lightning.
+"""One HTML page of figures and tables from run folders. Imports `figures`, `frontier`, `tools`; no torch, no Lightning.
 
 Public: `build`, its `ConfigKeys` and `ReportError`, and `execute` for the command line of another program.
 """

@@ -18,7 +18,6 @@ from guardlit_callbacks.report.methods import Method, each_run
 from guardlit_callbacks.report.tables import (
     PARTS,
     change_table,
-    comparison_table,
     gold_table,
     gradient_table,
     ratio_table,
@@ -73,7 +72,7 @@ def gold_section(methods: Sequence[Method], embed: EmbedFigure) -> str:
     )
     alt = f"Two curves over optimizer steps: the change of the proxy reward, and the gold average, of {_names(methods)}"
     shown = embed(proxy_gold_figure(curves), "proxy_gold", alt, caption)
-    return section(title, shown, gold_table(methods), comparison_table(methods))
+    return section(title, shown, gold_table(methods))
 
 
 def ratio_section(methods: Sequence[Method], embed: EmbedFigure) -> str:

@@ -77,35 +77,6 @@ def _gold_rows(label: str, name: str, run: Run, scorers: Sequence[str]) -> Rows:
     return rows
 
 
-def comparison_table(methods: Sequence[Method]) -> str:
-    """The methods at equal steps and at an equal proxy reward, averaged over seeds; empty for fewer than two."""
-    methods = [method for method in methods if method.gold("average") and method.gold("proxy")]
-    if len(methods) < 2:
-        return ""
-    scorers = _scorers(methods)
-    proxies = {m.label: proxy for m in methods if (proxy := m.gold("proxy"))}
-    last = min(float(proxy.step[-1]) for proxy in proxies.values())
-    level = min(float(proxy.mean.max()) for proxy in proxies.values())
-    at_step = {m.label: max(s for s in proxies[m.label].step if s <= last) for m in methods}
-    at_proxy = {m.label: proxies[m.label].step[np.argmax(proxies[m.label].mean >= level)] for m in methods}
-    groups = [
-        [_compared(m, scorers, when, float(at[m.label])) for m in methods]
-        for when, at in ((f"step {last:.0f}", at_step), (f"proxy ≥ {level:.4g}", at_proxy))
-    ]
-    header = ["at", "method", "step", "proxy", *map(_arrow(methods), scorers), "average"]
-    caption = "At equal steps, and where each first reaches the highest proxy that all reach"
-    return table(header, *groups, text=2, caption=caption)
-
-
-def _compared(method: Method, scorers: Sequence[str], when: str, step: float) -> list[str]:
-    values = [_at(method.gold(column), step) for column in ("proxy", *scorers, "average")]
-    return [when, method.label, f"{step:.0f}", *map(number, values[:-1]), number(values[-1], ".3f")]
-
-
-def _at(curve: Band | None, step: float) -> float:
-    return np.nan if curve is None else float(np.interp(step, curve.step, curve.mean, left=np.nan, right=np.nan))
-
-
 def _scorers(methods: Sequence[Method]) -> list[str]:
     names = dict.fromkeys(name for m in methods for run in m.runs for name in run.gold)
     return [name for name in names if name not in ("step", "proxy", "proxy_std", *AVERAGE)]

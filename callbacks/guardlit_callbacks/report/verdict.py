@@ -7,20 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from guardlit_callbacks.figures import ProxyGoldCurve, turning_point
+from guardlit_callbacks.frontier import Estimate, Frontier
+from guardlit_callbacks.report.frontier import Comparison
+from guardlit_callbacks.report.frontier_tables import interval_name
 from guardlit_callbacks.report.html import DASH, number, paragraph, section, table
 from guardlit_callbacks.report.labels import ConfigKeys, flatten
 from guardlit_callbacks.report.methods import Method, each_run
 
 
-def verdict_section(methods: Sequence[Method], keys: ConfigKeys) -> str:
-    """A sentence and a row of numbers for each method, and the settings that matter most.
+def verdict_section(methods: Sequence[Method], keys: ConfigKeys, compared: Comparison | None = None) -> str:
+    """Who keeps more gold at an equal proxy, a sentence and a row of numbers for each method, and the main settings.
 
     Args:
         methods: of the report.
         keys: whose `summary` names the settings.
+        compared: the methods' frontier.
     """
     curves = {method.label: method.proxy_gold() for method in methods}
-    sentences = [paragraph(f"{label}: {verdict(curve)}", "verdict") for label, curve in curves.items()]
+    sentences = [paragraph(sentence, "verdict") for sentence in (comparisons(compared.found) if compared else ())]
+    sentences += [paragraph(f"{label}: {verdict(curve)}", "verdict") for label, curve in curves.items()]
     sentences += [
         paragraph(f"{method.label}, {name}, while training: {run.verdict}.")
         for method, name, run in each_run(methods)
@@ -48,6 +53,27 @@ def verdict(curve: ProxyGoldCurve | None) -> str:
         )
     where = f"gold is highest at step {int(curve.step[best])} ({curve.gold[best]:.3f})"
     return f"over-optimization: {gold}; {where} and falls from there while the proxy rises."
+
+
+def comparisons(found: Frontier) -> list[str]:
+    """A sentence on each method but the baseline: its mean gold at an equal proxy, and whether that differs."""
+    axis = found.axes.get("proxy")
+    if axis is None:
+        return []
+    sentences = []
+    for row in (row for row in axis.means if row.method != found.baseline):
+        apart = row.differences["average"]
+        size = f"{number(abs(apart.value), '.3f')} {'higher' if apart.value > 0 else 'lower'} than {found.baseline}'s"
+        where = f"at an equal proxy, averaged from {number(axis.low)} to {number(axis.high)},"
+        sentences.append(f"{row.method}: {where} gold is {size} ({_certainty(apart, interval_name(found))}).")
+    return sentences
+
+
+def _certainty(apart: Estimate, interval: str) -> str:
+    if not np.isfinite(apart.low):
+        return "a single run each, so no interval"
+    ends = f"{interval} of the difference {number(apart.low, '+.3f')} to {number(apart.high, '+.3f')}"
+    return ends if apart.low > 0 or apart.high < 0 else f"{ends}: it contains 0, so no difference is shown"
 
 
 def _numbers(curve: ProxyGoldCurve) -> list[str]:

@@ -1,9 +1,10 @@
 """`python -m guardlit_callbacks.report RUN [RUN ...] --out FOLDER`: figures and one page from what runs logged.
 
 Needs neither torch nor Lightning. A RUN is a Lightning log folder of any project. The report reads `metrics.csv`
-(Lightning's CSVLogger), `gold.csv` and `over_optimization.json` (`GoldScore`, `OverOptimizationStop`), `ratio/` and
-`gradient/` (`RatioDistribution`, `GradientNorm`), `samples/film_strip.png` (`SampleGrid`), `config.yaml`, and
-`run.json`, a mapping of provenance. Missing files are left out, and the page names them.
+(Lightning's CSVLogger), `gold.csv`, `gold.json`, `gold/` and `over_optimization.json` (`GoldScore`,
+`OverOptimizationStop`), `kl.csv` (`KLFromBase`), `ratio/` and `gradient/` (`RatioDistribution`, `GradientNorm`),
+`samples/film_strip.png` (`SampleGrid`), `config.yaml`, and `run.json`, a mapping of provenance. Missing files
+are left out, and the page names them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from guardlit_callbacks.frontier import write
 from guardlit_callbacks.report.curves import curve_keys, drift_keys
 from guardlit_callbacks.report.data import ReportError, Run, read_run
+from guardlit_callbacks.report.frontier import Comparison, comparison, frontier_section
 from guardlit_callbacks.report.html import image, page, paragraph, section
 from guardlit_callbacks.report.labels import ConfigKeys, group
+from guardlit_callbacks.report.methods import Method
 from guardlit_callbacks.report.sections import (
     drift_section,
     gold_section,
@@ -44,8 +48,10 @@ def build(
     title: str = "",
     curves: Sequence[str] = (),
     keys: ConfigKeys = ConfigKeys(),  # noqa: B008 - frozen
+    baseline: str = "",
+    levels: Sequence[float] = (),
 ) -> Path:
-    """Writes `index.html`, and each figure as PNG and SVG next to it.
+    """Writes `index.html`, and next to it each figure as PNG and SVG, and the frontier as `frontier.json` and `.csv`.
 
     Args:
         runs: log folders; two of a resumed run are joined by `+`.
@@ -55,6 +61,8 @@ def build(
         title: of the page.
         curves: patterns of the logged keys to plot, as in `train/*`; by default rewards, clipping, KL, gradients.
         keys: where each `config.yaml` names the method, its seeds and the settings that matter most.
+        baseline: label of the method that the frontier compares the others with; by default the first.
+        levels: of the proxy at which it compares them; chosen by default.
 
     Returns:
         The page's path.
@@ -66,6 +74,23 @@ def build(
     methods = group(read, labels, keys)
     shown = curve_keys(read, curves)
     _check_common(read, shown)
+    compared = comparison(methods, baseline, levels)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if compared:
+            write(compared.found, out)
+        path = out / "index.html"
+        sections = _sections(methods, compared, shown, keys, out)
+        path.write_text(page(title or _title([m.label for m in methods]), sections), encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"--out {out} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _sections(
+    methods: Sequence[Method], compared: Comparison | None, curves: dict[str, str], keys: ConfigKeys, out: Path
+) -> list[str]:
+    """The sections of the page; writes their figures."""
 
     def embed_figure(figure: Figure, name: str, alt: str, caption: str) -> str:
         return image(_write_figure(figure, out / name), "svg+xml", alt, caption, [f"{name}.png", f"{name}.svg"])
@@ -75,24 +100,19 @@ def build(
         (out / f"{name}.png").write_bytes(data)
         return image(data, "png", alt, caption, [f"{name}.png"])
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        sections = [
-            verdict_section(methods, keys),
-            gold_section(methods, embed_figure),
-            ratio_section(methods, embed_figure),
-            gradient_section(methods, embed_figure),
-            drift_section(methods, drift_keys(read), embed_figure),
-            training_section(methods, shown, embed_figure),
-            samples_section(methods, embed_image),
-            section("What was read", contents_table(methods)),
-            section("Settings and provenance", *settings_parts(methods), paragraph(made_with(), "note")),
-        ]
-        path = out / "index.html"
-        path.write_text(page(title or _title([m.label for m in methods]), sections), encoding="utf-8")
-    except OSError as error:
-        raise ReportError(f"--out {out} cannot be written: {error.strerror}") from error
-    return path
+    drift = drift_keys([run for method in methods for run in method.runs])
+    return [
+        verdict_section(methods, keys, compared),
+        frontier_section(compared, embed_figure),
+        gold_section(methods, embed_figure),
+        ratio_section(methods, embed_figure),
+        gradient_section(methods, embed_figure),
+        drift_section(methods, drift, embed_figure),
+        training_section(methods, curves, embed_figure),
+        samples_section(methods, embed_image),
+        section("What was read", contents_table(methods)),
+        section("Settings and provenance", *settings_parts(methods), paragraph(made_with(), "note")),
+    ]
 
 
 def _title(labels: Sequence[str]) -> str:
@@ -164,10 +184,15 @@ def execute(arguments: Sequence[str], program: str, keys: ConfigKeys = ConfigKey
         f"methods of one name may differ (default: {' '.join(keys.settings)})")  # fmt: skip
     add("--seed-keys", nargs="+", default=keys.seeds, metavar="KEY", help="where config.yaml holds seeds "
         f"(default: {' '.join(keys.seeds)})")  # fmt: skip
+    add("--baseline", default="", metavar="NAME", help="method that the frontier compares the others with (default: "
+        "the first)")  # fmt: skip
+    add("--levels", nargs="+", type=float, default=[], metavar="PROXY", help="proxy rewards at which the frontier "
+        "compares the methods (default: five that all runs cross)")  # fmt: skip
     options = parser.parse_args(list(arguments))
     given = {"method": options.method_key, "settings": options.setting_keys, "seeds": options.seed_keys}
     keys = replace(keys, **given)
-    print(build(options.runs, options.out, options.label, options.title, options.curves, keys))
+    print(build(options.runs, options.out, options.label, options.title, options.curves, keys,
+                options.baseline, options.levels))  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,6 +35,11 @@ def _image_loggers(trainer: Trainer) -> list[Any]:
     return [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
 
 
+def takes_images(trainer: Trainer) -> bool:
+    """Whether any logger takes images, so that a figure is worth drawing; on rank 0."""
+    return bool(_tensorboard_writers(trainer) or _image_loggers(trainer))
+
+
 def log_scalars(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
     """Logs scalars to every logger at once; for hooks in which `pl_module.log` is not allowed."""
     if trainer.is_global_zero:

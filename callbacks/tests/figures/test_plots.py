@@ -6,13 +6,16 @@ from guardlit_callbacks.figures import (
     Band,
     ProxyGoldCurve,
     RatioSamples,
+    frontier_figure,
     gradient_figure,
     proxy_gold_figure,
     ratio_figure,
+    run_frontier_figure,
     training_figure,
     turning_point,
 )
 from guardlit_callbacks.figures.proxy_gold import first_spread
+from guardlit_callbacks.frontier import Curve
 from guardlit_callbacks.tools.logging import figure_to_array
 from guardlit_callbacks.tools.statistics import clip_fractions, clip_range, max_over_min, moments, step_index
 from matplotlib.text import Text
@@ -88,6 +91,7 @@ def figures_of(n):
     """Every figure of `n` methods, with a title and without."""
     step, names = np.arange(4) * 1000, NAMES[:n]
     gold = {name: ProxyGoldCurve(step, step + 1.0, step - 0.5, step - 0.6, step - 0.4, 2.0) for name in names}
+    paths = np.array([[0.5, 0.7, 0.9, 0.8], [0.5, 0.75, 0.92, 0.85]])
     other = RatioSamples(samples().step, 7.0 * samples().log_ratio)
     slopes = {name: {t: 1e-7 * 3.0**t for t in range(10)} for name in names}
     bands = {name: Band(step, step * 1e-6, step * 0.0, step * 1e-5, 2) for name in names}
@@ -96,6 +100,10 @@ def figures_of(n):
         yield ratio_figure({"log ratio in the objective": samples(), "raw log ratio": other}, title=title)
         yield gradient_figure({"d loss / d velocity": slopes, "d loss / d parameters": slopes}, title=title)
         yield proxy_gold_figure(gold, title=title)
+        for axes in ({"proxy": paths}, {"proxy": paths, "sqrt_kl": 1000 * paths}):
+            path = Curve(step, 1 - paths**2, axes)
+            yield frontier_figure(dict.fromkeys(names, path), title=title)
+            yield run_frontier_figure(path, title=title)
         for panels in (1, 2, 5):
             keys = ["gradient/velocity/max_over_min", "reward/x_mean", "c", "d", "e"][:panels]
             yield training_figure(dict.fromkeys(keys, ("largest abs(mean) / std", bands)), title=title)

@@ -1,7 +1,7 @@
 from guardlit_callbacks.report.data import read_run
 from guardlit_callbacks.report.labels import group
-from guardlit_callbacks.report.tables import comparison_table, gold_table
-from run_folders import write_gold, write_run
+from guardlit_callbacks.report.tables import gold_table
+from run_folders import write_run
 
 
 def cells(html):
@@ -17,16 +17,3 @@ def test_the_gold_table_has_the_first_the_best_and_the_last_evaluation(tmp_path)
         ["FlowGRPO", "seed 1", "last", "20", "0.7500", "1.600", "0.800", "0.750 to 0.850"],
     ]
     assert "<th>beauty ↓</th>" in gold_table(method)
-
-
-def test_methods_are_compared_at_equal_steps_and_at_equal_proxy(tmp_path):
-    write_gold(tmp_path / "slow", average=(1.0, 1.1, 1.3), proxy=(0.5, 0.6, 0.7))
-    write_gold(tmp_path / "fast", average=(1.0, 0.9, 0.8, 0.7), proxy=(0.5, 0.8, 0.9, 0.95))
-    methods = group([read_run(str(tmp_path / name)) for name in ("slow", "fast")], [])
-    assert cells(comparison_table(methods)) == [
-        ["step 20", "slow", "20", "0.7000", "2.600", "1.300"],
-        ["step 20", "fast", "20", "0.9000", "1.600", "0.800"],
-        ["proxy ≥ 0.7", "slow", "20", "0.7000", "2.600", "1.300"],
-        ["proxy ≥ 0.7", "fast", "10", "0.8000", "1.800", "0.900"],
-    ]
-    assert comparison_table(methods[:1]) == ""

@@ -21,7 +21,7 @@ from toy_flow import Rounds, ToyFlow, transitions
 
 ROOT = Callback.__module__.removesuffix(".callbacks.callback")
 KEYS = ConfigKeys("model.objective.class_path", summary={"clip range": "model.objective.init_args.clip_range"})
-FIGURES = {"proxy_gold", "ratio", "gradient", "training"}
+FIGURES = {"frontier", "proxy_gold", "ratio", "gradient", "training"}
 
 
 def four_runs(folder):
@@ -37,7 +37,9 @@ def four_runs(folder):
 def test_a_report_is_one_page_and_each_figure_twice(tmp_path):
     page = report.build(four_runs(tmp_path), tmp_path / "deep" / "out", keys=KEYS).read_text()
     written = {path.name for path in (tmp_path / "deep" / "out").iterdir()}
-    assert written == {"index.html"} | {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+    assert written == {"index.html", "frontier.json", "frontier.csv"} | {
+        f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")
+    }
     for name in FIGURES:
         assert (tmp_path / f"deep/out/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (tmp_path / f"deep/out/{name}.svg").read_bytes()
@@ -108,7 +110,7 @@ def test_names_are_escaped(tmp_path):
 def test_a_run_with_a_few_metrics_shows_these_and_says_what_is_not_there(tmp_path):
     write_metrics(tmp_path / "run")
     page = report.build([str(tmp_path / "run")], tmp_path / "out").read_text().replace("<wbr>", "")
-    assert page.count("Not shown: no run has ") == 5
+    assert page.count("Not shown: no run has ") == 6
     assert "gold.csv, which GoldScore writes" in page
     assert "gold.csv, ratio/round_*.npz, gradient/round_*.npz, config.yaml, run.json" in page
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"index", "training"}
@@ -300,7 +302,7 @@ def test_no_heading_is_alone_at_the_end_of_a_printed_page(tmp_path):
     page = report.build(four_runs(tmp_path), tmp_path / "out", keys=KEYS).read_text()
     assert ".keep { break-inside: avoid; }" in page
     kept = re.findall(r'<section><div class="keep"><h2>[^<]*</h2>\n<(figure|p|div|details)', page)
-    assert len(kept) == page.count("<h2>") == 9
+    assert len(kept) == page.count("<h2>") == 10
 
 
 def test_figures_are_named_by_what_they_show_and_described(tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 
 LOGGERS = import_module(Callback.__module__.removesuffix(".callbacks.callback") + ".loggers")
 ROUNDS, UPDATES = 5, 15  # until the over-optimization stops it
-FIGURES = ("ratio/figure", "gradient/figure", "gold/figure", "samples/grid", "samples/film_strip")
+FIGURES = ("ratio/figure", "gradient/figure", "gold/figure", "gold/frontier", "samples/grid", "samples/film_strip")
 HISTOGRAMS = [f"ratio/{kind}/histogram/t{t:02d}" for kind in ("log_ratio", "normalized") for t in range(3)]
 HISTOGRAMS += [f"gradient/velocity/histogram/t{t:02d}" for t in range(3)]
 SCALARS = ("ratio/log_ratio/mean/t02", "ratio/clip_fraction")
