@@ -132,8 +132,8 @@ DIGITS = World(
     },
     short={"FlowGRPO": Setting(2e-3, 0.2), "GRPOGuard": Setting(1e-3, 0.2)},
     short_rounds=48,
-    round_seconds=4.5,
-    start_seconds=15.0,
+    round_seconds=4.0,
+    start_seconds=14.0,
 )
 
 WORLDS = {world.name: world for world in (DIGITS,)}
