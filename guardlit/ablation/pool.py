@@ -15,6 +15,7 @@ from pathlib import Path
 from guardlit.ablation.runs import LOG, Run
 from guardlit.errors import GuardlitError
 
+PROGRAM = (sys.executable, "-m", "guardlit")
 POLL_SECONDS = 0.2
 FORWARDED = {
     signal.SIGINT: signal.SIGINT,
@@ -84,7 +85,7 @@ class Pool:
         with ExitStack() as stack:
             try:
                 lock = stack.enter_context(run.locked())
-                command = [sys.executable, "-m", "guardlit", *run.command()]
+                command = [*PROGRAM, *run.command()]
             except GuardlitError as error:
                 self._fail(run, str(error))
                 return

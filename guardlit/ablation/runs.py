@@ -72,7 +72,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         document = {
             "finished": finished,
-            "cpu_seconds": round(cpu_seconds + self.cpu_seconds(), 1),
+            "cpu_seconds": round(cpu_seconds + self.cpu_seconds(), 3),
             "command": ["guardlit", *self.arguments],
             "settings": self.settings,
         }
