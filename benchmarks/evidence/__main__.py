@@ -20,8 +20,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.evidence import cost
-from benchmarks.evidence.study import complete, shortened, trainer
-from benchmarks.evidence.worlds import WORLDS
+from benchmarks.evidence.study import Study, complete, shortened, trainer
+from benchmarks.evidence.worlds import ROOT, WORLDS
 from guardlit.errors import GuardlitError
 
 
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time (default: 2)")
     parser.add_argument("--short", action="store_true", help="two methods, one seed")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its estimated cost")
-    parser.add_argument("--publish", action="store_true", help="train nothing; write the results into docs/evidence")
+    parser.add_argument("--publish", action="store_true", help="train nothing; write what is finished into docs")
     return parser.parse_args()
 
 
@@ -54,9 +54,24 @@ def main() -> int:
         run = shortened if args.short else complete
         study = run(world, out.absolute() / name, None if args.publish else trainer(args.jobs, _show))
         failed |= {f"{name}/{place}": why for place, why in study.failed.items()}
+        for path in write(study, out.absolute(), public=args.publish):
+            print(path)
     for folder, why in failed.items():
         print(f"{folder} failed: {why}", file=sys.stderr)
     return int(bool(failed))
+
+
+def write(study: Study, out: Path, public: bool) -> list[Path]:
+    """Write results and figures of a world into the folder of its runs, or into docs."""
+    from benchmarks.evidence import figures, page, results
+
+    results_file = page.RESULTS if public else out / "results.json"
+    found = results.update(results_file, study.world.name, results.collect(study))
+    paths = [results_file, *figures.draw(study, ROOT / "docs/images" if public else out)]
+    if public and page.PAGE.is_file():
+        page.PAGE.write_text(page.render(page.PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+        paths.append(page.PAGE)
+    return paths
 
 
 def _show(line: str) -> None:

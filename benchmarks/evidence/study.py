@@ -37,6 +37,8 @@ class Study:
         self.planner = Planner(world, folder)
         self.trials: list[Trial] = []
         """Of all stages so far."""
+        self.complete = False
+        """Whether every stage is finished."""
         path = folder / FAILED
         self.failed: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -63,6 +65,7 @@ def complete(world: World, folder: Path, train: Train | None) -> Study:
     study = Study(world, folder, train)
     try:
         _stages(study)
+        study.complete = True
     except Incomplete as incomplete:
         print(f"{world.name}: {incomplete}")
     return study
@@ -87,6 +90,7 @@ def shortened(world: World, folder: Path, train: Train | None) -> Study:
         calibrations = [study.planner.calibration(METHODS[m].objective, world.short[m].lr, "") for m in PAIR]
         ranges = ClipRanges(study.stage(calibrations))
         study.stage(study.planner.finals({m: world.short[m] for m in PAIR}, ranges))
+        study.complete = True
     except Incomplete as incomplete:
         print(f"{world.name}: {incomplete}")
     return study
