@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from guardlit_callbacks.figures import Band, training_figure
-from guardlit_callbacks.figures.frontier import frontier_figure
 from guardlit_callbacks.frontier import MethodPaths, curve, read_path
 from guardlit_callbacks.report.methods import Method
 
@@ -22,6 +21,8 @@ RESOLUTION = 150
 
 def draw(study: Study, folder: Path) -> list[Path]:
     """Draw what the final runs show, and return the files; none without final runs."""
+    from guardlit_callbacks.figures.frontier import frontier_figure
+
     methods: dict[str, list[Trial]] = {}
     for trial in study.of("final"):
         methods.setdefault(trial.method, []).append(trial)

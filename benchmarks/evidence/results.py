@@ -26,6 +26,8 @@ from benchmarks.evidence.worlds import METHODS, ROOT
 BASELINE = "FlowGRPO"
 DIGITS = 5
 """Significant ones of a number in the document."""
+LOGGED = re.compile(r"drift/\w+_ratio|kl/sqrt_from_base")
+"""Scalars of each run that the document keeps."""
 STAGES = ("calibration", "sweep", "final", "conditions")
 
 Document = dict[str, Any]
@@ -105,7 +107,7 @@ def _method(name: str, trials: Sequence[Trial]) -> Document:
 
 
 def _seed(trial: Trial, run: Logged) -> Document:
-    scalars = {key: series for key, series in run.scalars.items() if key.startswith(("drift/", "kl/sqrt"))}
+    scalars = {key: series for key, series in run.scalars.items() if LOGGED.fullmatch(key)}
     return {
         "cpu_minutes": trial.run.cpu_seconds() / 60,
         "curves": {key: values.tolist() for key, values in run.gold.items()},
