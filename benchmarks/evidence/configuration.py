@@ -28,6 +28,7 @@ BEST = {
     },
 }
 NEWEST = {"class_path": "guardlit.training.round_checkpoint.RoundCheckpoint", "init_args": {"save_top_k": 1}}
+ADDED = ("guardlit_callbacks.KLFromBase", BEST, NEWEST)
 
 
 def write_configurations(world: World, folder: Path) -> dict[str, Path]:
@@ -35,6 +36,7 @@ def write_configurations(world: World, folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     callbacks = yaml.safe_load(world.config.read_text(encoding="utf-8"))["trainer"]["callbacks"]
     trainer = {"logger": False, "enable_progress_bar": False}  # `metrics.csv` is always written
+    kept = [c for c in callbacks if _name(c) not in (*DROPPED, *map(_name, ADDED))]
     documents = {
         "calibration": {
             "data": {"val": None},
@@ -44,7 +46,7 @@ def write_configurations(world: World, folder: Path) -> dict[str, Path]:
             "trainer": {
                 **trainer,
                 "check_val_every_n_epoch": world.every,
-                "callbacks": [*(_changed(c) for c in callbacks if _name(c) not in DROPPED), *_added()],
+                "callbacks": [*map(_changed, kept), *ADDED],
             }
         },
     }
@@ -53,10 +55,6 @@ def write_configurations(world: World, folder: Path) -> dict[str, Path]:
         document = {"base": [str(world.config)], **documents[name]}
         path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return paths
-
-
-def _added() -> list[Any]:
-    return ["guardlit_callbacks.KLFromBase", BEST, NEWEST]
 
 
 def _name(callback: Any) -> str:

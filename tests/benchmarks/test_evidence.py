@@ -81,7 +81,9 @@ def test_the_commands_say_what_the_plan_says(tmp_path: Path, capsys):
     rounds = [DIGITS.sweep_rounds, DIGITS.condition_rounds, DIGITS.condition_rounds, DIGITS.calibration_rounds]
     assert [s["trainer"]["max_epochs"] for s in found] == rounds
     assert [s["data"]["val"] is None for s in found] == [False, False, False, True]
-    names = {c["class_path"].rpartition(".")[2] for c in found[0]["trainer"]["callbacks"]}
+    listed = [c["class_path"].rpartition(".")[2] for c in found[0]["trainer"]["callbacks"]]
+    names = set(listed)
+    assert len(listed) == len(names)
     assert {"GoldScore", "KLFromBase", "DriftSentinels", "RatioDistribution", "GradientNorm"} <= names
     assert not {"SampleGrid", "ExportAtEnd", "OverOptimizationStop"} & names
 
