@@ -92,7 +92,7 @@ class Pool:
             run.record(finished=False)
             log = run.folder / LOG if self.jobs > 1 else None
             output = stack.enter_context(log.open("ab")) if log else None
-            # a process group of its own: the terminal's Ctrl-C then comes once, from here
+            # a separate process group: the terminal's Ctrl-C then comes once, from here
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
