@@ -37,7 +37,7 @@ def write_configurations(world: World, folder: Path) -> dict[str, Path]:
     callbacks = yaml.safe_load(world.config.read_text(encoding="utf-8"))["trainer"]["callbacks"]
     trainer = {"logger": False, "enable_progress_bar": False}  # `metrics.csv` is always written
     kept = [c for c in callbacks if _name(c) not in (*DROPPED, *map(_name, ADDED))]
-    documents = {
+    documents: dict[str, dict[str, Any]] = {
         "calibration": {
             "data": {"val": None},
             "trainer": {**trainer, "callbacks": [_changed(c) for c in callbacks if _name(c) in CALIBRATION]},
