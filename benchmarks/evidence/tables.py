@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.evidence.worlds import PAIR
+
 Document = Mapping[str, Any]
 
 
@@ -162,9 +164,9 @@ def drift(world: Document) -> str:
 def conditions(world: Document) -> str:
     """The pair under each condition: the best gold, and the mean difference at equal proxy."""
     rows = []
-    for name, found in world["conditions"].items():
+    for name, found in {"as configured": world["final"], **world["conditions"]}.items():
         frontier = found["frontier"]
-        for method in frontier["methods"] if frontier else []:
+        for method in [m for m in frontier["methods"] if m["label"] in PAIR] if frontier else []:
             axes = frontier["axes"].get("proxy", {"means": []})
             (mean,) = [row for row in axes["means"] if row["method"] == method["label"]] or [None]
             rows.append(

@@ -66,11 +66,19 @@ class Pool:
         self._forwarded = 0  # of those
 
     def train(self, runs: Sequence[Run]) -> None:
-        """Train all that are given; raises `SystemExit` with 128 + the signal once a signal has ended them.
+        """Train all that are given.
 
         Args:
             runs: none of them finished.
+
+        Raises:
+            GuardlitError: another process trains one of them; nothing is started.
+            SystemExit: with 128 + the signal once a signal has ended them.
         """
+        for run in runs:
+            if run.folder.is_dir():
+                with run.locked():
+                    pass
         waiting = list(runs)
         with self._forwarding():
             while self._running or (waiting and not self._received):

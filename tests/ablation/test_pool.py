@@ -141,9 +141,10 @@ def test_a_folder_is_trained_by_one_process(tmp_path: Path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        pool = Pool(1, lambda _: None)
-        pool.train([run])
-        assert pool.failed == {run.folder: f"{run.folder} is being trained by another process: wait for it, or stop it"}
+        pool, other = Pool(1, lambda _: None), make(tmp_path, "b", "ok")
+        with pytest.raises(GuardlitError, match=f"{run.folder} is being trained by another process"):
+            pool.train([other, run])
+        assert not other.finished()
         process.communicate(b"\n")
     Pool(1, lambda _: None).train([run])
     assert run.finished()

@@ -253,6 +253,12 @@ def test_a_table_shows_the_numbers_of_the_document(document: results.Document):
     assert row == "| GRPOGuard | 1.50 |"
 
 
+def test_the_conditions_are_compared_with_the_configuration(document: results.Document):
+    rows = [line.split(" | ")[:2] for line in tables.conditions(document).splitlines()[2:]]
+    names = ["as configured", *SMALL.conditions]
+    assert rows == [[f"| {name}", method] for name in names for method in PAIR]
+
+
 def test_rendering_replaces_what_stands_between_the_markers(document: results.Document):
     text = "before\n<!-- table: digits selection -->\noutdated\n<!-- end -->\nafter\n"
     once = page.render(text, {"digits": document})
