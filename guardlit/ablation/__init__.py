@@ -1,1 +1,1 @@
-"""Objectives compared on one rollout. Imports training and the rooms below it."""
+"""Objectives compared on one rollout, and trainings of each side by side. Imports training and the rooms below it."""

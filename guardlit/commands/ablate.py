@@ -4,74 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import signal
-import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from guardlit.ablation.options import NAMES, clips, jobs, learning_rates, objectives, seeds
+from guardlit.ablation.pool import Pool
+from guardlit.ablation.runs import Run, plan_run, preset_of
 from guardlit.commands.first_look import check
 from guardlit.config.console import Parser
-from guardlit.config.library_errors import LARGEST_SEED
-from guardlit.errors import GuardlitError, did_you_mean
-from guardlit.files import atomic_write
-from guardlit.objective import PRESETS
+from guardlit.errors import GuardlitError
 
-NAMES = [preset.__name__ for preset in PRESETS]
-RECORD = "ablate.json"
-"""In a run's folder: the settings it was started with, and whether it is finished."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training of an ablation.
-
-    Attributes:
-        folder: its `trainer.default_root_dir`.
-        arguments: of the command line, without the checkpoint to resume from.
-        settings: what they and the configuration come to, as plain data.
-    """
-
-    folder: Path
-    arguments: list[str]
-    settings: dict[str, Any]
-
-    def checkpoint(self) -> Path | None:
-        """The newest intact one, if there is any; raises `GuardlitError` where all are corrupt."""
-        from guardlit.checkpoints.discovery import newest_first, newest_intact
-
-        return newest_intact(self.folder) if any(newest_first(self.folder)) else None
-
-    def finished(self) -> bool:
-        """Whether the training is finished; raises `GuardlitError` where the folder holds something else."""
-        record = self.folder / RECORD
-        if not record.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                raise GuardlitError(f"{self.folder} holds files that are not of an ablation: choose another --out")
-            return False
-        try:
-            known = json.loads(record.read_text(encoding="utf-8"))
-            before, done = _flat(known["settings"]), bool(known["finished"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise GuardlitError(f"{record} is corrupt ({error}): remove {self.folder} to train it again") from error
-        now = _flat(self.settings)
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                raise GuardlitError(
-                    f"{self.folder} was trained with {key}={before.get(key)}, now it is {now.get(key)}: "
-                    "choose another --out, or remove that folder"
-                )
-        return done
-
-    def record(self, finished: bool) -> None:
-        """Note the settings and how far the run is."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        document = {"finished": finished, "command": ["guardlit", *self.arguments], "settings": self.settings}
-        with atomic_write(self.folder / RECORD) as file:
-            file.write(f"{json.dumps(document, indent=1)}\n".encode())
+FAILED = 1
+"""Exit code where a training failed."""
 
 
 def main(args: list[str]) -> None:
@@ -81,7 +26,8 @@ def main(args: list[str]) -> None:
         args: the command's name and its options.
 
     Raises:
-        GuardlitError: an option that cannot be used, or a training that failed.
+        GuardlitError: an option that cannot be used.
+        SystemExit: with 1 where a training failed, with 128 + a signal that stopped the trainings.
     """
     options, rest = _parse(args[1:])
     check(["fit", *rest])
@@ -95,51 +41,25 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     epilog = "All other options, --config first of them, are those of `guardlit fit`."
     parser = Parser("guardlit ablate", description=__doc__, epilog=epilog)
     add = parser.add_argument
-    add("--objectives", type=_objectives, default=NAMES, metavar="A,B", help=f"of {', '.join(NAMES)} (default: all)")
-    add("--clip", type=_clips, default={}, metavar="A=1e-3,B=none", help="clip ranges (default: the configuration's "
+    add("--objectives", type=objectives, default=NAMES, metavar="A,B", help=f"of {', '.join(NAMES)} (default: all)")
+    add("--clip", type=clips, default={}, metavar="A=1e-3,B=none", help="clip ranges (default: the configuration's "
         "for its own objective, the published ones for the others)")  # fmt: skip
+    add("--lr", type=learning_rates, default={}, metavar="A=1e-3,B=5e-4", help="learning rates to train with (default: "
+        "the configuration's)")  # fmt: skip
     add("--out", type=Path, default=Path("runs/ablation"), help="folder for what is written (default: %(default)s)")
     add("--analyze", action="store_true", help="evaluate the objectives on one and the same rollout, without training")
     add("--updates", type=int, metavar="K", help="with --analyze: real updates between the rollout and the evaluation "
         "(default: all of the round's but the last)")  # fmt: skip
-    add("--seeds", type=_seeds, default=[42], metavar="S,T", help="seeds to train each objective with (default: 42)")
+    add("--seeds", type=seeds, default=[42], metavar="S,T", help="seeds to train each objective with (default: 42)")
+    add("--jobs", type=jobs, default=1, metavar="N", help="trainings at a time; the cores are divided "
+        "among them (OMP_NUM_THREADS), and their output goes to ablate.log in their folders")  # fmt: skip
     add("--dry-run", action="store_true", help="print what would be trained")
     options, rest = parser.parse_known_args(args)
     if options.updates is not None and not options.analyze:
         raise GuardlitError("--updates belongs to --analyze; a training takes data.updates_per_round")
+    if options.analyze and options.lr:
+        raise GuardlitError("--lr belongs to trainings; --analyze makes its updates with the configured optimizer")
     return options, rest
-
-
-def _preset(name: str) -> str:
-    if name not in NAMES:
-        raise GuardlitError(f"unknown objective '{name}': {did_you_mean(name, NAMES, 'it is one of')}")
-    return name
-
-
-def _objectives(text: str) -> list[str]:
-    return list(dict.fromkeys(_preset(name.strip()) for name in text.split(",")))
-
-
-def _clips(text: str) -> dict[str, float | None]:
-    clips: dict[str, float | None] = {}
-    for item in text.split(","):
-        name, _, value = item.partition("=")
-        try:
-            clips[_preset(name.strip())] = None if value == "none" else float(value)
-        except ValueError:
-            raise GuardlitError(f"--clip {item}: expected NAME=RANGE, such as FlowGRPO=1e-3 or FlowGRPO=none") from None
-    bad = next((f"{n}={c}" for n, c in clips.items() if c is not None and not (0 < c < 1 and math.isfinite(c))), None)
-    if bad:
-        raise GuardlitError(f"--clip {bad}: a clip range lies between 0 and 1")
-    return clips
-
-
-def _seeds(text: str) -> list[int]:
-    seeds = [seed.strip() for seed in text.split(",")]
-    bad = next((seed for seed in seeds if not (seed.isascii() and seed.isdigit() and int(seed) <= LARGEST_SEED)), None)
-    if bad is not None:
-        raise GuardlitError(f"--seeds {text}: '{bad}' is not a whole number from 0 to {LARGEST_SEED}")
-    return list(dict.fromkeys(map(int, seeds)))
 
 
 # one rollout ----------------------------------------------------------------------------------------------------------
@@ -172,15 +92,20 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         if any(a.removeprefix("--").split("=")[0].startswith(taken) for a in rest if a.startswith("--")):
             raise GuardlitError(f"--{taken} is what {option} is for")
     runs = _plan(options, rest)
-    states = [run.finished() for run in runs]
-    for run, finished in zip(runs, states, strict=True):
-        print(f"{run.folder}: {_describe(run, finished)}", flush=True)
+    waiting = [run for run in runs if not run.finished()]
+    for run in runs:
+        print(f"{run.folder}: {_describe(run, finished=run not in waiting)}", flush=True)
     if options.dry_run:
         return
-    for run, finished in zip(runs, states, strict=True):
-        if not finished:
-            _fit(run)
-    _report(runs, options.out / "report")
+    pool = Pool(options.jobs, lambda line: print(line, flush=True))
+    pool.train(waiting)
+    if trained := [run for run in runs if run.folder not in pool.failed]:
+        _report(trained, options.out / "report")
+    if pool.failed:
+        for folder, why in pool.failed.items():
+            print(f"guardlit ablate: error: {folder} failed: {why}", file=sys.stderr)
+        print("guardlit ablate: the same command skips what is finished and resumes the others", file=sys.stderr)
+        raise SystemExit(FAILED)
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> list[Run]:
@@ -190,53 +115,26 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> list[Run]:
     configured = settings_of(["fit", *rest])["model"]["objective"]
     runs = []
     for name in options.objectives:
-        objective: dict[str, Any] = {"class_path": f"guardlit.objective.{name}", "init_args": {}}
+        objective = preset_of(name)
         if configured["class_path"] == objective["class_path"]:
             objective["init_args"] |= configured.get("init_args", {})
         if name in options.clip:
             objective["init_args"]["clip_range"] = options.clip[name]
         for seed in options.seeds:
             folder = options.out / name / f"seed_{seed}"
-            own = ["--model.objective", json.dumps(objective), "--seed_everything", str(seed)]
-            arguments = ["fit", *rest, *own, "--trainer.default_root_dir", str(folder)]
-            runs.append(Run(folder, arguments, settings_of(arguments)))
+            runs.append(plan_run(folder, rest, objective, seed, settings_of, options.lr.get(name)))
     return runs
 
 
 def _describe(run: Run, finished: bool) -> str:
-    clip = run.settings["model"]["objective"]["init_args"]["clip_range"]
+    model = run.settings["model"]
+    values = f"clip {model['objective']['init_args']['clip_range']}"
+    if "--model.optimizer.init_args.lr" in run.arguments:
+        values += f", lr {model['optimizer']['init_args']['lr']}"
     if finished:
-        return f"clip {clip}, finished, is skipped"
+        return f"{values}, finished, is skipped"
     checkpoint = run.checkpoint()
-    return f"clip {clip}, " + (f"resumes from {checkpoint}" if checkpoint else "starts")
-
-
-def _fit(run: Run) -> None:
-    """Train in a separate process, which leaves no state behind in this one."""
-    print(f"\n{run.folder}", flush=True)
-    run.record(finished=False)
-    checkpoint = run.checkpoint()
-    arguments = [*run.arguments, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]
-    code = _wait([sys.executable, "-m", "guardlit", *arguments])
-    if code > 128:  # stopped by a signal, and said so
-        raise SystemExit(code)
-    if code != 0:
-        raise GuardlitError(f"{run.folder} failed with exit code {code}; the same command skips what is finished")
-    run.record(finished=True)
-
-
-def _wait(command: Sequence[str]) -> int:
-    """Run a command and return its exit code; signals are left to it, since it has a checkpoint to write."""
-    with subprocess.Popen(command) as process:
-        # Ctrl-C signals both processes; `kill` and batch systems signal only this one, which forwards the signal
-        before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            before[number] = signal.signal(number, lambda received, _: process.send_signal(received))
-        try:
-            return process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    return f"{values}, " + (f"resumes from {checkpoint}" if checkpoint else "starts")
 
 
 def _report(runs: Iterable[Run], out: Path) -> None:
@@ -245,15 +143,6 @@ def _report(runs: Iterable[Run], out: Path) -> None:
 
     folders, labels = [], []
     for run in runs:
-        versions = [v for v in run.folder.glob("version_*") if (v / "metrics.csv").is_file()]
-        versions.sort(key=lambda v: int(v.name.removeprefix("version_")))
-        folders.append("+".join(map(str, versions)))
+        folders.append("+".join(map(str, run.parts())))
         labels += ["--label", run.folder.parent.name]
     report(["report", *folders, "--out", str(out), *labels])
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted keys."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}

@@ -1,19 +1,14 @@
-"""Objectives compared on one rollout, and each in a separate training."""
+"""Objectives compared on one rollout."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import re
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from runs import config, differing, guardlit, newest, start
+from runs import config, guardlit, newest
 
 from guardlit.ablation.analysis import Analysis, RolloutAnalysis, cosine_matrix, with_clips
 from guardlit.objective import PRESETS, FlowGRPO, GRPOGuard, TempFlowGRPO
@@ -161,75 +156,6 @@ def test_a_configurations_own_objective_keeps_its_settings():
     assert type(with_clips(configured, {}, ["FlowGRPO"])["FlowGRPO"]) is FlowGRPO
 
 
-# trainings ------------------------------------------------------------------------------------------------------------
-
-
-def ablate(*args: object) -> subprocess.CompletedProcess[str]:
-    with start("ablate", *args) as process:
-        out, err = process.communicate()
-    return subprocess.CompletedProcess(args, process.returncode, out, err)
-
-
-@pytest.mark.slow
-def test_trains_each_objective_then_skips_all(sd3_folder: Path, tmp_path: Path):
-    path = config(tmp_path, sd3_folder, trainer__max_epochs=1)
-    arguments = ("--config", path, "--objectives", "FlowGRPO,GRPOGuard", "--seeds", "7", "--out", tmp_path / "out")
-    arguments += ("--clip", "FlowGRPO=1e-3", "--data.prompts_per_round", 1)
-    dry = ablate(*arguments, "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    folders = [tmp_path / "out" / name / "seed_7" for name in ("FlowGRPO", "GRPOGuard")]
-    plan = [f"{folder}: clip {clip}, starts" for folder, clip in zip(folders, ("0.001", "0.0001"), strict=True)]
-    assert dry.stdout.splitlines() == plan
-    assert not (tmp_path / "out").exists()
-
-    first = ablate(*arguments)
-    assert first.returncode == 0, first.stderr
-    for folder, name in zip(folders, ("FlowGRPO", "GRPOGuard"), strict=True):
-        checkpoint = torch.load(newest(folder), weights_only=True)
-        assert checkpoint["epoch"] + 1 >= 1
-        record = json.loads((folder / "ablate.json").read_text())
-        assert record["finished"] is True
-        assert record["settings"]["model"]["objective"]["class_path"] == f"guardlit.objective.{name}"
-        assert record["settings"]["data"]["prompts_per_round"] == 1
-        assert record["settings"]["seed_everything"] == 7
-    assert differing(*map(newest, folders), keys=("state_dict",))
-
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.ckpt")}
-    second = ablate(*arguments)
-    assert second.returncode == 0, second.stderr
-    assert second.stdout.count("finished, is skipped") == 2
-    page = (tmp_path / "out/report/index.html").read_text()
-    assert all(name in page for name in ("FlowGRPO", "GRPOGuard"))
-    assert second.stdout.splitlines()[-1] == str(tmp_path / "out/report/index.html")
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.ckpt")} == before
-
-    other = ablate(*arguments, "--data.prompts_per_round", 2)
-    assert other.returncode == 2
-    assert "was trained with data.prompts_per_round=1, now it is 2: choose another --out" in other.stderr
-
-
-@pytest.mark.slow
-def test_an_interrupted_ablation_goes_on_and_equals_an_undisturbed_one(sd3_folder: Path, tmp_path: Path):
-    path = config(tmp_path, sd3_folder, trainer__max_epochs=2)
-    common = ("--config", path, "--objectives", "GRPOGuard", "--seeds", "3")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert ablate(*common, "--out", whole).returncode == 0
-    with start("ablate", *common, "--out", broken, PYTHONUNBUFFERED="1") as process:
-        folder = broken / "GRPOGuard/seed_3"
-        deadline = time.monotonic() + 120
-        while not list(folder.glob("version_0/checkpoints/*.ckpt")) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGTERM)
-        _, err = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM, err
-    assert json.loads((folder / "ablate.json").read_text())["finished"] is False
-    again = ablate(*common, "--out", broken)
-    assert again.returncode == 0, again.stderr
-    assert re.search(r"resumes from .*/version_0/checkpoints/interrupted\.ckpt", again.stdout)
-    assert differing(newest(whole), newest(broken), keys=("state_dict", "optimizer_states")) == []
-    assert json.loads((folder / "ablate.json").read_text())["finished"] is True
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -239,6 +165,15 @@ def test_an_interrupted_ablation_goes_on_and_equals_an_undisturbed_one(sd3_folde
         (["--seeds", "-1"], "--seeds -1: '-1' is not a whole number from 0 to 4294967295"),
         (["--clip", "FlowGRPO"], "--clip FlowGRPO: expected NAME=RANGE, such as FlowGRPO=1e-3 or FlowGRPO=none"),
         (["--clip", "FlowGRPO=2"], "--clip FlowGRPO=2.0: a clip range lies between 0 and 1"),
+        (["--lr", "FlowGRPO"], "--lr FlowGRPO: expected NAME=RATE, such as FlowGRPO=1e-3"),
+        (["--lr", "FlowGPRO=1e-3"], "unknown objective 'FlowGPRO': did you mean FlowGRPO?"),
+        (["--lr", "FlowGRPO=0"], "--lr FlowGRPO=0.0: a learning rate is positive and finite"),
+        (
+            ["--lr", "FlowGRPO=1e-3", "--analyze"],
+            "--lr belongs to trainings; --analyze makes its updates with the configured optimizer",
+        ),
+        (["--jobs", "0"], "--jobs 0: expected a whole number of at least 1"),
+        (["--jobs", "two"], "--jobs two: expected a whole number of at least 1"),
         (["--updates", "2"], "--updates belongs to --analyze; a training takes data.updates_per_round"),
         (["--model.objective", "GRPOGuard"], "--model.objective is what --objectives and --clip is for"),
         (["--trainer.default_root_dir=x"], "--trainer.default_root_dir is what --out is for"),
@@ -247,18 +182,3 @@ def test_an_interrupted_ablation_goes_on_and_equals_an_undisturbed_one(sd3_folde
 def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert guardlit("ablate", *arguments) == 2
     assert capsys.readouterr() == ("", f"guardlit ablate: error: {message}\n")
-
-
-def test_a_failed_training_and_a_foreign_folder_are_one_line(sd3_folder: Path, tmp_path: Path, capsys):
-    path = config(tmp_path, sd3_folder)
-    common = ("--config", path, "--objectives", "FlowGRPO", "--out", tmp_path / "out")
-    failed = ablate(*common, "--data.updates_per_round", 3)
-    assert failed.returncode == 2
-    folder = tmp_path / "out/FlowGRPO/seed_42"
-    assert failed.stderr.splitlines()[-1] == (
-        f"guardlit ablate: error: {folder} failed with exit code 2; the same command skips what is finished"
-    )
-    (tmp_path / "out/FlowGRPO/seed_42/ablate.json").unlink()
-    (tmp_path / "out/FlowGRPO/seed_42/notes.txt").write_text("mine")
-    assert guardlit("ablate", *common) == 2
-    assert f"{folder} holds files that are not of an ablation: choose another --out" in capsys.readouterr().err

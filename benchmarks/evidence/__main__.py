@@ -1,0 +1,85 @@
+"""The evidence on regulated clipping: `python -m benchmarks.evidence digits`.
+
+Trains every objective of the paper's Table 2, and Flow-GRPO with its published KL penalty, on a world that trains on a
+CPU: a sweep over learning rates and clip ranges with one seed, then each method at its best setting with others, well
+past the peak of gold, then Flow-GRPO and GRPO-Guard under other conditions. The same command skips what is finished and
+resumes the rest. Stop it with Ctrl-C or SIGTERM at any time.
+
+    python -m benchmarks.evidence digits --dry-run    # the plan and its cost
+    python -m benchmarks.evidence digits --short      # two methods, one seed
+    python -m benchmarks.evidence digits --publish    # results into docs/evidence
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from benchmarks.evidence import cost
+from benchmarks.evidence.study import Study, complete, shortened, trainer
+from benchmarks.evidence.worlds import ROOT, WORLDS
+from guardlit.errors import GuardlitError
+
+
+def arguments() -> argparse.Namespace:
+    """The arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("worlds", nargs="+", choices=WORLDS, metavar="WORLD", help=f"of {', '.join(WORLDS)}")
+    parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/evidence, or runs/evidence_short)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time (default: 2)")
+    parser.add_argument("--short", action="store_true", help="two methods, one seed")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its estimated cost")
+    parser.add_argument("--publish", action="store_true", help="train nothing; write what is finished into docs")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Train, or print, or publish."""
+    args = arguments()
+    out = args.out or Path("runs/evidence_short" if args.short else "runs/evidence")
+    failed: dict[str, str] = {}
+    for name in args.worlds:
+        world = WORLDS[name]
+        if args.dry_run:
+            print(cost.describe(world, (cost.short if args.short else cost.full)(world), args.jobs), end="\n\n")
+            continue
+        run = shortened if args.short else complete
+        study = run(world, out.absolute() / name, None if args.publish else trainer(args.jobs, _show))
+        failed |= {f"{name}/{place}": why for place, why in study.failed.items()}
+        for path in write(study, out.absolute(), public=args.publish):
+            print(path)
+    for folder, why in failed.items():
+        print(f"{folder} failed: {why}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def write(study: Study, out: Path, public: bool) -> list[Path]:
+    """Write results and figures of a world into the folder of its runs, or into docs."""
+    from benchmarks.evidence import figures, page, results
+
+    results_file = page.RESULTS if public else out / "results.json"
+    found = results.update(results_file, study.world.name, results.collect(study))
+    paths = [results_file, *figures.draw(study, ROOT / "docs/images" if public else out)]
+    if public and page.PAGE.is_file():
+        page.PAGE.write_text(page.render(page.PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+        paths.append(page.PAGE)
+    return paths
+
+
+def _show(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except GuardlitError as error:
+        sys.exit(f"python -m benchmarks.evidence: error: {error}")

@@ -1,0 +1,65 @@
+"""The plan of a world with its estimated cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.evidence.worlds import METHODS, PAIR, World
+
+KL_FACTOR = 1.25
+"""CPU seconds of a round with a KL penalty over one without: the base's velocities."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one stage.
+
+    Attributes:
+        stage: its name.
+        runs: trainings.
+        rounds: of all of them.
+        cpu_seconds: of all of them, estimated.
+    """
+
+    stage: str
+    runs: int
+    rounds: int
+    cpu_seconds: float
+
+
+def full(world: World) -> list[Cost]:
+    """The stages of the complete evidence."""
+    objectives, methods = len({method.objective for method in METHODS.values()}), len(METHODS)
+    conditions = len(PAIR) * len(world.conditions)
+    with_kl = 1 + (KL_FACTOR - 1) * sum(bool(method.options) for method in METHODS.values()) / methods
+    return [
+        _cost(world, "calibration", objectives * len(world.learning_rates) + conditions, world.calibration_rounds),
+        _cost(world, "sweep", methods * len(world.settings), world.sweep_rounds, with_kl),
+        _cost(world, "final", methods * len(world.seeds), world.final_rounds, with_kl),
+        _cost(world, "conditions", conditions * len(world.condition_seeds), world.condition_rounds),
+    ]
+
+
+def short(world: World) -> list[Cost]:
+    """The stages of the short version."""
+    return [
+        _cost(world, "calibration", len(PAIR), world.calibration_rounds),
+        _cost(world, "final", len(PAIR), world.short_rounds),
+    ]
+
+
+def _cost(world: World, stage: str, runs: int, rounds: int, factor: float = 1.0) -> Cost:
+    seconds = runs * (world.start_seconds + factor * rounds * world.round_seconds)
+    return Cost(stage, runs, runs * rounds, seconds)
+
+
+def describe(world: World, costs: list[Cost], jobs: int) -> str:
+    """The plan as a table, with the hours that it takes on `jobs` cores."""
+    rows = [(c.stage, str(c.runs), str(c.rounds), f"{c.cpu_seconds / 60:.0f}") for c in costs]
+    total = sum(c.cpu_seconds for c in costs)
+    rows.append(("total", str(sum(c.runs for c in costs)), str(sum(c.rounds for c in costs)), f"{total / 60:.0f}"))
+    lines = [f"{stage:<12}{runs:>6}{rounds:>8}{minutes:>13}" for stage, runs, rounds, minutes in rows]
+    head = f"{world.name:<12}{'runs':>6}{'rounds':>8}{'CPU minutes':>13}"
+    grid = ", ".join(f"{lr:g}" for lr in world.learning_rates), ", ".join(f"{f:g}" for f in world.clipped)
+    hours = f"{total / 3600 / jobs:.1f} hours with {jobs} jobs on {jobs} idle cores"
+    return "\n".join([head, *lines, f"learning rates {grid[0]}; clipped fractions {grid[1]}", hours])

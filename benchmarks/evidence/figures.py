@@ -1,0 +1,70 @@
+"""The figures of docs/evidence.md: frontiers, and the training curves of the ablation (Fig. 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guardlit_callbacks.figures import Band, training_figure
+from guardlit_callbacks.frontier import Curve, MethodPaths, curve, read_path
+from guardlit_callbacks.report.methods import Method
+
+from benchmarks.evidence.curves import logged
+from benchmarks.evidence.study import Study
+from benchmarks.evidence.trials import Trial
+from benchmarks.evidence.worlds import METHODS, PAIR
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS = {"proxy reward": ("proxy", "its own unit"), "gold Average": ("average", "1 = base")}
+RESOLUTION = 150
+PENALIZED = tuple(name for name, method in METHODS.items() if method.options)
+SHOWN = {
+    "frontier": tuple(name for name in METHODS if name not in PENALIZED),
+    "kl": (*PAIR, *PENALIZED),
+}
+"""The methods of each frontier: the rows of Table 2, and Flow-GRPO with and without its penalty."""
+
+
+def draw(study: Study, folder: Path) -> list[Path]:
+    """Draw what the final runs show, and return the files; none without final runs."""
+    methods: dict[str, list[Trial]] = {name: [] for name in METHODS}
+    for trial in study.of("final"):
+        methods[trial.method].append(trial)
+    methods = {name: own for name, own in methods.items() if own}
+    if not methods:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in _figures(methods).items():
+        paths.append(folder / f"evidence_{study.world.name}_{name}.png")
+        figure.savefig(paths[-1], dpi=RESOLUTION)
+    return paths
+
+
+def _figures(methods: Mapping[str, list[Trial]]) -> dict[str, Figure]:
+    from guardlit_callbacks.figures.frontier import frontier_figure
+
+    chosen = {name: [m for m in shown if m in methods] for name, shown in SHOWN.items()}
+    found = {name: frontier_figure(_curves(methods, names)) for name, names in chosen.items()}
+    return found | {"training": training_figure(_panels(methods, chosen["frontier"]))}
+
+
+def _curves(methods: Mapping[str, list[Trial]], names: Iterable[str]) -> dict[str, Curve]:
+    paths = {
+        name: MethodPaths(name, tuple(read_path(t.run.parts(), f"seed {t.seed}") for t in methods[name]))
+        for name in names
+    }
+    return {name: found for name, own in paths.items() if (found := curve(own))}
+
+
+def _panels(methods: Mapping[str, list[Trial]], names: Iterable[str]) -> dict[str, tuple[str, dict[str, Band]]]:
+    found = {name: Method(name, tuple(map(logged, methods[name])), ()) for name in names}
+    panels = {
+        title: (unit, {name: band for name, method in found.items() if (band := method.gold(column))})
+        for title, (column, unit) in PANELS.items()
+    }
+    distances = {name: band for name, method in found.items() if (band := method.scalar("kl/sqrt_from_base"))}
+    return panels | ({"distance from the base": ("sqrt(KL), sqrt(nats)", distances)} if distances else {})

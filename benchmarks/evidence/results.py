@@ -1,0 +1,146 @@
+"""What the finished runs of a world show, as one document that JSON can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from guardlit_callbacks.frontier import MethodPaths, as_json, compare, read_path
+from guardlit_callbacks.report.data import Run as Logged
+from guardlit_callbacks.report.methods import Method, ratio_by_step
+
+from benchmarks.evidence.curves import logged
+from benchmarks.evidence.ranges import off_policy_sizes
+from benchmarks.evidence.selection import choose, points
+from benchmarks.evidence.study import Study
+from benchmarks.evidence.trials import Trial
+from benchmarks.evidence.worlds import METHODS, ROOT
+
+BASELINE = "FlowGRPO"
+DIGITS = 5
+"""Significant ones of a number in the document."""
+LOGGED = re.compile(r"drift/\w+_ratio|kl/sqrt_from_base")
+"""Scalars of each run that the document keeps."""
+STAGES = ("calibration", "sweep", "final", "conditions")
+
+Document = dict[str, Any]
+
+
+def collect(study: Study) -> Document:
+    """The document of a world: its stages so far."""
+    world, finals = study.world, study.of("final")
+    document = {
+        "config": str(world.config.relative_to(ROOT)),
+        "plan": {key: value for key, value in asdict(world).items() if key not in ("name", "config", "short")},
+        "methods": {name: asdict(method) for name, method in METHODS.items()},
+        "complete": study.complete,
+        "machine": _machine(finals or study.of("calibration")),
+        "cost": {stage: _cost(study.of(stage)) for stage in STAGES},
+        "failed": study.failed,
+        "calibration": [_calibration(trial, world.clipped) for trial in study.of("calibration")],
+        "sweep": _sweep(study.of("sweep")),
+        "final": _compared(finals),
+        "conditions": {
+            name: _compared([trial for trial in study.of("conditions") if trial.condition == name])
+            for name in world.conditions
+        },
+    }
+    return _plain(document)  # type: ignore[no-any-return]
+
+
+def _machine(trials: Sequence[Trial]) -> Document:
+    facts = logged(trials[0]).facts if trials else {}
+    return {"platform": platform.platform(), "python": platform.python_version(), "versions": facts.get("versions", {})}
+
+
+def _cost(trials: Sequence[Trial]) -> Document:
+    seconds = sum(trial.run.cpu_seconds() for trial in trials)
+    return {"runs": len(trials), "rounds": sum(trial.rounds for trial in trials), "cpu_minutes": seconds / 60}
+
+
+def _calibration(trial: Trial, fractions: Iterable[float]) -> Document:
+    sizes = off_policy_sizes(trial.run.parts())
+    found = {f"{fraction:g}": float(np.quantile(sizes, 1 - fraction)) for fraction in fractions}
+    return {"objective": trial.method, "lr": trial.lr, "condition": trial.condition, "log_ratio": found}
+
+
+def _sweep(trials: Sequence[Trial]) -> Document:
+    found = points(trials)
+    return {method: {"points": [asdict(p) for p in ps], "choice": asdict(choose(ps))} for method, ps in found.items()}
+
+
+def _compared(trials: Sequence[Trial]) -> Document:
+    """Each method over its seeds, and the frontier of all that have a finished run."""
+    methods: dict[str, list[Trial]] = {}
+    for trial in trials:
+        methods.setdefault(trial.method, []).append(trial)
+    paths = [
+        MethodPaths(name, tuple(read_path(trial.run.parts(), f"seed {trial.seed}") for trial in own))
+        for name, own in methods.items()
+    ]
+    frontier = compare(paths, baseline=BASELINE) if BASELINE in methods else None
+    return {
+        "methods": {name: _method(name, own) for name, own in methods.items()},
+        "frontier": None if frontier is None else as_json(frontier),
+    }
+
+
+def _method(name: str, trials: Sequence[Trial]) -> Document:
+    runs = [logged(trial) for trial in trials]
+    method = Method(name, tuple(runs), tuple(f"seed {trial.seed}" for trial in trials))
+    return {
+        "lr": trials[0].lr,
+        "clipped": trials[0].setting.clipped if trials[0].setting else None,
+        "clip_range": trials[0].clip_range,
+        "ratio": {str(step): asdict(found) for step, found in ratio_by_step(method).items()},
+        "gradient": {kind: method.gradient(kind) for kind in ("velocity", "parameters")},
+        "gradient_max_over_min": {kind: method.gradient_spread(kind) for kind in ("velocity", "parameters")},
+        "seeds": {str(t.seed): _seed(t, run) for t, run in zip(trials, runs, strict=True)},
+    }
+
+
+def _seed(trial: Trial, run: Logged) -> Document:
+    scalars = {key: series for key, series in run.scalars.items() if LOGGED.fullmatch(key)}
+    return {
+        "cpu_minutes": trial.run.cpu_seconds() / 60,
+        "curves": {key: values.tolist() for key, values in run.gold.items()},
+        "scalars": {key: {"step": s.step.tolist(), "value": s.value.tolist()} for key, s in scalars.items()},
+        "clip_off_policy": _mean(run, "train/clip_off_policy"),
+    }
+
+
+def _mean(run: Logged, key: str) -> float | None:
+    return float(run.scalars[key].value.mean()) if key in run.scalars else None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON holds, with `DIGITS` digits and null for NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+def dump(document: Document) -> str:
+    """JSON with lists of numbers on one line each."""
+    text = json.dumps(document, indent=1, allow_nan=False)
+    return re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), text) + "\n"
+
+
+def update(path: Path, world: str, document: Document) -> Document:
+    """Put a world's document into the file of all; returns the content of the file."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found[world] = document
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump(found), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]

@@ -1,0 +1,216 @@
+"""The tables of docs/evidence.md, from the document of results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.evidence.worlds import PAIR
+
+Document = Mapping[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cost(world: Document) -> str:
+    """Runs, rounds and CPU minutes of each stage."""
+    stages = [(name, found) for name, found in world["cost"].items() if found["runs"]]
+    rows = [[name, str(c["runs"]), str(c["rounds"]), f"{c['cpu_minutes']:.0f}"] for name, c in stages]
+    total = [sum(c[key] for _, c in stages) for key in ("runs", "rounds", "cpu_minutes")]
+    return table(["stage", "runs", "rounds", "CPU minutes"], [*rows, ["total", *(f"{number:.0f}" for number in total)]])
+
+
+def ranges(world: Document) -> str:
+    """The log ratio above which a fraction of the off-policy transitions lies."""
+    found = [c for c in world["calibration"] if not c["condition"]]
+    fractions = list(found[0]["log_ratio"])
+    rows = [[c["objective"], f"{c['lr']:g}", *(f"{c['log_ratio'][f]:.1e}" for f in fractions)] for c in found]
+    return table(["objective", "learning rate", *(f"clips {float(f):.0%}" for f in fractions)], rows)
+
+
+def sweep(world: Document) -> str:
+    """Highest gold Average, and in brackets the highest proxy, at every point of the grid."""
+    fractions = world["plan"]["clipped"]
+    rows = []
+    for method, found in world["sweep"].items():
+        by = {(p["setting"]["lr"], p["setting"]["clipped"]): p for p in found["points"]}
+        for lr in world["plan"]["learning_rates"]:
+            cells = [by.get((lr, f)) for f in fractions]
+            rows.append([method, f"{lr:g}", *(f"{p['gold']:.3f} ({p['proxy']:.3f})" if p else "failed" for p in cells)])
+    return table(["method", "learning rate", *(f"clips {f:.0%}" for f in fractions)], rows)
+
+
+def selection(world: Document) -> str:
+    """The best setting of each method, and the one that the proxy alone would choose."""
+    rows = []
+    for method, found in world["sweep"].items():
+        best, proxy = found["choice"]["best"], found["choice"]["by_proxy"]["setting"]
+        setting = best["setting"]
+        rows.append(
+            [
+                method,
+                f"{setting['lr']:g}",
+                f"{setting['clipped']:.0%}",
+                f"{best['clip_range']:.1e}",
+                f"{best['gold']:.3f}",
+                str(best["gold_step"]),
+                "yes" if found["choice"]["at_edge"] else "no",
+                f"{proxy['lr']:g}, {proxy['clipped']:.0%}",
+            ]
+        )
+    header = ["method", "learning rate", "clips", "clip range", "best gold", "at update", "edge of the grid"]
+    return table([*header, "by proxy alone"], rows)
+
+
+def at_levels(axis: str) -> Callable[[Document], str]:
+    """Gold at equal values of an axis, and its difference from the baseline."""
+
+    def render(world: Document) -> str:
+        found = world["final"]["frontier"]["axes"][axis]
+        other = sorted({name for row in found["levels"] for name in row["scores"]} - {"average"})
+        rows = [
+            [
+                f"{row['level']:.3g}",
+                row["method"],
+                "-" if row["step"] is None else f"{row['step']:.0f}",
+                estimate(row["scores"]["average"]),
+                estimate(row["differences"].get("average"), signed=True),
+                *(estimate(row["scores"].get(name), interval=False) for name in other),
+            ]
+            for row in found["levels"]
+        ]
+        return table([axis, "method", "update", "gold Average", "minus Flow-GRPO", *other], rows)
+
+    return render
+
+
+def areas(world: Document) -> str:
+    """Mean gold over the range of an axis that all runs cover, and its difference from the baseline."""
+    rows = []
+    for axis, found in world["final"]["frontier"]["axes"].items():
+        for row in found["means"]:
+            scores, differences = row["scores"]["average"], row["differences"].get("average")
+            rows.append(
+                [
+                    f"{axis} {found['low']:.3g} to {found['high']:.3g}",
+                    row["method"],
+                    estimate(scores),
+                    estimate(differences, signed=True),
+                ]
+            )
+    return table(["range", "method", "mean gold Average", "minus Flow-GRPO"], rows)
+
+
+def best(world: Document) -> str:
+    """The over-optimization point of each method, and what is lost after it."""
+    rows = []
+    for found in world["final"]["frontier"]["methods"]:
+        point, last = found["best"], found["last"]
+        rows.append(
+            [
+                found["label"],
+                f"{point['step']:.0f}",
+                number(point["proxy"]),
+                number(point["sqrt_kl"], 1),
+                estimate(point["scores"]["average"]),
+                f"{last['step']:.0f}",
+                number(last["proxy"]),
+                estimate(last["scores"]["average"]),
+                estimate(found["drop"]),
+            ]
+        )
+    header = ["method", "best at update", "proxy", "sqrt(KL)", "gold Average", "last update", "proxy", "gold Average"]
+    return table([*header, "lost"], rows)
+
+
+def ratios(world: Document) -> str:
+    """Shift of the log ratio, clip fractions and gradient scale over the denoising steps."""
+    rows = []
+    for method, found in world["final"]["methods"].items():
+        steps = list(found["ratio"].values())
+        spread = found["gradient_max_over_min"]
+        rows.append(
+            [
+                method,
+                number(steps[-1]["pooled"], 2, signed=True),
+                number(max(abs(s["pooled"]) for s in steps), 2),
+                number(steps[0]["below"]) + " / " + number(steps[0]["above"]),
+                number(steps[-1]["below"]) + " / " + number(steps[-1]["above"]),
+                number(spread["velocity"], 1),
+                number(spread["parameters"], 1),
+            ]
+        )
+    header = ["method", "shift at the last step (std)", "largest shift", "clipped below / above, first step"]
+    return table([*header, "last step", "max/min, velocity", "max/min, parameters"], rows)
+
+
+def drift(world: Document) -> str:
+    """Drift sentinels at the last evaluation over those of the base, means over seeds."""
+    methods = world["final"]["methods"]
+    keys = sorted(
+        {k for m in methods.values() for s in m["seeds"].values() for k in s["scalars"] if k.endswith("_ratio")}
+    )
+    rows = []
+    for method, found in methods.items():
+        last = [[s["scalars"][k]["value"][-1] for s in found["seeds"].values() if k in s["scalars"]] for k in keys]
+        rows.append([method, *(number(sum(v) / len(v), 2) if v else "-" for v in last)])
+    return table(["method", *(k.removeprefix("drift/").removesuffix("_ratio") for k in keys)], rows)
+
+
+def conditions(world: Document) -> str:
+    """The pair under each condition: the best gold, and the mean difference at equal proxy."""
+    rows = []
+    for name, found in {"as configured": world["final"], **world["conditions"]}.items():
+        frontier = found["frontier"]
+        for method in [m for m in frontier["methods"] if m["label"] in PAIR] if frontier else []:
+            axes = frontier["axes"].get("proxy", {"means": []})
+            (mean,) = [row for row in axes["means"] if row["method"] == method["label"]] or [None]
+            rows.append(
+                [
+                    name,
+                    method["label"],
+                    estimate(method["best"]["scores"]["average"]),
+                    f"{method['best']['step']:.0f}",
+                    estimate(method["last"]["scores"]["average"]),
+                    number(method["last"]["proxy"]),
+                    estimate(mean["differences"].get("average") if mean else None, signed=True),
+                ]
+            )
+    header = ["condition", "method", "best gold Average", "at update", "last gold Average", "last proxy"]
+    return table([*header, "mean at equal proxy, minus Flow-GRPO"], rows)
+
+
+def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
+    """A number, or `-` where there is none."""
+    return "-" if value is None else f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+def estimate(found: Mapping[str, Any] | None, signed: bool = False, interval: bool = True) -> str:
+    """An estimate with its interval."""
+    if found is None or found["value"] is None:
+        return "-"
+    text = number(found["value"], signed=signed)
+    if not interval or found["low"] is None:
+        return text
+    return f"{text} ({number(found['low'], signed=signed)} to {number(found['high'], signed=signed)})"
+
+
+TABLES: Mapping[str, Callable[[Document], str]] = {
+    "cost": cost,
+    "ranges": ranges,
+    "sweep": sweep,
+    "selection": selection,
+    "proxy": at_levels("proxy"),
+    "sqrt_kl": at_levels("sqrt_kl"),
+    "updates": at_levels("step"),
+    "areas": areas,
+    "best": best,
+    "ratios": ratios,
+    "drift": drift,
+    "conditions": conditions,
+}
+"""By the name that the page's markers have."""

@@ -1,0 +1,123 @@
+"""The runs of each stage: which command trains them, and where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.evidence.configuration import write_configurations
+from benchmarks.evidence.worlds import METHODS, PAIR, Setting, World
+from guardlit.ablation.runs import Run, plan_run, preset_of
+
+Ranges = Callable[[str, float, float, str], float]
+"""Clip range of an objective, a learning rate, a clip fraction and a condition ("" for none)."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training.
+
+    Attributes:
+        stage: `calibration`, `sweep`, `final` or `conditions`.
+        method: of `METHODS`.
+        setting: None in a calibration, which clips 20 % by `auto`.
+        lr: learning rate.
+        clip_range: `auto` in a calibration.
+        seed: of everything random.
+        rounds: to train.
+        condition: empty for none.
+        run: how it is trained.
+    """
+
+    stage: str
+    method: str
+    setting: Setting | None
+    lr: float
+    clip_range: float | str
+    seed: int
+    rounds: int
+    condition: str
+    run: Run
+
+
+class Planner:
+    """Makes the trials of a world in a folder; writes the configurations that they train with.
+
+    Args:
+        world: the world.
+        folder: of its runs.
+    """
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.world, self.folder = world, folder
+        self.paths = write_configurations(world, folder)
+
+    def calibrations(self, methods: Iterable[str], condition: str = "") -> list[Trial]:
+        """One of each objective among the methods, for every learning rate of the grid."""
+        names = list(dict.fromkeys(METHODS[method].objective for method in methods))
+        return [self.calibration(name, lr, condition) for name in names for lr in self.world.learning_rates]
+
+    def calibration(self, objective: str, lr: float, condition: str) -> Trial:
+        """Some rounds with `clip_range: auto`, whose log ratios place the clip ranges."""
+        w = self.world
+        place = Path("calibration", condition or "base", objective, f"lr_{lr:g}")
+        return self._trial(
+            "calibration", objective, None, lr, "auto", w.sweep_seed, w.calibration_rounds, condition, place
+        )
+
+    def sweep(self, methods: Iterable[str], ranges: Ranges) -> list[Trial]:
+        """Every point of the grid."""
+        w = self.world
+        return [
+            self._chosen("sweep", m, s, w.sweep_seed, w.sweep_rounds, "", ranges, Path("sweep", m, s.name))
+            for s in w.settings
+            for m in methods
+        ]
+
+    def finals(self, best: Mapping[str, Setting], ranges: Ranges) -> list[Trial]:
+        """Every seed of each method at its best setting."""
+        w = self.world
+        return [
+            self._chosen("final", m, s, seed, w.final_rounds, "", ranges, Path("final", m, f"seed_{seed}"))
+            for seed in w.seeds
+            for m, s in best.items()
+        ]
+
+    def conditions(self, best: Mapping[str, Setting], ranges: Ranges) -> list[Trial]:
+        """The pair under each condition, at the same learning rate and clip fraction."""
+        w = self.world
+        return [
+            self._chosen(
+                "conditions", m, best[m], seed, w.condition_rounds, c, ranges, Path("conditions", c, m, f"seed_{seed}")
+            )
+            for seed in w.condition_seeds
+            for c in w.conditions
+            for m in PAIR
+        ]
+
+    def _chosen(self, stage: str, method: str, setting: Setting, seed: int, rounds: int, condition: str,
+                ranges: Ranges, place: Path) -> Trial:  # fmt: skip
+        clip = ranges(METHODS[method].objective, setting.lr, setting.clipped, condition)
+        return self._trial(stage, method, setting, setting.lr, clip, seed, rounds, condition, place)
+
+    def _trial(self, stage: str, method: str, setting: Setting | None, lr: float, clip: float | str, seed: int,
+               rounds: int, condition: str, place: Path) -> Trial:  # fmt: skip
+        config = self.paths["calibration" if stage == "calibration" else "training"]
+        options = [*METHODS[method].options, *(self.world.conditions[condition] if condition else ())]
+        rest = ["--config", str(config), "--trainer.max_epochs", str(rounds), *options]
+        objective = preset_of(METHODS[method].objective, clip_range=clip)
+        # what a finished run is compared with: the files and options, which stay comparable when defaults are added
+        files = {"config": _content(self.world.config), "changes": _content(config) | {"base": None}}
+        run = plan_run(
+            self.folder / place, rest, objective, seed, lambda a: {**files, "options": " ".join(a[3:-2])}, lr
+        )
+        return Trial(stage, method, setting, lr, clip, seed, rounds, condition, run)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,139 @@
+"""What is compared: the methods, and for each world the grid, the seeds, the rounds and the conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PUBLISHED_KL = ("--model.kl.weight", "0.04", "--model.kl.kind", "flow_grpo")
+"""Flow-GRPO's beta for verifiable rewards (`configs/sd35_ocr_flow_grpo.yaml`). It multiplies a mean over latent
+elements, as the ratio is one, so that it carries over to latents of another size."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison.
+
+    Attributes:
+        objective: of Table 2.
+        options: of `guardlit fit`, in addition.
+    """
+
+    objective: str
+    options: tuple[str, ...] = ()
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "FlowGRPO": Method("FlowGRPO"),
+        "GRPOGuard": Method("GRPOGuard"),
+        "RatioNorm": Method("RatioNorm"),
+        "MeanRevised": Method("MeanRevised"),
+        "GuardReweight": Method("GuardReweight"),
+        "TempFlowGRPO": Method("TempFlowGRPO"),
+        "FlowGRPO_KL": Method("FlowGRPO", PUBLISHED_KL),
+    }
+)
+"""By name, the two that the paper compares first."""
+
+PAIR = ("FlowGRPO", "GRPOGuard")
+"""What the conditions and the short version compare."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A point of the grid.
+
+    Attributes:
+        lr: learning rate.
+        clipped: fraction of the off-policy transitions that the clip range shall clip, as measured before.
+    """
+
+    lr: float
+    clipped: float
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"lr_{self.lr:g}_clipped_{self.clipped:g}"
+
+
+@dataclass(frozen=True)
+class World:
+    """A configuration that trains on a CPU, and what is run on it.
+
+    Attributes:
+        name: of its folder.
+        config: of `guardlit fit`.
+        learning_rates: of the grid.
+        clipped: of the grid, see `Setting`.
+        calibration_rounds: rounds whose log ratios place the clip ranges.
+        sweep_rounds: rounds at each point of the grid.
+        sweep_seed: of calibration and sweep; none of the others.
+        final_rounds: rounds at each method's best setting.
+        seeds: of the final runs.
+        condition_rounds: rounds under each condition.
+        condition_seeds: of those.
+        every: rounds between evaluations.
+        conditions: name -> options of `guardlit fit`.
+        short: setting of each method in the short version.
+        short_rounds: rounds of the short version.
+        round_seconds: CPU seconds of a round with its part of the evaluations, measured.
+        start_seconds: CPU seconds until the first round, and of the first evaluation, measured.
+    """
+
+    name: str
+    config: Path
+    learning_rates: tuple[float, ...]
+    clipped: tuple[float, ...]
+    calibration_rounds: int
+    sweep_rounds: int
+    sweep_seed: int
+    final_rounds: int
+    seeds: tuple[int, ...]
+    condition_rounds: int
+    condition_seeds: tuple[int, ...]
+    every: int
+    conditions: Mapping[str, tuple[str, ...]]
+    short: Mapping[str, Setting]
+    short_rounds: int
+    round_seconds: float
+    start_seconds: float
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The grid."""
+        return [Setting(lr, clipped) for lr in self.learning_rates for clipped in self.clipped]
+
+
+DIGITS = World(
+    name="digits",
+    config=ROOT / "configs/tiny_digits.yaml",
+    learning_rates=(5e-4, 1e-3, 2e-3, 4e-3),
+    clipped=(0.05, 0.2, 0.5),
+    calibration_rounds=4,
+    sweep_rounds=32,
+    sweep_seed=7,
+    final_rounds=80,
+    seeds=(42, 43, 44),
+    condition_rounds=48,
+    condition_seeds=(42, 43),
+    every=4,
+    conditions={
+        "updates_2": ("--data.updates_per_round", "2"),
+        "updates_12": ("--data.updates_per_round", "12"),
+        "noise_0.3": ("--model.sde.init_args.noise_level", "0.3"),
+        "noise_1": ("--model.sde.init_args.noise_level", "1"),
+        "group_32": ("--data.images_per_prompt", "32", "--data.prompts_per_round", "5"),
+    },
+    short={"FlowGRPO": Setting(2e-3, 0.2), "GRPOGuard": Setting(1e-3, 0.2)},
+    short_rounds=48,
+    round_seconds=4.0,
+    start_seconds=14.0,
+)
+
+WORLDS = {world.name: world for world in (DIGITS,)}

@@ -1,0 +1,280 @@
+"""benchmarks/evidence: the plan, fair choices, what is skipped, and a page that says what the results say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from evidence_runs import FakeTrainer  # noqa: E402
+
+from benchmarks.evidence import cost, page, results, tables  # noqa: E402
+from benchmarks.evidence.ranges import ClipRanges, off_policy_sizes  # noqa: E402
+from benchmarks.evidence.selection import Point, choose  # noqa: E402
+from benchmarks.evidence.study import complete, shortened  # noqa: E402
+from benchmarks.evidence.trials import Planner, Trial  # noqa: E402
+from benchmarks.evidence.worlds import DIGITS, METHODS, PAIR, PUBLISHED_KL, WORLDS, Setting  # noqa: E402
+from guardlit.objective import PRESETS  # noqa: E402
+
+SMALL = replace(
+    DIGITS, learning_rates=(1e-3, 2e-3), conditions=dict(list(DIGITS.conditions.items())[:2]), condition_seeds=(42, 43)
+)
+NIGHT = 8 * 2 * 3600
+"""CPU seconds of a night on two cores, for all worlds."""
+
+
+# the plan -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_the_plan_is_fair(world):
+    assert {method.objective for method in METHODS.values()} == {preset.__name__ for preset in PRESETS}
+    assert world.sweep_seed not in {*world.seeds, *world.condition_seeds}
+    assert len(world.seeds) >= 3
+    assert len(world.conditions) >= 3
+    assert world.final_rounds > 2 * world.sweep_rounds
+    assert set(world.short) == set(PAIR)
+    assert all(rounds % world.every == 0 for rounds in (world.sweep_rounds, world.final_rounds, world.condition_rounds))
+
+
+def test_all_worlds_fit_into_a_night():
+    assert 0 < sum(stage.cpu_seconds for world in WORLDS.values() for stage in cost.full(world)) < NIGHT
+    assert sum(stage.cpu_seconds for world in WORLDS.values() for stage in cost.short(world)) < 25 * 2 * 60
+
+
+def test_the_kl_penalty_is_the_published_one():
+    from guardlit.commands.lightning_cli import settings_of
+
+    published = settings_of(["fit", "--config", str(ROOT / "configs/sd35_ocr_flow_grpo.yaml"), "--data.train", "x.txt"])
+    values = dict(zip(PUBLISHED_KL[::2], PUBLISHED_KL[1::2], strict=True))
+    assert published["model"]["kl"] == {
+        "weight": float(values["--model.kl.weight"]),
+        "kind": values["--model.kl.kind"],
+    }
+
+
+def test_the_commands_say_what_the_plan_says(tmp_path: Path, capsys):
+    from guardlit.commands.lightning_cli import settings_of
+
+    planner = Planner(DIGITS, tmp_path)
+    trials = planner.sweep(["FlowGRPO_KL"], lambda *_: 3e-5)[:1]
+    trials += planner.conditions({m: Setting(2e-3, 0.5) for m in PAIR}, lambda *_: 3e-5)[4:6]
+    trials += planner.calibrations(["RatioNorm"])[:1]
+    found = [settings_of(trial.run.arguments) for trial in trials]
+    objectives = [s["model"]["objective"]["class_path"].rpartition(".")[2] for s in found]
+    assert objectives == ["FlowGRPO", "FlowGRPO", "GRPOGuard", "RatioNorm"]
+    clips = [s["model"]["objective"]["init_args"]["clip_range"] for s in found]
+    assert clips == [3e-5, 3e-5, 3e-5, "auto"]
+    assert [s["model"]["optimizer"]["init_args"]["lr"] for s in found] == [5e-4, 2e-3, 2e-3, 5e-4]
+    assert [s["model"]["kl"] is None for s in found] == [False, True, True, True]
+    assert [s["model"]["sde"]["init_args"]["noise_level"] for s in found] == [0.7, 0.3, 0.3, 0.7]
+    assert [s["seed_everything"] for s in found] == [DIGITS.sweep_seed, 42, 42, DIGITS.sweep_seed]
+    rounds = [DIGITS.sweep_rounds, DIGITS.condition_rounds, DIGITS.condition_rounds, DIGITS.calibration_rounds]
+    assert [s["trainer"]["max_epochs"] for s in found] == rounds
+    assert [s["data"]["val"] is None for s in found] == [False, False, False, True]
+    listed = [c["class_path"].rpartition(".")[2] for c in found[0]["trainer"]["callbacks"]]
+    names = set(listed)
+    assert len(listed) == len(names)
+    assert {"GoldScore", "KLFromBase", "DriftSentinels", "RatioDistribution", "GradientNorm"} <= names
+    assert not {"SampleGrid", "ExportAtEnd", "OverOptimizationStop"} & names
+
+
+def test_the_dry_run_prints_the_cost(tmp_path: Path):
+    command = [sys.executable, "-m", "benchmarks.evidence", "digits", "--dry-run", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "hours with 2 jobs on 2 idle cores" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+# clip ranges ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_range_clips_the_fraction_of_the_off_policy_transitions(tmp_path: Path):
+    planner = Planner(SMALL, tmp_path)
+    trials = planner.calibrations(["FlowGRPO"])
+    FakeTrainer()(trials)
+    ranges = ClipRanges(trials)
+    for trial in trials:
+        log_ratio = np.load(trial.run.folder / "version_0/ratio/round_00001.npz")["log_ratio"]
+        off_policy = np.abs(log_ratio[log_ratio != 0])
+        assert 0 < off_policy.size < log_ratio.size
+        for fraction in (0.05, 0.2, 0.5):
+            clip = ranges("FlowGRPO", trial.lr, fraction, "")
+            assert float(np.mean(off_policy > clip)) == pytest.approx(fraction, abs=0.03)
+            assert clip == float(f"{clip:.1e}")
+    assert ranges("FlowGRPO", 2e-3, 0.2, "") == pytest.approx(2 * ranges("FlowGRPO", 1e-3, 0.2, ""), rel=0.1)
+    with pytest.raises(KeyError):
+        ranges("GRPOGuard", 1e-3, 0.2, "")
+
+
+def test_a_later_part_of_a_run_replaces_its_rounds(tmp_path: Path):
+    for part, value in (("version_0", 1.0), ("version_1", 3.0)):
+        (tmp_path / part / "ratio").mkdir(parents=True)
+        np.savez(tmp_path / part / "ratio/round_00002.npz", log_ratio=np.array([0.0, -value]))
+    np.savez(tmp_path / "version_0/ratio/round_00001.npz", log_ratio=np.array([0.0, 2.0]))
+    sizes = off_policy_sizes([tmp_path / "version_0", tmp_path / "version_1"])
+    assert sorted(sizes) == [2.0, 3.0]
+
+
+# selection ------------------------------------------------------------------------------------------------------------
+
+
+def point(lr: float, clipped: float, gold: float, proxy: float) -> Point:
+    return Point(Setting(lr, clipped), 1e-4, gold, 16, proxy, gold, proxy)
+
+
+def test_the_highest_gold_is_chosen_and_the_first_of_equal_ones():
+    grid = [point(lr, f, 1.0, 0.5) for lr in (1e-3, 2e-3, 4e-3) for f in (0.05, 0.2, 0.5)]
+    found = choose([*grid[:4], point(2e-3, 0.2, 1.2, 0.6), *grid[5:8], point(4e-3, 0.5, 1.1, 0.9)])
+    assert found.best.setting == Setting(2e-3, 0.2)
+    assert found.by_proxy.setting == Setting(4e-3, 0.5)
+    assert not found.at_edge
+    assert choose(grid).best.setting == Setting(1e-3, 0.05)
+    assert choose(grid).at_edge
+
+
+# the stages -----------------------------------------------------------------------------------------------------------
+
+
+def peak(trial: Trial) -> float:
+    """RatioNorm is best at 20 % and the higher rate, all others at 50 % and the lower one."""
+    assert trial.setting is not None or trial.stage == "calibration"
+    if trial.setting is None:
+        return 1.0
+    wanted = Setting(2e-3, 0.2) if trial.method == "RatioNorm" else Setting(1e-3, 0.5)
+    return 1.3 if trial.setting == wanted else 1.2
+
+
+def test_every_stage_follows_from_the_one_before_and_nothing_is_trained_twice(tmp_path: Path, capsys):
+    trainer = FakeTrainer(peak)
+    study = complete(SMALL, tmp_path, trainer)
+    assert study.complete
+    planned = Counter(trial.stage for trial in study.trials)
+    estimated = {stage.stage: stage.runs for stage in cost.full(SMALL)}
+    assert planned == estimated
+    rounds = Counter[str]()
+    for trial in study.trials:
+        rounds[trial.stage] += trial.rounds
+    assert rounds == {stage.stage: stage.rounds for stage in cost.full(SMALL)}
+    assert len({trial.run.folder for trial in study.trials}) == len(study.trials) == len(trainer.trained)
+    chosen = {trial.method: trial.setting for trial in study.of("final")}
+    assert chosen == {m: Setting(2e-3, 0.2) if m == "RatioNorm" else Setting(1e-3, 0.5) for m in METHODS}
+    assert {trial.seed for trial in study.of("final")} == set(SMALL.seeds)
+
+    again = FakeTrainer(peak)
+    assert complete(SMALL, tmp_path, again).complete
+    assert again.trained == []
+    removed = study.of("final")[3].run.folder
+    (removed / "ablate.json").write_text((removed / "ablate.json").read_text().replace("true", "false", 1))
+    assert not complete(SMALL, tmp_path, None).complete  # reads only
+    complete(SMALL, tmp_path, again)
+    assert [trial.run.folder for trial in again.trained] == [removed]
+
+
+def test_a_failed_run_is_named_and_the_next_stages_do_without_it(tmp_path: Path, capsys):
+    def fails(trial: Trial) -> bool:
+        diverged = trial.stage == "sweep" and trial.method == "GRPOGuard" and trial.setting == Setting(1e-3, 0.5)
+        return diverged or (trial.stage == "calibration" and trial.method == "TempFlowGRPO" and trial.lr == 2e-3)
+
+    study = complete(SMALL, tmp_path, FakeTrainer(peak, fails))
+    assert study.complete
+    place = "sweep/GRPOGuard/lr_0.001_clipped_0.5"
+    assert study.failed == {place: "exit code 1", "calibration/base/TempFlowGRPO/lr_0.002": "exit code 1"}
+    settings = {trial.method: trial.setting for trial in study.of("final")}
+    assert settings["GRPOGuard"] != Setting(1e-3, 0.5)
+    assert "TempFlowGRPO" not in settings
+    document = results.collect(complete(SMALL, tmp_path, None))
+    assert document["failed"] == study.failed
+    assert "failed" in tables.sweep(document)
+    assert "TempFlowGRPO" not in tables.selection(document)
+
+
+def test_the_short_version_trains_the_pair_once(tmp_path: Path):
+    trainer = FakeTrainer()
+    study = shortened(DIGITS, tmp_path, trainer)
+    assert [(t.stage, t.method) for t in trainer.trained] == [(s, m) for s in ("calibration", "final") for m in PAIR]
+    assert [stage.rounds for stage in cost.short(DIGITS)] == [2 * DIGITS.calibration_rounds, 2 * DIGITS.short_rounds]
+    assert {t.seed for t in study.of("final")} == {42}
+    assert {t.method: t.setting for t in study.of("final")} == DIGITS.short
+
+
+# results and the page -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> results.Document:
+    folder = tmp_path_factory.mktemp("evidence")
+    study = complete(SMALL, folder, FakeTrainer(peak))
+    text = results.dump({"digits": results.collect(study)})
+    assert max(map(len, text.splitlines())) < 3000
+    return json.loads(text)["digits"]
+
+
+def test_the_document_holds_what_the_runs_wrote(document: results.Document):
+    assert document["complete"]
+    assert document["cost"]["final"] == {"runs": 21, "rounds": 21 * 80, "cpu_minutes": 21.0}
+    assert document["sweep"]["RatioNorm"]["choice"]["best"]["setting"] == {"lr": 2e-3, "clipped": 0.2}
+    assert document["sweep"]["RatioNorm"]["choice"]["best"]["gold"] == 1.3
+    guard = document["final"]["methods"]["GRPOGuard"]
+    assert guard["seeds"]["43"]["curves"]["average"] == [1.0, 1.15, 1.3, 1.25]
+    assert guard["gradient_max_over_min"] == {"velocity": 9.0, "parameters": 5.0}
+    assert guard["seeds"]["42"]["scalars"]["drift/saturation_ratio"]["value"][-1] == 1.5
+    frontier = document["final"]["frontier"]
+    assert set(frontier["axes"]) == {"proxy", "sqrt_kl", "step"}
+    assert frontier["baseline"] == "FlowGRPO"
+    best = {m["label"]: m["best"]["scores"]["average"]["value"] for m in frontier["methods"]}
+    assert best == pytest.approx(dict.fromkeys(METHODS, 1.3))
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_table_is_rectangular_and_has_every_method(document: results.Document, name: str):
+    lines = tables.TABLES[name](document).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) > 3
+    expected = {"cost": ("sweep", "total"), "conditions": PAIR, "ranges": [p.__name__ for p in PRESETS]}
+    assert [word for word in expected.get(name, METHODS) if word not in "\n".join(lines)] == []
+
+
+def test_a_table_shows_the_numbers_of_the_document(document: results.Document):
+    assert "| 0.001 |" in tables.selection(document)
+    (row,) = [line for line in tables.selection(document).splitlines() if line.startswith("| RatioNorm ")]
+    assert row.split(" | ")[1:3] == ["0.002", "20%"]
+    assert row.split(" | ")[4:6] == ["1.300", "32"]
+    (row,) = [line for line in tables.drift(document).splitlines() if line.startswith("| GRPOGuard ")]
+    assert row == "| GRPOGuard | 1.50 |"
+
+
+def test_the_conditions_are_compared_with_the_configuration(document: results.Document):
+    rows = [line.split(" | ")[:2] for line in tables.conditions(document).splitlines()[2:]]
+    names = ["as configured", *SMALL.conditions]
+    assert rows == [[f"| {name}", method] for name in names for method in PAIR]
+
+
+def test_rendering_replaces_what_stands_between_the_markers(document: results.Document):
+    text = "before\n<!-- table: digits selection -->\noutdated\n<!-- end -->\nafter\n"
+    once = page.render(text, {"digits": document})
+    assert tables.selection(document) in once
+    assert "outdated" not in once
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter\n")
+    assert page.render(once, {"digits": document}) == once
+    with pytest.raises(KeyError):
+        page.render(text.replace("selection", "nothing"), {"digits": document})
+
+
+@pytest.mark.skipif(not page.RESULTS.is_file(), reason="no results are published yet")
+def test_the_page_says_what_the_results_say():
+    text = page.PAGE.read_text(encoding="utf-8")
+    found = json.loads(page.RESULTS.read_text(encoding="utf-8"))
+    assert page.MARKED.search(text)
+    assert page.render(text, found) == text
+    assert page.RESULTS.read_text(encoding="utf-8") == results.dump(found)
