@@ -61,5 +61,7 @@ def describe(world: World, costs: list[Cost], jobs: int) -> str:
     lines = [f"{stage:<12}{runs:>6}{rounds:>8}{minutes:>13}" for stage, runs, rounds, minutes in rows]
     head = f"{world.name:<12}{'runs':>6}{'rounds':>8}{'CPU minutes':>13}"
     grid = ", ".join(f"{lr:g}" for lr in world.learning_rates), ", ".join(f"{f:g}" for f in world.clipped)
-    hours = f"{total / 3600 / jobs:.1f} hours with {jobs} jobs on {jobs} idle cores"
-    return "\n".join([head, *lines, f"learning rates {grid[0]}; clipped fractions {grid[1]}", hours])
+    minutes = total / 60 / jobs
+    duration = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.0f} minutes"
+    settings = f"learning rates {grid[0]}; clipped fractions {grid[1]}"
+    return "\n".join([head, *lines, settings, f"{duration} with {jobs} jobs on {jobs} idle cores"])

@@ -50,7 +50,7 @@ class Study:
         """Train a stage; returns what is finished, raises `Incomplete` where that is not all but the failed."""
         self.trials.extend(trials)
         places = {str(trial.run.folder.relative_to(self.folder)) for trial in trials}
-        if self._train is not None:
+        if self._train is not None and trials:
             new = {str(Path(folder).relative_to(self.folder)): why for folder, why in self._train(trials).items()}
             self.failed = {place: why for place, why in self.failed.items() if place not in places} | new
             (self.folder / FAILED).write_text(json.dumps(self.failed, indent=1) + "\n", encoding="utf-8")

@@ -107,7 +107,11 @@ class Planner:
     def _trial(self, stage: str, method: str, setting: Setting | None, lr: float, clip: float | str, seed: int,
                rounds: int, condition: str, place: Path) -> Trial:  # fmt: skip
         config = self.paths["calibration" if stage == "calibration" else "training"]
-        options = [*METHODS[method].options, *(self.world.conditions[condition] if condition else ())]
+        options = [
+            *self.world.options,
+            *METHODS[method].options,
+            *(self.world.conditions[condition] if condition else ()),
+        ]
         rest = ["--config", str(config), "--trainer.max_epochs", str(rounds), *options]
         objective = preset_of(METHODS[method].objective, clip_range=clip)
         # what a finished run is compared with: the files and options, which stay comparable when defaults are added

@@ -80,6 +80,7 @@ class World:
         condition_seeds: of those.
         every: rounds between evaluations.
         conditions: name -> options of `guardlit fit`.
+        options: of `guardlit fit` for every run, such as those that keep it on one core.
         short: setting of each method in the short version.
         short_rounds: rounds of the short version.
         round_seconds: CPU seconds of a round with its part of the evaluations, measured.
@@ -103,6 +104,7 @@ class World:
     short_rounds: int
     round_seconds: float
     start_seconds: float
+    options: tuple[str, ...] = ()
 
     @property
     def settings(self) -> list[Setting]:
@@ -136,4 +138,25 @@ DIGITS = World(
     start_seconds=14.0,
 )
 
-WORLDS = {world.name: world for world in (DIGITS,)}
+WORDS = World(
+    name="words",
+    config=ROOT / "configs/tiny_words.yaml",
+    learning_rates=(1e-3, 2e-3, 4e-3),
+    clipped=(0.05, 0.2, 0.5),
+    calibration_rounds=4,
+    sweep_rounds=24,
+    sweep_seed=7,
+    final_rounds=60,
+    seeds=(42, 43, 44),
+    condition_rounds=36,
+    condition_seeds=(42, 43),
+    every=4,
+    conditions={name: DIGITS.conditions[name] for name in ("updates_2", "updates_12", "noise_0.3")},
+    short={"FlowGRPO": Setting(2e-3, 0.2), "GRPOGuard": Setting(1e-3, 0.2)},
+    short_rounds=40,
+    round_seconds=8.5,  # 4 of them the recognizer's
+    start_seconds=20.0,
+    options=("--model.reward.init_args.workers", "1"),
+)
+
+WORLDS = {world.name: world for world in (DIGITS, WORDS)}
