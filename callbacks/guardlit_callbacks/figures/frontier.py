@@ -86,7 +86,7 @@ def _panels(
     shown = [axis for axis in LABELS if any(axis in curve.axes for curve in curves.values())]
     width = WIDTH if len(shown) > 1 else 2 * WIDTH - 1
     lines = -(-len(names) // _columns(names, len(shown)))
-    margins = Margins(left=0.9, bottom=0.6 + LEGEND_LINE * lines, between=0.3, top=0.2)
+    margins = Margins(left=0.9, bottom=0.6 + LEGEND_LINE * lines, between=0.45, top=0.2)
     figure, grid = axes_grid([width] * len(shown), [HEIGHT], margins, title)
     panels, handles = dict(zip(shown, grid[0], strict=True)), dict.fromkeys(names)
     for axis, axes in panels.items():
