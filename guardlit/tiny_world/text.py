@@ -1,27 +1,18 @@
-"""Captions, tokenizers and text encoders of the tiny world."""
+"""Tokenizers and text encoders of a tiny pipeline, for the words of its captions."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from guardlit.rewards.digits.networks import DIGITS
-
-TEMPLATES = ("a handwritten {}", "the handwritten digit {}", "a drawing of {}", "the digit {}", "the number {}", "{}")
-MAX_TOKENS = 8
-"""Tokens of a caption for CLIP and for T5, with end marks; diffusers takes it as `max_sequence_length`."""
 WIDTH = 32
 """Width of each CLIP encoder; T5 is as wide as both."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def captions() -> list[str]:
-    """Every training caption; the digit of number i is i // (len(captions) // 10)."""
-    return [t.format(name) for digit, word in enumerate(DIGITS) for t in TEMPLATES for name in (word, str(digit))]
-
-
-def clip_tokenizer(pad_token: str) -> Any:
-    """A byte-level CLIP tokenizer with one token for each word of the captions; it spells all others."""
+def clip_tokenizer(texts: Sequence[str], pad_token: str, max_tokens: int) -> Any:
+    """A byte-level CLIP tokenizer with one token for each word of some texts; it spells all others."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -29,24 +20,24 @@ def clip_tokenizer(pad_token: str) -> Any:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
-    bpe.train_from_iterator(captions(), trainer)
+    bpe.train_from_iterator(texts, trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = [*alphabet, *(sign + "</w>" for sign in alphabet), *dict.fromkeys(a + b for a, b in merges), START, END]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=max_tokens)
 
 
-def t5_tokenizer() -> Any:
-    """A T5 tokenizer with one piece for each word of the captions, and printable ASCII characters for all others."""
+def t5_tokenizer(texts: Sequence[str], max_tokens: int) -> Any:
+    """A T5 tokenizer with one piece for each word of some texts, and printable ASCII characters for all others."""
     from transformers import T5Tokenizer
 
-    words = dict.fromkeys(word for caption in captions() for word in caption.split())
+    words = dict.fromkeys(word for text in texts for word in text.split())
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *(("▁" + word, -4.0) for word in words)]
     pieces += [(chr(code), -8.0) for code in range(33, 127)]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=max_tokens)
 
 
-def clip_encoder(vocabulary_size: int, activation: str) -> Any:
+def clip_encoder(vocabulary_size: int, activation: str, max_tokens: int) -> Any:
     """A random CLIP text encoder of two layers, trained with the transformer."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -57,7 +48,7 @@ def clip_encoder(vocabulary_size: int, activation: str) -> Any:
         projection_dim=WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=MAX_TOKENS,
+        max_position_embeddings=max_tokens,
         hidden_act=activation,
         bos_token_id=vocabulary_size - 2,
         eos_token_id=vocabulary_size - 1,
