@@ -45,7 +45,8 @@ NEIGHBORS = {("kl", "surrogate"), ("objective", "surrogate"), ("schedule", "sde"
 
 CALLBACK_LAYERS: tuple[tuple[str, ...], ...] = (
     ("composite", "tools"),
-    ("distributed", "figures"),
+    ("distributed", "frontier"),
+    ("figures",),
     ("bases", "report"),
     ("callbacks",),
 )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from guardlit_callbacks.gold_score import GoldScore
     from guardlit_callbacks.gradient_norm import GradientNorm
     from guardlit_callbacks.gradient_spikes import GradientSpikes
+    from guardlit_callbacks.kl_from_base import KLFromBase, gaussian_step_kl
     from guardlit_callbacks.over_optimization_stop import OverOptimizationStop
     from guardlit_callbacks.phase_timer import PhaseTimer
     from guardlit_callbacks.ratio_distribution import RatioDistribution
@@ -28,6 +29,7 @@ __all__ = [
     "GradientNorm",
     "GradientSpikes",
     "Interval",
+    "KLFromBase",
     "OverOptimizationStop",
     "PhaseTimer",
     "RatioDistribution",
@@ -36,6 +38,7 @@ __all__ = [
     "TrainableEMA",
     "bootstrap",
     "composite",
+    "gaussian_step_kl",
 ]
 
 _MODULES = {
@@ -43,12 +46,14 @@ _MODULES = {
     "GoldScore": "gold_score",
     "GradientNorm": "gradient_norm",
     "GradientSpikes": "gradient_spikes",
+    "KLFromBase": "kl_from_base",
     "OverOptimizationStop": "over_optimization_stop",
     "PhaseTimer": "phase_timer",
     "RatioDistribution": "ratio_distribution",
     "SampleGrid": "sample_grid",
     "SyncDDP": "distributed.sync_ddp",
     "TrainableEMA": "trainable_ema",
+    "gaussian_step_kl": "kl_from_base",
 }
 
 

@@ -55,6 +55,7 @@ def test_training_by_hand_logs_what_automatic_training_logs(both):
         "ratio/clip_fraction",
         "gold/variety",
         "drift/diversity",
+        "kl/sqrt_from_base",
         *BEFORE,
     } <= one.keys()
     for name in ("manual", "at_once"):
@@ -74,7 +75,7 @@ def test_every_file_is_written(both):
     folder, _ = both
     for name in ("automatic", "manual"):
         written = {path.relative_to(folder / name).as_posix() for path in (folder / name).rglob("*")}
-        assert {"gold.csv", "gold.png", "samples/film_strip.png", "ratio/round_00001.npz"} <= written
+        assert {"gold.csv", "gold.png", "kl.csv", "samples/film_strip.png", "ratio/round_00001.npz"} <= written
 
 
 @pytest.mark.parametrize("zero_at_once", [False, True])

@@ -53,7 +53,7 @@ def _plan(options: argparse.Namespace, run: PlannedRun) -> None:
     check_arguments(run.trainer)
     check_precision(run.precision, run.module.policy.forward_dtype)
     document: dict[str, Any] = {"run": _run(run)}
-    settings = (run.module, run.plan, run.precision, run.on_gpu)
+    settings = (run.module, run.plan, run.precision, run.on_gpu, run.callbacks)
     _refuse(lint(LintFacts.of(*settings, loaded=False)))  # what cannot run cannot be measured
     try:
         found: Estimate | None = estimate(run)

@@ -70,6 +70,6 @@ def _compute(run: PlannedRun, costs: Costs) -> Compute:
         forward=costs.forward.flops,
         rollout=costs.rollout.flops / rows * calls_per_image(run),
         training=trained * plan.train_steps * plan.inner_epochs,
-        evaluation=costs.evaluation.flops / rows * module.evaluation.num_inference_steps,
+        evaluation=costs.evaluation.flops / rows * run.evaluation_calls,
         decoding=costs.decoding.flops / rows,
     )

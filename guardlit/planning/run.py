@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from guardlit_callbacks import SampleGrid, TrainableEMA
+from guardlit_callbacks import KLFromBase, SampleGrid, TrainableEMA
 
 from guardlit.data.datamodule import PromptDataModule
 from guardlit.data.prompts import load_prompts
@@ -141,6 +141,13 @@ class PlannedRun:
     def average(self) -> bool:
         """Whether a callback averages the trained weights."""
         return any(isinstance(callback, TrainableEMA) for callback in self.callbacks)
+
+    @property
+    def evaluation_calls(self) -> int:
+        """Forward passes per validation image: T, and one of the reference for each step that `KLFromBase` measures."""
+        steps = self.module.evaluation.num_inference_steps
+        measured = any(isinstance(callback, KLFromBase) for callback in self.callbacks)
+        return steps + (self.module.rollout.available_of(steps) if measured else 0)
 
     @property
     def grids(self) -> int:

@@ -134,7 +134,10 @@ class FlowPolicy(nn.Module, ABC):
 
     @abstractmethod
     def using(self, weights: WeightSet) -> AbstractContextManager[None]:
-        """Use a weight set within the context; gradients are disabled for the old policy and the reference."""
+        """Use a weight set within the context; gradients are disabled for the old policy and the reference.
+
+        Within `merged` the other sets are used unmerged.
+        """
 
     @property
     def forward_dtype(self) -> torch.dtype | None:

@@ -58,7 +58,7 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         gradient_checkpointing: recompute activations in the backward pass: a third more time, far less memory.
         max_sequence_length: text tokens; longer prompts are cut there, as the pipeline does.
         text_encoder_dtype: precision of the text encoders and of the cached embeddings.
-        reference: with full fine-tuning, keep a copy of the base, for KL. LoRA needs no copy.
+        reference: with full fine-tuning, keep a copy of the base, for `model.kl` or `KLFromBase`. LoRA needs no copy.
         copies_device: where full fine-tuning stores the old policy and the reference. `cpu`: one crosses the bus to a
             GPU once a round, and in every micro-batch with `old_velocity: recomputed`, and again with KL. null: on the
             weights' device.

@@ -1,23 +1,96 @@
-"""Validation images: drawn by the ODE from noise that no seed changes."""
+"""Validation images: drawn by the ODE from noise that no seed changes, and the policy's KL from the base there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
+from guardlit_callbacks import gaussian_step_kl
 from torch import Tensor
 
+from guardlit.errors import GuardlitError
 from guardlit.policies.base import FlowPolicy
 from guardlit.rounds.merging import Merge, evaluating
 from guardlit.rounds.noise import EVALUATION, NoiseSource
 from guardlit.rounds.rollout import VelocityError, sample
-from guardlit.rounds.settings import Sampling
-from guardlit.sde import ODE
+from guardlit.rounds.settings import Rollout, Sampling
+from guardlit.sde import ODE, SDE, Coefficients
+from guardlit.types import Conditioning
+
+
+class ReferenceKL:
+    """The exact KL of each SDE step of the policy from the reference's, for one batch of images.
+
+    A step x_next = a x + g v + s noise is a Gaussian, so its KL is g^2 ||v - v_ref||^2 / (2 s^2), summed over latent
+    elements. It is evaluated at the states of ODE trajectories. The rollout's SDE has the marginals of the ODE, so by
+    the chain rule the sum over steps estimates the KL of the SDE's trajectories. Steps without noise count 0.
+
+    Each step costs one more call of the network, under the reference. Neither states nor velocities are kept.
+
+    Args:
+        policy: the model, loaded.
+        coefficients: of the rollout's SDE on the evaluation's schedule.
+        steps: S, from the noisy end, that count.
+        guidance_scale: of the evaluation.
+    """
+
+    def __init__(self, policy: FlowPolicy, coefficients: Coefficients, steps: int, guidance_scale: float) -> None:
+        self._policy, self._guidance_scale, self._steps = policy, guidance_scale, steps
+        self._sigmas, self._gains, self._stds = (
+            values.tolist() for values in (coefficients.sigmas, coefficients.velocity, coefficients.std)
+        )
+        self._found: list[Tensor] = []
+
+    @classmethod
+    def of(cls, policy: FlowPolicy, sde: SDE, rollout: Rollout, evaluation: Sampling) -> ReferenceKL:
+        """The KL on the evaluation's schedule, over the same fraction of its steps as the rollout can train.
+
+        Raises:
+            GuardlitError: none of these steps has noise.
+        """
+        coefficients = sde.coefficients(policy.sigmas(evaluation.num_inference_steps))
+        steps = rollout.available_of(evaluation.num_inference_steps)
+        if not bool((coefficients.std[:steps] > 0).any()):
+            raise GuardlitError(
+                f"KLFromBase: {type(sde).__name__} has no noise at the first {steps} of the "
+                f"{evaluation.num_inference_steps} steps of model.evaluation, so that there is no KL: raise its "
+                "noise_level, evaluation.num_inference_steps or rollout.timestep_fraction"
+            )
+        return cls(policy, coefficients, steps, evaluation.guidance_scale)
+
+    def observe(self, conditioning: Conditioning, step: int, x: Tensor, v: Tensor) -> None:
+        """Add one step, in rising order.
+
+        Args:
+            conditioning: embeddings of the B images.
+            step: of the trajectory.
+            x: states, (B, C, H, W) float32.
+            v: the policy's velocities there.
+        """
+        if step >= self._steps:
+            return
+        if self._stds[step] <= 0:
+            self._found.append(v.new_zeros(len(v), dtype=torch.float64))
+            return
+        sigma = torch.full((len(x),), self._sigmas[step], device=x.device, dtype=torch.float32)
+        with self._policy.using("reference"):
+            reference = self._policy.velocity(x, sigma, conditioning, self._guidance_scale)
+        self._found.append(gaussian_step_kl(v.double() - reference.double(), self._gains[step], self._stds[step]))
+
+    def values(self) -> Tensor:
+        """The KL of each image's steps, (B, S) float64 in nats."""
+        return torch.stack(self._found, 1)
 
 
 @torch.no_grad()
 def draw_fixed(
-    policy: FlowPolicy, sampling: Sampling, prompts: Sequence[str], indices: Sequence[int], merge: Merge = "auto"
+    policy: FlowPolicy,
+    sampling: Sampling,
+    prompts: Sequence[str],
+    indices: Sequence[int],
+    merge: Merge = "auto",
+    kl: ReferenceKL | None = None,
 ) -> Tensor:
     """Draw one image per prompt by the Euler ODE, with the same noise in every validation and run.
 
@@ -27,6 +100,7 @@ def draw_fixed(
         prompts: B texts.
         indices: of the B images' initial noise.
         merge: whether an adapter is merged into the weights; see `Rollout.merge`.
+        kl: measures the distance from the reference on the way; null for none.
 
     Returns:
         (B, 3, height, width) uint8.
@@ -38,9 +112,10 @@ def draw_fixed(
     coefficients = ODE().coefficients(policy.sigmas(sampling.num_inference_steps))
     noise = NoiseSource(0, EVALUATION, policy.latent_shape)
     conditioning = policy.conditioning(prompts)
+    draw = partial(sample, policy, coefficients, conditioning, noise, indices, sampling.guidance_scale)
     try:
         with evaluating(policy, merge):
-            final = sample(policy, coefficients, conditioning, noise, indices, sampling.guidance_scale).final
+            final = (draw() if kl is None else draw(observe=partial(kl.observe, conditioning))).final
     except VelocityError as error:
         raise error.with_prompt(prompts[error.row]) from error
     return policy.decode(final)

@@ -14,6 +14,9 @@ from guardlit.rounds.noise import INITIAL, NoiseSource, Place
 from guardlit.sde import ODE, Coefficients
 from guardlit.types import Conditioning, Trajectory
 
+Observer = Callable[[int, Tensor, Tensor], None]
+"""Takes a step, its states and the policy's velocities there, (B, C, H, W) each."""
+
 
 class VelocityError(NonFiniteError):
     """A velocity that is NaN or infinite, from which no image can be drawn.
@@ -43,6 +46,7 @@ def sample(
     origins: Sequence[int] | None = None,
     velocities: bool = True,
     tick: Callable[[], None] = lambda: None,
+    observe: Observer = lambda step, x, v: None,
 ) -> Trajectory:
     """Draw one batch of images' latents.
 
@@ -59,6 +63,7 @@ def sample(
             prompt, and the policy is called for one of them only until their noise differs.
         velocities: whether the velocities of the recorded steps are kept too.
         tick: called after every step, for a progress bar and to handle a signal.
+        observe: called in every step.
 
     Returns:
         States and velocities of the recorded steps, (B, S, C, H, W) float32, and the clean latents.
@@ -77,11 +82,10 @@ def sample(
     finite = []
     for step, sigma in enumerate(coefficients.sigmas[:-1].tolist()):
         a, g, s = (f[step] for f in factors)
-        equal = (parted[:, step] == 0).tolist()
-        twins = [origin if same else -1 - row for row, (origin, same) in enumerate(zip(origins, equal, strict=True))]
-        v = _velocity(policy, x, sigma, conditioning, guidance_scale, twins)
+        v = _velocity(policy, x, sigma, conditioning, guidance_scale, _twins(origins, parted[:, step]))
         finite.append(v.isfinite().flatten(1).all(1))
         kept.put(step, x, v)
+        observe(step, x, v)
         x = a * x + g * v
         if bool(noisy[:, step].any()):
             rows = _rows(noisy[:, step], device)
@@ -95,6 +99,12 @@ def _drawing(samples: Sequence[int], noisy: Tensor) -> list[Place]:
     """The steps of `noisy` (B, T) in which noise is drawn, and for which of the samples."""
     rows = [[row for row, draws in enumerate(step) if draws] for step in noisy.T.tolist()]
     return [([samples[row] for row in there], step) for step, there in enumerate(rows) if there]
+
+
+def _twins(origins: Sequence[int], parted: Tensor) -> list[int]:
+    """A number for each row, equal where rows are in one state: one origin, and no noise drawn yet in `parted` (B,)."""
+    equal = (parted == 0).tolist()
+    return [origin if same else -1 - row for row, (origin, same) in enumerate(zip(origins, equal, strict=True))]
 
 
 class _Record:

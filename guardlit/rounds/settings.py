@@ -82,7 +82,11 @@ class Rollout(Sampling):
     @property
     def available_steps(self) -> int:
         """Number of steps that can be trained."""
-        return int(self.num_inference_steps * self.timestep_fraction + 1e-9)  # 100 x 0.29 is 28.999...
+        return self.available_of(self.num_inference_steps)
+
+    def available_of(self, num_steps: int) -> int:
+        """Number of steps that could be trained in a schedule of `num_steps`."""
+        return int(num_steps * self.timestep_fraction + 1e-9)  # 100 x 0.29 is 28.999...
 
     @property
     def trainable_range(self) -> tuple[int, int]:

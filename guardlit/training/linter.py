@@ -6,11 +6,12 @@ Each rule returns the problem and the remedy in one line, or None.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import lightning.pytorch as pl
+from guardlit_callbacks import KLFromBase
 from lightning.pytorch.utilities import rank_zero_warn
 
 from guardlit.errors import GuardlitError
@@ -139,13 +140,14 @@ def weight_not_flat(objective: Objective, coefficients: Coefficients, steps: Seq
     )
 
 
-def no_reference(penalized: bool, has_reference: bool) -> str | None:
-    """A KL penalty without weights to measure it from."""
-    if not penalized or has_reference:
+def no_reference(penalized: bool, measured: bool, has_reference: bool) -> str | None:
+    """A KL, as a penalty or measured by `KLFromBase`, without weights to measure it from."""
+    if has_reference or not (penalized or measured):
         return None
+    asks, without = ("model.kl", "kl: null") if penalized else ("KLFromBase", "remove the callback")
     return (
-        "model.kl asks for the distance to the base model, and full fine-tuning keeps no copy of it: "
-        "set policy.reference: true, or kl: null"
+        f"{asks} asks for the distance to the base model, and full fine-tuning keeps no copy of it: "
+        f"set policy.reference: true, or {without}"
     )
 
 
@@ -191,6 +193,7 @@ class LintFacts:
         old_velocity: `stored`, `recomputed` or `auto`.
         penalized: whether there is a KL penalty.
         has_reference: whether the policy keeps the base model's weights.
+        measured: whether the callback `KLFromBase` measures the KL.
         elements: D, latent elements of a sample; None before the policy is loaded, which silences rules that need it.
         coefficients: of the sampler on the model's schedule; None likewise.
         host_copy: bytes of a set of weights that rests in the host's memory; 0 unless the run trains on a GPU.
@@ -204,12 +207,21 @@ class LintFacts:
     old_velocity: str
     penalized: bool
     has_reference: bool
+    measured: bool = False
     elements: int | None = None
     coefficients: Coefficients | None = None
     host_copy: int = 0
 
     @classmethod
-    def of(cls, module: Linted, plan: RoundPlan, precision: str, on_gpu: bool, loaded: bool = True) -> LintFacts:
+    def of(
+        cls,
+        module: Linted,
+        plan: RoundPlan,
+        precision: str,
+        on_gpu: bool,
+        callbacks: Iterable[object] = (),
+        loaded: bool = True,
+    ) -> LintFacts:
         """The facts of a module.
 
         Args:
@@ -217,6 +229,7 @@ class LintFacts:
             plan: of a round.
             precision: Lightning's name of the Trainer's.
             on_gpu: whether it trains there.
+            callbacks: of the Trainer.
             loaded: whether the policy is loaded, or a skeleton.
         """
         return cls(
@@ -228,6 +241,7 @@ class LintFacts:
             old_velocity=module.old_velocity,
             penalized=module.kl is not None,
             has_reference=module.policy.has_reference,
+            measured=any(isinstance(callback, KLFromBase) for callback in callbacks),
             elements=math.prod(module.policy.latent_shape) if loaded else None,
             coefficients=module.coefficients() if loaded else None,
             host_copy=module.policy.host_copy if loaded and on_gpu else 0,
@@ -243,7 +257,7 @@ def _findings(facts: LintFacts) -> Iterator[Finding]:
     objective, plan, steps = facts.objective, facts.plan, facts.trained
     rules: list[tuple[str, bool, Callable[[], str | None]]] = [
         ("clip never acts", True, lambda: clip_never_acts(objective, plan, facts.elements)),
-        ("no reference", True, lambda: no_reference(facts.penalized, facts.has_reference)),
+        ("no reference", True, lambda: no_reference(facts.penalized, facts.measured, facts.has_reference)),
         ("no clip", False, lambda: no_clip(objective, plan)),
     ]
     if facts.elements is not None and facts.coefficients is not None:
@@ -267,7 +281,8 @@ class Linter(pl.Callback):
         check_time(trainer)
         plan: RoundPlan = trainer.datamodule.plan  # type: ignore[attr-defined]
         on_gpu = pl_module.device.type == "cuda"
-        report(lint(LintFacts.of(pl_module, plan, str(trainer.precision), on_gpu)))  # type: ignore[arg-type]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        report(lint(LintFacts.of(pl_module, plan, str(trainer.precision), on_gpu, callbacks)))  # type: ignore[arg-type]
 
 
 def report(findings: Sequence[Finding]) -> None:

@@ -6,14 +6,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from guardlit_callbacks import KLFromBase
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from guardlit.errors import NonFiniteError
 from guardlit.policies.base import FlowPolicy
-from guardlit.rounds.evaluate import draw_fixed
+from guardlit.rounds.evaluate import ReferenceKL, draw_fixed
 from guardlit.rounds.reward_runner import RewardRunner, gold_scorers
 from guardlit.rounds.settings import Rollout, Sampling
+from guardlit.sde import SDE
 from guardlit.training.limits.callbacks import check_monitors
 from guardlit.types import Prompt, Transition
 
@@ -24,6 +26,7 @@ class ValidationHooks(pl.LightningModule):
     Attributes:
         policy: the model.
         rollout: whose `merge` also decides how validation images are drawn.
+        sde: sampler of the rollout, whose steps `KLFromBase` measures.
         evaluation: how validation images are drawn.
         reward_runner: scores them.
         validated: mean of their rewards; Lightning's own mean is wrong for ranks with unequal numbers of images.
@@ -31,12 +34,14 @@ class ValidationHooks(pl.LightningModule):
 
     policy: FlowPolicy
     rollout: Rollout
+    sde: SDE
     evaluation: Sampling
     reward_runner: RewardRunner
     validated: MeanMetric
 
     def on_validation_start(self) -> None:
-        """Encode all prompts at once, so that the text encoders load at most once."""
+        """Encode all prompts at once, so that the text encoders load at most once; check what `KLFromBase` measures."""
+        self.reference_kl()
         self.policy.encode_across_ranks(
             [prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])]
         )
@@ -60,6 +65,9 @@ class ValidationHooks(pl.LightningModule):
     def validation_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> dict[str, Any]:
         """Draw and score one image a prompt, with noise that is the same at every validation.
 
+        With the callback `KLFromBase`, the output `kl_from_base` (B, S) is the KL of each SDE step from the base's, in
+        nats; see `ReferenceKL`. Otherwise nothing is computed for it.
+
         Logged after each validation:
 
         | key | unit |
@@ -67,19 +75,35 @@ class ValidationHooks(pl.LightningModule):
         | `val/reward` | mean reward of the validation images, in the reward's unit |
         """
         prompts = [p for _, p in batch]
-        images = self.predict_step(batch, batch_idx)
+        kl = self.reference_kl()
+        images = self._draw(batch, kl)
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
         result = self.reward_runner.validate(images, prompts)
         self.validated.update(result.values.to(self.device))
         self.log("val/reward", self.validated, on_epoch=True, batch_size=len(batch))
         numbered = {"reward": result.values, "index": torch.tensor([i for i, _ in batch])}
-        return {"images": images, "prompts": texts, "metadata": metadata, **numbered}
+        measured = {} if kl is None else {"kl_from_base": kl.values()}
+        return {"images": images, "prompts": texts, "metadata": metadata, **numbered, **measured}
+
+    def reference_kl(self) -> ReferenceKL | None:
+        """What measures the KL from the base for one batch, if the callback `KLFromBase` asks for it.
+
+        Raises:
+            GuardlitError: no step of a validation has a KL.
+        """
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, KLFromBase) for callback in callbacks):
+            return None
+        return ReferenceKL.of(self.policy, self.sde, self.rollout, self.evaluation)
 
     def predict_step(self, batch: list[tuple[int, Prompt]], batch_idx: int) -> Tensor:
         """Images of (noise index, prompt) pairs by the evaluation settings, (B, 3, height, width) uint8."""
+        return self._draw(batch)
+
+    def _draw(self, batch: list[tuple[int, Prompt]], kl: ReferenceKL | None = None) -> Tensor:
         texts, indices = [p.text for _, p in batch], [i for i, _ in batch]
         try:
-            return draw_fixed(self.policy, self.evaluation, texts, indices, self.rollout.merge)
+            return draw_fixed(self.policy, self.evaluation, texts, indices, self.rollout.merge, kl)
         except NonFiniteError as error:
             self.reward_runner.fail(error, deferred=self.trainer.validating)
             return self.policy.decode(torch.zeros(len(texts), *self.policy.latent_shape, device=self.device))

@@ -38,6 +38,7 @@ WATCHING = [
         "init_args": {"scorers": ["brightness.Brightness"]},
     },
     {"class_path": "guardlit_callbacks.DriftSentinels"},
+    {"class_path": "guardlit_callbacks.KLFromBase"},
     {"class_path": "guardlit_callbacks.PhaseTimer"},
 ]
 LAST = "update_4.ckpt"

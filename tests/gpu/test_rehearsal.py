@@ -32,6 +32,7 @@ ALL = [
     },
     {"class_path": "guardlit_callbacks.OverOptimizationStop", "init_args": {"action": "warn"}},
     {"class_path": "guardlit_callbacks.DriftSentinels"},
+    {"class_path": "guardlit_callbacks.KLFromBase"},
     {"class_path": "guardlit_callbacks.PhaseTimer"},
     {"class_path": "guardlit.training.export.ExportAtEnd"},
     {"class_path": "counting.Counts"},

@@ -58,6 +58,32 @@ def test_merged_weights_give_the_adapters_velocity_and_are_restored_bit_for_bit(
         assert torch.equal(parameter, before[name][1])
 
 
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_weight_sets_are_used_unmerged_within_a_merge(name: str, inference: bool, tiny: Callable[[str], Path]):
+    policy = FAMILIES[name].load(tiny(name))
+    base = velocity(policy)
+    disturb(policy)
+    policy.refresh_old()
+    old = velocity(policy)
+    disturb(policy)
+    before = {n: (p.data_ptr(), p.detach().clone()) for n, p in policy.named_parameters()}
+    with torch.inference_mode(inference), policy.merged():
+        merged = velocity(policy)
+        for weights, expected in (("reference", base), ("old", old), ("policy", merged)):
+            with policy.using(weights):
+                assert torch.equal(velocity(policy), expected), weights
+            assert torch.equal(velocity(policy), merged), weights
+        with pytest.raises(KeyboardInterrupt), policy.using("reference"):
+            raise KeyboardInterrupt
+        assert torch.equal(velocity(policy), merged)
+    assert not torch.equal(merged, old)
+    for n, parameter in policy.named_parameters():
+        assert parameter.data_ptr() == before[n][0]
+        assert not parameter.is_inference()
+        assert torch.equal(parameter, before[n][1])
+
+
 def test_the_sum_is_made_in_float32_and_rounded_once(tiny: Callable[[str], Path]):
     policy = sd3(tiny)
     expected = []

@@ -99,6 +99,8 @@ BY_FACTS = [
     ({"objective": GRPOGuard(0.2), "elements": None, "coefficients": None}, []),  # before the policy is loaded
     ({"objective": GRPOGuard(None), "plan": FOUR}, ["no clip"]),
     ({"penalized": True, "has_reference": False}, ["no reference"]),
+    ({"measured": True, "has_reference": False}, ["no reference"]),
+    ({"measured": True}, []),
     ({"precision": "bf16-mixed", "objective": GRPOGuard(1e-5)}, ["rounding decides"]),
     ({"precision": "bf16-mixed", "objective": GRPOGuard(1e-5), "old_velocity": "auto"}, []),
     ({"sampler": "CPS", "coefficients": UNDER_CPS, "trained": range(9)}, ["weight not flat"]),

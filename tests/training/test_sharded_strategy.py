@@ -31,6 +31,7 @@ GATHERED = {
 EMA, STOP = {"class_path": "guardlit_callbacks.TrainableEMA"}, {"class_path": "background.Stop"}
 EXPORT = {"class_path": "guardlit.training.export.ExportAtEnd"}
 GRID = {"class_path": "guardlit_callbacks.SampleGrid"}
+KL = {"class_path": "guardlit_callbacks.KLFromBase"}
 
 # One image and one transition at a time, or kernels would round otherwise for another batch. Five prompts, two a round;
 # one reward of eight fails; two inner epochs; five validation images.
@@ -43,7 +44,7 @@ COMMON = {
     "data__val_limit": None,
     "trainer__max_epochs": 2,
     "trainer__check_val_every_n_epoch": 2,
-    "trainer__callbacks": [EMA, EXPORT, GRID],
+    "trainer__callbacks": [EMA, EXPORT, GRID, KL],
 }
 FULL = {
     "model__policy__init_args__lora": None,
@@ -205,6 +206,20 @@ def test_all_processes_log_and_draw_what_one_does(runs: Runs):
     assert {float(row["reward/failed"]) for row in rows("ddp 2") if row["reward/failed"]} == {1 / 8}
     grids = [sorted(p.name for p in runs.made(name).rglob("samples/**/*.png")) for name in ("one", "fsdp 2")]
     assert grids[0] == grids[1] != []
+
+
+@pytest.mark.parametrize("name", ["ddp 2", "fsdp 2", "fsdp 2 full", *slow("ddp 2 full", "fsdp 2 flux", "fsdp 4")])
+def test_all_processes_measure_the_kl_of_one(runs: Runs, name: str):
+    """Five validation images, so that ranks have different numbers of batches, and the averages of the weights."""
+
+    def rows(name: str) -> list[list[float]]:
+        with next(runs.made(name).rglob("kl.csv")).open() as file:
+            return [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
+
+    one, other = rows(" ".join(["one", *name.split()[2:]])), rows(name)
+    assert one[0] == other[0] == [0, 0, 0]
+    assert other == [[step, pytest.approx(kl, rel=1e-3), pytest.approx(root, rel=1e-3)] for step, kl, root in one]
+    assert one[-1][1] > 1e-3
 
 
 @pytest.mark.parametrize("name", ["stopped one", "stopped ddp 2", "stopped fsdp 2 full"])

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from guardlit_callbacks.tools.statistics import STEP_KEY, Array
+from guardlit_callbacks.tools.run_files import (
+    Columns,
+    ReportError,
+    column,
+    join_tables,
+    last_file,
+    read_arrays,
+    read_json,
+    read_table,
+    read_yaml,
+)
+from guardlit_callbacks.tools.statistics import Array
+
+__all__ = ["ReportError", "Rounds", "Run", "Series", "read_run"]
 
 MAX_ROUNDS = 200
 """More rounds than this are sampled evenly: reading thousands takes minutes and changes no printed number."""
@@ -22,13 +32,6 @@ MIN_EPOCHS = 10
 
 LOGGED = ("metrics.csv", "gold.csv", "ratio/round_*.npz", "gradient/round_*.npz")
 DESCRIPTIONS = ("config.yaml", "run.json")
-
-Columns = dict[str, Array]
-"""Columns of a table by name, float64 (n,) each."""
-
-
-class ReportError(ValueError):
-    """An error the user can fix: what was found where, and what would be right, in one line."""
 
 
 class Series(NamedTuple):
@@ -112,20 +115,22 @@ def read_run(argument: str) -> Run:
             raise ReportError(f"run {folder} is no folder; give the one that holds its metrics.csv")
         if not any(_logged(folder)):
             raise ReportError(f"run {folder} holds no logged data: {_hint(folder)}")
-    config, verdict, facts = (_last(folders, name) for name in ("config.yaml", "over_optimization.json", "run.json"))
-    scalars = _join([_read_table(f / "metrics.csv") for f in folders])
+    config, verdict, facts = (
+        last_file(folders, name) for name in ("config.yaml", "over_optimization.json", "run.json")
+    )
+    scalars = join_tables([read_table(f / "metrics.csv") for f in folders])
     return Run(
         folders=folders,
         scalars={key: series for key in scalars if (series := _series(scalars, key))},
-        gold=_join([_read_table(f / "gold.csv") for f in folders]),
+        gold=join_tables([read_table(f / "gold.csv") for f in folders]),
         proxy_spread=_proxy_spread([path for f in folders for path in sorted(f.glob("gold/step_*.npz"))[:2]]),
         ratio=_read_rounds([f / "ratio" for f in folders], ("step", "log_ratio", "clipped")),
         gradient=_read_rounds([f / "gradient" for f in folders], ("step", "velocity", "parameter_step", "parameters")),
-        film_strip=_last(folders, "samples/film_strip.png"),
-        verdict=str(_json(verdict).get("reason", "")) if verdict else "",
-        config=_yaml(config) if config else {},
+        film_strip=last_file(folders, "samples/film_strip.png"),
+        verdict=str(read_json(verdict).get("reason", "")) if verdict else "",
+        config=read_yaml(config) if config else {},
         config_text=config.read_text(encoding="utf-8") if config else "",
-        facts=_json(facts) if facts else {},
+        facts=read_json(facts) if facts else {},
         missing=tuple(name for name in (*LOGGED, *DESCRIPTIONS) if not any(any(f.glob(name)) for f in folders)),
     )
 
@@ -141,82 +146,13 @@ def _hint(folder: Path) -> str:
     return f"none of {', '.join(LOGGED)}; log with a CSVLogger or guardlit_callbacks"
 
 
-def _last(folders: Sequence[Path], name: str) -> Path | None:
-    return next((f / name for f in reversed(folders) if (f / name).is_file()), None)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def _checked(path: Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ReportError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    found = _checked(path, lambda: json.loads(path.read_text(encoding="utf-8")))
-    if not isinstance(found, dict):
-        raise ReportError(f"{path} holds a {type(found).__name__}; it must be a mapping")
-    return found
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = _checked(path, lambda: yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ReportError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _read_table(path: Path) -> Columns:
-    """A CSV file's columns, NaN for empty cells, without a last row that is still being written."""
-    if not path.is_file():
-        return {}
-    header, *rows = _checked(path, lambda: list(csv.reader(path.read_text(encoding="utf-8").splitlines()))) or [[]]
-    if header and "step" not in header:
-        raise ReportError(f"{path} has no column 'step'; it must be as Lightning's CSVLogger writes it")
-    lines = [(line, row) for line, row in enumerate(rows, start=2) if len(row) == len(header)]
-    return {
-        key: np.array([_number(path, line, key, row[i]) for line, row in lines])
-        for i, key in enumerate(header)
-        if lines and not STEP_KEY.search(key)
-    }
-
-
-def _number(path: Path, line: int, column: str, cell: str) -> float:
-    try:
-        return float(cell or "nan")
-    except ValueError:
-        raise ReportError(f"{path}:{line}: column {column!r} holds {cell!r}, which is no number") from None
-
-
-def _join(tables: Sequence[Columns]) -> Columns:
-    """One table of a run's folders; a later folder replaces the rows of earlier ones from its first step on."""
-    joined: Columns = {}
-    for table in filter(None, tables):
-        if not joined:
-            joined = table
-            continue
-        keep, names = joined["step"] < table["step"].min(), {**joined, **table}
-        joined = {name: np.concatenate([_column(joined, name)[keep], _column(table, name)]) for name in names}
-    return joined
-
-
-def _column(table: Columns, name: str) -> Array:
-    return table.get(name, np.full_like(table["step"], np.nan))
-
-
 def _series(table: Columns, key: str) -> Series | None:
     """A column without NaN; the mean where a step, or an epoch of many, has several values."""
     present = np.isfinite(table[key])
     if key in ("step", "epoch") or not present.any():
         return None
     step, value = table["step"][present], table[key][present]
-    epoch = np.nan_to_num(_column(table, "epoch")[present], nan=-1)
+    epoch = np.nan_to_num(column(table, "epoch")[present], nan=-1)
     distinct = np.unique(epoch).size
     by_epoch = distinct >= MIN_EPOCHS and value.size >= 2 * distinct
     _, place = np.unique(epoch if by_epoch else step, return_inverse=True)
@@ -231,21 +167,12 @@ def _read_rounds(folders: Sequence[Path], names: Sequence[str]) -> Rounds:
         paths = {index: path for index, path in paths.items() if index < min(here, default=index + 1)} | here
     every = [paths[index] for index in sorted(paths)]
     chosen = np.linspace(0, len(every) - 1, min(len(every), MAX_ROUNDS), dtype=int)
-    return Rounds([_read_arrays(every[i], names) for i in chosen], len(every))
+    return Rounds([read_arrays(every[i], names) for i in chosen], len(every))
 
 
 def _proxy_spread(paths: Sequence[Path]) -> Array:
     """Standard deviation over prompts of the proxy in `GoldScore`'s arrays, (paths,)."""
-    proxies = [_read_arrays(path, ("proxy",)).get("proxy", np.full(1, np.nan)) for path in paths]
+    proxies = [read_arrays(path, ("proxy",)).get("proxy", np.full(1, np.nan)) for path in paths]
     return np.array(
         [float(np.std(proxy[np.isfinite(proxy)])) if np.isfinite(proxy).any() else 0.0 for proxy in proxies]
     )
-
-
-def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
-    def read() -> dict[str, Array]:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names if name in file}
-
-    arrays: dict[str, Array] = _checked(path, read)
-    return arrays

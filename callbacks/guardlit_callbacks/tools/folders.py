@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from guardlit_callbacks.tools.lightning import Trainer
 
-WRITTEN = ("gold", "gold.csv", "gradient", "over_optimization.json", "ratio", "samples")
+WRITTEN = ("gold", "gold.csv", "gradient", "kl.csv", "over_optimization.json", "ratio", "samples")
 """What these callbacks write into a run's folder."""
 
 _folders: WeakKeyDictionary[Trainer, tuple[object, Path]] = WeakKeyDictionary()

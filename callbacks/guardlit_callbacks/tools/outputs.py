@@ -73,6 +73,21 @@ def read_column(outputs: Any, key: str, callback: object, argument: str, count: 
     return values
 
 
+def read_table(outputs: Any, key: str, callback: object, argument: str) -> Tensor:
+    """The tensor under `key`, one row of numbers per sample, (B, T); arguments as for `read_value`.
+
+    Raises:
+        MisconfigurationException: the key is missing, or does not hold a table.
+    """
+    values = read_output(outputs, key, callback, argument)
+    if values.ndim != 2 or values.shape[1] < 1:
+        raise MisconfigurationException(
+            f"{type(callback).__name__}: the output {key!r} is {tuple(values.shape)}; it must be (B, T), one number "
+            "per sample and denoising step"
+        )
+    return values
+
+
 def read_texts(outputs: Any, key: str, callback: object, argument: str, count: int) -> list[str]:
     """The texts under `key`, one per image; arguments as for `read_value`.
 

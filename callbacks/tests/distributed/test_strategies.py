@@ -116,7 +116,13 @@ class TestTwoRanks:
         one, two = comparable(logged(run("one")), kind), logged(run(kind))
         assert one.keys() == two.keys()
         families = {"ratio/log_ratio", "gradient/velocity", "gold/average", "drift/diversity", "time/mfu"}
-        families |= {"over_optimization/count", "time/samples_per_second", "gradient/norm_before_clipping"}
+        families |= {
+            "kl/from_base",
+            "kl/sqrt_from_base",
+            "over_optimization/count",
+            "time/samples_per_second",
+            "gradient/norm_before_clipping",
+        }
         families |= {"gradient/parameters"} if kind != "ddp" else set()
         assert all(any(key.startswith(family) for key, _ in two) for family in families)
         for (key, step), value in one.items():
@@ -139,10 +145,12 @@ class TestTwoRanks:
         for name, path in files(one, ".png").items():
             if "samples" in str(name):
                 assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(two / name))), name
-        ours, theirs = (list(csv.DictReader((f / "recorder/version_0/gold.csv").open())) for f in (one, two))
-        assert [{k: pytest.approx(float(v), rel=1e-6) for k, v in row.items()} for row in ours] == [
-            {k: float(v) for k, v in row.items()} for row in theirs
-        ]
+        for name in ("gold.csv", "kl.csv"):
+            ours, theirs = (list(csv.DictReader((f / "recorder/version_0" / name).open())) for f in (one, two))
+            assert len(ours) > 1
+            assert [{k: pytest.approx(float(v), rel=1e-6) for k, v in row.items()} for row in ours] == [
+                {k: float(v) for k, v in row.items()} for row in theirs
+            ]
 
     def test_stop_where_one_does(self, run, kind):
         one, two = record(run("one")), record(run(kind))

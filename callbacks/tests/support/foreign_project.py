@@ -7,11 +7,13 @@ from guardlit_callbacks import (
     GoldScore,
     GradientNorm,
     GradientSpikes,
+    KLFromBase,
     OverOptimizationStop,
     PhaseTimer,
     RatioDistribution,
     SampleGrid,
     TrainableEMA,
+    gaussian_step_kl,
 )
 from guardlit_callbacks.tools.lightning import LightningModule
 
@@ -27,6 +29,8 @@ class Sketcher(LightningModule):
         torch.manual_seed(0)
         self.frozen = torch.nn.Linear(8, 8).requires_grad_(False)
         self.layer = torch.nn.Linear(8, 3)
+        self.base = torch.nn.Linear(8, 3).requires_grad_(False)
+        self.base.load_state_dict(self.layer.state_dict())
 
     def loss_and_outputs(self, batch):
         velocity = self.layer(self.frozen(batch["latent"]))
@@ -50,7 +54,9 @@ class Sketcher(LightningModule):
         colors = self.layer(self.frozen(noise)).tanh().transpose(1, 2).reshape(len(rows), 3, 8, 8)
         images = torch.nn.functional.interpolate(colors, size=(SIZE, SIZE))
         prompts = [PROMPTS[row % 2] for row in rows]
-        return {"images": images, "prompts": prompts, "reward": images.mean(dim=(1, 2, 3))}
+        latents = self.frozen(noise)
+        kl = gaussian_step_kl(self.layer(latents) - self.base(latents), gain=-0.25, std=0.5)[:, None]
+        return {"images": images, "prompts": prompts, "reward": images.mean(dim=(1, 2, 3)), "kl_from_base": kl}
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.layer.parameters(), lr=0.3)
@@ -136,6 +142,7 @@ def instruments(signed=(-1, 1)):
         OverOptimizationStop(patience=3, action="warn"),
         DriftSentinels(value_range=signed),
         SampleGrid(max_images=4, value_range=signed),
+        KLFromBase(),
         TrainableEMA(decay=0.5),
         PhaseTimer(),
     ]

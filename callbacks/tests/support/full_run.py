@@ -8,17 +8,20 @@ from guardlit_callbacks import (
     GoldScore,
     GradientNorm,
     GradientSpikes,
+    KLFromBase,
     OverOptimizationStop,
     PhaseTimer,
     RatioDistribution,
     SampleGrid,
     TrainableEMA,
+    gaussian_step_kl,
     phase_timer,
 )
 from toy_flow import Rounds, ToyFlow, transitions
 
 PROMPTS = [f"the {ordinal} cup" for ordinal in ("first", "second", "third", "fourth", "fifth")]  # two ranks get 3 each
 SIZE = 16
+BASE = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
 
 
 class Table(torch.nn.Module):
@@ -26,7 +29,7 @@ class Table(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
+        self.weight = torch.nn.Parameter(BASE.clone())
 
     def forward(self, step):
         return self.weight[step]
@@ -70,12 +73,15 @@ class FullFlow(ToyFlow):
         noise = torch.stack([torch.rand(3, SIZE, SIZE, generator=generator) for generator in generators])
         images = (light * (0.5 + 0.5 * noise)).clamp(0, 255).round().to(torch.uint8)
         prompts = [PROMPTS[row] for row in rows]
+        moved = (velocity - BASE)[:, None, None] * (1 + rows)[None, :, None]  # (steps, B, one latent element)
+        kl = torch.stack([gaussian_step_kl(dv, gain=-0.3, std=0.5) for dv in moved], dim=1)
         return {
             "images": images,
             "prompts": prompts,
             "pair": [prompt[:5] for prompt in prompts],
             "reward": 0.1 * rows + 0.05 * self.global_step,
             "row": rows,
+            "kl_from_base": kl,
         }
 
     def configure_optimizers(self):
@@ -116,6 +122,7 @@ def all_callbacks(parameters_every=1, per_step=True, **stop):
         GoldScore([BrightScorer()], metadata=None, index="row"),
         DriftSentinels(groups="pair", index="row"),
         SampleGrid(index="row", size=32, columns=3),
+        KLFromBase(index="row", per_step=per_step),
         OverOptimizationStop(patience=2, **stop),
     ]
 

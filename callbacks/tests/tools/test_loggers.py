@@ -20,6 +20,7 @@ HISTOGRAMS += [f"gradient/velocity/histogram/t{t:02d}" for t in range(3)]
 SCALARS = ("ratio/log_ratio/mean/t02", "ratio/clip_fraction")
 SCALARS += ("gradient/velocity/max_over_min", "gradient/parameters/t00")
 SCALARS += ("gold/bright", "gold/average_low", "drift/edge_density_ratio", "over_optimization/count", "time/mfu")
+SCALARS += ("kl/from_base", "kl/sqrt_from_base", "kl/from_base/t01")
 
 
 @pytest.fixture

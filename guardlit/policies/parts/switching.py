@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from guardlit.devices.dtypes import HALVES
 from guardlit.policies.base import FlowPolicy, WeightSet
 from guardlit.policies.weights.lora import LoRA
-from guardlit.policies.weights.merging import mergeable, merged
+from guardlit.policies.weights.merging import mergeable, merged, unmerged
 from guardlit.policies.weights.sets import WeightSets
 
 
@@ -29,9 +29,11 @@ class SwitchingPolicy(FlowPolicy):
         """See `FlowPolicy.forward_dtype`: that of frozen weights in half precision."""
         return self.weights_dtype if self.lora and self.weights_dtype in HALVES else None
 
-    def using(self, weights: WeightSet) -> AbstractContextManager[None]:
+    @contextmanager
+    def using(self, weights: WeightSet) -> Iterator[None]:
         """See `FlowPolicy.using`."""
-        return self._sets.using(weights)
+        with nullcontext() if weights == "policy" else unmerged(self.transformer), self._sets.using(weights):
+            yield
 
     def base(self) -> AbstractContextManager[None]:
         """See `FlowPolicy.base`."""

@@ -70,6 +70,7 @@ class FullWeights:
                     if name in trained:
                         _exchange(p, trained.pop(name))
 
+    @torch.inference_mode(False)  # validation swaps too: weights must not become inference tensors
     def _copy_for(self, parameter: nn.Parameter, weights: WeightSet, name: str) -> Tensor:
         """A copy on the parameter's device; from pinned memory the host does not wait for its transfer."""
         copies = self._copies[weights]
@@ -101,6 +102,8 @@ class FullWeights:
             part.copy_(local(shard_like(state[name], parameters[name])))
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def _exchange(parameter: nn.Parameter, values: Tensor) -> Tensor:
     """Assign values to a parameter, or to this rank's shard of it; returns the previous values."""
     if not isinstance(parameter, DTensor):

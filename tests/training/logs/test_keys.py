@@ -25,6 +25,7 @@ ALL = [
     {"class_path": "GoldScore", "init_args": {"scorers": ["brightness.Brightness"]}},
     "OverOptimizationStop",
     "DriftSentinels",
+    {"class_path": "KLFromBase", "init_args": {"per_step": True}},
     {"class_path": "SampleGrid", "init_args": {"size": 32}},
     {
         "class_path": "PhaseTimer",
