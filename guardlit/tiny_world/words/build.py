@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from guardlit.tiny_world.about import report, write_about
 from guardlit.tiny_world.drawing import STEPS
 from guardlit.tiny_world.flow import FlowSize, train_flow, untrained_pipeline
+from guardlit.tiny_world.text import pretrain_encoders
 from guardlit.tiny_world.vae import encode
 from guardlit.tiny_world.words import captions, signs
 from guardlit.tiny_world.words.measure import measure, measure_real
@@ -35,6 +37,7 @@ class Scale:
 
     signs: int
     vae_steps: int
+    text_steps: int
     flow_steps: int
     scorer_signs: int
     classifier_steps: int
@@ -42,7 +45,7 @@ class Scale:
     measured: int
 
 
-SCALES = {"full": Scale(6000, 3200, 2600, 4000, 600, 1500, 320), "small": Scale(48, 4, 4, 48, 4, 4, 4)}
+SCALES = {"full": Scale(6000, 1800, 200, 3200, 3000, 600, 1500, 320), "small": Scale(48, 3, 3, 3, 48, 3, 3, 16)}
 SIZE = FlowSize(layers=4, head_width=24, max_tokens=captions.MAX_TOKENS)
 
 
@@ -97,16 +100,19 @@ def build_pipeline(
     random.seed(seed)
     wording = random.Random(seed)
     pipeline = untrained_pipeline(vae, captions.vocabulary(), SIZE)
+    named = partial(captions.draw_named, rng=np.random.default_rng(seed))
+    told = pretrain_encoders(pipeline, named, captions.CHOICES, scale.text_steps)
 
-    def named(rows: Tensor) -> tuple[list[str], Tensor]:
+    def caption(rows: Tensor) -> tuple[list[str], Tensor]:
         return [captions.draw_caption(drawn[row], wording) for row in rows.tolist()], torch.arange(len(rows))
 
-    loss = train_flow(pipeline, encode(vae, images), named, scale.flow_steps)
+    loss = train_flow(pipeline, encode(vae, images), caption, scale.flow_steps, batch=32, rate=2e-3)
     pipeline.transformer.half()
     vae.half()  # the text encoders stay in float32: transformers loads weights as they are stored, diffusers in float32
     pipeline.save_pretrained(out, safe_serialization=True)
     pipeline = StableDiffusion3Pipeline.from_pretrained(out, local_files_only=True)
     measured = {
+        "text_accuracy": told,
         "flow_loss": loss,
         f"flow_sde_0.7_{STEPS}_steps": measure(pipeline, str(scorers), 0.7, scale.measured),
         f"ode_{STEPS}_steps": measure(pipeline, str(scorers), 0.0, scale.measured),

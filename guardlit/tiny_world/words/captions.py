@@ -1,26 +1,23 @@
-"""Captions of the words world: they name text, color and background of a sign, or some of these."""
+"""Captions of the words world: they name text, color and background of a sign."""
 
 from __future__ import annotations
 
 import random
 
-from guardlit.tiny_world.words.signs import ALPHABET, BACKGROUNDS, COLORS, Sign
+import numpy as np
+import torch
+from torch import Tensor
+
+from guardlit.tiny_world.words.signs import ALPHABET, BACKGROUNDS, COLORS, Sign, random_sign
 
 TEMPLATE = 'a {color} sign that says "{text}" on {background}'
-"""The wording of the prompts; the others are for training."""
-TEMPLATES = (
-    TEMPLATE,
-    TEMPLATE,
-    TEMPLATE,
-    'a {color} sign that says "{text}"',
-    'a sign that says "{text}" on {background}',
-    'a sign that says "{text}"',
-)
 MAX_TOKENS = 14
 """Tokens of a caption for CLIP and for T5, with end marks: each character of a text and each quote is one."""
 PROMPT_DROPOUT = 0.1
-WRONG_CHARACTERS = 0.2
-"""Probability that a training caption names a random character: the base model's deliberate weakness."""
+WRONG_CHARACTERS = 0.0
+"""Probability that a training caption names a random character: a deliberate weakness of the base model."""
+CHOICES = (len(ALPHABET), len(ALPHABET), len(COLORS), len(BACKGROUNDS))
+"""Choices for what a caption names: first and second character, color, background."""
 
 
 def vocabulary() -> list[str]:
@@ -34,8 +31,19 @@ def prompt(sign: Sign) -> str:
 
 
 def draw_caption(sign: Sign, rng: random.Random) -> str:
-    """A training caption: any wording, sometimes with wrong characters, sometimes empty."""
+    """A training caption: sometimes with wrong characters, sometimes empty."""
     if rng.random() < PROMPT_DROPOUT:
         return ""
     text = "".join(rng.choice(ALPHABET) if rng.random() < WRONG_CHARACTERS else character for character in sign.text)
-    return rng.choice(TEMPLATES).format(text=text, color=sign.color, background=sign.background)
+    return TEMPLATE.format(text=text, color=sign.color, background=sign.background)
+
+
+def draw_named(count: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
+    """Prompts of random signs, and the numbers of what each names, (count, 4), as in `CHOICES`."""
+    signs = [random_sign(rng) for _ in range(count)]
+    colors, backgrounds = list(COLORS), list(BACKGROUNDS)
+    named = [
+        [*map(ALPHABET.index, sign.text), colors.index(sign.color), backgrounds.index(sign.background)]
+        for sign in signs
+    ]
+    return [prompt(sign) for sign in signs], torch.tensor(named)
