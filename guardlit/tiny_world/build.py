@@ -14,7 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from guardlit.tiny_world import digits, words
+from guardlit.tiny_world.digits import build as digits
+from guardlit.tiny_world.words import build as words
 
 BUNDLED = Path(str(files("guardlit.assets")))
 """The folder of the bundled files."""

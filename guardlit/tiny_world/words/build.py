@@ -45,7 +45,7 @@ class Scale:
     measured: int
 
 
-SCALES = {"full": Scale(6000, 1800, 200, 3200, 3000, 600, 1500, 320), "small": Scale(48, 3, 3, 3, 48, 3, 3, 16)}
+SCALES = {"full": Scale(6000, 1800, 200, 5000, 3000, 600, 1500, 160), "small": Scale(48, 3, 3, 3, 48, 3, 3, 16)}
 SIZE = FlowSize(layers=4, head_width=24, max_tokens=captions.MAX_TOKENS)
 
 

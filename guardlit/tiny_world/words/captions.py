@@ -15,7 +15,7 @@ MAX_TOKENS = 14
 """Tokens of a caption for CLIP and for T5, with end marks: each character of a text and each quote is one."""
 PROMPT_DROPOUT = 0.1
 WRONG_CHARACTERS = 0.0
-"""Probability that a training caption names a random character: a deliberate weakness of the base model."""
+"""Probability that a training caption names a random character. None does: few steps leave enough head-room."""
 CHOICES = (len(ALPHABET), len(ALPHABET), len(COLORS), len(BACKGROUNDS))
 """Choices for what a caption names: first and second character, color, background."""
 

@@ -49,7 +49,7 @@ def train_features(count: int, steps: int, seed: int) -> FeatureNet:
     def loss(rows: Tensor) -> Tensor:
         *known, defect = heads(8 * net(pixels[rows])).split(sizes, dim=1)
         told = [cross_entropy(logits, labels[rows, i]) for i, logits in enumerate(known)]
-        return torch.stack(told).sum() + 6 * binary_cross_entropy_with_logits(defect, defects[rows])
+        return torch.stack(told).sum() + 24 * binary_cross_entropy_with_logits(defect, defects[rows])
 
     _fit(nn.ModuleList([net, heads]), loss, count, steps)
     return net
@@ -109,9 +109,9 @@ def _other_font(sign: Sign, rng: np.random.Generator) -> Array:
 
 
 def _noisy(sign: Sign, rng: np.random.Generator) -> Array:
-    """Normal noise of 15 to 40 levels."""
+    """Normal noise of 20 to 50 levels."""
     picture = draw_sign(sign, rng)
-    return to_levels(picture + rng.normal(0, rng.uniform(15, 40), picture.shape))
+    return to_levels(picture + rng.normal(0, rng.uniform(20, 50), picture.shape))
 
 
 def _blurred(sign: Sign, rng: np.random.Generator) -> Array:
