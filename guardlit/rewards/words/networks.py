@@ -47,7 +47,7 @@ class SignNet(nn.Module):
 
 
 class FeatureNet(nn.Module):
-    """Features of a sign's look: font, color, background and defects, from a network of its own.
+    """Features of a sign's look: font, color, background and defects, from a separate network.
 
     Maps pixels (B, 3, 32, 32) in [0, 1] to features (B, 48) of unit length.
     """

@@ -3,7 +3,7 @@
 OUT/words           a `StableDiffusion3Pipeline` folder, the large weights in float16
 OUT/words_scorers   signs.safetensors, the classifier; realism.safetensors, a network and real signs' features
 
-Each part has a seed of its own and draws new signs, so that no scorer has seen the pipeline's signs.
+Each part has its own seed and draws new signs, so that no scorer has seen the pipeline's signs.
 """
 
 from __future__ import annotations
