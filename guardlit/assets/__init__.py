@@ -1,4 +1,4 @@
-"""Bundled files, the tiny digits world and prompts, with paths `guardlit://name`. Imports errors."""
+"""Bundled files, the tiny worlds of digits and signs, and prompts, with paths `guardlit://name`. Imports errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from pathlib import Path
 from guardlit.errors import GuardlitError
 
 SCHEME = "guardlit://"
-NAMES = ("digits", "digits_scorers", "prompts/digits.jsonl", "prompts/everyday.txt")
+NAMES = (
+    "digits",
+    "digits_scorers",
+    "words",
+    "words_scorers",
+    "prompts/digits.jsonl",
+    "prompts/everyday.txt",
+    "prompts/words.jsonl",
+    "prompts/words_validation.jsonl",
+)
 
 PUBLISHED = "published"
 """Folder with the sizes of published models by hub id, entered by hand as their config.json files have them.

@@ -29,3 +29,7 @@ from guardlit.rewards.remote import UnifiedReward as UnifiedReward
 from guardlit.rewards.reward import Reward as Reward
 from guardlit.rewards.term import Affine as Affine
 from guardlit.rewards.term import Term as Term
+from guardlit.rewards.words import WordBackground as WordBackground
+from guardlit.rewards.words import WordColor as WordColor
+from guardlit.rewards.words import WordDiversity as WordDiversity
+from guardlit.rewards.words import WordRealism as WordRealism

@@ -1,156 +1,40 @@
-"""Rebuild the bundled tiny world from scikit-learn's handwritten digits: `python -m guardlit.tiny_world.build`.
+"""Rebuild a bundled tiny world: `python -m guardlit.tiny_world.build` for the digits, `... build words` for the signs.
 
-Trains an autoencoder, a flow-matching transformer with its text encoders, a proxy and a gold classifier, and writes
-    OUT/digits           a `StableDiffusion3Pipeline` folder, the large weights in float16
-    OUT/digits_scorers   proxy.safetensors, gold.safetensors and the 1797 real digits
-each with an about.json that records command, versions and measurements.
+It trains the parts of a world on its data, and writes folders below OUT, each with an about.json that records command,
+versions and measurements: `digits/build.py` and `words/build.py` say which.
 
-It takes about ten minutes on two free cores; on busy ones, OMP_NUM_THREADS=1 is much faster.
-
-The base model is weak on purpose, so that training can improve it: a fraction of its training captions names a random
-digit (`WRONG_CAPTIONS` in build_transformer.py). Its images are digits, but often not the requested ones.
+It takes about ten minutes on two free cores, twenty for the words; on busy ones, OMP_NUM_THREADS=1 is much faster.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import random
-import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from guardlit.rewards.digits.networks import upscale
-from guardlit.tiny_world import build_transformer
-from guardlit.tiny_world.build_classifiers import accuracy, train_gold, train_proxy
-from guardlit.tiny_world.build_vae import encode, train_vae
-from guardlit.tiny_world.measure import STEPS, measure, measure_real
-
-SOURCE = (
-    "Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak (1998), UCI Machine Learning Repository, "
-    "https://doi.org/10.24432/C50P49, CC BY 4.0; the copy in scikit-learn, enlarged from 8 x 8 to 32 x 32 pixels"
-)
-
+from guardlit.tiny_world import digits, words
 
 BUNDLED = Path(str(files("guardlit.assets")))
 """The folder of the bundled files."""
 
-
-@dataclass(frozen=True)
-class Scale:
-    """Size of a build: images for the pipeline, optimizer steps of each part, images per prompt to measure."""
-
-    images: int
-    vae_steps: int
-    flow_steps: int
-    proxy_steps: int
-    gold_steps: int
-    measured_per_prompt: int
-
-
-SCALES = {"full": Scale(1797, 400, 2600, 300, 600, 48), "small": Scale(64, 8, 8, 20, 20, 2)}
-
-
-def build(out: Path, scale: Scale, seed: int) -> dict[str, Any]:
-    """Train all parts and write them under `out`; returns the measurements."""
-    started = time.monotonic()
-    digits, labels = _load_digits()
-    scorers = build_scorers(out / "digits_scorers", digits, labels, scale, seed)
-    _report("scorers", started, scorers)
-    images = upscale(digits[: scale.images])
-    measured = build_pipeline(out / "digits", out / "digits_scorers", images, labels, scale, seed)
-    _report("pipeline", started, measured)
-    return {**scorers, **measured}
-
-
-def build_scorers(out: Path, digits: Tensor, labels: Tensor, scale: Scale, seed: int) -> dict[str, float]:
-    """Train both classifiers on disjoint halves of digits (N, 8, 8) uint8; returns the measurements."""
-    from safetensors.torch import save_file
-
-    gray = upscale(digits).float() / 255
-    rows = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
-    first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    proxy = train_proxy(gray[first], labels[first], scale.proxy_steps, seed + 1)
-    gold = train_gold(gray[second], labels[second], scale.gold_steps, seed + 2)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(proxy.state_dict(), out / "proxy.safetensors")
-    save_file(gold.state_dict(), out / "gold.safetensors")
-    save_file({"images": digits, "labels": labels.to(torch.uint8)}, out / "real.safetensors")
-    measured = {
-        "proxy_accuracy_unseen_half": accuracy(proxy, gray[second], labels[second]),
-        "gold_accuracy_unseen_half": accuracy(gold, gray[first], labels[first]),
-        **measure_real(gray, labels),
-    }
-    _write_about(out, scale, seed, measured)
-    return measured
-
-
-def build_pipeline(out: Path, scorers: Path, gray: Tensor, labels: Tensor, scale: Scale, seed: int) -> dict[str, Any]:
-    """Train the pipeline on gray images (N, 1, 32, 32) uint8, save it, and measure images of the saved folder."""
-    from diffusers import StableDiffusion3Pipeline
-
-    torch.manual_seed(seed)
-    random.seed(seed)
-    images = gray.expand(-1, 3, -1, -1).float() / 127.5 - 1
-    vae = train_vae(images, scale.vae_steps)
-    pipeline = build_transformer.untrained_pipeline(vae)
-    loss = build_transformer.train_flow(pipeline, encode(vae, images), labels, scale.flow_steps)
-    pipeline.transformer.half()
-    vae.half()  # the text encoders stay in float32: transformers loads weights as they are stored, diffusers in float32
-    pipeline.save_pretrained(out, safe_serialization=True)
-    pipeline = StableDiffusion3Pipeline.from_pretrained(out, local_files_only=True)
-    measured = {
-        "flow_loss": loss,
-        f"flow_sde_0.7_{STEPS}_steps": measure(pipeline, str(scorers), 0.7, scale.measured_per_prompt),
-        f"ode_{STEPS}_steps": measure(pipeline, str(scorers), 0.0, scale.measured_per_prompt),
-    }
-    _write_about(out, scale, seed, measured)
-    return measured
-
-
-def _load_digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's digits: (1797, 8, 8) uint8 with levels 0 to 16, and labels (1797,) int64."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise SystemExit("scikit-learn has the digits: pip install 'guardlit[tiny]'") from error
-    data = load_digits()
-    return torch.from_numpy(data.images).to(torch.uint8), torch.from_numpy(data.target).long()
-
-
-def _write_about(out: Path, scale: Scale, seed: int, measured: dict[str, Any]) -> None:
-    packages = ("torch", "diffusers", "transformers", "scikit-learn")
-    about = {
-        "command": "python -m guardlit.tiny_world.build",
-        "source": SOURCE,
-        "seed": seed,
-        "scale": asdict(scale),
-        "wrong_captions": build_transformer.WRONG_CAPTIONS,
-        "prompt_dropout": build_transformer.PROMPT_DROPOUT,
-        "versions": {package: version(package) for package in packages},
-        "measured": measured,
-    }
-    (out / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-def _report(part: str, started: float, measured: dict[str, Any]) -> None:
-    print(f"{part} after {time.monotonic() - started:.0f} s: {json.dumps(measured, indent=2)}", flush=True)
+WORLDS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
+    "digits": (digits.build, digits.SCALES),
+    "words": (words.build, words.SCALES),
+}
 
 
 def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", choices=WORLDS, nargs="?", default="digits", help="(default: digits)")
     parser.add_argument("--out", type=Path, default=BUNDLED, help="folder to write (default: the package's assets)")
-    parser.add_argument("--scale", choices=SCALES, default="full", help="small: for a test, in seconds (default: full)")
+    parser.add_argument("--scale", choices=("full", "small"), default="full", help="small: for a test, in seconds")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    build(arguments.out, SCALES[arguments.scale], arguments.seed)
+    build, scales = WORLDS[arguments.world]
+    build(arguments.out, scales[arguments.scale], arguments.seed)
 
 
 if __name__ == "__main__":

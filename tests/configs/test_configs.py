@@ -29,6 +29,7 @@ RUNS = sorted(set(CONFIGS.glob("*.yaml")) - set(GOLD))
 PRESETS = sorted(CONFIGS.glob("gpu/*.yaml"))
 PARTS = sorted(CONFIGS.glob("parts/*.yaml"))
 PUBLISHED = CONFIGS / "sd35_pickscore.yaml"
+TINY = {"tiny_digits", "tiny_words"}
 TABLE_1 = {  # updates of the paper's Table 1 by row
     "sd35_ocr_tempflow": 480,
     **{f"sd35_{proxy}_{method}": updates for proxy, updates in (("geneval", 1860), ("pickscore", 10200), ("ocr", 480))
@@ -69,8 +70,8 @@ def test_it_says_on_top_what_it_is_and_how_to_run_it(path: Path):
 
 @pytest.mark.parametrize("path", [*RUNS, *PRESETS, *PARTS], ids=lambda p: p.stem)
 def test_every_number_of_a_real_run_says_where_it_is_from(path: Path):
-    if path.stem == "tiny_digits":
-        pytest.skip("the tiny world has no published source")
+    if path.stem in TINY:
+        pytest.skip("a tiny world has no published source")
     sources = "paper|guard|base|script|guardlit|flow|flux|fast|dance|mix|author|tempflow"
     above = ""
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -101,7 +102,7 @@ def test_it_is_instantiated_and_divides_on_every_gpu(path: Path, parse):
         assert plan.off_policy_updates > 0  # with one update a round no clip could act
     if path.stem in TABLE_1:
         assert cli.trainer.max_epochs * plan.updates_per_round == TABLE_1[path.stem]
-    if path.stem != "tiny_digits":
+    if path.stem not in TINY:
         for preset in PRESETS:
             merged: dict = {}
             for file in [*bases(preset, []), preset]:

@@ -76,7 +76,9 @@ def proxy(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return options
 
 
-REAL = [path for path in RUNS if path.stem not in {"tiny_digits", "sd35_pickscore"}]  # the last is a second name
+REAL = [
+    path for path in RUNS if path.stem not in {"tiny_digits", "tiny_words", "sd35_pickscore"}
+]  # the last is a second name
 ALWAYS = {"sd35_pickscore_guard", "sd35_pickscore_fast", "sd35_ocr_tempflow", "flux_geneval_guard", "flux_multi_mix"}
 """One of each kind of part; the others are slow tests."""
 
@@ -102,3 +104,25 @@ def test_it_trains_one_round_with_the_preset_of_a_gpu(path: Path, proxy, tiny, t
     with next(tmp_path.rglob("metrics.csv")).open() as file:
         failed = [float(row["reward/failed"]) for row in csv.DictReader(file) if row.get("reward/failed")]
     assert failed == [0.0]
+
+
+def test_the_words_train_one_round_and_every_gold_score_is_logged(tmp_path: Path):
+    small = ("--data.prompts_per_round=2", "--data.images_per_prompt=2", "--data.updates_per_round=2")
+    sizes = ("--data.micro_batch=4", "--data.rollout_batch=4", "--data.val_limit=2", "--data.val_images_per_prompt=2")
+    once = ("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", f"--trainer.default_root_dir={tmp_path}")
+    assert guardlit("fit", "--config", CONFIGS / "tiny_words.yaml", *small, *sizes, *once) == 0
+    assert torch.load(newest(tmp_path), weights_only=True)["global_step"] == 2
+    with next(tmp_path.rglob("gold.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "2"]
+    for name in ("wordcolor", "wordbackground", "wordrealism", "worddiversity", "average"):
+        assert all(float(row[name]) > 0 for row in rows), name
+    assert float(rows[0]["average"]) == 1
+
+
+def test_the_words_without_a_recognizer_end_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("guardlit.rewards.ocr.engine._PACKAGES", ("onnxruntime", "no_such_recognizer"))
+    where = f"--trainer.default_root_dir={tmp_path}"
+    assert guardlit("fit", "--config", CONFIGS / "tiny_words.yaml", where) != 0
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.endswith("reading text needs no_such_recognizer: pip install 'guardlit[ocr]'")

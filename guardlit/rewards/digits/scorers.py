@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from guardlit.assets import resolve
-from guardlit.errors import GuardlitError
-from guardlit.files import sha256
-from guardlit.rewards.base import Scorer
+from guardlit.rewards.bundled import Bundled, Diversity, frozen
 from guardlit.rewards.digits.networks import DIGITS, GoldNet, ProxyNet, to_gray, upscale
 from guardlit.types import RewardRequest, RewardResult
 
@@ -42,42 +37,18 @@ def asked_digit(prompt: str, metadata: Mapping[str, object]) -> int:
     return named.pop()
 
 
-class _Bundled(Scorer):
-    """A scorer that reads one safetensors file.
+class _Digits(Bundled):
+    """A scorer whose file is in the digits' folder.
 
     Args:
         path: folder with the scorer's safetensors file, or a `guardlit://` name.
     """
 
-    file: ClassVar[str]
-
     def __init__(self, path: str = SCORERS) -> None:
-        self.path = path
-        self._sha256 = ""
-
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        """Scorer and file."""
-        return {"scorer": self.name, "weights": self.file, "weights_sha256": self._sha256}
-
-    def weight_bytes(self) -> int:
-        """The file's size."""
-        return (Path(resolve(self.path)) / self.file).stat().st_size
-
-    def _read(self) -> tuple[Path, dict[str, Tensor]]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        file = Path(resolve(self.path)) / self.file
-        try:
-            tensors = load_file(file)
-            self._sha256 = sha256(file)
-        except (OSError, SafetensorError) as error:
-            raise GuardlitError(f"{file}: cannot be read as a safetensors file ({error})") from error
-        return file, tensors
+        super().__init__(path)
 
 
-class _Classifier(_Bundled):
+class _Classifier(_Digits):
     """Probability of the asked digit under a bundled classifier, in [0, 1]; higher is better."""
 
     network: ClassVar[type[nn.Module]]
@@ -90,13 +61,7 @@ class _Classifier(_Bundled):
     def setup(self, device: torch.device) -> None:
         """Load the classifier; raises `GuardlitError` when the file is missing or holds another network."""
         file, tensors = self._read()
-        with torch.device("meta"):  # no weights are initialized, so that the global random state stays as it is
-            net = self.network()
-        try:
-            net.load_state_dict(tensors, assign=True)
-        except RuntimeError as error:
-            raise GuardlitError(f"{file}: these are not the weights of {self.network.__name__}") from error
-        self._net = net.to(device).eval().requires_grad_(False)
+        self._net = frozen(self.network, tensors, file, device)
         self._device = device
 
     @torch.no_grad()
@@ -127,7 +92,7 @@ class DigitGold(_Classifier):
     file = "gold.safetensors"
 
 
-class DigitRealism(_Bundled):
+class DigitRealism(_Digits):
     """Gold: distance to the nearest of 1797 real digits, whichever digit it shows; lower is better.
 
     Unit: root mean square difference of gray values in [0, 1] at 32 x 32 pixels; 0 for a real digit, 1 at most.
@@ -149,34 +114,12 @@ class DigitRealism(_Bundled):
         return self.result((images - nearest).square().mean(dim=1).sqrt())
 
 
-class DigitDiversity(Scorer):
+class DigitDiversity(Diversity):
     """Gold: mean distance of an image to the other images of its prompt in the request; higher is more diverse.
 
     Unit: as `DigitRealism`. The score of a prompt's only image is invalid.
     """
 
-    compares_images = True
-
-    def setup(self, device: torch.device) -> None:
-        """Nothing to load."""
-        self._device = device
-
-    @torch.no_grad()
-    def score(self, request: RewardRequest) -> RewardResult:
-        """Score B images: values (B,) are mean distances, NaN where a prompt has one image."""
-        gray = to_gray(request.images.to(self._device))
-        values = torch.full((len(request),), torch.nan, device=self._device)
-        for prompt in dict.fromkeys(request.prompts):
-            rows = torch.tensor([i for i, other in enumerate(request.prompts) if other == prompt], device=self._device)
-            if len(rows) > 1:
-                values[rows] = rms_distances(gray[rows], gray[rows]).sum(dim=1) / (len(rows) - 1)
-        return self.result(values)
-
-
-def rms_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Root mean square pixel difference of each pair: (A, 1, H, W) and (B, 1, H, W) -> (A, B)."""
-    pixels = a[0].numel()
-    # sums of differences: the rounding of the faster matrix product gives equal images a distance
-    exact = "donot_use_mm_for_euclid_dist"
-    distances: Tensor = torch.cdist(a.flatten(1), b.flatten(1), compute_mode=exact)
-    return distances / math.sqrt(pixels)
+    def pixels(self, images: Tensor) -> Tensor:
+        """Gray values at 32 x 32 pixels."""
+        return to_gray(images)

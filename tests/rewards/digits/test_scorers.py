@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from guardlit.assets import resolve
 from guardlit.errors import GuardlitError
+from guardlit.rewards.bundled import rms_distances
 from guardlit.rewards.digits.networks import DIGITS, to_gray, upscale
 from guardlit.rewards.digits.scorers import (
     SCORERS,
@@ -18,7 +19,6 @@ from guardlit.rewards.digits.scorers import (
     DigitProbability,
     DigitRealism,
     asked_digit,
-    rms_distances,
 )
 from guardlit.types import Prompt, RewardRequest
 

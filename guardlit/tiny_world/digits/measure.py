@@ -1,4 +1,4 @@
-"""Images of the tiny world's base model, and their scores."""
+"""Images of the digits world's base model, and their scores."""
 
 from __future__ import annotations
 
@@ -8,45 +8,17 @@ import torch
 from torch import Tensor
 
 from guardlit.rewards.base import Scorer
+from guardlit.rewards.bundled import rms_distances
 from guardlit.rewards.digits.networks import DIGITS
-from guardlit.rewards.digits.scorers import DigitDiversity, DigitGold, DigitProbability, DigitRealism, rms_distances
-from guardlit.sde import SDE, FlowSDE
-from guardlit.tiny_world.build_text import MAX_TOKENS
+from guardlit.rewards.digits.scorers import DigitDiversity, DigitGold, DigitProbability, DigitRealism
+from guardlit.sde import FlowSDE
+from guardlit.tiny_world.drawing import draw
 from guardlit.types import RewardRequest, RewardResult
-
-STEPS = 10
 
 
 def prompts() -> list[str]:
     """The ten canonical prompts, "a handwritten zero" to "a handwritten nine"."""
     return [f"a handwritten {word}" for word in DIGITS]
-
-
-@torch.no_grad()
-def draw(pipeline: Any, texts: list[str], sde: SDE, seed: int) -> Tensor:
-    """Generate one image per text in ten steps without guidance: (B, 3, 32, 32) uint8."""
-    generator = torch.Generator().manual_seed(seed)
-    unique = list(dict.fromkeys(texts))
-    tokens, _, pooled, _ = pipeline.encode_prompt(
-        prompt=unique, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS
-    )
-    rows = torch.tensor([unique.index(text) for text in texts])
-    pipeline.scheduler.set_timesteps(STEPS)
-    steps = sde.coefficients(pipeline.scheduler.sigmas)
-    x = torch.randn(len(texts), 16, 8, 8, generator=generator)
-    for t, a, g, s in zip(steps.sigmas.tolist(), steps.sample, steps.velocity, steps.std, strict=False):
-        velocity = pipeline.transformer(
-            hidden_states=x,
-            timestep=torch.full((len(texts),), t * 1000),
-            encoder_hidden_states=tokens[rows],
-            pooled_projections=pooled[rows],
-            return_dict=False,
-        )[0]
-        x = float(a) * x + float(g) * velocity + float(s) * torch.randn(x.shape, generator=generator)
-    decoded: Tensor = pipeline.vae.decode(
-        x / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
-    ).sample
-    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def measure(pipeline: Any, scorers: str, noise_level: float, per_prompt: int, seed: int = 0) -> dict[str, float]:
