@@ -127,7 +127,7 @@ DIGITS = World(
     every=4,
     conditions={
         "updates_2": ("--data.updates_per_round", "2"),
-        "updates_12": ("--data.updates_per_round", "12"),
+        "updates_10": ("--data.updates_per_round", "10"),
         "noise_0.3": ("--model.sde.init_args.noise_level", "0.3"),
         "noise_1": ("--model.sde.init_args.noise_level", "1"),
         "group_32": ("--data.images_per_prompt", "32", "--data.prompts_per_round", "5"),
@@ -151,7 +151,11 @@ WORDS = World(
     condition_rounds=36,
     condition_seeds=(42, 43),
     every=4,
-    conditions={name: DIGITS.conditions[name] for name in ("updates_2", "updates_12", "noise_0.3")},
+    conditions={
+        "updates_2": ("--data.updates_per_round", "2"),
+        "updates_12": ("--data.updates_per_round", "12"),
+        "noise_0.3": ("--model.sde.init_args.noise_level", "0.3"),
+    },
     short={"FlowGRPO": Setting(2e-3, 0.2), "GRPOGuard": Setting(1e-3, 0.2)},
     short_rounds=40,
     round_seconds=8.5,  # 4 of them the recognizer's

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -24,6 +25,7 @@ from benchmarks.evidence.study import complete, shortened  # noqa: E402
 from benchmarks.evidence.trials import Planner, Trial  # noqa: E402
 from benchmarks.evidence.worlds import DIGITS, METHODS, PAIR, PUBLISHED_KL, WORLDS, Setting  # noqa: E402
 from guardlit.objective import PRESETS  # noqa: E402
+from guardlit.rounds.plan import RoundPlan, candidates  # noqa: E402
 
 SMALL = replace(
     DIGITS, learning_rates=(1e-3, 2e-3), conditions=dict(list(DIGITS.conditions.items())[:2]), condition_seeds=(42, 43)
@@ -44,6 +46,19 @@ def test_the_plan_is_fair(world):
     assert world.final_rounds > 2 * world.sweep_rounds
     assert set(world.short) == set(PAIR)
     assert all(rounds % world.every == 0 for rounds in (world.sweep_rounds, world.final_rounds, world.condition_rounds))
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_the_rounds_of_every_condition_divide(world):
+    configured = yaml.safe_load(world.config.read_text())["data"]
+    for options in ((), *world.conditions.values()):
+        pairs = zip(options[::2], options[1::2], strict=True)
+        changed = {key.removeprefix("--data."): int(value) for key, value in pairs if "data" in key}
+        data = {**configured, **changed}
+        numbers = [data[k] for k in ("prompts_per_round", "images_per_prompt", "updates_per_round")]
+        plan = RoundPlan(*numbers, inner_epochs=1, micro_batch=1, train_steps=9)
+        assert 80 <= plan.images <= 160
+        assert 8 <= candidates(plan, data["micro_batch"], one_step=True)[0] <= data["micro_batch"]
 
 
 def test_all_worlds_fit_into_a_night():
