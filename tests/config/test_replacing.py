@@ -126,7 +126,7 @@ def test_a_later_file_replaces_classes_and_lists(tmp_path: Path, capsys: pytest.
     for term in settings["model"]["reward"]["init_args"]["terms"]:
         assert (term["weight"], term["divide"]) == (1.0, 1.0)
         assert term["scorer"]["init_args"]["model"] == "openai/clip-vit-large-patch14"
-    dropped = f"resolution=64 ({first}:7)"  # the model is given anew
+    dropped = f"resolution=64 ({first}:7)"  # the model is given again
     assert said == [f"guardlit fit: model.policy is FluxPolicy; dropped what was set for SD3Policy: {dropped}"]
 
 

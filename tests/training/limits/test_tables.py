@@ -42,7 +42,7 @@ def test_every_part_has_an_entry(table: Mapping[str, Entry], offered: Any):
 
 def test_the_page_is_that_of_the_tables():
     written = (Path(__file__).parents[3] / "docs/trainer.md").read_text(encoding="utf-8")
-    assert written == page(), "write it anew: python -m guardlit.training.limits.page > docs/trainer.md"
+    assert written == page(), "write it again: python -m guardlit.training.limits.page > docs/trainer.md"
 
 
 # arguments --------------------------------------------------------------------------------------------------------
