@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.evidence.worlds import METHODS, PAIR, World
+from benchmarks.evidence.worlds import METHODS, OBJECTIVES, PAIR, World
 
 KL_FACTOR = 1.25
 """CPU seconds of a round with a KL penalty over one without: the base's velocities."""
@@ -29,12 +29,12 @@ class Cost:
 
 def full(world: World) -> list[Cost]:
     """The stages of the complete evidence."""
-    objectives, methods = len({method.objective for method in METHODS.values()}), len(METHODS)
+    objectives, methods = len(OBJECTIVES), len(METHODS)
     conditions = len(PAIR) * len(world.conditions)
     with_kl = 1 + (KL_FACTOR - 1) * sum(bool(method.options) for method in METHODS.values()) / methods
     return [
         _cost(world, "calibration", objectives * len(world.learning_rates) + conditions, world.calibration_rounds),
-        _cost(world, "sweep", methods * len(world.settings), world.sweep_rounds, with_kl),
+        _cost(world, "sweep", objectives * len(world.settings), world.sweep_rounds),
         _cost(world, "final", methods * len(world.seeds), world.final_rounds, with_kl),
         _cost(world, "conditions", conditions * len(world.condition_seeds), world.condition_rounds),
     ]

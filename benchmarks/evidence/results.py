@@ -45,7 +45,7 @@ def collect(study: Study) -> Document:
         "cost": {stage: _cost(study.of(stage)) for stage in STAGES},
         "failed": study.failed,
         "calibration": [_calibration(trial, world.clipped) for trial in study.of("calibration")],
-        "sweep": _sweep(study.of("sweep")),
+        "sweep": _sweep(study.of("sweep"), world.target),
         "final": _compared(finals),
         "conditions": {
             name: _compared([trial for trial in study.of("conditions") if trial.condition == name])
@@ -71,9 +71,9 @@ def _calibration(trial: Trial, fractions: Iterable[float]) -> Document:
     return {"objective": trial.method, "lr": trial.lr, "condition": trial.condition, "log_ratio": found}
 
 
-def _sweep(trials: Sequence[Trial]) -> Document:
-    found = points(trials)
-    return {method: {"points": [asdict(p) for p in ps], "choice": asdict(choose(ps))} for method, ps in found.items()}
+def _sweep(trials: Sequence[Trial], target: float) -> Document:
+    found = points(trials, target)
+    return {name: {"points": [asdict(p) for p in ps], "choice": asdict(choose(ps))} for name, ps in found.items()}
 
 
 def _compared(trials: Sequence[Trial]) -> Document:

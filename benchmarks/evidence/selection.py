@@ -1,7 +1,9 @@
-"""Each method's best point of the grid.
+"""Each objective's best point of the grid.
 
-The criterion is the highest gold Average at any evaluation of the sweep: what a checkpoint at the best gold score would
-keep. It is the same oracle for every method. The point that the proxy alone would choose is recorded next to it.
+The criterion is the mean gold Average over the proxies from the base's to the world's target, each at its first
+crossing: the frontier itself. A run that does not reach the target comes after all that do. The highest gold of a run
+would not do: where gold falls from the start, every run has it at the base. It is the same oracle for every objective.
+The point that the proxy alone would choose is recorded next to it.
 """
 
 from __future__ import annotations
@@ -9,9 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.evidence.curves import logged, peak
+import numpy as np
+from guardlit_callbacks.frontier import first_crossing, values_at
+
+from benchmarks.evidence.curves import Array, logged, peak
 from benchmarks.evidence.trials import Trial
-from benchmarks.evidence.worlds import Setting
+from benchmarks.evidence.worlds import METHODS, Setting
+
+LEVELS = 50
+"""Proxies between the base's and the target, equally spaced."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,7 @@ class Point:
     Attributes:
         setting: where.
         clip_range: that clips the setting's fraction.
+        frontier: mean gold Average over the proxies up to the target; None if the run does not reach it.
         gold: highest gold Average of the run.
         gold_step: where it is reached.
         proxy: highest proxy of the run.
@@ -30,6 +39,7 @@ class Point:
 
     setting: Setting
     clip_range: float
+    frontier: float | None
     gold: float
     gold_step: int
     proxy: float
@@ -39,10 +49,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Choice:
-    """A method's best point.
+    """An objective's best point.
 
     Attributes:
-        best: the point of the highest gold Average.
+        best: the point of the highest mean gold at equal proxy.
         by_proxy: the point of the highest proxy.
         at_edge: whether the best point has the lowest or highest learning rate or clip fraction of the grid.
     """
@@ -52,8 +62,8 @@ class Choice:
     at_edge: bool
 
 
-def points(trials: Iterable[Trial]) -> dict[str, list[Point]]:
-    """The finished points of a sweep, by method."""
+def points(trials: Iterable[Trial], target: float) -> dict[str, list[Point]]:
+    """The finished points of a sweep, by objective; `target` is the proxy up to which gold counts."""
     found: dict[str, list[Point]] = {}
     for trial in trials:
         if trial.setting is not None and trial.run.finished():
@@ -61,15 +71,29 @@ def points(trials: Iterable[Trial]) -> dict[str, list[Point]]:
             gold, step = peak(curves, "average")
             proxy, _ = peak(curves, "proxy")
             last = float(curves["average"][-1]), float(curves["proxy"][-1])
+            mean = mean_gold(curves["proxy"], curves["average"], target)
             found.setdefault(trial.method, []).append(
-                Point(trial.setting, float(trial.clip_range), gold, step, proxy, *last)
+                Point(trial.setting, float(trial.clip_range), mean, gold, step, proxy, *last)
             )
     return found
 
 
+def mean_gold(proxy: Array, gold: Array, target: float) -> float | None:
+    """Mean gold over the proxies from the first evaluation's to the target; None where that is not reached.
+
+    Args:
+        proxy: (T,) over evaluations.
+        gold: (T,).
+        target: above the first proxy.
+    """
+    levels = np.linspace(proxy[0], target, LEVELS)[None]
+    found = values_at(gold[None], first_crossing(proxy[None], levels))
+    return None if np.isnan(found).any() else float(found.mean())
+
+
 def choose(candidates: Sequence[Point]) -> Choice:
-    """The best point of a method; of equal ones the first."""
-    best = max(candidates, key=lambda point: point.gold)
+    """The best point of an objective; of equal ones the first, and of those without the target the highest proxy."""
+    best = max(candidates, key=lambda p: (False, p.proxy) if p.frontier is None else (True, p.frontier))
     rates = {point.setting.lr for point in candidates}
     fractions = {point.setting.clipped for point in candidates}
     at_edge = best.setting.lr in (min(rates), max(rates)) or best.setting.clipped in (min(fractions), max(fractions))
@@ -77,5 +101,6 @@ def choose(candidates: Sequence[Point]) -> Choice:
 
 
 def best_settings(found: Mapping[str, Sequence[Point]]) -> dict[str, Setting]:
-    """The best setting of each method that has a finished point."""
-    return {method: choose(candidates).best.setting for method, candidates in found.items()}
+    """The best setting of each method: that of its objective, if it has a finished point."""
+    best = {objective: choose(candidates).best.setting for objective, candidates in found.items()}
+    return {name: best[method.objective] for name, method in METHODS.items() if method.objective in best}

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.evidence.ranges import ClipRanges
 from benchmarks.evidence.selection import best_settings, points
 from benchmarks.evidence.trials import Planner, Trial
-from benchmarks.evidence.worlds import METHODS, PAIR, World
+from benchmarks.evidence.worlds import METHODS, OBJECTIVES, PAIR, World
 from guardlit.ablation.pool import Pool
 
 Train = Callable[[Sequence[Trial]], dict[str, str]]
@@ -73,9 +73,10 @@ def complete(world: World, folder: Path, train: Train | None) -> Study:
 
 def _stages(study: Study) -> None:
     world, plan = study.world, study.planner
-    calibrated = study.stage(plan.calibrations(METHODS))
+    calibrated = study.stage(plan.calibrations(OBJECTIVES))
     ranges = ClipRanges(calibrated)
-    best = best_settings(points(study.stage(plan.sweep(_calibrated(world, calibrated), ranges))))
+    swept = study.stage(plan.sweep(_calibrated(world, calibrated), ranges))
+    best = best_settings(points(swept, world.target))
     study.stage(plan.finals(best, ranges))
     if set(PAIR) <= best.keys():
         under = [plan.calibration(METHODS[m].objective, best[m].lr, c) for c in world.conditions for m in PAIR]
@@ -110,6 +111,6 @@ def trainer(jobs: int, show: Callable[[str], None]) -> Train:
 
 
 def _calibrated(world: World, trials: Iterable[Trial]) -> list[str]:
-    """The methods whose objective is calibrated at every learning rate of the grid."""
+    """The objectives that are calibrated at every learning rate of the grid."""
     found = {(trial.method, trial.lr) for trial in trials}
-    return [name for name, m in METHODS.items() if all((m.objective, lr) in found for lr in world.learning_rates)]
+    return [name for name in OBJECTIVES if all((name, lr) in found for lr in world.learning_rates)]

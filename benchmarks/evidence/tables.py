@@ -33,19 +33,23 @@ def ranges(world: Document) -> str:
 
 
 def sweep(world: Document) -> str:
-    """Highest gold Average, and in brackets the highest proxy, at every point of the grid."""
+    """Mean gold at equal proxy, or in brackets the highest proxy where that is below the target, for the grid."""
     fractions = world["plan"]["clipped"]
     rows = []
     for method, found in world["sweep"].items():
         by = {(p["setting"]["lr"], p["setting"]["clipped"]): p for p in found["points"]}
         for lr in world["plan"]["learning_rates"]:
             cells = [by.get((lr, f)) for f in fractions]
-            rows.append([method, f"{lr:g}", *(f"{p['gold']:.3f} ({p['proxy']:.3f})" if p else "failed" for p in cells)])
-    return table(["method", "learning rate", *(f"clips {f:.0%}" for f in fractions)], rows)
+            rows.append([method, f"{lr:g}", *(_point(p) if p else "failed" for p in cells)])
+    return table(["objective", "learning rate", *(f"clips {f:.0%}" for f in fractions)], rows)
+
+
+def _point(found: Document) -> str:
+    return f"({found['proxy']:.3f})" if found["frontier"] is None else f"{found['frontier']:.3f}"
 
 
 def selection(world: Document) -> str:
-    """The best setting of each method, and the one that the proxy alone would choose."""
+    """The best setting of each objective, and the one that the proxy alone would choose."""
     rows = []
     for method, found in world["sweep"].items():
         best, proxy = found["choice"]["best"], found["choice"]["by_proxy"]["setting"]
@@ -56,14 +60,15 @@ def selection(world: Document) -> str:
                 f"{setting['lr']:g}",
                 f"{setting['clipped']:.0%}",
                 f"{best['clip_range']:.1e}",
+                _point(best),
                 f"{best['gold']:.3f}",
                 str(best["gold_step"]),
                 "yes" if found["choice"]["at_edge"] else "no",
                 f"{proxy['lr']:g}, {proxy['clipped']:.0%}",
             ]
         )
-    header = ["method", "learning rate", "clips", "clip range", "best gold", "at update", "edge of the grid"]
-    return table([*header, "by proxy alone"], rows)
+    header = ["objective", "learning rate", "clips", "clip range", "mean gold", "best gold", "at update"]
+    return table([*header, "edge of the grid", "by proxy alone"], rows)
 
 
 def at_levels(axis: str) -> Callable[[Document], str]:

@@ -56,10 +56,9 @@ class Planner:
         self.world, self.folder = world, folder
         self.paths = write_configurations(world, folder)
 
-    def calibrations(self, methods: Iterable[str], condition: str = "") -> list[Trial]:
-        """One of each objective among the methods, for every learning rate of the grid."""
-        names = list(dict.fromkeys(METHODS[method].objective for method in methods))
-        return [self.calibration(name, lr, condition) for name in names for lr in self.world.learning_rates]
+    def calibrations(self, objectives: Iterable[str]) -> list[Trial]:
+        """One of each objective for every learning rate of the grid."""
+        return [self.calibration(name, lr, "") for name in objectives for lr in self.world.learning_rates]
 
     def calibration(self, objective: str, lr: float, condition: str) -> Trial:
         """Some rounds with `clip_range: auto`, whose log ratios place the clip ranges."""
@@ -69,13 +68,13 @@ class Planner:
             "calibration", objective, None, lr, "auto", w.sweep_seed, w.calibration_rounds, condition, place
         )
 
-    def sweep(self, methods: Iterable[str], ranges: Ranges) -> list[Trial]:
-        """Every point of the grid."""
+    def sweep(self, objectives: Iterable[str], ranges: Ranges) -> list[Trial]:
+        """Every point of each objective's grid."""
         w = self.world
         return [
             self._chosen("sweep", m, s, w.sweep_seed, w.sweep_rounds, "", ranges, Path("sweep", m, s.name))
             for s in w.settings
-            for m in methods
+            for m in objectives
         ]
 
     def finals(self, best: Mapping[str, Setting], ranges: Ranges) -> list[Trial]:

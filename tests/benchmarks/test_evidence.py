@@ -20,7 +20,7 @@ from evidence_runs import FakeTrainer  # noqa: E402
 
 from benchmarks.evidence import cost, page, results, tables  # noqa: E402
 from benchmarks.evidence.ranges import ClipRanges, off_policy_sizes  # noqa: E402
-from benchmarks.evidence.selection import Point, choose  # noqa: E402
+from benchmarks.evidence.selection import LEVELS, Point, choose, mean_gold  # noqa: E402
 from benchmarks.evidence.study import complete, shortened  # noqa: E402
 from benchmarks.evidence.trials import Planner, Trial  # noqa: E402
 from benchmarks.evidence.worlds import DIGITS, METHODS, PAIR, PUBLISHED_KL, WORLDS, Setting  # noqa: E402
@@ -28,7 +28,11 @@ from guardlit.objective import PRESETS  # noqa: E402
 from guardlit.rounds.plan import RoundPlan, candidates  # noqa: E402
 
 SMALL = replace(
-    DIGITS, learning_rates=(1e-3, 2e-3), conditions=dict(list(DIGITS.conditions.items())[:2]), condition_seeds=(42, 43)
+    DIGITS,
+    target=0.9,
+    learning_rates=(1e-3, 2e-3),
+    conditions=dict(list(DIGITS.conditions.items())[:2]),
+    condition_seeds=(42, 43),
 )
 NIGHT = 8 * 2 * 3600
 """CPU seconds of a night on two cores, for all worlds."""
@@ -81,21 +85,22 @@ def test_the_commands_say_what_the_plan_says(tmp_path: Path, capsys):
     from guardlit.commands.lightning_cli import settings_of
 
     planner = Planner(DIGITS, tmp_path)
-    trials = planner.sweep(["FlowGRPO_KL"], lambda *_: 3e-5)[:1]
+    trials = planner.sweep(["FlowGRPO"], lambda *_: 3e-5)[:1]
     trials += planner.conditions({m: Setting(2e-3, 0.5) for m in PAIR}, lambda *_: 3e-5)[4:6]
     trials += planner.calibrations(["RatioNorm"])[:1]
+    trials += planner.finals({"FlowGRPO_KL": Setting(2e-3, 0.5)}, lambda *_: 3e-5)[:1]
     found = [settings_of(trial.run.arguments) for trial in trials]
     objectives = [s["model"]["objective"]["class_path"].rpartition(".")[2] for s in found]
-    assert objectives == ["FlowGRPO", "FlowGRPO", "GRPOGuard", "RatioNorm"]
+    assert objectives == ["FlowGRPO", "FlowGRPO", "GRPOGuard", "RatioNorm", "FlowGRPO"]
     clips = [s["model"]["objective"]["init_args"]["clip_range"] for s in found]
-    assert clips == [3e-5, 3e-5, 3e-5, "auto"]
-    assert [s["model"]["optimizer"]["init_args"]["lr"] for s in found] == [5e-4, 2e-3, 2e-3, 5e-4]
-    assert [s["model"]["kl"] is None for s in found] == [False, True, True, True]
-    assert [s["model"]["sde"]["init_args"]["noise_level"] for s in found] == [0.7, 0.3, 0.3, 0.7]
-    assert [s["seed_everything"] for s in found] == [DIGITS.sweep_seed, 42, 42, DIGITS.sweep_seed]
-    rounds = [DIGITS.sweep_rounds, DIGITS.condition_rounds, DIGITS.condition_rounds, DIGITS.calibration_rounds]
-    assert [s["trainer"]["max_epochs"] for s in found] == rounds
-    assert [s["data"]["val"] is None for s in found] == [False, False, False, True]
+    assert clips == [3e-5, 3e-5, 3e-5, "auto", 3e-5]
+    assert [s["model"]["optimizer"]["init_args"]["lr"] for s in found] == [1e-3, 2e-3, 2e-3, 1e-3, 2e-3]
+    assert [s["model"]["kl"] is None for s in found] == [True, True, True, True, False]
+    assert [s["model"]["sde"]["init_args"]["noise_level"] for s in found] == [0.7, 0.3, 0.3, 0.7, 0.7]
+    assert [s["seed_everything"] for s in found] == [DIGITS.sweep_seed, 42, 42, DIGITS.sweep_seed, 42]
+    of = DIGITS.sweep_rounds, DIGITS.condition_rounds, DIGITS.calibration_rounds, DIGITS.final_rounds
+    assert [s["trainer"]["max_epochs"] for s in found] == [of[0], of[1], of[1], *of[2:]]
+    assert [s["data"]["val"] is None for s in found] == [False, False, False, True, False]
     listed = [c["class_path"].rpartition(".")[2] for c in found[0]["trainer"]["callbacks"]]
     names = set(listed)
     assert len(listed) == len(names)
@@ -143,11 +148,11 @@ def test_a_later_part_of_a_run_replaces_its_rounds(tmp_path: Path):
 # selection ------------------------------------------------------------------------------------------------------------
 
 
-def point(lr: float, clipped: float, gold: float, proxy: float) -> Point:
-    return Point(Setting(lr, clipped), 1e-4, gold, 16, proxy, gold, proxy)
+def point(lr: float, clipped: float, frontier: float | None, proxy: float) -> Point:
+    return Point(Setting(lr, clipped), 1e-4, frontier, 1.0, 16, proxy, 1.0, proxy)
 
 
-def test_the_highest_gold_is_chosen_and_the_first_of_equal_ones():
+def test_the_highest_mean_gold_is_chosen_and_the_first_of_equal_ones():
     grid = [point(lr, f, 1.0, 0.5) for lr in (1e-3, 2e-3, 4e-3) for f in (0.05, 0.2, 0.5)]
     found = choose([*grid[:4], point(2e-3, 0.2, 1.2, 0.6), *grid[5:8], point(4e-3, 0.5, 1.1, 0.9)])
     assert found.best.setting == Setting(2e-3, 0.2)
@@ -155,6 +160,21 @@ def test_the_highest_gold_is_chosen_and_the_first_of_equal_ones():
     assert not found.at_edge
     assert choose(grid).best.setting == Setting(1e-3, 0.05)
     assert choose(grid).at_edge
+
+
+def test_a_run_that_misses_the_target_comes_after_all_that_do_not():
+    missed = [point(1e-3, 0.05, None, 0.7), point(1e-3, 0.2, None, 0.8)]
+    assert choose([*missed, point(2e-3, 0.2, 0.5, 0.9)]).best.setting == Setting(2e-3, 0.2)
+    assert choose(missed).best.setting == Setting(1e-3, 0.2)
+
+
+def test_mean_gold_is_taken_at_equal_proxy():
+    proxy, gold = np.array([0.5, 0.7, 0.65, 0.9]), np.array([1.0, 1.2, 5.0, 1.0])
+    # from 0.5 to 0.7 gold rises to 1.2; above, the first crossing lies between the last two evaluations
+    levels = np.linspace(0.5, 0.8, LEVELS)
+    expected = [1 + (x - 0.5) if x <= 0.7 else 5 - 4 * (x - 0.65) / 0.25 for x in levels]
+    assert mean_gold(proxy, gold, 0.8) == pytest.approx(np.mean(expected), abs=1e-12)
+    assert mean_gold(proxy, gold, 0.91) is None
 
 
 # the stages -----------------------------------------------------------------------------------------------------------
@@ -255,7 +275,8 @@ def test_every_table_is_rectangular_and_has_every_method(document: results.Docum
     lines = tables.TABLES[name](document).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) > 3
-    expected = {"cost": ("sweep", "total"), "conditions": PAIR, "ranges": [p.__name__ for p in PRESETS]}
+    expected = {key: [p.__name__ for p in PRESETS] for key in ("ranges", "sweep", "selection")}
+    expected |= {"cost": ["sweep", "total"], "conditions": list(PAIR)}
     assert [word for word in expected.get(name, METHODS) if word not in "\n".join(lines)] == []
 
 
@@ -263,7 +284,7 @@ def test_a_table_shows_the_numbers_of_the_document(document: results.Document):
     assert "| 0.001 |" in tables.selection(document)
     (row,) = [line for line in tables.selection(document).splitlines() if line.startswith("| RatioNorm ")]
     assert row.split(" | ")[1:3] == ["0.002", "20%"]
-    assert row.split(" | ")[4:6] == ["1.300", "32"]
+    assert row.split(" | ")[4:7] == ["1.125", "1.300", "32"]  # 1.075 up to 0.8, then 1.225
     (row,) = [line for line in tables.drift(document).splitlines() if line.startswith("| GRPOGuard ")]
     assert row == "| GRPOGuard | 1.50 |"
 

@@ -14,6 +14,7 @@ gold at an equal proxy, and at an equal distance from the base. Public:
 | `as_json` | any of these as what `json.dump` takes |
 | `rows`, `write` | the rows of a `Frontier`'s tables; writes them to `frontier.csv`, and all to `frontier.json` |
 | `Curve`, `curve`, `common_steps` | what the figure shows of a method |
+| `first_crossing`, `values_at` | where a path first crosses a level, and what other quantities are there |
 
 Example:
     ```python
@@ -32,6 +33,7 @@ Example:
 
 from guardlit_callbacks.frontier.analysis import AXES, compare
 from guardlit_callbacks.frontier.average import Average
+from guardlit_callbacks.frontier.crossing import first_crossing, values_at
 from guardlit_callbacks.frontier.curves import Curve, curve
 from guardlit_callbacks.frontier.intervals import Estimate
 from guardlit_callbacks.frontier.paths import GoldPath, MethodPaths, PromptScores, read_path
@@ -55,7 +57,9 @@ __all__ = [
     "common_steps",
     "compare",
     "curve",
+    "first_crossing",
     "read_path",
     "rows",
+    "values_at",
     "write",
 ]
