@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from guardlit.ablation.runs import LOG, Run
+from guardlit.devices.cores import available_cores
 from guardlit.errors import GuardlitError
 
 PROGRAM = (sys.executable, "-m", "guardlit")
@@ -157,7 +158,7 @@ class Pool:
 
 def environment(jobs: int, given: Mapping[str, str]) -> dict[str, str]:
     """The environment of a training next to `jobs - 1` others: the cores are divided among them unless it says how."""
-    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} if jobs > 1 else {}
+    threads = {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs))} if jobs > 1 else {}
     return {**threads, **given}
 
 

@@ -1,1 +1,1 @@
-"""Devices: dtypes, bytes of tensors, cost of code, timing, float32 precision, copies. Imports errors and types."""
+"""Devices: dtypes, bytes of tensors, cost of code, timing, float32, copies, cores. Imports errors and types."""

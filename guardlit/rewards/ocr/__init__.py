@@ -1,3 +1,3 @@
-"""OCR: whether an image shows the text that its prompt quotes. Imports errors, files, types, the modules of rewards."""
+"""OCR: whether an image shows the text its prompt quotes. Imports devices, errors, files, types, modules of rewards."""
 
 from guardlit.rewards.ocr.scorer import OCR as OCR

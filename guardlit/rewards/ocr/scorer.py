@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from guardlit.devices.cores import available_cores
 from guardlit.rewards.base import Scorer
 from guardlit.rewards.ocr.engine import Readers, engine_provenance, known_characters, missing_packages
 from guardlit.rewards.ocr.text import accuracy, legible, quoted_texts, squeezed
@@ -123,7 +124,6 @@ class OCR(Scorer):
 
 def _cores_of_this_rank() -> int:
     """Cores that this process may use, divided by the machine's ranks."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     ranks = torch.distributed.get_world_size() if distributed else 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
