@@ -28,33 +28,45 @@ BEST = {
     },
 }
 NEWEST = {"class_path": "guardlit.training.round_checkpoint.RoundCheckpoint", "init_args": {"save_top_k": 1}}
-ADDED = ("guardlit_callbacks.KLFromBase", BEST, NEWEST)
+REPLACED = ("KLFromBase", "ModelCheckpoint", "RoundCheckpoint")
+"""Callbacks that every configuration has once, with these settings."""
+EVALUATED = "evaluated_{step}"
+"""Name of the final runs' checkpoints, one for each evaluation: the pictures are drawn from them."""
 
 
 def write_configurations(world: World, folder: Path) -> dict[str, Path]:
-    """Write `calibration.yaml` and `training.yaml`, and return them by name."""
+    """Write `calibration.yaml`, `training.yaml` and `final.yaml`, and return them by name."""
     folder.mkdir(parents=True, exist_ok=True)
     callbacks = yaml.safe_load(world.config.read_text(encoding="utf-8"))["trainer"]["callbacks"]
     trainer = {"logger": False, "enable_progress_bar": False}  # `metrics.csv` is always written
-    kept = [c for c in callbacks if _name(c) not in (*DROPPED, *map(_name, ADDED))]
+    kept = [c for c in callbacks if _name(c) not in (*DROPPED, *REPLACED)]
+    measured = [*map(_changed, kept), "guardlit_callbacks.KLFromBase"]
+    often = {**trainer, "check_val_every_n_epoch": world.every}
     documents: dict[str, dict[str, Any]] = {
         "calibration": {
             "data": {"val": None},
             "trainer": {**trainer, "callbacks": [_changed(c) for c in callbacks if _name(c) in CALIBRATION]},
         },
-        "training": {
-            "trainer": {
-                **trainer,
-                "check_val_every_n_epoch": world.every,
-                "callbacks": [*map(_changed, kept), *ADDED],
-            }
-        },
+        "training": {"trainer": {**often, "callbacks": [*measured, BEST, NEWEST]}},
+        "final": {"trainer": {**often, "callbacks": [*measured, _evaluated(world.every), NEWEST]}},
     }
     paths = {name: folder / f"{name}.yaml" for name in documents}
     for name, path in paths.items():
         document = {"base": [str(world.config)], **documents[name]}
         path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return paths
+
+
+def _evaluated(every: int) -> dict[str, Any]:
+    """Keeps a checkpoint of each evaluated round."""
+    settings = {
+        "filename": EVALUATED,
+        "auto_insert_metric_name": False,
+        "every_n_epochs": every,
+        "save_top_k": -1,
+        "save_on_train_epoch_end": True,
+    }
+    return {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": settings}
 
 
 def _name(callback: Any) -> str:

@@ -105,7 +105,7 @@ class Planner:
 
     def _trial(self, stage: str, method: str, setting: Setting | None, lr: float, clip: float | str, seed: int,
                rounds: int, condition: str, place: Path) -> Trial:  # fmt: skip
-        config = self.paths["calibration" if stage == "calibration" else "training"]
+        config = self.paths[stage if stage in self.paths else "training"]
         options = [
             *self.world.options,
             *METHODS[method].options,

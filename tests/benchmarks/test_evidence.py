@@ -106,6 +106,8 @@ def test_the_commands_say_what_the_plan_says(tmp_path: Path, capsys):
     assert len(listed) == len(names)
     assert {"GoldScore", "KLFromBase", "DriftSentinels", "RatioDistribution", "GradientNorm"} <= names
     assert not {"SampleGrid", "ExportAtEnd", "OverOptimizationStop"} & names
+    kept = [c["init_args"] for c in found[-1]["trainer"]["callbacks"] if c["class_path"].endswith(".ModelCheckpoint")]
+    assert [(c["every_n_epochs"], c["save_top_k"]) for c in kept] == [(DIGITS.every, -1)]
 
 
 def test_the_dry_run_prints_the_cost(tmp_path: Path):
