@@ -63,11 +63,12 @@ def main() -> int:
 
 def write(study: Study, out: Path, public: bool) -> list[Path]:
     """Write results and figures of a world into the folder of its runs, or into docs."""
-    from benchmarks.evidence import figures, page, results
+    from benchmarks.evidence import figures, page, pictures, results
 
     results_file = page.RESULTS if public else out / "results.json"
     found = results.update(results_file, study.world.name, results.collect(study))
-    paths = [results_file, *figures.draw(study, ROOT / "docs/images" if public else out)]
+    images = ROOT / "docs/images" if public else out
+    paths = [results_file, *figures.draw(study, images), *pictures.draw(study, images)]
     if public and page.PAGE.is_file():
         page.PAGE.write_text(page.render(page.PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
         paths.append(page.PAGE)

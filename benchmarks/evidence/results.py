@@ -38,7 +38,7 @@ def collect(study: Study) -> Document:
     world, finals = study.world, study.of("final")
     document = {
         "config": str(world.config.relative_to(ROOT)),
-        "plan": {key: value for key, value in asdict(world).items() if key not in ("name", "config", "short")},
+        "plan": {key: value for key, value in asdict(world).items() if key not in ("name", "config", "gold", "short")},
         "methods": {name: asdict(method) for name, method in METHODS.items()},
         "complete": study.complete,
         "machine": _machine(finals or study.of("calibration")),

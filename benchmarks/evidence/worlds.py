@@ -69,6 +69,7 @@ class World:
     Attributes:
         name: of its folder.
         config: of `guardlit fit`.
+        gold: of `guardlit evaluate`; its first scorer is the proxy.
         learning_rates: of the grid.
         clipped: of the grid, see `Setting`.
         calibration_rounds: rounds whose log ratios place the clip ranges.
@@ -90,6 +91,7 @@ class World:
 
     name: str
     config: Path
+    gold: Path
     learning_rates: tuple[float, ...]
     clipped: tuple[float, ...]
     calibration_rounds: int
@@ -117,6 +119,7 @@ class World:
 DIGITS = World(
     name="digits",
     config=ROOT / "configs/tiny_digits.yaml",
+    gold=ROOT / "configs/gold_tiny.yaml",
     learning_rates=(1e-3, 2e-3, 4e-3),
     clipped=(0.05, 0.2, 0.5),
     calibration_rounds=4,
@@ -144,6 +147,7 @@ DIGITS = World(
 WORDS = World(
     name="words",
     config=ROOT / "configs/tiny_words.yaml",
+    gold=ROOT / "configs/gold_words.yaml",
     learning_rates=(1e-3, 2e-3, 4e-3),
     clipped=(0.05, 0.2, 0.5),
     calibration_rounds=4,

@@ -57,7 +57,7 @@ class Frame(NamedTuple):
     """A row of a film strip.
 
     Attributes:
-        label: the moment, as in "step 40".
+        label: the moment, as in "step 40"; may have several lines.
         images: (H, W, 3) uint8 each.
         scores: a short text per image; may be empty.
     """
@@ -81,7 +81,7 @@ def film_strip(frames: Sequence[Frame], captions: Sequence[str], size: int) -> N
     from PIL import Image, ImageDraw
 
     line = _FONT_SIZE + 4
-    margin = _GAP + int(max(_font().getlength(frame.label) for frame in frames)) + _GAP
+    margin = _GAP + int(max(_font().getlength(text) for frame in frames for text in frame.label.split("\n"))) + _GAP
     head = _GAP + line * max((len(wrap(caption, size)) for caption in captions), default=0)
     height = size + _GAP + (line if any(any(frame.scores) for frame in frames) else 0)
     width = margin + max(len(frame.images) for frame in frames) * (size + _GAP)
@@ -92,7 +92,10 @@ def film_strip(frames: Sequence[Frame], captions: Sequence[str], size: int) -> N
             canvas.text((margin + column * (size + _GAP), _GAP // 2 + row * line), text, fill=_GRAY, font=_font())
     for row, frame in enumerate(frames):
         y = head + row * height
-        canvas.text((_GAP, y + size // 2 - _FONT_SIZE // 2), frame.label, fill=_BLACK, font=_font())
+        label = frame.label.split("\n")
+        for number, text in enumerate(label):
+            top = y + (size - _FONT_SIZE) // 2 + round((number - (len(label) - 1) / 2) * line)
+            canvas.text((_GAP, top), text, fill=_BLACK, font=_font())
         for column, (image, score) in enumerate(zip(frame.images, frame.scores, strict=True)):
             x = margin + column * (size + _GAP)
             strip.paste(fit(image, size), (x, y))
