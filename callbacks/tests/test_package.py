@@ -31,7 +31,12 @@ assert not other & set(sys.modules), other
     assert result.returncode == 0, result.stderr
 
 
-def test_the_other_lightning_without_guardlit_passes_the_same_tests():
+WITHOUT_LIGHTNING = ("figures", "frontier", "report", "test_composite.py", "test_package.py", "test_readme.py")
+ON_ONE_RANK = ("--ignore", str(TESTS / "distributed"), "-k", "not two_ranks")
+
+
+@pytest.mark.parametrize("more", [ON_ONE_RANK, pytest.param((), marks=pytest.mark.slow)], ids=["one rank", "all"])
+def test_the_other_lightning_without_guardlit_passes_the_same_tests(more):
     """Runs the tests that use Lightning once more under pytorch_lightning, with guardlit not importable."""
     code = """
 import sys
@@ -39,11 +44,9 @@ sys.modules["guardlit"] = None
 import pytorch_lightning, pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
-    ignored = [
-        f"--ignore={TESTS / name}" for name in ("figures", "test_composite.py", "test_package.py", "test_readme.py")
-    ]
+    ignored = [f"--ignore={TESTS / name}" for name in WITHOUT_LIGHTNING]
     result = python(code, str(TESTS), "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib",
-                    *ignored, "-c", str(TESTS.parent / "pyproject.toml"))  # fmt: skip
+                    *ignored, *more, "-c", str(TESTS.parent / "pyproject.toml"))  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
 
 

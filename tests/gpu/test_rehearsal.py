@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -80,10 +80,16 @@ def as_on_the_cpu(path: Path, checkpoints: Path, folder: Path) -> None:
         torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-6)
 
 
-SLOW = ("qwen_image", "flux2_klein")  # rehearsed by `pytest -m slow`; the paths of the device are those of the others
+SLOW = ("flux", "qwen_image", "flux2_klein", "full fine-tuning and KL", "bf16-mixed", "stored")
+"""Rehearsed by `pytest -m slow`: the paths of the device are those of the others."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FAMILIES])
+def rehearsed(names: Iterable[str]) -> list[object]:
+    """Parameters, those of `SLOW` for the run of `pytest -m slow` alone."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
+
+
+@pytest.mark.parametrize("name", rehearsed(FAMILIES))
 def test_a_family(name: str, tiny: Callable[[str], Path], tmp_path: Path):
     """A round, a resume within it, a validation and a sample; the round's weights are those of the CPU."""
     path = run_of(name, tmp_path, tiny(name))
@@ -127,7 +133,7 @@ VARIANTS = {
 PLAIN = {"trainer__callbacks": [{"class_path": "guardlit_callbacks.TrainableEMA"}, EVERY_UPDATE]}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", rehearsed(VARIANTS))
 def test_a_variant_resumes_within_a_round(variant: str, sd3_folder: Path, tmp_path: Path):
     """Bit for bit; at the CPU's precision the weights are also the CPU's."""
     path = run_of("sd3", tmp_path, sd3_folder, **PLAIN, **VARIANTS[variant])
@@ -172,23 +178,29 @@ ONCE = {
     "rounds/noise_floor.py sizes_by_step",
     "rounds/noise_floor.py <dictcomp>",
 }
-PLAIN_LORA = {"model__old_velocity": "stored"}
-RECOMPUTED = {"trainer__precision": "16-mixed", "model__old_velocity": "recomputed", "model__kl": {"weight": 0.1}}
+LOOPS: dict[str, dict[str, object]] = {
+    "stored": {"model__old_velocity": "stored"},
+    "recomputed in halves, with KL": {
+        "trainer__precision": "16-mixed",
+        "model__old_velocity": "recomputed",
+        "model__kl": {"weight": 0.1},
+    },
+}
 
 
-@pytest.mark.parametrize("settings", [PLAIN_LORA, RECOMPUTED], ids=["stored", "recomputed in halves, with KL"])
-def test_the_loops_do_not_synchronize(settings: dict[str, object], sd3_folder: Path, tmp_path: Path):
+@pytest.mark.parametrize("loop", rehearsed(LOOPS))
+def test_the_loops_do_not_synchronize(loop: str, sd3_folder: Path, tmp_path: Path):
     """No line synchronizes in each denoising step or micro-batch; those that do per batch or update are listed."""
     small = {"data__images_per_prompt": 4, "data__micro_batch": 1, "data__rollout_batch": 1, "data__val": None}
     steps = {"model__rollout": {"num_inference_steps": 5, "guidance_scale": 3.5}}
-    path = run_of("sd3", tmp_path, sd3_folder, **small, **steps, **settings)
+    path = run_of("sd3", tmp_path, sd3_folder, **small, **steps, **LOOPS[loop])
     rehearsal = rehearse(tmp_path, ("fit", "--config", path))
     completed(rehearsal, 1)
     record = rehearsal.record
     batches = 8
     assert record.calls["denoising"] == 5 * batches
     assert record.calls["micro-batch"] == 4 * batches
-    table = "\n".join(f"{loop}:\n{record.table(loop)}" for loop in ("denoising", "round", "micro-batch", "update"))
+    table = "\n".join(f"{part}:\n{record.table(part)}" for part in ("denoising", "round", "micro-batch", "update"))
     waits = record.of("denoising") + record.of("round")
     assert {line: n for line, n in waits.items() if n >= batches and n > batches * PER_BATCH.get(line, 0)} == {}, table
     often = record.calls["micro-batch"]

@@ -104,7 +104,7 @@ def test_the_plan_counts_host_memory(sd3_folder: Path, tmp_path: Path):
     assert kept.host - plain.host == encoders
 
 
-@pytest.mark.parametrize("cache", ["shared", pytest.param("own", marks=pytest.mark.slow), None])
+@pytest.mark.parametrize("cache", ["shared", *(pytest.param(c, marks=pytest.mark.slow) for c in ("own", None))])
 def test_two_ranks_split_the_encoding_and_get_equal_embeddings(cache: str | None, sd3_folder: Path, tmp_path: Path):
     """Embeddings equal those of one process bit for bit; one of the two ranks encodes each prompt."""
     runs = {}

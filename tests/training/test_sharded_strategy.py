@@ -222,13 +222,13 @@ def test_all_processes_measure_the_kl_of_one(runs: Runs, name: str):
     assert one[-1][1] > 1e-3
 
 
-@pytest.mark.parametrize("name", ["stopped one", "stopped ddp 2", "stopped fsdp 2 full"])
+@pytest.mark.parametrize("name", ["stopped one", "stopped fsdp 2 full", *slow("stopped ddp 2")])
 def test_a_signal_stops_all_processes_with_a_checkpoint(runs: Runs, name: str):
     assert runs.ended(name) == {143}
     assert runs.stopped_at(name).is_dir() == ("fsdp" in name)
 
 
-@pytest.mark.parametrize(("name", "whole"), [("ddp 2", "ddp 2"), ("fsdp 2", "fsdp 2 full")])
+@pytest.mark.parametrize(("name", "whole"), [("fsdp 2", "fsdp 2 full"), *slow("ddp 2 = ddp 2")])
 def test_the_same_processes_go_on_within_an_update_bit_for_bit(runs: Runs, name: str, whole: str):
     resumed = f"{name} -> {name}" + (" full" if "full" in whole else "")
     assert runs.ended(resumed) == {0}

@@ -24,6 +24,7 @@ def trouble(folder: Path, model: Path, what: str | None, place: str = "", at: in
 
 
 CUT = "rank 1: RuntimeError: the wires are cut"
+MEMORY = "rank 1: OutOfMemoryError: CUDA out of memory"
 GONE = "rank 0: the prompt file is gone"
 
 
@@ -31,7 +32,7 @@ GONE = "rank 0: the prompt file is gone"
     ("what", "place", "at", "rank", "own", "heard"),
     [
         ("raise", "rollout", 3, 1, "and more lines", CUT),
-        ("memory", "batch", 2, 1, "CUDA out of memory", "rank 1: OutOfMemoryError: CUDA out of memory"),
+        pytest.param("memory", "batch", 2, 1, "CUDA out of memory", MEMORY, marks=pytest.mark.slow),
         ("user error", "setup", 0, 0, "guardlit fit: error: the prompt file is gone", GONE),
     ],
 )
@@ -90,7 +91,8 @@ def undisturbed(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.parametrize(
-    ("number", "place", "at", "rank"), [("SIGTERM", "validation", 0, 1), ("SIGUSR1", "batch", 5, 0)]
+    ("number", "place", "at", "rank"),
+    [("SIGTERM", "validation", 0, 1), pytest.param("SIGUSR1", "batch", 5, 0, marks=pytest.mark.slow)],
 )
 def test_a_signal_to_one_process_stops_both_and_the_resumed_run_is_the_undisturbed_one(
     undisturbed: Path, sd3_folder: Path, tmp_path: Path, number: str, place: str, at: int, rank: int
