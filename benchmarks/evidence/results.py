@@ -45,7 +45,7 @@ def collect(study: Study) -> Document:
         "cost": {stage: _cost(study.of(stage)) for stage in STAGES},
         "failed": study.failed,
         "calibration": [_calibration(trial, world.clipped) for trial in study.of("calibration")],
-        "sweep": _sweep(study.of("sweep"), world.target),
+        "sweep": _sweep(study.of("sweep"), world.compared),
         "final": _compared(finals),
         "conditions": {
             name: _compared([trial for trial in study.of("conditions") if trial.condition == name])
@@ -71,8 +71,8 @@ def _calibration(trial: Trial, fractions: Iterable[float]) -> Document:
     return {"objective": trial.method, "lr": trial.lr, "condition": trial.condition, "log_ratio": found}
 
 
-def _sweep(trials: Sequence[Trial], target: float) -> Document:
-    found = points(trials, target)
+def _sweep(trials: Sequence[Trial], compared: tuple[float, float]) -> Document:
+    found = points(trials, compared)
     return {name: {"points": [asdict(p) for p in ps], "choice": asdict(choose(ps))} for name, ps in found.items()}
 
 

@@ -1,9 +1,9 @@
 """Each objective's best point of the grid.
 
-The criterion is the mean gold Average over the proxies from the base's to the world's target, each at its first
-crossing: the frontier itself. A run that does not reach the target comes after all that do. The highest gold of a run
-would not do: where gold falls from the start, every run has it at the base. It is the same oracle for every objective.
-The point that the proxy alone would choose is recorded next to it.
+The criterion is the mean gold Average over the world's range of proxies, each at its first crossing: the frontier where
+over-optimization begins. A run that does not reach the end of the range comes after all that do. The highest gold of a
+run would not do: where gold falls from the start, every run has it at the base. It is the same oracle for every
+objective. The point that the proxy alone would choose is recorded next to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.evidence.trials import Trial
 from benchmarks.evidence.worlds import METHODS, Setting
 
 LEVELS = 50
-"""Proxies between the base's and the target, equally spaced."""
+"""Proxies of the range, equally spaced."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Point:
     Attributes:
         setting: where.
         clip_range: that clips the setting's fraction.
-        frontier: mean gold Average over the proxies up to the target; None if the run does not reach it.
+        frontier: mean gold Average over the range of proxies; None if the run does not reach its end.
         gold: highest gold Average of the run.
         gold_step: where it is reached.
         proxy: highest proxy of the run.
@@ -62,8 +62,8 @@ class Choice:
     at_edge: bool
 
 
-def points(trials: Iterable[Trial], target: float) -> dict[str, list[Point]]:
-    """The finished points of a sweep, by objective; `target` is the proxy up to which gold counts."""
+def points(trials: Iterable[Trial], compared: tuple[float, float]) -> dict[str, list[Point]]:
+    """The finished points of a sweep, by objective; gold counts between the proxies `compared`."""
     found: dict[str, list[Point]] = {}
     for trial in trials:
         if trial.setting is not None and trial.run.finished():
@@ -71,28 +71,28 @@ def points(trials: Iterable[Trial], target: float) -> dict[str, list[Point]]:
             gold, step = peak(curves, "average")
             proxy, _ = peak(curves, "proxy")
             last = float(curves["average"][-1]), float(curves["proxy"][-1])
-            mean = mean_gold(curves["proxy"], curves["average"], target)
+            mean = mean_gold(curves["proxy"], curves["average"], compared)
             found.setdefault(trial.method, []).append(
                 Point(trial.setting, float(trial.clip_range), mean, gold, step, proxy, *last)
             )
     return found
 
 
-def mean_gold(proxy: Array, gold: Array, target: float) -> float | None:
-    """Mean gold over the proxies from the first evaluation's to the target; None where that is not reached.
+def mean_gold(proxy: Array, gold: Array, compared: tuple[float, float]) -> float | None:
+    """Mean gold over a range of proxies; None where its end is not reached.
 
     Args:
         proxy: (T,) over evaluations.
         gold: (T,).
-        target: above the first proxy.
+        compared: the range, above the first proxy.
     """
-    levels = np.linspace(proxy[0], target, LEVELS)[None]
+    levels = np.linspace(*compared, LEVELS)[None]
     found = values_at(gold[None], first_crossing(proxy[None], levels))
     return None if np.isnan(found).any() else float(found.mean())
 
 
 def choose(candidates: Sequence[Point]) -> Choice:
-    """The best point of an objective; of equal ones the first, and of those without the target the highest proxy."""
+    """The best point of an objective; of equal ones the first, and of those below the range's end the highest proxy."""
     best = max(candidates, key=lambda p: (False, p.proxy) if p.frontier is None else (True, p.frontier))
     rates = {point.setting.lr for point in candidates}
     fractions = {point.setting.clipped for point in candidates}

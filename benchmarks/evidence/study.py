@@ -76,7 +76,7 @@ def _stages(study: Study) -> None:
     calibrated = study.stage(plan.calibrations(OBJECTIVES))
     ranges = ClipRanges(calibrated)
     swept = study.stage(plan.sweep(_calibrated(world, calibrated), ranges))
-    best = best_settings(points(swept, world.target))
+    best = best_settings(points(swept, world.compared))
     study.stage(plan.finals(best, ranges))
     if set(PAIR) <= best.keys():
         under = [plan.calibration(METHODS[m].objective, best[m].lr, c) for c in world.conditions for m in PAIR]

@@ -33,7 +33,7 @@ def ranges(world: Document) -> str:
 
 
 def sweep(world: Document) -> str:
-    """Mean gold at equal proxy, or in brackets the highest proxy where that is below the target, for the grid."""
+    """Mean gold at equal proxy for the grid; in brackets the highest proxy of a run that does not get that far."""
     fractions = world["plan"]["clipped"]
     rows = []
     for method, found in world["sweep"].items():

@@ -29,7 +29,7 @@ from guardlit.rounds.plan import RoundPlan, candidates  # noqa: E402
 
 SMALL = replace(
     DIGITS,
-    target=0.9,
+    compared=(0.7, 0.9),
     learning_rates=(1e-3, 2e-3),
     conditions=dict(list(DIGITS.conditions.items())[:2]),
     condition_seeds=(42, 43),
@@ -164,7 +164,7 @@ def test_the_highest_mean_gold_is_chosen_and_the_first_of_equal_ones():
     assert choose(grid).at_edge
 
 
-def test_a_run_that_misses_the_target_comes_after_all_that_do_not():
+def test_a_run_that_does_not_get_far_enough_comes_after_all_that_do_not():
     missed = [point(1e-3, 0.05, None, 0.7), point(1e-3, 0.2, None, 0.8)]
     assert choose([*missed, point(2e-3, 0.2, 0.5, 0.9)]).best.setting == Setting(2e-3, 0.2)
     assert choose(missed).best.setting == Setting(1e-3, 0.2)
@@ -173,10 +173,10 @@ def test_a_run_that_misses_the_target_comes_after_all_that_do_not():
 def test_mean_gold_is_taken_at_equal_proxy():
     proxy, gold = np.array([0.5, 0.7, 0.65, 0.9]), np.array([1.0, 1.2, 5.0, 1.0])
     # from 0.5 to 0.7 gold rises to 1.2; above, the first crossing lies between the last two evaluations
-    levels = np.linspace(0.5, 0.8, LEVELS)
+    levels = np.linspace(0.6, 0.8, LEVELS)
     expected = [1 + (x - 0.5) if x <= 0.7 else 5 - 4 * (x - 0.65) / 0.25 for x in levels]
-    assert mean_gold(proxy, gold, 0.8) == pytest.approx(np.mean(expected), abs=1e-12)
-    assert mean_gold(proxy, gold, 0.91) is None
+    assert mean_gold(proxy, gold, (0.6, 0.8)) == pytest.approx(np.mean(expected), abs=1e-12)
+    assert mean_gold(proxy, gold, (0.6, 0.91)) is None
 
 
 # the stages -----------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_a_table_shows_the_numbers_of_the_document(document: results.Document):
     assert "| 0.001 |" in tables.selection(document)
     (row,) = [line for line in tables.selection(document).splitlines() if line.startswith("| RatioNorm ")]
     assert row.split(" | ")[1:3] == ["0.002", "20%"]
-    assert row.split(" | ")[4:7] == ["1.125", "1.300", "32"]  # 1.075 up to 0.8, then 1.225
+    assert row.split(" | ")[4:7] == ["1.169", "1.300", "32"]  # 1.1125 from 0.7 to 0.8, then 1.225
     (row,) = [line for line in tables.drift(document).splitlines() if line.startswith("| GRPOGuard ")]
     assert row == "| GRPOGuard | 1.50 |"
 
