@@ -1,4 +1,4 @@
-"""The figures of docs/evidence.md: frontiers, and the training curves of the ablation (Fig. 7)."""
+"""The figures of docs/evidence.md: frontiers, training curves (Fig. 7), and ratios and gradients (Figs. 2 and 3)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardlit_callbacks.figures import Band, training_figure
+from guardlit_callbacks.figures import Band, gradient_figure, ratio_figure, training_figure
 from guardlit_callbacks.frontier import Curve, MethodPaths, curve, read_path
 from guardlit_callbacks.report.methods import Method
+from guardlit_callbacks.report.tables import PARTS
 
 from benchmarks.evidence.curves import logged
 from benchmarks.evidence.study import Study
@@ -49,7 +50,13 @@ def _figures(methods: Mapping[str, list[Trial]]) -> dict[str, Figure]:
 
     chosen = {name: [m for m in shown if m in methods] for name, shown in SHOWN.items()}
     found = {name: frontier_figure(_curves(methods, names)) for name, names in chosen.items()}
-    return found | {"training": training_figure(_panels(methods, chosen["frontier"]))}
+    found["training"] = training_figure(_panels(methods, chosen["frontier"]))
+    pair = [Method(name, tuple(map(logged, methods[name])), ()) for name in PAIR if name in methods]
+    found["ratio"] = ratio_figure({method.label: samples for method in pair if (samples := method.ratio_samples())})
+    found["gradient"] = gradient_figure(
+        {panel: {method.label: method.gradient(kind) for method in pair} for kind, panel in PARTS.items()}
+    )
+    return found
 
 
 def _curves(methods: Mapping[str, list[Trial]], names: Iterable[str]) -> dict[str, Curve]:
