@@ -46,9 +46,9 @@ def collect(study: Study) -> Document:
         "failed": study.failed,
         "calibration": [_calibration(trial, world.clipped) for trial in study.of("calibration")],
         "sweep": _sweep(study.of("sweep"), world.compared),
-        "final": _compared(finals),
+        "final": _compared(finals, world.levels),
         "conditions": {
-            name: _compared([trial for trial in study.of("conditions") if trial.condition == name])
+            name: _compared([trial for trial in study.of("conditions") if trial.condition == name], world.levels)
             for name in world.conditions
         },
     }
@@ -76,7 +76,7 @@ def _sweep(trials: Sequence[Trial], compared: tuple[float, float]) -> Document:
     return {name: {"points": [asdict(p) for p in ps], "choice": asdict(choose(ps))} for name, ps in found.items()}
 
 
-def _compared(trials: Sequence[Trial]) -> Document:
+def _compared(trials: Sequence[Trial], levels: Mapping[str, Sequence[float]]) -> Document:
     """Each method over its seeds, and the frontier of all that have a finished run."""
     methods: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -85,7 +85,7 @@ def _compared(trials: Sequence[Trial]) -> Document:
         MethodPaths(name, tuple(read_path(trial.run.parts(), f"seed {trial.seed}") for trial in own))
         for name, own in methods.items()
     ]
-    frontier = compare(paths, baseline=BASELINE) if BASELINE in methods else None
+    frontier = compare(paths, baseline=BASELINE, levels=levels) if BASELINE in methods else None
     return {
         "methods": {name: _method(name, own) for name, own in methods.items()},
         "frontier": None if frontier is None else as_json(frontier),

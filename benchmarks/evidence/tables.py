@@ -167,26 +167,29 @@ def drift(world: Document) -> str:
 
 
 def conditions(world: Document) -> str:
-    """The pair under each condition: the best gold, and the mean difference at equal proxy."""
+    """The pair under each condition: the best and the last gold, and the difference at an equal proxy."""
+    level = world["plan"]["compared"][1]
     rows = []
     for name, found in {"as configured": world["final"], **world["conditions"]}.items():
         frontier = found["frontier"]
         for method in [m for m in frontier["methods"] if m["label"] in PAIR] if frontier else []:
-            axes = frontier["axes"].get("proxy", {"means": []})
-            (mean,) = [row for row in axes["means"] if row["method"] == method["label"]] or [None]
+            levels = frontier["axes"].get("proxy", {"levels": []})["levels"]
+            (at,) = [row for row in levels if (row["level"], row["method"]) == (level, method["label"])] or [None]
             rows.append(
                 [
                     name,
                     method["label"],
                     estimate(method["best"]["scores"]["average"]),
                     f"{method['best']['step']:.0f}",
-                    estimate(method["last"]["scores"]["average"]),
                     number(method["last"]["proxy"]),
-                    estimate(mean["differences"].get("average") if mean else None, signed=True),
+                    estimate(method["last"]["scores"]["average"]),
+                    "-" if at is None or at["step"] is None else f"{at['step']:.0f}",
+                    estimate(at["scores"]["average"] if at else None),
+                    estimate(at["differences"].get("average") if at else None, signed=True),
                 ]
             )
-    header = ["condition", "method", "best gold Average", "at update", "last gold Average", "last proxy"]
-    return table([*header, "mean at equal proxy, minus Flow-GRPO"], rows)
+    header = ["condition", "method", "best gold", "at update", "last proxy", "last gold"]
+    return table([*header, f"proxy {level:g} at update", "gold there", "minus Flow-GRPO"], rows)
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:

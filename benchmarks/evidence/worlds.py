@@ -75,6 +75,7 @@ class World:
         calibration_rounds: rounds whose log ratios place the clip ranges.
         sweep_rounds: rounds at each point of the grid.
         compared: proxies between which the sweep compares gold: up to where gold falls, or has fallen, in a short run.
+        levels: of the tables of the final runs and the conditions, by axis of the frontier.
         sweep_seed: of calibration and sweep; none of the others.
         final_rounds: rounds at each method's best setting.
         seeds: of the final runs.
@@ -97,6 +98,7 @@ class World:
     calibration_rounds: int
     sweep_rounds: int
     compared: tuple[float, float]
+    levels: Mapping[str, tuple[float, ...]]
     sweep_seed: int
     final_rounds: int
     seeds: tuple[int, ...]
@@ -125,6 +127,7 @@ DIGITS = World(
     calibration_rounds=4,
     sweep_rounds=32,
     compared=(0.9, 0.95),
+    levels={"proxy": (0.8, 0.9, 0.95, 0.97, 0.98), "step": (80, 160, 320)},
     sweep_seed=7,
     final_rounds=80,
     seeds=(42, 43, 44),
@@ -153,6 +156,7 @@ WORDS = World(
     calibration_rounds=4,
     sweep_rounds=24,
     compared=(0.57, 0.62),
+    levels={"proxy": (0.58, 0.62, 0.66, 0.7), "step": (80, 160, 208)},
     sweep_seed=7,
     final_rounds=52,
     seeds=(42, 43, 44),
