@@ -50,11 +50,16 @@ class GuardlitCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's fit and validate, and guardlit's own methods of its Trainer."""
+        """Lightning's fit and validate, and guardlit's own methods of its Trainer: of them the one that is called.
+
+        A parser for each would take as much time as everything else before the model is loaded.
+        """
         own = {"model", "datamodule"}
         lightning = LightningCLI.subcommands()
         more = dict.fromkeys(("sample", "export", "evaluate", "ablate"), own)
-        return {"fit": lightning["fit"], "validate": lightning["validate"], **more}
+        commands = {"fit": lightning["fit"], "validate": lightning["validate"], **more}
+        called = sys.argv[1] if len(sys.argv) > 1 else ""
+        return {called: commands[called]} if called in commands else commands
 
     def add_default_arguments_to_parser(self, parser: Any) -> None:
         """One seed for everything, of the range that numpy accepts."""

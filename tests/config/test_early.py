@@ -14,7 +14,7 @@ from runs import guardlit
 import guardlit as gl
 from guardlit.cli import main
 from guardlit.commands.first_look import command
-from guardlit.commands.lightning_cli import parse
+from guardlit.commands.lightning_cli import GuardlitCLI, parse
 from guardlit.config.nearest import class_parser, keys_of
 from guardlit.config.parser import _subparsers
 from guardlit.config.static.early import COMMON, Early
@@ -27,8 +27,14 @@ COMMANDS = ("fit", "validate", "sample", "export", "evaluate", "ablate")
 
 @pytest.fixture(scope="module")
 def parsers() -> dict[str, ArgumentParser]:
-    """The parsers of LightningCLI's commands."""
-    return _subparsers(parse(["fit", "--config", str(TINY)])[0])
+    """The parsers of LightningCLI's commands, which it builds all without a command."""
+    built: list[ArgumentParser] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["guardlit"])
+        patch.setattr(GuardlitCLI, "parse_arguments", lambda self, parser, args: built.append(parser) or sys.exit())
+        with pytest.raises(SystemExit):
+            GuardlitCLI()
+    return _subparsers(built[0])
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["guardlit.commands.lightning_cli", "diffusers", "peft", "transformers", "troubles"])
+CONTEXT.set_forkserver_preload(
+    ["guardlit.commands.lightning_cli", "diffusers", "peft", "transformers", "troubles", "frozen"]
+)
 
 
 def _run(args: list[str], environment: dict[str, str], log: str) -> None:
