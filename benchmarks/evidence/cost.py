@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.evidence.selection import FINALISTS
 from benchmarks.evidence.worlds import METHODS, OBJECTIVES, PAIR, World
 
 KL_FACTOR = 1.25
@@ -35,6 +36,7 @@ def full(world: World) -> list[Cost]:
     return [
         _cost(world, "calibration", objectives * len(world.learning_rates) + conditions, world.calibration_rounds),
         _cost(world, "sweep", objectives * len(world.settings), world.sweep_rounds),
+        _cost(world, "runoff", objectives * FINALISTS * len(world.runoff_seeds), world.sweep_rounds),
         _cost(world, "final", methods * len(world.seeds), world.final_rounds, with_kl),
         _cost(world, "conditions", conditions * len(world.condition_seeds), world.condition_rounds),
     ]

@@ -18,7 +18,7 @@ from guardlit_callbacks.report.methods import Method, ratio_by_step
 
 from benchmarks.evidence.curves import logged
 from benchmarks.evidence.ranges import off_policy_sizes
-from benchmarks.evidence.selection import choose, points
+from benchmarks.evidence.selection import choose, finalists, points
 from benchmarks.evidence.study import Study
 from benchmarks.evidence.trials import Trial
 from benchmarks.evidence.worlds import METHODS, ROOT
@@ -28,7 +28,7 @@ DIGITS = 5
 """Significant ones of a number in the document."""
 LOGGED = re.compile(r"drift/\w+_ratio|kl/sqrt_from_base")
 """Scalars of each run that the document keeps."""
-STAGES = ("calibration", "sweep", "final", "conditions")
+STAGES = ("calibration", "sweep", "runoff", "final", "conditions")
 
 Document = dict[str, Any]
 
@@ -45,7 +45,7 @@ def collect(study: Study) -> Document:
         "cost": {stage: _cost(study.of(stage)) for stage in STAGES},
         "failed": study.failed,
         "calibration": [_calibration(trial, world.clipped) for trial in study.of("calibration")],
-        "sweep": _sweep(study.of("sweep"), world.compared),
+        "sweep": _sweep(study.of("sweep"), study.of("runoff"), world.compared),
         "final": _compared(finals, world.levels),
         "conditions": {
             name: _compared([trial for trial in study.of("conditions") if trial.condition == name], world.levels)
@@ -71,9 +71,15 @@ def _calibration(trial: Trial, fractions: Iterable[float]) -> Document:
     return {"objective": trial.method, "lr": trial.lr, "condition": trial.condition, "log_ratio": found}
 
 
-def _sweep(trials: Sequence[Trial], compared: tuple[float, float]) -> Document:
-    found = points(trials, compared)
-    return {name: {"points": [asdict(p) for p in ps], "choice": asdict(choose(ps))} for name, ps in found.items()}
+def _sweep(trials: Sequence[Trial], runoff: Sequence[Trial], compared: tuple[float, float]) -> Document:
+    """Each objective's grid; with the runoff also its finalists, as means over all seeds, and the choice among them."""
+    swept, found = points(trials, compared), {}
+    chosen, averaged = finalists(swept), points([*trials, *runoff], compared)
+    for name, grid in swept.items():
+        final = [point for point in averaged[name] if point.setting in chosen[name]] if runoff else []
+        choice = asdict(choose(final, grid)) if final else None
+        found[name] = {"points": [asdict(p) for p in grid], "finalists": [asdict(p) for p in final], "choice": choice}
+    return found
 
 
 def _compared(trials: Sequence[Trial], levels: Mapping[str, Sequence[float]]) -> Document:

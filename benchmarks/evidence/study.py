@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.evidence.ranges import ClipRanges
-from benchmarks.evidence.selection import best_settings, points
+from benchmarks.evidence.selection import best_settings, finalists, points
 from benchmarks.evidence.trials import Planner, Trial
 from benchmarks.evidence.worlds import METHODS, OBJECTIVES, PAIR, World
 from guardlit.ablation.pool import Pool
@@ -76,7 +76,9 @@ def _stages(study: Study) -> None:
     calibrated = study.stage(plan.calibrations(OBJECTIVES))
     ranges = ClipRanges(calibrated)
     swept = study.stage(plan.sweep(_calibrated(world, calibrated), ranges))
-    best = best_settings(points(swept, world.compared))
+    chosen = finalists(points(swept, world.compared))
+    ran = study.stage(plan.runoff(chosen, ranges))
+    best = best_settings(points([*swept, *ran], world.compared), chosen)
     study.stage(plan.finals(best, ranges))
     if set(PAIR) <= best.keys():
         under = [plan.calibration(METHODS[m].objective, best[m].lr, c) for c in world.conditions for m in PAIR]

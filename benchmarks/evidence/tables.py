@@ -49,26 +49,27 @@ def _point(found: Document) -> str:
 
 
 def selection(world: Document) -> str:
-    """The best setting of each objective, and the one that the proxy alone would choose."""
+    """The finalists of each objective, as means over all seeds, the best one first."""
     rows = []
     for method, found in world["sweep"].items():
-        best, proxy = found["choice"]["best"], found["choice"]["by_proxy"]["setting"]
-        setting = best["setting"]
-        rows.append(
-            [
-                method,
-                f"{setting['lr']:g}",
-                f"{setting['clipped']:.0%}",
-                f"{best['clip_range']:.1e}",
-                _point(best),
-                f"{best['gold']:.3f}",
-                str(best["gold_step"]),
-                "yes" if found["choice"]["at_edge"] else "no",
-                f"{proxy['lr']:g}, {proxy['clipped']:.0%}",
-            ]
-        )
-    header = ["objective", "learning rate", "clips", "clip range", "mean gold", "best gold", "at update"]
-    return table([*header, "edge of the grid", "by proxy alone"], rows)
+        best = found["choice"]["best"]["setting"]
+        for point in sorted(found["finalists"], key=lambda point: point["setting"] != best):
+            is_best = point["setting"] == best
+            rows.append(
+                [
+                    method if is_best else "",
+                    f"{point['setting']['lr']:g}",
+                    f"{point['setting']['clipped']:.0%}",
+                    f"{point['clip_range']:.1e}",
+                    str(point["seeds"]),
+                    f"**{_point(point)}**" if is_best else _point(point),
+                    f"{point['gold']:.3f}",
+                    f"{point['gold_step']:.0f}",
+                    {True: "yes", False: "no"}[found["choice"]["at_edge"]] if is_best else "",
+                ]
+            )
+    header = ["objective", "learning rate", "clips", "clip range", "seeds", "mean gold", "best gold", "at update"]
+    return table([*header, "edge of the grid"], rows)
 
 
 def at_levels(axis: str) -> Callable[[Document], str]:

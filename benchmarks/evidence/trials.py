@@ -22,7 +22,7 @@ class Trial:
     """One training.
 
     Attributes:
-        stage: `calibration`, `sweep`, `final` or `conditions`.
+        stage: `calibration`, `sweep`, `runoff`, `final` or `conditions`.
         method: of `METHODS`.
         setting: None in a calibration, which clips 20 % by `auto`.
         lr: learning rate.
@@ -75,6 +75,16 @@ class Planner:
             self._chosen("sweep", m, s, w.sweep_seed, w.sweep_rounds, "", ranges, Path("sweep", m, s.name))
             for s in w.settings
             for m in objectives
+        ]
+
+    def runoff(self, finalists: Mapping[str, Iterable[Setting]], ranges: Ranges) -> list[Trial]:
+        """The best points of each objective's grid with other seeds."""
+        w = self.world
+        return [
+            self._chosen("runoff", m, s, seed, w.sweep_rounds, "", ranges, Path("runoff", m, s.name, f"seed_{seed}"))
+            for seed in w.runoff_seeds
+            for m, settings in finalists.items()
+            for s in settings
         ]
 
     def finals(self, best: Mapping[str, Setting], ranges: Ranges) -> list[Trial]:

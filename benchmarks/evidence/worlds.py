@@ -77,6 +77,7 @@ class World:
         compared: proxies between which the sweep compares gold: up to where gold falls, or has fallen, in a short run.
         levels: of the tables of the final runs and the conditions, by axis of the frontier.
         sweep_seed: of calibration and sweep; none of the others.
+        runoff_seeds: with which each objective's two best settings of the sweep are trained again; none of the others.
         final_rounds: rounds at each method's best setting.
         seeds: of the final runs.
         condition_rounds: rounds under each condition.
@@ -100,6 +101,7 @@ class World:
     compared: tuple[float, float]
     levels: Mapping[str, tuple[float, ...]]
     sweep_seed: int
+    runoff_seeds: tuple[int, ...]
     final_rounds: int
     seeds: tuple[int, ...]
     condition_rounds: int
@@ -129,6 +131,7 @@ DIGITS = World(
     compared=(0.9, 0.95),
     levels={"proxy": (0.8, 0.9, 0.95, 0.97, 0.98), "step": (80, 160, 320)},
     sweep_seed=7,
+    runoff_seeds=(8, 9),
     final_rounds=80,
     seeds=(42, 43, 44),
     condition_rounds=48,
@@ -158,6 +161,7 @@ WORDS = World(
     compared=(0.57, 0.62),
     levels={"proxy": (0.58, 0.62, 0.66, 0.7), "step": (80, 160, 208)},
     sweep_seed=7,
+    runoff_seeds=(8,),
     final_rounds=52,
     seeds=(42, 43, 44),
     condition_rounds=32,

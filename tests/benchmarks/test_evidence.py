@@ -20,7 +20,7 @@ from evidence_runs import FakeTrainer  # noqa: E402
 
 from benchmarks.evidence import cost, page, results, tables  # noqa: E402
 from benchmarks.evidence.ranges import ClipRanges, off_policy_sizes  # noqa: E402
-from benchmarks.evidence.selection import LEVELS, Point, choose, mean_gold  # noqa: E402
+from benchmarks.evidence.selection import LEVELS, Point, choose, finalists, mean_gold  # noqa: E402
 from benchmarks.evidence.study import complete, shortened  # noqa: E402
 from benchmarks.evidence.trials import Planner, Trial  # noqa: E402
 from benchmarks.evidence.worlds import DIGITS, METHODS, PAIR, PUBLISHED_KL, WORLDS, Setting  # noqa: E402
@@ -44,7 +44,8 @@ NIGHT = 8 * 2 * 3600
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_the_plan_is_fair(world):
     assert {method.objective for method in METHODS.values()} == {preset.__name__ for preset in PRESETS}
-    assert world.sweep_seed not in {*world.seeds, *world.condition_seeds}
+    assert not {world.sweep_seed, *world.runoff_seeds} & {*world.seeds, *world.condition_seeds}
+    assert world.sweep_seed not in world.runoff_seeds
     assert len(world.seeds) >= 3
     assert len(world.conditions) >= 3
     assert world.final_rounds > 2 * world.sweep_rounds
@@ -151,23 +152,27 @@ def test_a_later_part_of_a_run_replaces_its_rounds(tmp_path: Path):
 
 
 def point(lr: float, clipped: float, frontier: float | None, proxy: float) -> Point:
-    return Point(Setting(lr, clipped), 1e-4, frontier, 1.0, 16, proxy, 1.0, proxy)
+    return Point(Setting(lr, clipped), 1e-4, 1, frontier, 1.0, 16, proxy, 1.0, proxy)
 
 
 def test_the_highest_mean_gold_is_chosen_and_the_first_of_equal_ones():
     grid = [point(lr, f, 1.0, 0.5) for lr in (1e-3, 2e-3, 4e-3) for f in (0.05, 0.2, 0.5)]
-    found = choose([*grid[:4], point(2e-3, 0.2, 1.2, 0.6), *grid[5:8], point(4e-3, 0.5, 1.1, 0.9)])
+    grid = [*grid[:4], point(2e-3, 0.2, 1.2, 0.6), *grid[5:8], point(4e-3, 0.5, 1.1, 0.9)]
+    assert finalists({"FlowGRPO": grid}) == {"FlowGRPO": [Setting(2e-3, 0.2), Setting(4e-3, 0.5)]}
+    found = choose(grid, grid)
     assert found.best.setting == Setting(2e-3, 0.2)
     assert found.by_proxy.setting == Setting(4e-3, 0.5)
     assert not found.at_edge
-    assert choose(grid).best.setting == Setting(1e-3, 0.05)
-    assert choose(grid).at_edge
+    assert choose(grid[:4], grid).best.setting == Setting(1e-3, 0.05)
+    assert choose(grid[:4], grid).at_edge
 
 
 def test_a_run_that_does_not_get_far_enough_comes_after_all_that_do_not():
     missed = [point(1e-3, 0.05, None, 0.7), point(1e-3, 0.2, None, 0.8)]
-    assert choose([*missed, point(2e-3, 0.2, 0.5, 0.9)]).best.setting == Setting(2e-3, 0.2)
-    assert choose(missed).best.setting == Setting(1e-3, 0.2)
+    far = point(2e-3, 0.2, 0.5, 0.9)
+    assert choose([*missed, far], missed).best.setting == Setting(2e-3, 0.2)
+    assert choose(missed, missed).best.setting == Setting(1e-3, 0.2)
+    assert finalists({"FlowGRPO": [*missed, far]}) == {"FlowGRPO": [Setting(2e-3, 0.2), Setting(1e-3, 0.2)]}
 
 
 def test_mean_gold_is_taken_at_equal_proxy():
@@ -215,6 +220,22 @@ def test_every_stage_follows_from_the_one_before_and_nothing_is_trained_twice(tm
     assert not complete(SMALL, tmp_path, None).complete  # reads only
     complete(SMALL, tmp_path, again)
     assert [trial.run.folder for trial in again.trained] == [removed]
+
+
+def test_a_setting_that_was_lucky_with_one_seed_is_not_chosen(tmp_path: Path, capsys):
+    lucky, second = Setting(1e-3, 0.05), Setting(2e-3, 0.5)
+
+    def peak(trial: Trial) -> float:
+        good = 1.3 if trial.seed == SMALL.sweep_seed else 1.1
+        return good if trial.setting == lucky else 1.25 if trial.setting == second else 1.2
+
+    study = complete(SMALL, tmp_path, FakeTrainer(peak))
+    assert {(t.setting, t.seed) for t in study.of("runoff")} == {(s, n) for s in (lucky, second) for n in (8, 9)}
+    assert {t.setting for t in study.of("final")} == {second}
+    sweep = results.collect(study)["sweep"]["FlowGRPO"]
+    assert [p["setting"]["lr"] for p in sweep["finalists"]] == [1e-3, 2e-3]
+    assert [p["seeds"] for p in sweep["finalists"]] == [3, 3]
+    assert sweep["choice"]["best"]["setting"] == {"lr": 2e-3, "clipped": 0.5}
 
 
 def test_a_failed_run_is_named_and_the_next_stages_do_without_it(tmp_path: Path, capsys):
@@ -286,7 +307,7 @@ def test_a_table_shows_the_numbers_of_the_document(document: results.Document):
     assert "| 0.001 |" in tables.selection(document)
     (row,) = [line for line in tables.selection(document).splitlines() if line.startswith("| RatioNorm ")]
     assert row.split(" | ")[1:3] == ["0.002", "20%"]
-    assert row.split(" | ")[4:7] == ["1.169", "1.300", "32"]  # 1.1125 from 0.7 to 0.8, then 1.225
+    assert row.split(" | ")[4:8] == ["3", "**1.169**", "1.300", "32"]  # 1.1125 from 0.7 to 0.8, then 1.225
     (row,) = [line for line in tables.drift(document).splitlines() if line.startswith("| GRPOGuard ")]
     assert row == "| GRPOGuard | 1.50 |"
 
