@@ -146,7 +146,7 @@ DIGITS = World(
     },
     short={"FlowGRPO": Setting(2e-3, 0.2), "GRPOGuard": Setting(1e-3, 0.2)},
     short_rounds=48,
-    round_seconds=4.0,
+    round_seconds=3.7,
     start_seconds=14.0,
 )
 
