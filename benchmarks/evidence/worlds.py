@@ -133,9 +133,9 @@ DIGITS = World(
     sweep_seed=7,
     runoff_seeds=(8, 9),
     final_rounds=80,
-    seeds=(42, 43, 44),
+    seeds=(44, 45, 46),
     condition_rounds=48,
-    condition_seeds=(42, 43),
+    condition_seeds=(44, 45),
     every=4,
     conditions={
         "updates_2": ("--data.updates_per_round", "2"),
@@ -163,9 +163,9 @@ WORDS = World(
     sweep_seed=7,
     runoff_seeds=(8,),
     final_rounds=52,
-    seeds=(42, 43, 44),
+    seeds=(44, 45, 46),
     condition_rounds=32,
-    condition_seeds=(42, 43),
+    condition_seeds=(44, 45),
     every=4,
     conditions={
         "updates_2": ("--data.updates_per_round", "2"),
