@@ -157,14 +157,14 @@ WORDS = World(
     learning_rates=(1.5e-3, 3e-3),
     clipped=(0.2, 0.5),  # narrowed by the digits: 5 % was never the best
     calibration_rounds=4,
-    sweep_rounds=24,
+    sweep_rounds=20,
     compared=(0.57, 0.62),
-    levels={"proxy": (0.58, 0.62, 0.66, 0.7), "step": (80, 160, 208)},
+    levels={"proxy": (0.58, 0.62, 0.66, 0.7), "step": (80, 176)},
     sweep_seed=7,
     runoff_seeds=(8,),
-    final_rounds=52,
+    final_rounds=44,
     seeds=(44, 45, 46),
-    condition_rounds=32,
+    condition_rounds=28,
     condition_seeds=(44, 45),
     every=4,
     conditions={
@@ -174,7 +174,7 @@ WORDS = World(
     },
     short={"FlowGRPO": Setting(2e-3, 0.2), "GRPOGuard": Setting(1e-3, 0.2)},
     short_rounds=40,
-    round_seconds=9.5,  # of an earlier build of the model, with evaluations more often
+    round_seconds=8.0,
     start_seconds=20.0,
     options=("--model.reward.init_args.workers", "1"),
 )
