@@ -4,8 +4,8 @@ The criterion is the mean gold Average over the world's range of proxies, each a
 over-optimization begins. A run that does not reach the end of the range comes after all that do. The highest gold of a
 run would not do: where gold falls from the start, every run has it at the base. It is the same oracle for every
 objective. A sweep of one seed finds good points, but among them the lucky one: so the two best of each objective are
-trained with other seeds, and the mean over all seeds decides. The point that the proxy alone would choose is recorded
-next to it.
+trained with other seeds, and the mean over all seeds decides; between equal ones, the lower learning rate. The point
+that the proxy alone would choose is recorded next to it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from benchmarks.evidence.worlds import METHODS, Setting
 
 FINALISTS = 2
 """Points of an objective's grid that are trained with other seeds."""
+EQUAL = 0.005
+"""Finalists whose mean gold differs by less count as equal: seeds differ by more."""
 LEVELS = 50
 """Proxies of the range, equally spaced."""
 
@@ -113,9 +115,16 @@ def finalists(found: Mapping[str, Sequence[Point]]) -> dict[str, list[Setting]]:
     return {objective: [point.setting for point in best[:FINALISTS]] for objective, best in ranked.items()}
 
 
-def choose(candidates: Sequence[Point], grid: Sequence[Point]) -> Choice:
-    """The best of the candidates, of equal ones the first; `grid` are the points of the sweep."""
+def _best(candidates: Sequence[Point]) -> Point:
+    """The best finalist; among equal ones that of the lowest learning rate, which is the most stable."""
     best = max(candidates, key=_merit)
+    equal = [p for p in candidates if best.frontier and p.frontier and best.frontier - p.frontier < EQUAL]
+    return min(equal, key=lambda point: point.setting.lr) if equal else best
+
+
+def choose(candidates: Sequence[Point], grid: Sequence[Point]) -> Choice:
+    """The best of the finalists `candidates`; `grid` are the points of the sweep."""
+    best = _best(candidates)
     rates = {point.setting.lr for point in grid}
     fractions = {point.setting.clipped for point in grid}
     at_edge = best.setting.lr in (min(rates), max(rates)) or best.setting.clipped in (min(fractions), max(fractions))
@@ -125,7 +134,7 @@ def choose(candidates: Sequence[Point], grid: Sequence[Point]) -> Choice:
 def best_settings(found: Mapping[str, Sequence[Point]], chosen: Mapping[str, Sequence[Setting]]) -> dict[str, Setting]:
     """The best setting of each method: that of its objective, of the finalists `chosen`."""
     best = {
-        objective: max((p for p in candidates if p.setting in chosen[objective]), key=_merit).setting
+        objective: _best([p for p in candidates if p.setting in chosen[objective]]).setting
         for objective, candidates in found.items()
     }
     return {name: best[method.objective] for name, method in METHODS.items() if method.objective in best}

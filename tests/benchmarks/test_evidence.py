@@ -163,6 +163,8 @@ def test_the_highest_mean_gold_is_chosen_and_the_first_of_equal_ones():
     assert found.best.setting == Setting(2e-3, 0.2)
     assert found.by_proxy.setting == Setting(4e-3, 0.5)
     assert not found.at_edge
+    equal = [point(4e-3, 0.5, 1.2, 0.9), point(2e-3, 0.5, 1.1951, 0.9), point(1e-3, 0.5, 1.1949, 0.9)]
+    assert choose(equal, grid).best.setting == Setting(2e-3, 0.5)
     assert choose(grid[:4], grid).best.setting == Setting(1e-3, 0.05)
     assert choose(grid[:4], grid).at_edge
 
