@@ -115,7 +115,7 @@ class Recorder(pl.Callback):
     def _seldom(self) -> dict[str, float]:
         gc.collect()
         heap = psutil.heap_info()
-        used, objects = heap.heap_used + heap.mmap_used, len(gc.get_objects())
+        used, objects = heap.heap_used + heap.mmap_used, len(gc.get_objects()) + gc.get_freeze_count()
         return {"heap_mb": used / 1e6, "objects": objects, "folder_mb": size_of(self._folder) / 1e6}
 
 
