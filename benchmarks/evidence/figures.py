@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from guardlit_callbacks.figures import Band, gradient_figure, ratio_figure, training_figure
 from guardlit_callbacks.frontier import Curve, MethodPaths, curve, read_path
 from guardlit_callbacks.report.methods import Method
@@ -39,17 +41,19 @@ def draw(study: Study, folder: Path) -> list[Path]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in _figures(methods).items():
+    for name, figure in _figures(methods, study.world.compared[0]).items():
         paths.append(folder / f"evidence_{study.world.name}_{name}.png")
         figure.savefig(paths[-1], dpi=RESOLUTION)
     return paths
 
 
-def _figures(methods: Mapping[str, list[Trial]]) -> dict[str, Figure]:
+def _figures(methods: Mapping[str, list[Trial]], detailed: float) -> dict[str, Figure]:
     from guardlit_callbacks.figures.frontier import frontier_figure
 
     chosen = {name: [m for m in shown if m in methods] for name, shown in SHOWN.items()}
-    found = {name: frontier_figure(_curves(methods, names)) for name, names in chosen.items()}
+    curves = {name: _curves(methods, names) for name, names in chosen.items()}
+    found = {name: frontier_figure(own) for name, own in curves.items()}
+    found["detail"] = _detail(curves["frontier"], detailed)
     found["training"] = training_figure(_panels(methods, chosen["frontier"]))
     pair = [Method(name, tuple(map(logged, methods[name])), ()) for name in PAIR if name in methods]
     found["ratio"] = ratio_figure({method.label: samples for method in pair if (samples := method.ratio_samples())})
@@ -57,6 +61,20 @@ def _figures(methods: Mapping[str, list[Trial]]) -> dict[str, Figure]:
         {panel: {method.label: method.gradient(kind) for method in pair} for kind, panel in PARTS.items()}
     )
     return found
+
+
+def _detail(curves: Mapping[str, Curve], low: float) -> Figure:
+    """The end of the frontier, from a proxy on."""
+    from guardlit_callbacks.figures.frontier import frontier_figure
+
+    figure = frontier_figure({name: replace(own, axes={"proxy": own.axes["proxy"]}) for name, own in curves.items()})
+    (axes,) = figure.axes
+    proxy = np.concatenate([own.axes["proxy"].ravel() for own in curves.values()])
+    gold = np.concatenate([own.gold.ravel() for own in curves.values()])[proxy >= low]
+    if gold.size:
+        axes.set_xlim(low, proxy.max() + 0.02 * (proxy.max() - low))
+        axes.set_ylim(gold.min() - 0.01, gold.max() + 0.01)
+    return figure
 
 
 def _curves(methods: Mapping[str, list[Trial]], names: Iterable[str]) -> dict[str, Curve]:

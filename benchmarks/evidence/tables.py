@@ -72,6 +72,22 @@ def selection(world: Document) -> str:
     return table([*header, "edge of the grid"], rows)
 
 
+def by_proxy(world: Document) -> str:
+    """The chosen point of each grid next to the one of the highest proxy, with the gold at the end of the sweep."""
+    rows = []
+    for method, found in world["sweep"].items():
+        best = found["choice"]["best"]["setting"]
+        (chosen,) = [point for point in found["points"] if point["setting"] == best]
+        rows.append([method, *_end(chosen), *_end(found["choice"]["by_proxy"])])
+    header = ["objective", "chosen", "highest proxy", "last gold", "of the highest proxy", "highest proxy", "last gold"]
+    return table(header, rows)
+
+
+def _end(point: Document) -> list[str]:
+    setting = point["setting"]
+    return [f"{setting['lr']:g}, {setting['clipped']:.0%}", number(point["proxy"]), number(point["last_gold"])]
+
+
 def at_levels(axis: str) -> Callable[[Document], str]:
     """Gold at equal values of an axis, and its difference from the baseline."""
 
@@ -213,6 +229,7 @@ TABLES: Mapping[str, Callable[[Document], str]] = {
     "ranges": ranges,
     "sweep": sweep,
     "selection": selection,
+    "by_proxy": by_proxy,
     "proxy": at_levels("proxy"),
     "sqrt_kl": at_levels("sqrt_kl"),
     "updates": at_levels("step"),

@@ -300,7 +300,7 @@ def test_every_table_is_rectangular_and_has_every_method(document: results.Docum
     lines = tables.TABLES[name](document).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) > 3
-    expected = {key: [p.__name__ for p in PRESETS] for key in ("ranges", "sweep", "selection")}
+    expected = {key: [p.__name__ for p in PRESETS] for key in ("ranges", "sweep", "selection", "by_proxy")}
     expected |= {"cost": ["sweep", "total"], "conditions": list(PAIR)}
     assert [word for word in expected.get(name, METHODS) if word not in "\n".join(lines)] == []
 
@@ -310,6 +310,8 @@ def test_a_table_shows_the_numbers_of_the_document(document: results.Document):
     (row,) = [line for line in tables.selection(document).splitlines() if line.startswith("| RatioNorm ")]
     assert row.split(" | ")[1:3] == ["0.002", "20%"]
     assert row.split(" | ")[4:8] == ["3", "**1.169**", "1.300", "32"]  # 1.1125 from 0.7 to 0.8, then 1.225
+    (row,) = [line for line in tables.by_proxy(document).splitlines() if line.startswith("| RatioNorm ")]
+    assert row == "| RatioNorm | 0.002, 20% | 0.902 | 1.250 | 0.002, 5% | 0.902 | 1.150 |"
     (row,) = [line for line in tables.drift(document).splitlines() if line.startswith("| GRPOGuard ")]
     assert row == "| GRPOGuard | 1.50 |"
 
