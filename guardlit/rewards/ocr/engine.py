@@ -27,10 +27,9 @@ from guardlit.rewards.outcome import Outcome
 
 MODELS = {
     "Det": "PP-OCRv6_det_small.onnx",
-    "Cls": "ch_ppocr_mobile_v2.0_cls_mobile.onnx",
     "Rec": "PP-OCRv6_rec_small.onnx",
 }
-"""Models that detect text, rotate it upright and recognize it: the files of rapidocr 3.10."""
+"""Models that detect and recognize text: the files of rapidocr 3.10."""
 
 _PACKAGES = ("onnxruntime", "rapidfuzz", "rapidocr")
 _TRIES = 2
@@ -207,7 +206,9 @@ def _engine(side: int) -> Any:
     cv2.setNumThreads(1)
     paths = {f"{part}.model_path": str(path) for part, path in _model_paths().items()}
     threads = {f"EngineConfig.onnxruntime.{kind}_op_num_threads": 1 for kind in ("intra", "inter")}
-    return RapidOCR(params={**paths, **threads, "Det.limit_side_len": side, "Global.log_level": "critical"})
+    # as Flow-GRPO reads (`use_angle_cls=False`): text that is upside down is not set upright first
+    settings = {"Global.use_cls": False, "Global.log_level": "critical", "Det.limit_side_len": side}
+    return RapidOCR(params={**paths, **threads, **settings})
 
 
 def _written(word: str) -> np.ndarray:
