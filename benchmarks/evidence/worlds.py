@@ -87,7 +87,8 @@ class World:
         options: of `guardlit fit` for every run, such as those that keep it on one core.
         short: setting of each method in the short version.
         short_rounds: rounds of the short version.
-        round_seconds: CPU seconds of a round with its part of the evaluations, from short runs.
+        round_seconds: CPU seconds of a round with its part of the evaluations and of the reward's subprocesses, from
+            short runs.
         start_seconds: CPU seconds until the first round, and of the first evaluation, from short runs.
     """
 
@@ -158,8 +159,8 @@ WORDS = World(
     clipped=(0.2, 0.5),  # the digits never chose 5 %
     calibration_rounds=4,
     sweep_rounds=20,
-    compared=(0.57, 0.62),
-    levels={"proxy": (0.58, 0.62, 0.66, 0.7), "step": (80, 176)},
+    compared=(0.58, 0.64),
+    levels={"proxy": (0.6, 0.64, 0.68, 0.72), "step": (80, 176)},
     sweep_seed=7,
     runoff_seeds=(8,),
     final_rounds=44,
@@ -174,9 +175,10 @@ WORDS = World(
     },
     short={"FlowGRPO": Setting(2e-3, 0.2), "GRPOGuard": Setting(1e-3, 0.2)},
     short_rounds=40,
-    round_seconds=8.0,
+    round_seconds=10.4,
     start_seconds=20.0,
-    options=("--model.reward.init_args.workers", "1"),
+    # two characters make a coarse proxy: twice as many validation images as configured
+    options=("--model.reward.init_args.workers", "1", "--data.val_images_per_prompt", "16"),
 )
 
 WORLDS = {world.name: world for world in (DIGITS, WORDS)}
