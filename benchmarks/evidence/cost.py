@@ -32,12 +32,15 @@ def full(world: World) -> list[Cost]:
     """The stages of the complete evidence."""
     objectives, methods = len(OBJECTIVES), len(METHODS)
     conditions = len(PAIR) * len(world.conditions)
-    with_kl = 1 + (KL_FACTOR - 1) * sum(bool(method.options) for method in METHODS.values()) / methods
+    penalized = sum(bool(method.options) for method in METHODS.values())
+    finals = penalized if world.full_sweep else methods
+    common = sum(map(len, world.common.values())) * len(world.seeds)
     return [
         _cost(world, "calibration", objectives * len(world.learning_rates) + conditions, world.calibration_rounds),
-        _cost(world, "sweep", objectives * len(world.settings), world.sweep_rounds),
+        _cost(world, "sweep", objectives * len(world.settings) * len(world.sweep_seeds), world.sweep_rounds),
         _cost(world, "runoff", objectives * FINALISTS * len(world.runoff_seeds), world.sweep_rounds),
-        _cost(world, "final", methods * len(world.seeds), world.final_rounds, with_kl),
+        _cost(world, "final", finals * len(world.seeds), world.final_rounds, 1 + (KL_FACTOR - 1) * penalized / finals),
+        _cost(world, "common", common, world.final_rounds),
         _cost(world, "conditions", conditions * len(world.condition_seeds), world.condition_rounds),
     ]
 

@@ -21,14 +21,14 @@ from benchmarks.evidence.ranges import off_policy_sizes
 from benchmarks.evidence.selection import choose, finalists, points
 from benchmarks.evidence.study import Study
 from benchmarks.evidence.trials import Trial
-from benchmarks.evidence.worlds import METHODS, ROOT
+from benchmarks.evidence.worlds import METHODS, ROOT, Setting
 
 BASELINE = "FlowGRPO"
 DIGITS = 5
 """Significant ones of a number in the document."""
 LOGGED = re.compile(r"drift/\w+_ratio|kl/sqrt_from_base")
 """Scalars of each run that the document keeps."""
-STAGES = ("calibration", "sweep", "runoff", "final", "conditions")
+STAGES = ("calibration", "sweep", "runoff", "final", "common", "conditions")
 
 Document = dict[str, Any]
 
@@ -42,11 +42,12 @@ def collect(study: Study) -> Document:
         "methods": {name: asdict(method) for name, method in METHODS.items()},
         "complete": study.complete,
         "machine": _machine(finals or study.of("calibration")),
-        "cost": {stage: _cost(study.of(stage)) for stage in STAGES},
+        "cost": _costs(study),
         "failed": study.failed,
         "calibration": [_calibration(trial, world.clipped) for trial in study.of("calibration")],
-        "sweep": _sweep(study.of("sweep"), study.of("runoff"), world.compared),
+        "sweep": _sweep(study),
         "final": _compared(finals, world.levels),
+        "common": _common(study),
         "conditions": {
             name: _compared([trial for trial in study.of("conditions") if trial.condition == name], world.levels)
             for name in world.conditions
@@ -60,9 +61,16 @@ def _machine(trials: Sequence[Trial]) -> Document:
     return {"platform": platform.platform(), "python": platform.python_version(), "versions": facts.get("versions", {})}
 
 
-def _cost(trials: Sequence[Trial]) -> Document:
-    seconds = sum(trial.run.cpu_seconds() for trial in trials)
-    return {"runs": len(trials), "rounds": sum(trial.rounds for trial in trials), "cpu_minutes": seconds / 60}
+def _costs(study: Study) -> Document:
+    """By stage; a run that two stages have counts in the first."""
+    found, seen = {}, set[Path]()
+    for stage in STAGES:
+        trials = [trial for trial in study.of(stage) if trial.run.folder not in seen]
+        seen |= {trial.run.folder for trial in trials}
+        seconds = sum(trial.run.cpu_seconds() for trial in trials)
+        rounds = sum(trial.rounds for trial in trials)
+        found[stage] = {"runs": len(trials), "rounds": rounds, "cpu_minutes": seconds / 60}
+    return found
 
 
 def _calibration(trial: Trial, fractions: Iterable[float]) -> Document:
@@ -71,14 +79,31 @@ def _calibration(trial: Trial, fractions: Iterable[float]) -> Document:
     return {"objective": trial.method, "lr": trial.lr, "condition": trial.condition, "log_ratio": found}
 
 
-def _sweep(trials: Sequence[Trial], runoff: Sequence[Trial], compared: tuple[float, float]) -> Document:
+def _sweep(study: Study) -> Document:
     """Each objective's grid; with the runoff also its finalists, as means over all seeds, and the choice among them."""
-    swept, found = points(trials, compared), {}
-    chosen, averaged = finalists(swept), points([*trials, *runoff], compared)
-    for name, grid in swept.items():
-        final = [point for point in averaged[name] if point.setting in chosen[name]] if runoff else []
+    compared, swept, runoff = study.world.compared, study.of("sweep"), study.of("runoff")
+    grids, found = points(swept, compared), {}
+    chosen, averaged = finalists(grids), points([*swept, *runoff], compared)
+    for name, grid in grids.items():
+        ran = runoff or not study.world.runoff_seeds
+        final = [point for point in averaged[name] if point.setting in chosen[name]] if ran else []
         choice = asdict(choose(final, grid)) if final else None
         found[name] = {"points": [asdict(p) for p in grid], "finalists": [asdict(p) for p in final], "choice": choice}
+    return found
+
+
+def _common(study: Study) -> list[Document]:
+    """The settings at which several objectives have full-length runs, and their comparison there."""
+    stages = ("final", "common", *(["sweep"] if study.world.full_sweep else []))
+    runs: dict[Setting, dict[Path, Trial]] = {}
+    for trial in (trial for stage in stages for trial in study.of(stage)):
+        if trial.setting and not METHODS[trial.method].options:
+            runs.setdefault(trial.setting, {})[trial.run.folder] = trial
+    shared = {setting: own for setting, own in sorted(runs.items()) if len({t.method for t in own.values()}) > 1}
+    found = []
+    for setting, own in shared.items():
+        trials = sorted(own.values(), key=lambda trial: tuple(METHODS).index(trial.method))
+        found.append({"setting": asdict(setting), **_compared(trials, study.world.levels)})
     return found
 
 

@@ -80,6 +80,7 @@ def _stages(study: Study) -> None:
     ran = study.stage(plan.runoff(chosen, ranges))
     best = best_settings(points([*swept, *ran], world.compared), chosen)
     study.stage(plan.finals(best, ranges))
+    study.stage(plan.common(best, ranges))
     if set(PAIR) <= best.keys():
         under = [plan.calibration(METHODS[m].objective, best[m].lr, c) for c in world.conditions for m in PAIR]
         study.stage(plan.conditions(best, ClipRanges([*calibrated, *study.stage(under)])))

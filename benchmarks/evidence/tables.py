@@ -183,6 +183,35 @@ def drift(world: Document) -> str:
     return table(["method", *(k.removeprefix("drift/").removesuffix("_ratio") for k in keys)], rows)
 
 
+def common(world: Document) -> str:
+    """Objectives at equal settings: gold at equal proxies, and the best and the last gold."""
+    low = world["plan"]["compared"][1]
+    levels = [level for level in world["plan"]["levels"]["proxy"] if level >= low]
+    rows = []
+    for found in world["common"]:
+        at = {(row["level"], row["method"]): row for row in found["frontier"]["axes"]["proxy"]["levels"]}
+        for method in found["frontier"]["methods"]:
+            there = [at[level, method["label"]] for level in levels]
+            rows.append(
+                [
+                    f"{found['setting']['lr']:g}, {found['setting']['clipped']:.0%}",
+                    method["label"],
+                    *(cell for row in there for cell in _against(row)),
+                    estimate(method["best"]["scores"]["average"], interval=False),
+                    estimate(method["last"]["scores"]["average"], interval=False),
+                ]
+            )
+    header = ["setting", "method", *(text for v in levels for text in (f"gold at {v:g}", "minus Flow-GRPO"))]
+    return table([*header, "best gold", "last gold"], rows)
+
+
+def _against(row: Document) -> list[str]:
+    return [
+        estimate(row["scores"]["average"], interval=False),
+        estimate(row["differences"].get("average"), signed=True),
+    ]
+
+
 def conditions(world: Document) -> str:
     """The pair under each condition: the best and the last gold, and the difference at an equal proxy."""
     level = world["plan"]["compared"][1]
@@ -237,6 +266,7 @@ TABLES: Mapping[str, Callable[[Document], str]] = {
     "best": best,
     "ratios": ratios,
     "drift": drift,
+    "common": common,
     "conditions": conditions,
 }
 """By the name that the page's markers have."""

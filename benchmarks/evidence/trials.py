@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from benchmarks.evidence.configuration import write_configurations
-from benchmarks.evidence.worlds import METHODS, PAIR, Setting, World
+from benchmarks.evidence.worlds import METHODS, OBJECTIVES, PAIR, Setting, World
 from guardlit.ablation.runs import Run, plan_run, preset_of
 
 Ranges = Callable[[str, float, float, str], float]
@@ -22,7 +22,7 @@ class Trial:
     """One training.
 
     Attributes:
-        stage: `calibration`, `sweep`, `runoff`, `final` or `conditions`.
+        stage: `calibration`, `sweep`, `runoff`, `final`, `common` or `conditions`.
         method: of `METHODS`.
         setting: None in a calibration, which clips 20 % by `auto`.
         lr: learning rate.
@@ -65,14 +65,15 @@ class Planner:
         w = self.world
         place = Path("calibration", condition or "base", objective, f"lr_{lr:g}")
         return self._trial(
-            "calibration", objective, None, lr, "auto", w.sweep_seed, w.calibration_rounds, condition, place
+            "calibration", objective, None, lr, "auto", w.sweep_seeds[0], w.calibration_rounds, condition, place
         )
 
     def sweep(self, objectives: Iterable[str], ranges: Ranges) -> list[Trial]:
         """Every point of each objective's grid."""
         w = self.world
         return [
-            self._chosen("sweep", m, s, w.sweep_seed, w.sweep_rounds, "", ranges, Path("sweep", m, s.name))
+            self._chosen("sweep", m, s, seed, w.sweep_rounds, "", ranges, Path("sweep", m, s.name, f"seed_{seed}"))
+            for seed in w.sweep_seeds
             for s in w.settings
             for m in objectives
         ]
@@ -88,12 +89,28 @@ class Planner:
         ]
 
     def finals(self, best: Mapping[str, Setting], ranges: Ranges) -> list[Trial]:
-        """Every seed of each method at its best setting."""
+        """Every seed of each method at its best setting; of a full sweep the runs that are there."""
         w = self.world
+
+        def place(method: str, setting: Setting) -> Path:
+            swept = w.full_sweep and method in OBJECTIVES
+            return Path("sweep", method, setting.name) if swept else Path("final", method)
+
         return [
-            self._chosen("final", m, s, seed, w.final_rounds, "", ranges, Path("final", m, f"seed_{seed}"))
+            self._chosen("final", m, s, seed, w.final_rounds, "", ranges, place(m, s) / f"seed_{seed}")
             for seed in w.seeds
             for m, s in best.items()
+        ]
+
+    def common(self, best: Mapping[str, Setting], ranges: Ranges) -> list[Trial]:
+        """Methods at settings that others have as their best, in addition to the final runs."""
+        w = self.world
+        return [
+            self._chosen("common", m, s, seed, w.final_rounds, "", ranges, Path("common", m, s.name, f"seed_{seed}"))
+            for seed in w.seeds
+            for m, settings in w.common.items()
+            for s in settings
+            if best.get(m) != s
         ]
 
     def conditions(self, best: Mapping[str, Setting], ranges: Ranges) -> list[Trial]:
@@ -115,7 +132,8 @@ class Planner:
 
     def _trial(self, stage: str, method: str, setting: Setting | None, lr: float, clip: float | str, seed: int,
                rounds: int, condition: str, place: Path) -> Trial:  # fmt: skip
-        config = self.paths[stage if stage in self.paths else "training"]
+        name = "final" if stage == "sweep" and self.world.full_sweep else stage
+        config = self.paths[name if name in self.paths else "training"]
         options = [
             *self.world.options,
             *METHODS[method].options,

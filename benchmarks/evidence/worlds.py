@@ -44,7 +44,7 @@ PAIR = ("FlowGRPO", "GRPOGuard")
 """What the conditions and the short version compare."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Setting:
     """A point of the grid.
 
@@ -73,13 +73,16 @@ class World:
         learning_rates: of the grid.
         clipped: of the grid, see `Setting`.
         calibration_rounds: rounds whose log ratios place the clip ranges.
-        sweep_rounds: rounds at each point of the grid.
+        sweep_rounds: rounds at each point of the grid. Where they are the final rounds, and the sweep's seeds the final
+            ones, the runs of the best points are the final runs.
         compared: proxies between which the sweep compares gold: up to where gold falls, or has fallen, in a short run.
         levels: of the tables of the final runs and the conditions, by axis of the frontier.
-        sweep_seed: of calibration and sweep; none of the others.
+        sweep_seeds: of the sweep; the first is that of calibrations.
         runoff_seeds: with which each objective's two best settings of the sweep are trained again; none of the others.
         final_rounds: rounds at each method's best setting.
         seeds: of the final runs.
+        common: method -> settings at which it is trained for the final rounds with the final seeds, in addition to its
+            best one, so that methods are compared at equal settings too.
         condition_rounds: rounds under each condition.
         condition_seeds: of those.
         every: rounds between evaluations.
@@ -101,10 +104,11 @@ class World:
     sweep_rounds: int
     compared: tuple[float, float]
     levels: Mapping[str, tuple[float, ...]]
-    sweep_seed: int
+    sweep_seeds: tuple[int, ...]
     runoff_seeds: tuple[int, ...]
     final_rounds: int
     seeds: tuple[int, ...]
+    common: Mapping[str, tuple[Setting, ...]]
     condition_rounds: int
     condition_seeds: tuple[int, ...]
     every: int
@@ -114,6 +118,11 @@ class World:
     round_seconds: float
     start_seconds: float
     options: tuple[str, ...] = ()
+
+    @property
+    def full_sweep(self) -> bool:
+        """Whether the sweep's runs are as long as the final ones, with the same seeds."""
+        return (self.sweep_rounds, self.sweep_seeds) == (self.final_rounds, self.seeds)
 
     @property
     def settings(self) -> list[Setting]:
@@ -131,10 +140,15 @@ DIGITS = World(
     sweep_rounds=32,
     compared=(0.9, 0.95),
     levels={"proxy": (0.8, 0.9, 0.95, 0.97, 0.98), "step": (80, 160, 320)},
-    sweep_seed=7,
+    sweep_seeds=(7,),
     runoff_seeds=(8, 9),
     final_rounds=80,
     seeds=(44, 45, 46),
+    common={
+        "FlowGRPO": (Setting(2e-3, 0.5), Setting(1e-3, 0.2)),
+        "GRPOGuard": (Setting(2e-3, 0.5), Setting(2e-3, 0.2)),
+        "MeanRevised": (Setting(2e-3, 0.5),),
+    },
     condition_rounds=48,
     condition_seeds=(44, 45),
     every=4,
@@ -156,15 +170,16 @@ WORDS = World(
     config=ROOT / "configs/tiny_words.yaml",
     gold=ROOT / "configs/gold_words.yaml",
     learning_rates=(1.5e-3, 3e-3),
-    clipped=(0.2, 0.5),  # the digits never chose 5 %
+    clipped=(0.5,),  # the digits' best for most objectives
     calibration_rounds=4,
-    sweep_rounds=20,
+    sweep_rounds=40,
     compared=(0.58, 0.64),
-    levels={"proxy": (0.6, 0.64, 0.68, 0.72), "step": (80, 176)},
-    sweep_seed=7,
-    runoff_seeds=(8,),
-    final_rounds=44,
+    levels={"proxy": (0.6, 0.64, 0.68, 0.72), "step": (80, 160)},
+    sweep_seeds=(44, 45, 46),
+    runoff_seeds=(),
+    final_rounds=40,
     seeds=(44, 45, 46),
+    common={},  # the sweep's runs are final ones
     condition_rounds=28,
     condition_seeds=(44, 45),
     every=4,

@@ -33,7 +33,10 @@ SMALL = replace(
     learning_rates=(1e-3, 2e-3),
     conditions=dict(list(DIGITS.conditions.items())[:2]),
     condition_seeds=(44, 45),
+    common={**dict.fromkeys(PAIR, (Setting(1e-3, 0.2),)), "RatioNorm": (Setting(1e-3, 0.5),)},
 )
+FULL = replace(SMALL, sweep_seeds=SMALL.seeds, sweep_rounds=SMALL.final_rounds, runoff_seeds=(), common={})
+"""A sweep whose runs are the final ones."""
 NIGHT = 8 * 2 * 3600
 """CPU seconds of a night on two cores, for all worlds."""
 
@@ -44,11 +47,12 @@ NIGHT = 8 * 2 * 3600
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_the_plan_is_fair(world):
     assert {method.objective for method in METHODS.values()} == {preset.__name__ for preset in PRESETS}
-    assert not {world.sweep_seed, *world.runoff_seeds} & {*world.seeds, *world.condition_seeds}
-    assert world.sweep_seed not in world.runoff_seeds
+    assert not {*world.runoff_seeds} & {*world.sweep_seeds, *world.seeds, *world.condition_seeds}
     assert len(world.seeds) >= 3
     assert len(world.conditions) >= 3
-    assert world.final_rounds > 2 * world.sweep_rounds
+    if not world.full_sweep:
+        assert not {*world.sweep_seeds} & {*world.seeds, *world.condition_seeds}
+        assert world.final_rounds > 2 * world.sweep_rounds
     assert set(world.short) == set(PAIR)
     assert all(rounds % world.every == 0 for rounds in (world.sweep_rounds, world.final_rounds, world.condition_rounds))
 
@@ -98,7 +102,7 @@ def test_the_commands_say_what_the_plan_says(tmp_path: Path, capsys):
     assert [s["model"]["optimizer"]["init_args"]["lr"] for s in found] == [1e-3, 2e-3, 2e-3, 1e-3, 2e-3]
     assert [s["model"]["kl"] is None for s in found] == [True, True, True, True, False]
     assert [s["model"]["sde"]["init_args"]["noise_level"] for s in found] == [0.7, 0.3, 0.3, 0.7, 0.7]
-    assert [s["seed_everything"] for s in found] == [DIGITS.sweep_seed, 44, 44, DIGITS.sweep_seed, 44]
+    assert [s["seed_everything"] for s in found] == [DIGITS.sweep_seeds[0], 44, 44, DIGITS.sweep_seeds[0], 44]
     of = DIGITS.sweep_rounds, DIGITS.condition_rounds, DIGITS.calibration_rounds, DIGITS.final_rounds
     assert [s["trainer"]["max_epochs"] for s in found] == [of[0], of[1], of[1], *of[2:]]
     assert [s["data"]["val"] is None for s in found] == [False, False, False, True, False]
@@ -224,11 +228,39 @@ def test_every_stage_follows_from_the_one_before_and_nothing_is_trained_twice(tm
     assert [trial.run.folder for trial in again.trained] == [removed]
 
 
+def test_methods_are_compared_at_equal_settings_too(tmp_path: Path, capsys):
+    study = complete(SMALL, tmp_path, FakeTrainer(peak))
+    found = results.collect(study)["common"]
+    methods = {tuple(f["setting"].values()): list(f["methods"]) for f in found}
+    assert methods == {(1e-3, 0.2): list(PAIR), (1e-3, 0.5): [m for m in METHODS if m != "FlowGRPO_KL"]}
+    assert all(len(m["seeds"]) == 3 for f in found for m in f["methods"].values())
+
+
+def test_the_best_runs_of_a_full_sweep_are_the_final_ones(tmp_path: Path, capsys):
+    trainer = FakeTrainer(peak)
+    study = complete(FULL, tmp_path, trainer)
+    assert study.complete
+    assert not {trial.stage for trial in trainer.trained} & {"runoff", "common"}
+    assert {trial.method for trial in trainer.trained if trial.stage == "final"} == {"FlowGRPO_KL"}
+    finals = study.of("final")
+    assert Counter(trial.method for trial in finals) == dict.fromkeys(METHODS, 3)
+    swept = {trial.run.folder for trial in study.of("sweep")}
+    assert {trial.method for trial in finals if trial.run.folder not in swept} == {"FlowGRPO_KL"}
+    found = results.collect(study)
+    assert len(found["common"]) == len(FULL.settings)
+    assert {f["choice"]["best"]["seeds"] for f in found["sweep"].values()} == {3}
+    planned = {stage.stage: stage.runs for stage in cost.full(FULL)}
+    assert {stage: c["runs"] for stage, c in found["cost"].items()} == planned
+    kept = yaml.safe_load(study.planner.paths["final"].read_text())
+    assert str(study.planner.paths["final"]) in study.of("sweep")[0].run.arguments
+    assert kept["trainer"]["callbacks"]
+
+
 def test_a_setting_that_was_lucky_with_one_seed_is_not_chosen(tmp_path: Path, capsys):
     lucky, second = Setting(1e-3, 0.05), Setting(2e-3, 0.5)
 
     def peak(trial: Trial) -> float:
-        good = 1.3 if trial.seed == SMALL.sweep_seed else 1.1
+        good = 1.3 if trial.seed in SMALL.sweep_seeds else 1.1
         return good if trial.setting == lucky else 1.25 if trial.setting == second else 1.2
 
     study = complete(SMALL, tmp_path, FakeTrainer(peak))
@@ -247,7 +279,7 @@ def test_a_failed_run_is_named_and_the_next_stages_do_without_it(tmp_path: Path,
 
     study = complete(SMALL, tmp_path, FakeTrainer(peak, fails))
     assert study.complete
-    place = "sweep/GRPOGuard/lr_0.001_clipped_0.5"
+    place = "sweep/GRPOGuard/lr_0.001_clipped_0.5/seed_7"
     assert study.failed == {place: "exit code 1", "calibration/base/TempFlowGRPO/lr_0.002": "exit code 1"}
     settings = {trial.method: trial.setting for trial in study.of("final")}
     assert settings["GRPOGuard"] != Setting(1e-3, 0.5)
@@ -300,7 +332,7 @@ def test_every_table_is_rectangular_and_has_every_method(document: results.Docum
     lines = tables.TABLES[name](document).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) > 3
-    expected = {key: [p.__name__ for p in PRESETS] for key in ("ranges", "sweep", "selection", "by_proxy")}
+    expected = {key: [p.__name__ for p in PRESETS] for key in ("ranges", "sweep", "selection", "by_proxy", "common")}
     expected |= {"cost": ["sweep", "total"], "conditions": list(PAIR)}
     assert [word for word in expected.get(name, METHODS) if word not in "\n".join(lines)] == []
 
