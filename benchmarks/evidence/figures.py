@@ -21,7 +21,7 @@ from benchmarks.evidence.worlds import METHODS, PAIR
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PANELS = {"proxy reward": ("proxy", "its own unit"), "gold Average": ("average", "1 = base")}
+PANELS = {"proxy reward": ("proxy", "reward (its own unit)"), "gold Average": ("average", "score / base score")}
 RESOLUTION = 150
 PENALIZED = tuple(name for name, method in METHODS.items() if method.options)
 SHOWN = {
@@ -64,17 +64,27 @@ def _figures(methods: Mapping[str, list[Trial]], detailed: float) -> dict[str, F
 
 
 def _detail(curves: Mapping[str, Curve], low: float) -> Figure:
-    """The end of the frontier, from a proxy on."""
+    """The end of the frontier, from a proxy on: every evaluation marked, bands of the pair alone."""
     from guardlit_callbacks.figures.frontier import frontier_figure
 
-    figure = frontier_figure({name: replace(own, axes={"proxy": own.axes["proxy"]}) for name, own in curves.items()})
+    figure = frontier_figure({name: _shown(own, band=name in PAIR) for name, own in curves.items()})
     (axes,) = figure.axes
+    for line in axes.lines:
+        line.set_markevery(None)
     proxy = np.concatenate([own.axes["proxy"].ravel() for own in curves.values()])
     gold = np.concatenate([own.gold.ravel() for own in curves.values()])[proxy >= low]
     if gold.size:
         axes.set_xlim(low, proxy.max() + 0.02 * (proxy.max() - low))
         axes.set_ylim(gold.min() - 0.01, gold.max() + 0.01)
     return figure
+
+
+def _shown(curve: Curve, band: bool) -> Curve:
+    """A curve against proxy; without a band its mean over seeds."""
+    proxy, gold = curve.axes["proxy"], curve.gold
+    if not band:
+        proxy, gold = proxy.mean(axis=0, keepdims=True), gold.mean(axis=0, keepdims=True)
+    return replace(curve, gold=gold, axes={"proxy": proxy})
 
 
 def _curves(methods: Mapping[str, list[Trial]], names: Iterable[str]) -> dict[str, Curve]:

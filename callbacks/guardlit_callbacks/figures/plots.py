@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 
+MARKED = 0.2
+"""Distance of a training curve's markers, as a fraction of the figure's diagonal."""
+
+
 @dataclass(frozen=True)
 class RatioSamples:
     """The log ratios of one round.
@@ -81,7 +85,8 @@ def ratio_figure(panels: Mapping[str, RatioSamples], *, title: str = "") -> Figu
     Each ridge is a histogram within 3.5 standard deviations, scaled to its own peak, without ratios of exactly 1 (those
     of a round's first update). The dot is the mean of all, the number at the right that mean in standard deviations.
     Bars show the fraction of samples clipped below (left) and above (right) the range. Dashed lines are the ends of the
-    clip range, or bands where it changed. A panel says how wide its axis is compared with the first panel's.
+    clip range, or bands where it changed. A panel says how wide its axis is compared with the first panel's; the bars
+    of all panels have one scale.
 
     Args:
         panels: panel title -> samples.
@@ -91,7 +96,7 @@ def ratio_figure(panels: Mapping[str, RatioSamples], *, title: str = "") -> Figu
     widths = [w for samples in panels.values() for w in ((3.4, 1.4) if samples.clipped is not None else (3.4,))]
     margins = Margins(left=0.6, between=0.12, bottom=0.7, top=0.5)
     figure, grid = axes_grid(widths, [0.42 * len(steps) + 0.5], margins, title)
-    axes, first = iter(grid[0]), 0.0
+    axes, first, bars = iter(grid[0]), 0.0, []
     for index, (name, samples) in enumerate(panels.items()):
         ridges = next(axes)
         limit = plot_ridges(ridges, samples.step, samples.log_ratio, steps, samples.clip_range)
@@ -102,7 +107,11 @@ def ratio_figure(panels: Mapping[str, RatioSamples], *, title: str = "") -> Figu
             ridges.set_ylabel("denoising step (0 = most noise)")
             ridges.set_yticks(range(len(steps)), [str(t) for t in steps])
         if samples.clipped is not None:
-            plot_clip_fractions(next(axes), samples.step, samples.log_ratio, samples.clipped, steps)
+            bars.append(next(axes))
+            plot_clip_fractions(bars[-1], samples.step, samples.log_ratio, samples.clipped, steps)
+    widest = max((limit for bar in bars for limit in bar.get_xlim()), default=0.0)
+    for bar in bars:
+        bar.set_xlim(-widest, widest)
     return figure
 
 
@@ -152,7 +161,8 @@ def training_figure(
 
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    colors = dict(zip(dict.fromkeys(name for _, curves in panels.values() for name in curves), PALETTE, strict=False))
+    names = dict.fromkeys(name for _, curves in panels.values() for name in curves)
+    colors, markers = (dict(zip(names, looks, strict=False)) for looks in (PALETTE, MARKERS))
     width = 2.6 if columns > 1 else 5.7
     in_legend = legend_columns(list(colors), columns * (width + 0.85))
     margins = Margins(left=0.85, between=0.85, below=0.85, bottom=0.6 + LEGEND_LINE * -(-len(colors) // in_legend))
@@ -163,9 +173,8 @@ def training_figure(
         for label, curve in curves.items():
             if curve.runs > 1:
                 axes.fill_between(curve.step, curve.low, curve.high, color=colors[label], alpha=0.2, lw=0)
-            marker = "o" if curve.step.size == 1 else None
-            style: dict[str, Any] = {"color": colors[label], "lw": 1.3, "marker": marker, "ms": 4, "label": label}
-            (lines[label],) = axes.plot(curve.step, curve.mean, **style)
+            style: dict[str, Any] = {"color": colors[label], "lw": 1.3, "marker": markers[label], "ms": 4, "mew": 0}
+            (lines[label],) = axes.plot(curve.step, curve.mean, **style, markevery=MARKED, label=label)
         if least_change:
             firsts = np.array([curve.mean[0] for curve in curves.values()])
             axes.update_datalim(

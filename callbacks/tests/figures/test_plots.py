@@ -67,6 +67,13 @@ def test_ratio_figure_shows_each_steps_mean_over_std_and_clip_fractions():
     )
 
 
+def test_clip_fractions_of_all_panels_have_one_scale():
+    few = RatioSamples(samples().step, samples().log_ratio, np.zeros(samples().step.size, bool))
+    _, bars, _, other = ratio_figure({"a": samples(), "b": few}).axes
+    assert bars.get_xlim() == other.get_xlim()
+    assert bars.get_xlim()[1] >= max(abs(bar.get_width()) for bar in bars.patches)
+
+
 def test_ratio_figure_of_a_first_update_where_every_ratio_is_one():
     drawn(ratio_figure({"objective": RatioSamples(np.arange(3), np.zeros(3), np.zeros(3, bool))}))
 
@@ -109,12 +116,14 @@ def figures_of(n):
             yield training_figure(dict.fromkeys(keys, ("largest abs(mean) / std", bands)), title=title)
 
 
-def test_a_curve_of_one_point_is_visible():
+def test_training_curves_are_told_apart_without_color_and_one_point_is_visible():
     def curve(*values):
         return Band(np.arange(len(values)), *[np.array(values)] * 3)
 
-    figure = training_figure({"a": ("reward", {"m": curve(0.5)}), "b": ("reward", {"m": curve(0.5, 0.6)})})
-    assert [axes.lines[0].get_marker() for axes in figure.axes[:2]] == ["o", "None"]
+    figure = training_figure({"a": ("reward", {"m": curve(0.5), "n": curve(0.5, 0.6)}), "b": ("", {"n": curve(0.5)})})
+    first, second = figure.axes[:2]
+    assert [line.get_marker() for line in first.lines] == ["o", "s"]
+    assert [line.get_marker() for line in second.lines] == ["s"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 6])
