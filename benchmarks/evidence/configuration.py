@@ -31,11 +31,11 @@ NEWEST = {"class_path": "guardlit.training.round_checkpoint.RoundCheckpoint", "i
 REPLACED = ("KLFromBase", "ModelCheckpoint", "RoundCheckpoint")
 """Callbacks that every configuration has once, with these settings."""
 EVALUATED = "evaluated_{step}"
-"""Name of the final runs' checkpoints, one for each evaluation: the pictures are drawn from them."""
+"""Name of the checkpoints of full-length runs, one for each evaluation: the pictures are drawn from them."""
 
 
 def write_configurations(world: World, folder: Path) -> dict[str, Path]:
-    """Write `calibration.yaml`, `training.yaml` and `final.yaml`, and return them by name."""
+    """Write `calibration.yaml`, `training.yaml` and `settings.yaml`, and return them by name."""
     folder.mkdir(parents=True, exist_ok=True)
     callbacks = yaml.safe_load(world.config.read_text(encoding="utf-8"))["trainer"]["callbacks"]
     trainer = {"logger": False, "enable_progress_bar": False}  # `metrics.csv` is always written
@@ -48,7 +48,7 @@ def write_configurations(world: World, folder: Path) -> dict[str, Path]:
             "trainer": {**trainer, "callbacks": [_changed(c) for c in callbacks if _name(c) in CALIBRATION]},
         },
         "training": {"trainer": {**often, "callbacks": [*measured, BEST, NEWEST]}},
-        "final": {"trainer": {**often, "callbacks": [*measured, _evaluated(world.every), NEWEST]}},
+        "settings": {"trainer": {**often, "callbacks": [*measured, _evaluated(world.every), NEWEST]}},
     }
     paths = {name: folder / f"{name}.yaml" for name in documents}
     for name, path in paths.items():

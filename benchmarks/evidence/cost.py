@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.evidence.selection import FINALISTS
 from benchmarks.evidence.worlds import METHODS, OBJECTIVES, PAIR, World
 
 KL_FACTOR = 1.25
@@ -30,17 +29,15 @@ class Cost:
 
 def full(world: World) -> list[Cost]:
     """The stages of the complete evidence."""
-    objectives, methods = len(OBJECTIVES), len(METHODS)
     conditions = len(PAIR) * len(world.conditions)
-    penalized = sum(bool(method.options) for method in METHODS.values())
-    finals = penalized if world.full_sweep else methods
-    common = sum(map(len, world.common.values())) * len(world.seeds)
+    calibrations = sum(len(world.learning_rates(name)) for name in OBJECTIVES)
+    sweep = len(OBJECTIVES) * len(world.sweep.settings) if world.sweep else 0
+    runs = {name: len(own) * len(world.seeds) for name, own in world.settings.items()}
+    penalized = sum(count for name, count in runs.items() if METHODS[name].options) / sum(runs.values())
     return [
-        _cost(world, "calibration", objectives * len(world.learning_rates) + conditions, world.calibration_rounds),
-        _cost(world, "sweep", objectives * len(world.settings) * len(world.sweep_seeds), world.sweep_rounds),
-        _cost(world, "runoff", objectives * FINALISTS * len(world.runoff_seeds), world.sweep_rounds),
-        _cost(world, "final", finals * len(world.seeds), world.final_rounds, 1 + (KL_FACTOR - 1) * penalized / finals),
-        _cost(world, "common", common, world.final_rounds),
+        _cost(world, "calibration", calibrations + conditions, world.calibration_rounds),
+        _cost(world, "sweep", sweep, world.sweep.rounds if world.sweep else 0),
+        _cost(world, "settings", sum(runs.values()), world.rounds, 1 + (KL_FACTOR - 1) * penalized),
         _cost(world, "conditions", conditions * len(world.condition_seeds), world.condition_rounds),
     ]
 
@@ -49,7 +46,7 @@ def short(world: World) -> list[Cost]:
     """The stages of the short version."""
     return [
         _cost(world, "calibration", len(PAIR), world.calibration_rounds),
-        _cost(world, "final", len(PAIR), world.short_rounds),
+        _cost(world, "settings", len(PAIR), world.short_rounds),
     ]
 
 
@@ -65,8 +62,6 @@ def describe(world: World, costs: list[Cost], jobs: int) -> str:
     rows.append(("total", str(sum(c.runs for c in costs)), str(sum(c.rounds for c in costs)), f"{total / 60:.0f}"))
     lines = [f"{stage:<12}{runs:>6}{rounds:>8}{minutes:>13}" for stage, runs, rounds, minutes in rows]
     head = f"{world.name:<12}{'runs':>6}{'rounds':>8}{'CPU minutes':>13}"
-    grid = ", ".join(f"{lr:g}" for lr in world.learning_rates), ", ".join(f"{f:g}" for f in world.clipped)
     minutes = total / 60 / jobs
     duration = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.0f} minutes"
-    settings = f"learning rates {grid[0]}; clipped fractions {grid[1]}"
-    return "\n".join([head, *lines, settings, f"{duration} with {jobs} jobs on {jobs} idle cores"])
+    return "\n".join([head, *lines, f"{duration} with {jobs} jobs on {jobs} idle cores"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,37 +24,32 @@ if TYPE_CHECKING:
 PANELS = {"proxy reward": ("proxy", "reward (its own unit)"), "gold Average": ("average", "score / base score")}
 RESOLUTION = 150
 PENALIZED = tuple(name for name, method in METHODS.items() if method.options)
-SHOWN = {
-    "frontier": tuple(name for name in METHODS if name not in PENALIZED),
-    "kl": (*PAIR, *PENALIZED),
-}
-"""The methods of each frontier: the rows of Table 2, and Flow-GRPO with and without its penalty."""
 
 
 def draw(study: Study, folder: Path) -> list[Path]:
-    """Draw what the final runs show, and return the files; none without final runs."""
-    methods: dict[str, list[Trial]] = {name: [] for name in METHODS}
-    for trial in study.of("final"):
-        methods[trial.method].append(trial)
-    methods = {name: own for name, own in methods.items() if own}
-    if not methods:
-        return []
+    """Draw what the full-length runs show, and return the files; none without such runs."""
+    figures = _figures(study)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in _figures(methods, study.world.compared[0]).items():
-        paths.append(folder / f"evidence_{study.world.name}_{name}.png")
-        figure.savefig(paths[-1], dpi=RESOLUTION)
-    return paths
+    paths = {name: folder / f"evidence_{study.world.name}_{name}.png" for name in figures}
+    for name, figure in figures.items():
+        figure.savefig(paths[name], dpi=RESOLUTION)
+    return list(paths.values())
 
 
-def _figures(methods: Mapping[str, list[Trial]], detailed: float) -> dict[str, Figure]:
+def _figures(study: Study) -> dict[str, Figure]:
     from guardlit_callbacks.figures.frontier import frontier_figure
 
-    chosen = {name: [m for m in shown if m in methods] for name, shown in SHOWN.items()}
-    curves = {name: _curves(methods, names) for name, names in chosen.items()}
-    found = {name: frontier_figure(own) for name, own in curves.items()}
-    found["detail"] = _detail(curves["frontier"], detailed)
-    found["training"] = training_figure(_panels(methods, chosen["frontier"]))
+    world = study.world
+    methods = {name: own for name, own in study.at(world.reference).items() if name not in PENALIZED}
+    if not methods:
+        return {}
+    curves = _curves(methods)
+    found = {"frontier": frontier_figure(curves), "detail": _detail(curves, world.compared[0], bands=PAIR)}
+    if others := _of_the_pair(study):
+        found["settings"] = _detail(_curves(others), world.compared[0])
+    if penalized := _with_penalty(study):
+        found["kl"] = frontier_figure(_curves(penalized))
+    found["training"] = training_figure(_panels(methods))
     pair = [Method(name, tuple(map(logged, methods[name])), ()) for name in PAIR if name in methods]
     found["ratio"] = ratio_figure({method.label: samples for method in pair if (samples := method.ratio_samples())})
     found["gradient"] = gradient_figure(
@@ -63,11 +58,28 @@ def _figures(methods: Mapping[str, list[Trial]], detailed: float) -> dict[str, F
     return found
 
 
-def _detail(curves: Mapping[str, Curve], low: float) -> Figure:
-    """The end of the frontier, from a proxy on: every evaluation marked, bands of the pair alone."""
+def _of_the_pair(study: Study) -> dict[str, list[Trial]]:
+    """The pair's trials at each of its settings, by a label for both; none where they have one setting."""
+    settings = study.world.settings[PAIR[0]]
+    labels = {
+        f"{name}, {setting.lr:g}, {setting.clipped:.0%}": (name, setting) for setting in settings for name in PAIR
+    }
+    found = {label: study.at(setting).get(name, []) for label, (name, setting) in labels.items()}
+    return {label: own for label, own in found.items() if own} if len(settings) > 1 else {}
+
+
+def _with_penalty(study: Study) -> dict[str, list[Trial]]:
+    """The pair's trials and those of Flow-GRPO with its penalty, at the setting of that; none without the last."""
+    (name,) = PENALIZED
+    there = study.at(study.world.settings[name][0])
+    return {own: there[own] for own in (*PAIR, name) if own in there} if name in there else {}
+
+
+def _detail(curves: Mapping[str, Curve], low: float, bands: Collection[str] = ()) -> Figure:
+    """The end of the frontier, from a proxy on: every evaluation marked, and the bands of some methods."""
     from guardlit_callbacks.figures.frontier import frontier_figure
 
-    figure = frontier_figure({name: _shown(own, band=name in PAIR) for name, own in curves.items()})
+    figure = frontier_figure({name: _shown(own, band=name in bands) for name, own in curves.items()})
     (axes,) = figure.axes
     for line in axes.lines:
         line.set_markevery(None)
@@ -87,16 +99,16 @@ def _shown(curve: Curve, band: bool) -> Curve:
     return replace(curve, gold=gold, axes={"proxy": proxy})
 
 
-def _curves(methods: Mapping[str, list[Trial]], names: Iterable[str]) -> dict[str, Curve]:
+def _curves(methods: Mapping[str, list[Trial]]) -> dict[str, Curve]:
     paths = {
-        name: MethodPaths(name, tuple(read_path(t.run.parts(), f"seed {t.seed}") for t in methods[name]))
-        for name in names
+        name: MethodPaths(name, tuple(read_path(t.run.parts(), f"seed {t.seed}") for t in own))
+        for name, own in methods.items()
     }
     return {name: found for name, own in paths.items() if (found := curve(own))}
 
 
-def _panels(methods: Mapping[str, list[Trial]], names: Iterable[str]) -> dict[str, tuple[str, dict[str, Band]]]:
-    found = {name: Method(name, tuple(map(logged, methods[name])), ()) for name in names}
+def _panels(methods: Mapping[str, list[Trial]]) -> dict[str, tuple[str, dict[str, Band]]]:
+    found = {name: Method(name, tuple(map(logged, own)), ()) for name, own in methods.items()}
     panels = {
         title: (unit, {name: band for name, method in found.items() if (band := method.gold(column))})
         for title, (column, unit) in PANELS.items()

@@ -69,7 +69,8 @@ class Image:
 def draw(study: Study, folder: Path) -> list[Path]:
     """Draw the pair's images and return the files; none while a run or its checkpoints are missing."""
     world = study.world
-    trials = {t.method: t for t in study.of("final") if t.method in PAIR and t.seed == world.seeds[0]}
+    at_reference = (trial for own in study.at(world.reference).values() for trial in own)
+    trials = {t.method: t for t in at_reference if t.method in PAIR and t.seed == world.seeds[0]}
     found = [moments(trials[method]) for method in PAIR if method in trials]
     if len(found) < len(PAIR) or any(own[-1].checkpoint is None for own in found):
         return []

@@ -1,6 +1,6 @@
 """Clip ranges by the fraction of the transitions that they clip.
 
-The log ratios of the six objectives differ by orders of magnitude, so that no grid of numbers is fair to all. The
+The log ratios of the six objectives differ several-fold, so that no grid of numbers is fair to all. The
 fraction of the off-policy transitions that a range clips means the same for each. It is measured for each objective and
 learning rate in a short run, and the range is then fixed, as in the paper.
 """

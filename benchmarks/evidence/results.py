@@ -17,41 +17,37 @@ from guardlit_callbacks.report.data import Run as Logged
 from guardlit_callbacks.report.methods import Method, ratio_by_step
 
 from benchmarks.evidence.curves import logged
+from benchmarks.evidence.points import mean_gold, points
 from benchmarks.evidence.ranges import off_policy_sizes
-from benchmarks.evidence.selection import choose, finalists, points
 from benchmarks.evidence.study import Study
 from benchmarks.evidence.trials import Trial
-from benchmarks.evidence.worlds import METHODS, ROOT, Setting
+from benchmarks.evidence.worlds import METHODS, ROOT, World
 
 BASELINE = "FlowGRPO"
 DIGITS = 5
 """Significant ones of a number in the document."""
 LOGGED = re.compile(r"drift/\w+_ratio|kl/sqrt_from_base")
 """Scalars of each run that the document keeps."""
-STAGES = ("calibration", "sweep", "runoff", "final", "common", "conditions")
+STAGES = ("calibration", "sweep", "settings", "conditions")
 
 Document = dict[str, Any]
 
 
 def collect(study: Study) -> Document:
     """The document of a world: its stages so far."""
-    world, finals = study.world, study.of("final")
+    world = study.world
     document = {
         "config": str(world.config.relative_to(ROOT)),
-        "plan": {key: value for key, value in asdict(world).items() if key not in ("name", "config", "gold", "short")},
+        "plan": {key: value for key, value in asdict(world).items() if key not in ("name", "config", "gold")},
         "methods": {name: asdict(method) for name, method in METHODS.items()},
         "complete": study.complete,
-        "machine": _machine(finals or study.of("calibration")),
-        "cost": _costs(study),
+        "machine": _machine(study.of("settings") or study.of("calibration")),
+        "cost": {stage: _cost(study.of(stage)) for stage in STAGES},
         "failed": study.failed,
         "calibration": [_calibration(trial, world.clipped) for trial in study.of("calibration")],
         "sweep": _sweep(study),
-        "final": _compared(finals, world.levels),
-        "common": _common(study),
-        "conditions": {
-            name: _compared([trial for trial in study.of("conditions") if trial.condition == name], world.levels)
-            for name in world.conditions
-        },
+        "settings": _settings(study),
+        "conditions": {name: _compared(_under(study, name), world) for name in world.conditions},
     }
     return _plain(document)  # type: ignore[no-any-return]
 
@@ -61,16 +57,9 @@ def _machine(trials: Sequence[Trial]) -> Document:
     return {"platform": platform.platform(), "python": platform.python_version(), "versions": facts.get("versions", {})}
 
 
-def _costs(study: Study) -> Document:
-    """By stage; a run that two stages have counts in the first."""
-    found, seen = {}, set[Path]()
-    for stage in STAGES:
-        trials = [trial for trial in study.of(stage) if trial.run.folder not in seen]
-        seen |= {trial.run.folder for trial in trials}
-        seconds = sum(trial.run.cpu_seconds() for trial in trials)
-        rounds = sum(trial.rounds for trial in trials)
-        found[stage] = {"runs": len(trials), "rounds": rounds, "cpu_minutes": seconds / 60}
-    return found
+def _cost(trials: Sequence[Trial]) -> Document:
+    seconds = sum(trial.run.cpu_seconds() for trial in trials)
+    return {"runs": len(trials), "rounds": sum(trial.rounds for trial in trials), "cpu_minutes": seconds / 60}
 
 
 def _calibration(trial: Trial, fractions: Iterable[float]) -> Document:
@@ -80,56 +69,49 @@ def _calibration(trial: Trial, fractions: Iterable[float]) -> Document:
 
 
 def _sweep(study: Study) -> Document:
-    """Each objective's grid; with the runoff also its finalists, as means over all seeds, and the choice among them."""
-    compared, swept, runoff = study.world.compared, study.of("sweep"), study.of("runoff")
-    grids, found = points(swept, compared), {}
-    chosen, averaged = finalists(grids), points([*swept, *runoff], compared)
-    for name, grid in grids.items():
-        ran = runoff or not study.world.runoff_seeds
-        final = [point for point in averaged[name] if point.setting in chosen[name]] if ran else []
-        choice = asdict(choose(final, grid)) if final else None
-        found[name] = {"points": [asdict(p) for p in grid], "finalists": [asdict(p) for p in final], "choice": choice}
+    """Each objective's grid."""
+    if study.world.sweep is None:
+        return {}
+    found = points(study.of("sweep"), study.world.sweep.compared)
+    return {name: [asdict(point) for point in grid] for name, grid in found.items()}
+
+
+def _settings(study: Study) -> list[Document]:
+    """The comparison at each setting that several methods have, the reference first."""
+    world = study.world
+    every = {setting for own in world.settings.values() for setting in own}
+    shared = [setting for setting in every if len(study.at(setting)) > 1]
+    ordered = sorted(shared, key=lambda setting: (setting != world.reference, setting))
+    return [{"setting": asdict(setting), **_compared(study.at(setting), world)} for setting in ordered]
+
+
+def _under(study: Study, condition: str) -> dict[str, list[Trial]]:
+    found: dict[str, list[Trial]] = {}
+    for trial in study.of("conditions"):
+        if trial.condition == condition:
+            found.setdefault(trial.method, []).append(trial)
     return found
 
 
-def _common(study: Study) -> list[Document]:
-    """The settings at which several objectives have full-length runs, and their comparison there."""
-    stages = ("final", "common", *(["sweep"] if study.world.full_sweep else []))
-    runs: dict[Setting, dict[Path, Trial]] = {}
-    for trial in (trial for stage in stages for trial in study.of(stage)):
-        if trial.setting and not METHODS[trial.method].options:
-            runs.setdefault(trial.setting, {})[trial.run.folder] = trial
-    shared = {setting: own for setting, own in sorted(runs.items()) if len({t.method for t in own.values()}) > 1}
-    found = []
-    for setting, own in shared.items():
-        trials = sorted(own.values(), key=lambda trial: tuple(METHODS).index(trial.method))
-        found.append({"setting": asdict(setting), **_compared(trials, study.world.levels)})
-    return found
-
-
-def _compared(trials: Sequence[Trial], levels: Mapping[str, Sequence[float]]) -> Document:
+def _compared(methods: Mapping[str, Sequence[Trial]], world: World) -> Document:
     """Each method over its seeds, and the frontier of all that have a finished run."""
-    methods: dict[str, list[Trial]] = {}
-    for trial in trials:
-        methods.setdefault(trial.method, []).append(trial)
     paths = [
         MethodPaths(name, tuple(read_path(trial.run.parts(), f"seed {trial.seed}") for trial in own))
         for name, own in methods.items()
     ]
-    frontier = compare(paths, baseline=BASELINE, levels=levels) if BASELINE in methods else None
+    frontier = compare(paths, baseline=BASELINE, levels=world.levels) if BASELINE in methods else None
     return {
-        "methods": {name: _method(name, own) for name, own in methods.items()},
+        "methods": {name: _method(name, own, world.compared) for name, own in methods.items()},
         "frontier": None if frontier is None else as_json(frontier),
     }
 
 
-def _method(name: str, trials: Sequence[Trial]) -> Document:
+def _method(name: str, trials: Sequence[Trial], compared: tuple[float, float]) -> Document:
     runs = [logged(trial) for trial in trials]
     method = Method(name, tuple(runs), tuple(f"seed {trial.seed}" for trial in trials))
     return {
-        "lr": trials[0].lr,
-        "clipped": trials[0].setting.clipped if trials[0].setting else None,
         "clip_range": trials[0].clip_range,
+        "mean_gold": [mean_gold(run.gold["proxy"], run.gold["average"], compared) for run in runs],
         "ratio": {str(step): asdict(found) for step, found in ratio_by_step(method).items()},
         "gradient": {kind: method.gradient(kind) for kind in ("velocity", "parameters")},
         "gradient_max_over_min": {kind: method.gradient_spread(kind) for kind in ("velocity", "parameters")},

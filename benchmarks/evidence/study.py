@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.evidence.ranges import ClipRanges
-from benchmarks.evidence.selection import best_settings, finalists, points
 from benchmarks.evidence.trials import Planner, Trial
-from benchmarks.evidence.worlds import METHODS, OBJECTIVES, PAIR, World
+from benchmarks.evidence.worlds import METHODS, OBJECTIVES, PAIR, Setting, World
 from guardlit.ablation.pool import Pool
 
 Train = Callable[[Sequence[Trial]], dict[str, str]]
@@ -46,6 +45,14 @@ class Study:
         """The finished trials of a stage."""
         return [trial for trial in self.trials if trial.stage == stage and trial.run.finished()]
 
+    def at(self, setting: Setting) -> dict[str, list[Trial]]:
+        """The finished full-length trials at a setting, by method in the order of `METHODS`."""
+        found: dict[str, list[Trial]] = {name: [] for name in METHODS}
+        for trial in self.of("settings"):
+            if trial.setting == setting:
+                found[trial.method].append(trial)
+        return {name: own for name, own in found.items() if own}
+
     def stage(self, trials: list[Trial]) -> list[Trial]:
         """Train a stage; returns what is finished, raises `Incomplete` where that is not all but the failed."""
         self.trials.extend(trials)
@@ -74,26 +81,23 @@ def complete(world: World, folder: Path, train: Train | None) -> Study:
 def _stages(study: Study) -> None:
     world, plan = study.world, study.planner
     calibrated = study.stage(plan.calibrations(OBJECTIVES))
-    ranges = ClipRanges(calibrated)
-    swept = study.stage(plan.sweep(_calibrated(world, calibrated), ranges))
-    chosen = finalists(points(swept, world.compared))
-    ran = study.stage(plan.runoff(chosen, ranges))
-    best = best_settings(points([*swept, *ran], world.compared), chosen)
-    study.stage(plan.finals(best, ranges))
-    study.stage(plan.common(best, ranges))
-    if set(PAIR) <= best.keys():
-        under = [plan.calibration(METHODS[m].objective, best[m].lr, c) for c in world.conditions for m in PAIR]
-        study.stage(plan.conditions(best, ClipRanges([*calibrated, *study.stage(under)])))
+    ranges, objectives = ClipRanges(calibrated), _calibrated(world, calibrated)
+    study.stage(plan.sweep(objectives, ranges))
+    settings = {name: own for name, own in world.settings.items() if METHODS[name].objective in objectives}
+    study.stage(plan.settings(settings, ranges))
+    if set(PAIR) <= set(objectives):
+        under = [plan.calibration(METHODS[m].objective, world.reference.lr, c) for c in world.conditions for m in PAIR]
+        study.stage(plan.conditions(ClipRanges([*calibrated, *study.stage(under)])))
 
 
 def shortened(world: World, folder: Path, train: Train | None) -> Study:
-    """The pair at its short settings, with one seed."""
-    world = replace(world, final_rounds=world.short_rounds, seeds=world.seeds[:1])
+    """The pair at the reference setting, with one seed."""
+    world = replace(world, rounds=world.short_rounds, seeds=world.seeds[:1])
     study = Study(world, folder, train)
     try:
-        calibrations = [study.planner.calibration(METHODS[m].objective, world.short[m].lr, "") for m in PAIR]
+        calibrations = [study.planner.calibration(METHODS[m].objective, world.reference.lr, "") for m in PAIR]
         ranges = ClipRanges(study.stage(calibrations))
-        study.stage(study.planner.finals({m: world.short[m] for m in PAIR}, ranges))
+        study.stage(study.planner.settings(dict.fromkeys(PAIR, (world.reference,)), ranges))
         study.complete = True
     except Incomplete as incomplete:
         print(f"{world.name}: {incomplete}")
@@ -116,4 +120,4 @@ def trainer(jobs: int, show: Callable[[str], None]) -> Train:
 def _calibrated(world: World, trials: Iterable[Trial]) -> list[str]:
     """The objectives that are calibrated at every learning rate of the grid."""
     found = {(trial.method, trial.lr) for trial in trials}
-    return [name for name in OBJECTIVES if all((name, lr) in found for lr in world.learning_rates)]
+    return [name for name in OBJECTIVES if all((name, lr) in found for lr in world.learning_rates(name))]

@@ -34,65 +34,30 @@ def ranges(world: Document) -> str:
 
 def sweep(world: Document) -> str:
     """Mean gold at equal proxy for the grid; in brackets the highest proxy of a run that does not get that far."""
-    fractions = world["plan"]["clipped"]
-    rows = []
+    grid, rows = world["plan"]["sweep"], []
     for method, found in world["sweep"].items():
-        by = {(p["setting"]["lr"], p["setting"]["clipped"]): p for p in found["points"]}
-        for lr in world["plan"]["learning_rates"]:
-            cells = [by.get((lr, f)) for f in fractions]
+        by = {(p["setting"]["lr"], p["setting"]["clipped"]): p for p in found}
+        for lr in grid["learning_rates"]:
+            cells = [by.get((lr, f)) for f in grid["clipped"]]
             rows.append([method, f"{lr:g}", *(_point(p) if p else "failed" for p in cells)])
-    return table(["objective", "learning rate", *(f"clips {f:.0%}" for f in fractions)], rows)
+    return table(["objective", "learning rate", *(f"clips {f:.0%}" for f in grid["clipped"])], rows)
 
 
 def _point(found: Document) -> str:
     return f"({found['proxy']:.3f})" if found["frontier"] is None else f"{found['frontier']:.3f}"
 
 
-def selection(world: Document) -> str:
-    """The finalists of each objective, as means over all seeds, the best one first."""
-    rows = []
-    for method, found in world["sweep"].items():
-        best = found["choice"]["best"]["setting"]
-        for point in sorted(found["finalists"], key=lambda point: point["setting"] != best):
-            is_best = point["setting"] == best
-            rows.append(
-                [
-                    method if is_best else "",
-                    f"{point['setting']['lr']:g}",
-                    f"{point['setting']['clipped']:.0%}",
-                    f"{point['clip_range']:.1e}",
-                    str(point["seeds"]),
-                    f"**{_point(point)}**" if is_best else _point(point),
-                    f"{point['gold']:.3f}",
-                    f"{point['gold_step']:.0f}",
-                    {True: "yes", False: "no"}[found["choice"]["at_edge"]] if is_best else "",
-                ]
-            )
-    header = ["objective", "learning rate", "clips", "clip range", "seeds", "mean gold", "best gold", "at update"]
-    return table([*header, "edge of the grid"], rows)
-
-
-def by_proxy(world: Document) -> str:
-    """The chosen point of each grid next to the one of the highest proxy, with the gold at the end of the sweep."""
-    rows = []
-    for method, found in world["sweep"].items():
-        best = found["choice"]["best"]["setting"]
-        (chosen,) = [point for point in found["points"] if point["setting"] == best]
-        rows.append([method, *_end(chosen), *_end(found["choice"]["by_proxy"])])
-    header = ["objective", "chosen", "highest proxy", "last gold", "of the highest proxy", "highest proxy", "last gold"]
-    return table(header, rows)
-
-
-def _end(point: Document) -> list[str]:
-    setting = point["setting"]
-    return [f"{setting['lr']:g}, {setting['clipped']:.0%}", number(point["proxy"]), number(point["last_gold"])]
+def _reference(world: Document) -> Document:
+    """The comparison at the reference setting."""
+    (found,) = [s for s in world["settings"] if s["setting"] == world["plan"]["reference"]]
+    return found  # type: ignore[no-any-return]
 
 
 def at_levels(axis: str) -> Callable[[Document], str]:
     """Gold at equal values of an axis, and its difference from the baseline."""
 
     def render(world: Document) -> str:
-        found = world["final"]["frontier"]["axes"][axis]
+        found = _reference(world)["frontier"]["axes"][axis]
         other = sorted({name for row in found["levels"] for name in row["scores"]} - {"average"})
         rows = [
             [
@@ -101,19 +66,24 @@ def at_levels(axis: str) -> Callable[[Document], str]:
                 "-" if row["step"] is None else f"{row['step']:.0f}",
                 estimate(row["scores"]["average"]),
                 estimate(row["differences"].get("average"), signed=True),
+                _by_seed(row["differences"].get("average")),
                 *(estimate(row["scores"].get(name), interval=False) for name in other),
             ]
             for row in found["levels"]
         ]
-        return table([axis, "method", "update", "gold Average", "minus Flow-GRPO", *other], rows)
+        return table([axis, "method", "update", "gold Average", "minus Flow-GRPO", "by seed", *other], rows)
 
     return render
+
+
+def _by_seed(found: Mapping[str, Any] | None) -> str:
+    return ", ".join(number(value, signed=True) for value in found["by_seed"]) if found else "-"
 
 
 def areas(world: Document) -> str:
     """Mean gold over the range of an axis that all runs cover, and its difference from the baseline."""
     rows = []
-    for axis, found in world["final"]["frontier"]["axes"].items():
+    for axis, found in _reference(world)["frontier"]["axes"].items():
         for row in found["means"]:
             scores, differences = row["scores"]["average"], row["differences"].get("average")
             rows.append(
@@ -130,7 +100,7 @@ def areas(world: Document) -> str:
 def best(world: Document) -> str:
     """The over-optimization point of each method, and what is lost after it."""
     rows = []
-    for found in world["final"]["frontier"]["methods"]:
+    for found in _reference(world)["frontier"]["methods"]:
         point, last = found["best"], found["last"]
         rows.append(
             [
@@ -152,7 +122,7 @@ def best(world: Document) -> str:
 def ratios(world: Document) -> str:
     """Shift of the log ratio, clip fractions and gradient scale over the denoising steps."""
     rows = []
-    for method, found in world["final"]["methods"].items():
+    for method, found in _reference(world)["methods"].items():
         steps = list(found["ratio"].values())
         spread = found["gradient_max_over_min"]
         rows.append(
@@ -172,7 +142,7 @@ def ratios(world: Document) -> str:
 
 def drift(world: Document) -> str:
     """Drift sentinels at the last evaluation over those of the base, means over seeds."""
-    methods = world["final"]["methods"]
+    methods = _reference(world)["methods"]
     keys = sorted(
         {k for m in methods.values() for s in m["seeds"].values() for k in s["scalars"] if k.endswith("_ratio")}
     )
@@ -183,26 +153,31 @@ def drift(world: Document) -> str:
     return table(["method", *(k.removeprefix("drift/").removesuffix("_ratio") for k in keys)], rows)
 
 
-def common(world: Document) -> str:
-    """Objectives at equal settings: gold at equal proxies, and the best and the last gold."""
-    low = world["plan"]["compared"][1]
-    levels = [level for level in world["plan"]["levels"]["proxy"] if level >= low]
+def settings(world: Document) -> str:
+    """Methods at equal settings: mean gold over the compared proxies, gold at the last, the best and the last gold."""
+    low, high = world["plan"]["compared"]
     rows = []
-    for found in world["common"]:
-        at = {(row["level"], row["method"]): row for row in found["frontier"]["axes"]["proxy"]["levels"]}
+    for found in world["settings"]:
+        levels = found["frontier"]["axes"]["proxy"]["levels"]
+        at = {row["method"]: row for row in levels if row["level"] == high}
         for method in found["frontier"]["methods"]:
-            there = [at[level, method["label"]] for level in levels]
+            name = method["label"]
+            seeds = found["methods"][name]["mean_gold"]
             rows.append(
                 [
                     f"{found['setting']['lr']:g}, {found['setting']['clipped']:.0%}",
-                    method["label"],
-                    *(cell for row in there for cell in _against(row)),
+                    name,
+                    f"{found['methods'][name]['clip_range']:.1e}",
+                    number(None if None in seeds else sum(seeds) / len(seeds)),
+                    ", ".join(map(number, seeds)),
+                    *_against(at[name]),
                     estimate(method["best"]["scores"]["average"], interval=False),
+                    number(method["last"]["proxy"]),
                     estimate(method["last"]["scores"]["average"], interval=False),
                 ]
             )
-    header = ["setting", "method", *(text for v in levels for text in (f"gold at {v:g}", "minus Flow-GRPO"))]
-    return table([*header, "best gold", "last gold"], rows)
+    header = ["setting", "method", "clip range", f"mean gold, {low:g} to {high:g}", "by seed", f"gold at {high:g}"]
+    return table([*header, "minus Flow-GRPO", "best gold", "last proxy", "last gold"], rows)
 
 
 def _against(row: Document) -> list[str]:
@@ -213,29 +188,38 @@ def _against(row: Document) -> list[str]:
 
 
 def conditions(world: Document) -> str:
-    """The pair under each condition: the best and the last gold, and the difference at an equal proxy."""
-    level = world["plan"]["compared"][1]
+    """The pair under each condition: gold at equal proxies, the best and the last, and how far ratios are shifted."""
+    levels = [v for v in world["plan"]["levels"]["proxy"] if v >= world["plan"]["compared"][0]]
     rows = []
-    for name, found in {"as configured": world["final"], **world["conditions"]}.items():
-        frontier = found["frontier"]
-        for method in [m for m in frontier["methods"] if m["label"] in PAIR] if frontier else []:
-            levels = frontier["axes"].get("proxy", {"levels": []})["levels"]
-            (at,) = [row for row in levels if (row["level"], row["method"]) == (level, method["label"])] or [None]
+    for name, found in {"as configured": _reference(world), **world["conditions"]}.items():
+        if not found["frontier"]:
+            continue
+        at = {(row["level"], row["method"]): row for row in found["frontier"]["axes"]["proxy"]["levels"]}
+        for method in [m for m in found["frontier"]["methods"] if m["label"] in PAIR]:
+            label = method["label"]
             rows.append(
                 [
                     name,
-                    method["label"],
-                    estimate(method["best"]["scores"]["average"]),
+                    label,
+                    *(_alone_or_against(at.get((v, label)), label) for v in levels),
+                    estimate(method["best"]["scores"]["average"], interval=False),
                     f"{method['best']['step']:.0f}",
                     number(method["last"]["proxy"]),
-                    estimate(method["last"]["scores"]["average"]),
-                    "-" if at is None or at["step"] is None else f"{at['step']:.0f}",
-                    estimate(at["scores"]["average"] if at else None),
-                    estimate(at["differences"].get("average") if at else None, signed=True),
+                    estimate(method["last"]["scores"]["average"], interval=False),
+                    number(max(abs(s["pooled"]) for s in found["methods"][label]["ratio"].values()), 2),
                 ]
             )
-    header = ["condition", "method", "best gold", "at update", "last proxy", "last gold"]
-    return table([*header, f"proxy {level:g} at update", "gold there", "minus Flow-GRPO"], rows)
+    header = ["condition", "method", *(f"gold at {v:g}" for v in levels), "best gold", "at update"]
+    return table([*header, "last proxy", "last gold", "largest shift (std)"], rows)
+
+
+def _alone_or_against(row: Document | None, label: str) -> str:
+    """Gold at a level; of another method than the baseline, its difference from the baseline's."""
+    if row is None:
+        return "-"
+    if label == PAIR[0]:
+        return estimate(row["scores"]["average"], interval=False)
+    return estimate(row["differences"].get("average"), signed=True)
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
@@ -257,8 +241,6 @@ TABLES: Mapping[str, Callable[[Document], str]] = {
     "cost": cost,
     "ranges": ranges,
     "sweep": sweep,
-    "selection": selection,
-    "by_proxy": by_proxy,
     "proxy": at_levels("proxy"),
     "sqrt_kl": at_levels("sqrt_kl"),
     "updates": at_levels("step"),
@@ -266,7 +248,7 @@ TABLES: Mapping[str, Callable[[Document], str]] = {
     "best": best,
     "ratios": ratios,
     "drift": drift,
-    "common": common,
+    "settings": settings,
     "conditions": conditions,
 }
 """By the name that the page's markers have."""

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from benchmarks.evidence.configuration import write_configurations
-from benchmarks.evidence.worlds import METHODS, OBJECTIVES, PAIR, Setting, World
+from benchmarks.evidence.worlds import METHODS, PAIR, Setting, World
 from guardlit.ablation.runs import Run, plan_run, preset_of
 
 Ranges = Callable[[str, float, float, str], float]
@@ -22,7 +22,7 @@ class Trial:
     """One training.
 
     Attributes:
-        stage: `calibration`, `sweep`, `runoff`, `final`, `common` or `conditions`.
+        stage: `calibration`, `sweep`, `settings` or `conditions`.
         method: of `METHODS`.
         setting: None in a calibration, which clips 20 % by `auto`.
         lr: learning rate.
@@ -57,73 +57,51 @@ class Planner:
         self.paths = write_configurations(world, folder)
 
     def calibrations(self, objectives: Iterable[str]) -> list[Trial]:
-        """One of each objective for every learning rate of the grid."""
-        return [self.calibration(name, lr, "") for name in objectives for lr in self.world.learning_rates]
+        """One of each objective for every learning rate at which it is trained."""
+        return [self.calibration(name, lr, "") for name in objectives for lr in self.world.learning_rates(name)]
 
     def calibration(self, objective: str, lr: float, condition: str) -> Trial:
         """Some rounds with `clip_range: auto`, whose log ratios place the clip ranges."""
         w = self.world
         place = Path("calibration", condition or "base", objective, f"lr_{lr:g}")
         return self._trial(
-            "calibration", objective, None, lr, "auto", w.sweep_seeds[0], w.calibration_rounds, condition, place
+            "calibration", objective, None, lr, "auto", w.calibration_seed, w.calibration_rounds, condition, place
         )
 
     def sweep(self, objectives: Iterable[str], ranges: Ranges) -> list[Trial]:
         """Every point of each objective's grid."""
-        w = self.world
+        if (sweep := self.world.sweep) is None:
+            return []
         return [
-            self._chosen("sweep", m, s, seed, w.sweep_rounds, "", ranges, Path("sweep", m, s.name, f"seed_{seed}"))
-            for seed in w.sweep_seeds
-            for s in w.settings
+            self._chosen(
+                "sweep", m, s, sweep.seed, sweep.rounds, "", ranges, Path("sweep", m, s.name, f"seed_{sweep.seed}")
+            )
+            for s in sweep.settings
             for m in objectives
         ]
 
-    def runoff(self, finalists: Mapping[str, Iterable[Setting]], ranges: Ranges) -> list[Trial]:
-        """The best points of each objective's grid with other seeds."""
+    def settings(self, settings: Mapping[str, Iterable[Setting]], ranges: Ranges) -> list[Trial]:
+        """Every seed of each method at each of its settings, of full length."""
         w = self.world
         return [
-            self._chosen("runoff", m, s, seed, w.sweep_rounds, "", ranges, Path("runoff", m, s.name, f"seed_{seed}"))
-            for seed in w.runoff_seeds
-            for m, settings in finalists.items()
-            for s in settings
-        ]
-
-    def finals(self, best: Mapping[str, Setting], ranges: Ranges) -> list[Trial]:
-        """Every seed of each method at its best setting; of a full sweep the runs that are there."""
-        w = self.world
-
-        def place(method: str, setting: Setting) -> Path:
-            swept = w.full_sweep and method in OBJECTIVES
-            return Path("sweep", method, setting.name) if swept else Path("final", method)
-
-        return [
-            self._chosen("final", m, s, seed, w.final_rounds, "", ranges, place(m, s) / f"seed_{seed}")
+            self._chosen("settings", m, s, seed, w.rounds, "", ranges, Path("settings", m, s.name, f"seed_{seed}"))
             for seed in w.seeds
-            for m, s in best.items()
+            for m, own in settings.items()
+            for s in own
         ]
 
-    def common(self, best: Mapping[str, Setting], ranges: Ranges) -> list[Trial]:
-        """Methods at settings that others have as their best, in addition to the final runs."""
-        w = self.world
-        return [
-            self._chosen("common", m, s, seed, w.final_rounds, "", ranges, Path("common", m, s.name, f"seed_{seed}"))
-            for seed in w.seeds
-            for m, settings in w.common.items()
-            for s in settings
-            if best.get(m) != s
-        ]
-
-    def conditions(self, best: Mapping[str, Setting], ranges: Ranges) -> list[Trial]:
-        """The pair under each condition, at the same learning rate and clip fraction."""
+    def conditions(self, ranges: Ranges) -> list[Trial]:
+        """The pair under each condition, at the reference setting."""
         w = self.world
         return [
             self._chosen(
-                "conditions", m, best[m], seed, w.condition_rounds, c, ranges, Path("conditions", c, m, f"seed_{seed}")
+                "conditions", m, w.reference, seed, w.condition_rounds, c, ranges,
+                Path("conditions", c, m, f"seed_{seed}"),
             )
             for seed in w.condition_seeds
             for c in w.conditions
             for m in PAIR
-        ]
+        ]  # fmt: skip
 
     def _chosen(self, stage: str, method: str, setting: Setting, seed: int, rounds: int, condition: str,
                 ranges: Ranges, place: Path) -> Trial:  # fmt: skip
@@ -132,8 +110,7 @@ class Planner:
 
     def _trial(self, stage: str, method: str, setting: Setting | None, lr: float, clip: float | str, seed: int,
                rounds: int, condition: str, place: Path) -> Trial:  # fmt: skip
-        name = "final" if stage == "sweep" and self.world.full_sweep else stage
-        config = self.paths[name if name in self.paths else "training"]
+        config = self.paths[stage if stage in self.paths else "training"]
         options = [
             *self.world.options,
             *METHODS[method].options,

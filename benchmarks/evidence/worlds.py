@@ -19,7 +19,7 @@ class Method:
     """A row of the comparison.
 
     Attributes:
-        objective: of Table 2. The sweep is of objectives: methods of one objective share its best setting.
+        objective: of Table 2.
         options: of `guardlit fit`, in addition.
     """
 
@@ -63,6 +63,30 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """A first look at a grid of settings, with one seed.
+
+    Attributes:
+        learning_rates: of the grid.
+        clipped: of the grid, see `Setting`.
+        rounds: at each point.
+        seed: none of the others.
+        compared: proxies between which gold is compared.
+    """
+
+    learning_rates: tuple[float, ...]
+    clipped: tuple[float, ...]
+    rounds: int
+    seed: int
+    compared: tuple[float, float]
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The grid."""
+        return [Setting(lr, clipped) for lr in self.learning_rates for clipped in self.clipped]
+
+
+@dataclass(frozen=True)
 class World:
     """A configuration that trains on a CPU, and what is run on it.
 
@@ -70,25 +94,20 @@ class World:
         name: of its folder.
         config: of `guardlit fit`.
         gold: of `guardlit evaluate`; its first scorer is the proxy.
-        learning_rates: of the grid.
-        clipped: of the grid, see `Setting`.
         calibration_rounds: rounds whose log ratios place the clip ranges.
-        sweep_rounds: rounds at each point of the grid. Where they are the final rounds, and the sweep's seeds the final
-            ones, the runs of the best points are the final runs.
-        compared: proxies between which the sweep compares gold: up to where gold falls, or has fallen, in a short run.
-        levels: of the tables of the final runs and the conditions, by axis of the frontier.
-        sweep_seeds: of the sweep; the first is that of calibrations.
-        runoff_seeds: with which each objective's two best settings of the sweep are trained again; none of the others.
-        final_rounds: rounds at each method's best setting.
-        seeds: of the final runs.
-        common: method -> settings at which it is trained for the final rounds with the final seeds, in addition to its
-            best one, so that methods are compared at equal settings too.
+        calibration_seed: of those.
+        sweep: None for none.
+        reference: the setting at which all objectives are compared, and the pair under each condition.
+        settings: method -> settings at which it is trained; all but a penalized method have the reference.
+        rounds: of those runs.
+        seeds: of those runs.
+        compared: proxies between which they are compared: up to where gold has fallen.
+        levels: of the tables, by axis of the frontier.
         condition_rounds: rounds under each condition.
         condition_seeds: of those.
         every: rounds between evaluations.
         conditions: name -> options of `guardlit fit`.
         options: of `guardlit fit` for every run, such as those that keep it on one core.
-        short: setting of each method in the short version.
         short_rounds: rounds of the short version.
         round_seconds: CPU seconds of a round with its part of the evaluations and of the reward's subprocesses, from
             short runs.
@@ -98,68 +117,67 @@ class World:
     name: str
     config: Path
     gold: Path
-    learning_rates: tuple[float, ...]
-    clipped: tuple[float, ...]
     calibration_rounds: int
-    sweep_rounds: int
+    calibration_seed: int
+    sweep: Sweep | None
+    reference: Setting
+    settings: Mapping[str, tuple[Setting, ...]]
+    rounds: int
+    seeds: tuple[int, ...]
     compared: tuple[float, float]
     levels: Mapping[str, tuple[float, ...]]
-    sweep_seeds: tuple[int, ...]
-    runoff_seeds: tuple[int, ...]
-    final_rounds: int
-    seeds: tuple[int, ...]
-    common: Mapping[str, tuple[Setting, ...]]
     condition_rounds: int
     condition_seeds: tuple[int, ...]
     every: int
     conditions: Mapping[str, tuple[str, ...]]
-    short: Mapping[str, Setting]
     short_rounds: int
     round_seconds: float
     start_seconds: float
     options: tuple[str, ...] = ()
 
-    @property
-    def full_sweep(self) -> bool:
-        """Whether the sweep's runs are as long as the final ones, with the same seeds."""
-        return (self.sweep_rounds, self.sweep_seeds) == (self.final_rounds, self.seeds)
+    def learning_rates(self, objective: str) -> list[float]:
+        """Those at which an objective is trained."""
+        own = [s for name, settings in self.settings.items() if METHODS[name].objective == objective for s in settings]
+        return sorted({setting.lr for setting in (*own, *(self.sweep.settings if self.sweep else ()))})
 
     @property
-    def settings(self) -> list[Setting]:
-        """The grid."""
-        return [Setting(lr, clipped) for lr in self.learning_rates for clipped in self.clipped]
+    def clipped(self) -> list[float]:
+        """All clip fractions that are trained with."""
+        own = [setting for settings in self.settings.values() for setting in settings]
+        return sorted({setting.clipped for setting in (*own, *(self.sweep.settings if self.sweep else ()))})
 
+
+HALF, FIFTH = Setting(2e-3, 0.5), Setting(2e-3, 0.2)
+"""The learning rate of the configurations, with a tight and with a loose clip."""
 
 DIGITS = World(
     name="digits",
     config=ROOT / "configs/tiny_digits.yaml",
     gold=ROOT / "configs/gold_tiny.yaml",
-    learning_rates=(1e-3, 2e-3, 4e-3),
-    clipped=(0.05, 0.2, 0.5),
     calibration_rounds=4,
-    sweep_rounds=32,
-    compared=(0.9, 0.95),
-    levels={"proxy": (0.8, 0.9, 0.95, 0.97, 0.98), "step": (80, 160, 320)},
-    sweep_seeds=(7,),
-    runoff_seeds=(8, 9),
-    final_rounds=80,
-    seeds=(44, 45, 46),
-    common={
-        "FlowGRPO": (Setting(2e-3, 0.5), Setting(1e-3, 0.2)),
-        "GRPOGuard": (Setting(2e-3, 0.5), Setting(2e-3, 0.2)),
-        "MeanRevised": (Setting(2e-3, 0.5),),
+    calibration_seed=7,
+    sweep=Sweep(learning_rates=(1e-3, 2e-3, 4e-3), clipped=(0.05, 0.2, 0.5), rounds=32, seed=7, compared=(0.9, 0.95)),
+    reference=HALF,
+    settings={
+        **dict.fromkeys(PAIR, (HALF, FIFTH, Setting(1e-3, 0.2))),
+        "RatioNorm": (HALF,),
+        "MeanRevised": (HALF, FIFTH),
+        "GuardReweight": (HALF,),
+        "TempFlowGRPO": (HALF,),
+        "FlowGRPO_KL": (FIFTH,),
     },
+    rounds=80,
+    seeds=(44, 45, 46),
+    compared=(0.9, 0.98),
+    levels={"proxy": (0.8, 0.9, 0.95, 0.97, 0.98), "step": (80, 160, 320)},
     condition_rounds=48,
     condition_seeds=(44, 45),
     every=4,
     conditions={
-        "updates_2": ("--data.updates_per_round", "2"),
         "updates_10": ("--data.updates_per_round", "10"),
         "noise_0.3": ("--model.sde.init_args.noise_level", "0.3"),
         "noise_1": ("--model.sde.init_args.noise_level", "1"),
-        "group_32": ("--data.images_per_prompt", "32", "--data.prompts_per_round", "5"),
     },
-    short={"FlowGRPO": Setting(2e-3, 0.2), "GRPOGuard": Setting(1e-3, 0.2)},
     short_rounds=48,
     round_seconds=3.7,
     start_seconds=14.0,
@@ -169,26 +187,19 @@ WORDS = World(
     name="words",
     config=ROOT / "configs/tiny_words.yaml",
     gold=ROOT / "configs/gold_words.yaml",
-    learning_rates=(1.5e-3, 3e-3),
-    clipped=(0.5,),  # the digits' best for most objectives
     calibration_rounds=4,
-    sweep_rounds=40,
-    compared=(0.58, 0.64),
-    levels={"proxy": (0.6, 0.64, 0.68, 0.72), "step": (80, 160)},
-    sweep_seeds=(44, 45, 46),
-    runoff_seeds=(),
-    final_rounds=40,
+    calibration_seed=7,
+    sweep=None,
+    reference=HALF,
+    settings={**dict.fromkeys(METHODS, (HALF,)), **dict.fromkeys(PAIR, (HALF, FIFTH))},
+    rounds=40,
     seeds=(44, 45, 46),
-    common={},  # the sweep's runs are final ones
+    compared=(0.6, 0.68),
+    levels={"proxy": (0.6, 0.64, 0.68, 0.72), "step": (80, 160)},
     condition_rounds=28,
     condition_seeds=(44, 45),
     every=4,
-    conditions={
-        "updates_2": ("--data.updates_per_round", "2"),
-        "updates_12": ("--data.updates_per_round", "12"),
-        "noise_0.3": ("--model.sde.init_args.noise_level", "0.3"),
-    },
-    short={"FlowGRPO": Setting(2e-3, 0.2), "GRPOGuard": Setting(1e-3, 0.2)},
+    conditions={},
     short_rounds=40,
     round_seconds=10.4,
     start_seconds=20.0,
@@ -199,4 +210,4 @@ WORDS = World(
 WORLDS = {world.name: world for world in (DIGITS, WORDS)}
 
 OBJECTIVES = tuple(dict.fromkeys(method.objective for method in METHODS.values()))
-"""What the sweep tunes."""
+"""Those of Table 2."""

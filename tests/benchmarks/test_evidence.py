@@ -18,25 +18,24 @@ sys.path.insert(0, str(ROOT))
 
 from evidence_runs import FakeTrainer  # noqa: E402
 
-from benchmarks.evidence import cost, page, results, tables  # noqa: E402
+from benchmarks.evidence import cost, figures, page, results, tables  # noqa: E402
+from benchmarks.evidence.points import LEVELS, mean_gold, points  # noqa: E402
 from benchmarks.evidence.ranges import ClipRanges, off_policy_sizes  # noqa: E402
-from benchmarks.evidence.selection import LEVELS, Point, choose, finalists, mean_gold  # noqa: E402
 from benchmarks.evidence.study import complete, shortened  # noqa: E402
 from benchmarks.evidence.trials import Planner, Trial  # noqa: E402
-from benchmarks.evidence.worlds import DIGITS, METHODS, PAIR, PUBLISHED_KL, WORLDS, Setting  # noqa: E402
+from benchmarks.evidence.worlds import DIGITS, METHODS, OBJECTIVES, PAIR, PUBLISHED_KL, WORLDS, Setting, Sweep  # noqa: E402
 from guardlit.objective import PRESETS  # noqa: E402
 from guardlit.rounds.plan import RoundPlan, candidates  # noqa: E402
 
+TIGHT, LOOSE = Setting(2e-3, 0.5), Setting(2e-3, 0.2)
 SMALL = replace(
     DIGITS,
     compared=(0.7, 0.9),
-    learning_rates=(1e-3, 2e-3),
+    sweep=Sweep(learning_rates=(1e-3, 2e-3), clipped=(0.2, 0.5), rounds=32, seed=7, compared=(0.7, 0.9)),
+    settings={**dict.fromkeys(METHODS, (TIGHT,)), **dict.fromkeys(PAIR, (TIGHT, LOOSE))},
+    levels={"proxy": (0.7, 0.9)},
     conditions=dict(list(DIGITS.conditions.items())[:2]),
-    condition_seeds=(44, 45),
-    common={**dict.fromkeys(PAIR, (Setting(1e-3, 0.2),)), "RatioNorm": (Setting(1e-3, 0.5),)},
 )
-FULL = replace(SMALL, sweep_seeds=SMALL.seeds, sweep_rounds=SMALL.final_rounds, runoff_seeds=(), common={})
-"""A sweep whose runs are the final ones."""
 NIGHT = 8 * 2 * 3600
 """CPU seconds of a night on two cores, for all worlds."""
 
@@ -47,14 +46,20 @@ NIGHT = 8 * 2 * 3600
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_the_plan_is_fair(world):
     assert {method.objective for method in METHODS.values()} == {preset.__name__ for preset in PRESETS}
-    assert not {*world.runoff_seeds} & {*world.sweep_seeds, *world.seeds, *world.condition_seeds}
+    assert set(world.settings) == set(METHODS)
     assert len(world.seeds) >= 3
-    assert len(world.conditions) >= 3
-    if not world.full_sweep:
-        assert not {*world.sweep_seeds} & {*world.seeds, *world.condition_seeds}
-        assert world.final_rounds > 2 * world.sweep_rounds
-    assert set(world.short) == set(PAIR)
-    assert all(rounds % world.every == 0 for rounds in (world.sweep_rounds, world.final_rounds, world.condition_rounds))
+    trained = {name: own for name, own in world.settings.items() if not METHODS[name].options}
+    assert all(world.reference in own for own in trained.values())
+    assert len({trained[name] for name in PAIR}) == 1
+    assert all(set(own) <= set(trained[PAIR[0]]) for own in world.settings.values())
+    assert world.compared[1] in world.levels["proxy"]
+    looks = [world.sweep.rounds] if world.sweep else []
+    assert all(rounds % world.every == 0 for rounds in (*looks, world.rounds, world.condition_rounds))
+    assert world.sweep is None or not {world.sweep.seed} & {*world.seeds, *world.condition_seeds}
+
+
+def test_three_conditions_are_tried():
+    assert max(len(world.conditions) for world in WORLDS.values()) >= 3
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
@@ -91,9 +96,9 @@ def test_the_commands_say_what_the_plan_says(tmp_path: Path, capsys):
 
     planner = Planner(DIGITS, tmp_path)
     trials = planner.sweep(["FlowGRPO"], lambda *_: 3e-5)[:1]
-    trials += planner.conditions({m: Setting(2e-3, 0.5) for m in PAIR}, lambda *_: 3e-5)[4:6]
+    trials += planner.conditions(lambda *_: 3e-5)[2:4]
     trials += planner.calibrations(["RatioNorm"])[:1]
-    trials += planner.finals({"FlowGRPO_KL": Setting(2e-3, 0.5)}, lambda *_: 3e-5)[:1]
+    trials += planner.settings({"FlowGRPO_KL": [Setting(2e-3, 0.5)]}, lambda *_: 3e-5)[:1]
     found = [settings_of(trial.run.arguments) for trial in trials]
     objectives = [s["model"]["objective"]["class_path"].rpartition(".")[2] for s in found]
     assert objectives == ["FlowGRPO", "FlowGRPO", "GRPOGuard", "RatioNorm", "FlowGRPO"]
@@ -102,8 +107,8 @@ def test_the_commands_say_what_the_plan_says(tmp_path: Path, capsys):
     assert [s["model"]["optimizer"]["init_args"]["lr"] for s in found] == [1e-3, 2e-3, 2e-3, 1e-3, 2e-3]
     assert [s["model"]["kl"] is None for s in found] == [True, True, True, True, False]
     assert [s["model"]["sde"]["init_args"]["noise_level"] for s in found] == [0.7, 0.3, 0.3, 0.7, 0.7]
-    assert [s["seed_everything"] for s in found] == [DIGITS.sweep_seeds[0], 44, 44, DIGITS.sweep_seeds[0], 44]
-    of = DIGITS.sweep_rounds, DIGITS.condition_rounds, DIGITS.calibration_rounds, DIGITS.final_rounds
+    assert [s["seed_everything"] for s in found] == [7, 44, 44, 7, 44]
+    of = 32, DIGITS.condition_rounds, DIGITS.calibration_rounds, DIGITS.rounds
     assert [s["trainer"]["max_epochs"] for s in found] == [of[0], of[1], of[1], *of[2:]]
     assert [s["data"]["val"] is None for s in found] == [False, False, False, True, False]
     listed = [c["class_path"].rpartition(".")[2] for c in found[0]["trainer"]["callbacks"]]
@@ -152,33 +157,7 @@ def test_a_later_part_of_a_run_replaces_its_rounds(tmp_path: Path):
     assert sorted(sizes) == [2.0, 3.0]
 
 
-# selection ------------------------------------------------------------------------------------------------------------
-
-
-def point(lr: float, clipped: float, frontier: float | None, proxy: float) -> Point:
-    return Point(Setting(lr, clipped), 1e-4, 1, frontier, 1.0, 16, proxy, 1.0, proxy)
-
-
-def test_the_highest_mean_gold_is_chosen_and_the_first_of_equal_ones():
-    grid = [point(lr, f, 1.0, 0.5) for lr in (1e-3, 2e-3, 4e-3) for f in (0.05, 0.2, 0.5)]
-    grid = [*grid[:4], point(2e-3, 0.2, 1.2, 0.6), *grid[5:8], point(4e-3, 0.5, 1.1, 0.9)]
-    assert finalists({"FlowGRPO": grid}) == {"FlowGRPO": [Setting(2e-3, 0.2), Setting(4e-3, 0.5)]}
-    found = choose(grid, grid)
-    assert found.best.setting == Setting(2e-3, 0.2)
-    assert found.by_proxy.setting == Setting(4e-3, 0.5)
-    assert not found.at_edge
-    equal = [point(4e-3, 0.5, 1.2, 0.9), point(2e-3, 0.5, 1.1951, 0.9), point(1e-3, 0.5, 1.1949, 0.9)]
-    assert choose(equal, grid).best.setting == Setting(2e-3, 0.5)
-    assert choose(grid[:4], grid).best.setting == Setting(1e-3, 0.05)
-    assert choose(grid[:4], grid).at_edge
-
-
-def test_a_run_that_does_not_get_far_enough_comes_after_all_that_do_not():
-    missed = [point(1e-3, 0.05, None, 0.7), point(1e-3, 0.2, None, 0.8)]
-    far = point(2e-3, 0.2, 0.5, 0.9)
-    assert choose([*missed, far], missed).best.setting == Setting(2e-3, 0.2)
-    assert choose(missed, missed).best.setting == Setting(1e-3, 0.2)
-    assert finalists({"FlowGRPO": [*missed, far]}) == {"FlowGRPO": [Setting(2e-3, 0.2), Setting(1e-3, 0.2)]}
+# points ---------------------------------------------------------------------------------------------------------------
 
 
 def test_mean_gold_is_taken_at_equal_proxy():
@@ -194,12 +173,8 @@ def test_mean_gold_is_taken_at_equal_proxy():
 
 
 def peak(trial: Trial) -> float:
-    """RatioNorm is best at 20 % and the higher rate, all others at 50 % and the lower one."""
-    assert trial.setting is not None or trial.stage == "calibration"
-    if trial.setting is None:
-        return 1.0
-    wanted = Setting(2e-3, 0.2) if trial.method == "RatioNorm" else Setting(1e-3, 0.5)
-    return 1.3 if trial.setting == wanted else 1.2
+    """RatioNorm is best."""
+    return 1.3 if trial.method == "RatioNorm" else 1.2
 
 
 def test_every_stage_follows_from_the_one_before_and_nothing_is_trained_twice(tmp_path: Path, capsys):
@@ -214,62 +189,37 @@ def test_every_stage_follows_from_the_one_before_and_nothing_is_trained_twice(tm
         rounds[trial.stage] += trial.rounds
     assert rounds == {stage.stage: stage.rounds for stage in cost.full(SMALL)}
     assert len({trial.run.folder for trial in study.trials}) == len(study.trials) == len(trainer.trained)
-    chosen = {trial.method: trial.setting for trial in study.of("final")}
-    assert chosen == {m: Setting(2e-3, 0.2) if m == "RatioNorm" else Setting(1e-3, 0.5) for m in METHODS}
-    assert {trial.seed for trial in study.of("final")} == set(SMALL.seeds)
+    assert {trial.seed for trial in study.of("settings")} == set(SMALL.seeds)
+    assert {name: len(own) for name, own in study.at(TIGHT).items()} == dict.fromkeys(METHODS, 3)
+    assert list(study.at(LOOSE)) == list(PAIR)
 
     again = FakeTrainer(peak)
     assert complete(SMALL, tmp_path, again).complete
     assert again.trained == []
-    removed = study.of("final")[3].run.folder
+    removed = study.of("settings")[3].run.folder
     (removed / "ablate.json").write_text((removed / "ablate.json").read_text().replace("true", "false", 1))
     assert not complete(SMALL, tmp_path, None).complete  # reads only
     complete(SMALL, tmp_path, again)
     assert [trial.run.folder for trial in again.trained] == [removed]
 
 
-def test_methods_are_compared_at_equal_settings_too(tmp_path: Path, capsys):
-    study = complete(SMALL, tmp_path, FakeTrainer(peak))
-    found = results.collect(study)["common"]
-    methods = {tuple(f["setting"].values()): list(f["methods"]) for f in found}
-    assert methods == {(1e-3, 0.2): list(PAIR), (1e-3, 0.5): [m for m in METHODS if m != "FlowGRPO_KL"]}
-    assert all(len(m["seeds"]) == 3 for f in found for m in f["methods"].values())
-
-
-def test_the_best_runs_of_a_full_sweep_are_the_final_ones(tmp_path: Path, capsys):
-    trainer = FakeTrainer(peak)
-    study = complete(FULL, tmp_path, trainer)
+def test_a_world_without_a_sweep_calibrates_what_it_trains(tmp_path: Path, capsys):
+    world = replace(SMALL, sweep=None)
+    study = complete(world, tmp_path, FakeTrainer(peak))
     assert study.complete
-    assert not {trial.stage for trial in trainer.trained} & {"runoff", "common"}
-    assert {trial.method for trial in trainer.trained if trial.stage == "final"} == {"FlowGRPO_KL"}
-    finals = study.of("final")
-    assert Counter(trial.method for trial in finals) == dict.fromkeys(METHODS, 3)
-    swept = {trial.run.folder for trial in study.of("sweep")}
-    assert {trial.method for trial in finals if trial.run.folder not in swept} == {"FlowGRPO_KL"}
-    found = results.collect(study)
-    assert len(found["common"]) == len(FULL.settings)
-    assert {f["choice"]["best"]["seeds"] for f in found["sweep"].values()} == {3}
-    planned = {stage.stage: stage.runs for stage in cost.full(FULL)}
-    assert {stage: c["runs"] for stage, c in found["cost"].items()} == planned
-    kept = yaml.safe_load(study.planner.paths["final"].read_text())
-    assert str(study.planner.paths["final"]) in study.of("sweep")[0].run.arguments
-    assert kept["trainer"]["callbacks"]
+    assert study.of("sweep") == []
+    assert {trial.lr for trial in study.of("calibration")} == {2e-3}
+    assert results.collect(study)["sweep"] == {}
 
 
-def test_a_setting_that_was_lucky_with_one_seed_is_not_chosen(tmp_path: Path, capsys):
-    lucky, second = Setting(1e-3, 0.05), Setting(2e-3, 0.5)
-
-    def peak(trial: Trial) -> float:
-        good = 1.3 if trial.seed in SMALL.sweep_seeds else 1.1
-        return good if trial.setting == lucky else 1.25 if trial.setting == second else 1.2
-
+def test_the_points_of_the_sweep_say_how_far_a_run_got(tmp_path: Path, capsys):
     study = complete(SMALL, tmp_path, FakeTrainer(peak))
-    assert {(t.setting, t.seed) for t in study.of("runoff")} == {(s, n) for s in (lucky, second) for n in (8, 9)}
-    assert {t.setting for t in study.of("final")} == {second}
-    sweep = results.collect(study)["sweep"]["FlowGRPO"]
-    assert [p["setting"]["lr"] for p in sweep["finalists"]] == [1e-3, 2e-3]
-    assert [p["seeds"] for p in sweep["finalists"]] == [3, 3]
-    assert sweep["choice"]["best"]["setting"] == {"lr": 2e-3, "clipped": 0.5}
+    found = points(study.of("sweep"), (0.7, 0.9))
+    assert list(found) == list(OBJECTIVES)
+    assert {p.setting for p in found["RatioNorm"]} == set(SMALL.sweep.settings)
+    means = [p.frontier for p in found["RatioNorm"]]  # 1.1125 up to 0.8, then 1.225
+    assert means == pytest.approx([1.16875] * 4, abs=1e-3)
+    assert {p.frontier for p in points(study.of("sweep"), (0.7, 0.95))["FlowGRPO"]} == {None}
 
 
 def test_a_failed_run_is_named_and_the_next_stages_do_without_it(tmp_path: Path, capsys):
@@ -281,22 +231,20 @@ def test_a_failed_run_is_named_and_the_next_stages_do_without_it(tmp_path: Path,
     assert study.complete
     place = "sweep/GRPOGuard/lr_0.001_clipped_0.5/seed_7"
     assert study.failed == {place: "exit code 1", "calibration/base/TempFlowGRPO/lr_0.002": "exit code 1"}
-    settings = {trial.method: trial.setting for trial in study.of("final")}
-    assert settings["GRPOGuard"] != Setting(1e-3, 0.5)
-    assert "TempFlowGRPO" not in settings
+    assert set(study.at(TIGHT)) == set(METHODS) - {"TempFlowGRPO"}
     document = results.collect(complete(SMALL, tmp_path, None))
     assert document["failed"] == study.failed
     assert "failed" in tables.sweep(document)
-    assert "TempFlowGRPO" not in tables.selection(document)
+    assert "TempFlowGRPO" not in tables.settings(document)
 
 
 def test_the_short_version_trains_the_pair_once(tmp_path: Path):
     trainer = FakeTrainer()
     study = shortened(DIGITS, tmp_path, trainer)
-    assert [(t.stage, t.method) for t in trainer.trained] == [(s, m) for s in ("calibration", "final") for m in PAIR]
+    assert [(t.stage, t.method) for t in trainer.trained] == [(s, m) for s in ("calibration", "settings") for m in PAIR]
     assert [stage.rounds for stage in cost.short(DIGITS)] == [2 * DIGITS.calibration_rounds, 2 * DIGITS.short_rounds]
-    assert {t.seed for t in study.of("final")} == set(DIGITS.seeds[:1])
-    assert {t.method: t.setting for t in study.of("final")} == DIGITS.short
+    assert {t.seed for t in study.of("settings")} == set(DIGITS.seeds[:1])
+    assert {t.setting for t in study.of("settings")} == {DIGITS.reference}
 
 
 # results and the page -------------------------------------------------------------------------------------------------
@@ -313,18 +261,20 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> results.Document:
 
 def test_the_document_holds_what_the_runs_wrote(document: results.Document):
     assert document["complete"]
-    assert document["cost"]["final"] == {"runs": 21, "rounds": 21 * 80, "cpu_minutes": 21.0}
-    assert document["sweep"]["RatioNorm"]["choice"]["best"]["setting"] == {"lr": 2e-3, "clipped": 0.2}
-    assert document["sweep"]["RatioNorm"]["choice"]["best"]["gold"] == 1.3
-    guard = document["final"]["methods"]["GRPOGuard"]
-    assert guard["seeds"]["45"]["curves"]["average"] == [1.0, 1.15, 1.3, 1.25]
+    assert document["cost"]["settings"] == {"runs": 27, "rounds": 27 * 80, "cpu_minutes": 27.0}
+    reference, other = document["settings"]
+    assert (reference["setting"], other["setting"]) == ({"lr": 2e-3, "clipped": 0.5}, {"lr": 2e-3, "clipped": 0.2})
+    guard = reference["methods"]["GRPOGuard"]
+    assert guard["seeds"]["45"]["curves"]["average"] == [1.0, 1.1, 1.2, 1.15]
+    assert guard["mean_gold"] == [pytest.approx(1.1125, abs=1e-3)] * 3  # 1.075 up to 0.8, then 1.15
     assert guard["gradient_max_over_min"] == {"velocity": 9.0, "parameters": 5.0}
     assert guard["seeds"]["44"]["scalars"]["drift/saturation_ratio"]["value"][-1] == 1.5
-    frontier = document["final"]["frontier"]
+    frontier = reference["frontier"]
     assert set(frontier["axes"]) == {"proxy", "sqrt_kl", "step"}
     assert frontier["baseline"] == "FlowGRPO"
     best = {m["label"]: m["best"]["scores"]["average"]["value"] for m in frontier["methods"]}
-    assert best == pytest.approx(dict.fromkeys(METHODS, 1.3))
+    assert best == pytest.approx({**dict.fromkeys(METHODS, 1.2), "RatioNorm": 1.3})
+    assert list(other["methods"]) == list(PAIR)
 
 
 @pytest.mark.parametrize("name", tables.TABLES)
@@ -332,18 +282,17 @@ def test_every_table_is_rectangular_and_has_every_method(document: results.Docum
     lines = tables.TABLES[name](document).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) > 3
-    expected = {key: [p.__name__ for p in PRESETS] for key in ("ranges", "sweep", "selection", "by_proxy", "common")}
+    expected = {key: [p.__name__ for p in PRESETS] for key in ("ranges", "sweep")}
     expected |= {"cost": ["sweep", "total"], "conditions": list(PAIR)}
     assert [word for word in expected.get(name, METHODS) if word not in "\n".join(lines)] == []
 
 
 def test_a_table_shows_the_numbers_of_the_document(document: results.Document):
-    assert "| 0.001 |" in tables.selection(document)
-    (row,) = [line for line in tables.selection(document).splitlines() if line.startswith("| RatioNorm ")]
-    assert row.split(" | ")[1:3] == ["0.002", "20%"]
-    assert row.split(" | ")[4:8] == ["3", "**1.169**", "1.300", "32"]  # 1.1125 from 0.7 to 0.8, then 1.225
-    (row,) = [line for line in tables.by_proxy(document).splitlines() if line.startswith("| RatioNorm ")]
-    assert row == "| RatioNorm | 0.002, 20% | 0.902 | 1.250 | 0.002, 5% | 0.902 | 1.150 |"
+    (row,) = [line for line in tables.settings(document).splitlines() if line.startswith("| 0.002, 50% | RatioNorm ")]
+    assert row.split(" | ")[3:5] == ["1.169", "1.169, 1.169, 1.169"]
+    assert row.split(" | ")[6].startswith("+0.100")
+    (row,) = [line for line in tables.sweep(document).splitlines() if line.startswith("| RatioNorm | 0.001 |")]
+    assert row == "| RatioNorm | 0.001 | 1.169 | 1.169 |"
     (row,) = [line for line in tables.drift(document).splitlines() if line.startswith("| GRPOGuard ")]
     assert row == "| GRPOGuard | 1.50 |"
 
@@ -355,15 +304,21 @@ def test_the_conditions_are_compared_with_the_configuration(document: results.Do
 
 
 def test_rendering_replaces_what_stands_between_the_markers(document: results.Document):
-    text = "before\n<!-- table: digits selection -->\noutdated\n<!-- end -->\nafter\n"
+    text = "before\n<!-- table: digits sweep -->\noutdated\n<!-- end -->\nafter\n"
     once = page.render(text, {"digits": document})
-    assert tables.selection(document) in once
+    assert tables.sweep(document) in once
     assert "outdated" not in once
     assert once.startswith("before\n")
     assert once.endswith("\nafter\n")
     assert page.render(once, {"digits": document}) == once
     with pytest.raises(KeyError):
-        page.render(text.replace("selection", "nothing"), {"digits": document})
+        page.render(text.replace("sweep", "nothing"), {"digits": document})
+
+
+def test_the_figures_show_settings_and_the_penalty(tmp_path: Path, capsys):
+    study = complete(SMALL, tmp_path / "runs", FakeTrainer(peak))
+    drawn = {path.stem.removeprefix("evidence_digits_") for path in figures.draw(study, tmp_path)}
+    assert drawn == {"frontier", "detail", "settings", "kl", "training", "ratio", "gradient"}
 
 
 @pytest.mark.skipif(not page.RESULTS.is_file(), reason="no results are published yet")

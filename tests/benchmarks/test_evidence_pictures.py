@@ -49,7 +49,7 @@ def study(tmp_path: Path) -> Study:
 
 
 def with_checkpoints(study: Study) -> None:
-    for trial in study.of("final"):
+    for trial in study.of("settings"):
         for step in STEPS[1:]:
             path = trial.run.folder / f"version_0/checkpoints/evaluated_{step}.ckpt"
             path.parent.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def test_nothing_is_drawn_without_checkpoints(study: Study, tmp_path: Path):
 
 
 def test_moments_are_the_evaluations_with_weights(study: Study):
-    trial = study.of("final")[0]
+    trial = study.of("settings")[0]
     assert [m.step for m in moments(trial)] == [0]
     with_checkpoints(study)
     found = moments(trial)
