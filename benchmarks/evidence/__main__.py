@@ -1,9 +1,9 @@
 """The evidence on regulated clipping: `python -m benchmarks.evidence digits`.
 
 Trains every objective of the paper's Table 2, and Flow-GRPO with its published KL penalty, on a world that trains on a
-CPU: a sweep over learning rates and clip ranges with one seed, then each method at its best setting with others, well
-past the peak of gold, then Flow-GRPO and GRPO-Guard under other conditions. The same command skips what is finished and
-resumes the rest. Stop it with Ctrl-C or SIGTERM at any time.
+CPU: a short sweep over learning rates and clip ranges, then all at equal settings with three seeds and well past the
+peak of gold, then Flow-GRPO and GRPO-Guard under other conditions. The same command skips what is finished and resumes
+the rest. Stop it with Ctrl-C or SIGTERM at any time.
 
     python -m benchmarks.evidence digits --dry-run    # the plan and its cost
     python -m benchmarks.evidence digits --short      # two methods, one seed
