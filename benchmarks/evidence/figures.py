@@ -28,7 +28,8 @@ PENALIZED = tuple(name for name, method in METHODS.items() if method.options)
 
 def draw(study: Study, folder: Path) -> list[Path]:
     """Draw what the full-length runs show, and return the files; none without such runs."""
-    figures = _figures(study)
+    if not (figures := _figures(study)):
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"evidence_{study.world.name}_{name}.png" for name in figures}
     for name, figure in figures.items():

@@ -1,18 +1,18 @@
-"""Runs of a setting as one point: its gold at equal proxy, its peak and its end.
+"""The points of a sweep: each run's gold at equal proxy.
 
-The number that compares settings is the mean gold Average over a range of proxies, each at its first crossing. The
-highest gold of a run would not do: where gold falls from the start, every run has it at the base.
+The number that compares them is the mean gold Average over a range of proxies, each at its first crossing. The highest
+gold of a run would not do: where gold falls from the start, every run has it at the base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from guardlit_callbacks.frontier import first_crossing, values_at
 
-from benchmarks.evidence.curves import Array, logged, peak
+from benchmarks.evidence.curves import logged
 from benchmarks.evidence.trials import Trial
 from benchmarks.evidence.worlds import Setting
 
@@ -22,53 +22,37 @@ LEVELS = 50
 
 @dataclass(frozen=True)
 class Point:
-    """A method at a setting; means over its seeds.
+    """A run of a sweep.
 
     Attributes:
         setting: where.
         clip_range: that clips the setting's fraction.
-        seeds: number of runs.
-        frontier: mean gold Average over the range of proxies; None if a run does not reach its end.
-        gold: highest gold Average of a run.
-        gold_step: where it is reached.
-        proxy: highest proxy of a run.
-        last_gold: gold Average of the last evaluation.
-        last_proxy: proxy of the last evaluation.
+        frontier: mean gold Average over the range of proxies; None if the run does not reach its end.
+        proxy: the highest.
     """
 
     setting: Setting
     clip_range: float
-    seeds: int
     frontier: float | None
-    gold: float
-    gold_step: float
     proxy: float
-    last_gold: float
-    last_proxy: float
 
 
 def points(trials: Iterable[Trial], compared: tuple[float, float]) -> dict[str, list[Point]]:
     """The points of finished trials, by method; gold counts between the proxies `compared`."""
-    runs: dict[tuple[str, Setting], list[Trial]] = {}
-    for trial in trials:
-        if trial.setting is not None and trial.run.finished():
-            runs.setdefault((trial.method, trial.setting), []).append(trial)
     found: dict[str, list[Point]] = {}
-    for (method, setting), own in runs.items():
-        found.setdefault(method, []).append(_point(setting, own, compared))
+    for trial in trials:
+        if trial.setting is not None:
+            found.setdefault(trial.method, []).append(_point(trial, trial.setting, compared))
     return found
 
 
-def _point(setting: Setting, trials: Sequence[Trial], compared: tuple[float, float]) -> Point:
-    curves = [logged(trial).gold for trial in trials]
-    means = [mean_gold(c["proxy"], c["average"], compared) for c in curves]
-    reached = [mean for mean in means if mean is not None]
-    seen = [(*peak(c, "average"), peak(c, "proxy")[0], float(c["average"][-1]), float(c["proxy"][-1])) for c in curves]
-    frontier = float(np.mean(reached)) if len(reached) == len(means) else None
-    return Point(setting, float(trials[0].clip_range), len(trials), frontier, *np.mean(seen, axis=0).tolist())
+def _point(trial: Trial, setting: Setting, compared: tuple[float, float]) -> Point:
+    gold = logged(trial).gold
+    frontier = mean_gold(gold["proxy"], gold["average"], compared)
+    return Point(setting, float(trial.clip_range), frontier, float(np.nanmax(gold["proxy"])))
 
 
-def mean_gold(proxy: Array, gold: Array, compared: tuple[float, float]) -> float | None:
+def mean_gold(proxy: np.ndarray, gold: np.ndarray, compared: tuple[float, float]) -> float | None:
     """Mean gold over a range of proxies; None where its end is not reached.
 
     Args:
