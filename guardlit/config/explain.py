@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 
 from guardlit.config.classes import parameter_classes, unfit_class
 from guardlit.config.locate import config_files, place
-from guardlit.config.missing import no_config, not_installed
+from guardlit.config.missing import no_class, no_config, not_installed
 from guardlit.config.nearest import (
     class_parser,
     concrete_subclasses,
@@ -91,11 +91,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The message about a finding, and what to look up in a file for its line: a key, a value or both."""
+    """The message about a finding, and what to look up for its place: a key, a value or both, first or last given."""
 
     text: str
     name: str | None = None
     value: str | None = None
+    first: bool = False
 
 
 def explain(parser: ArgumentParser, message: str, args: Sequence[str]) -> str:
@@ -130,7 +131,7 @@ def explain(parser: ArgumentParser, message: str, args: Sequence[str]) -> str:
     deepest = [finding for finding in findings if len(finding.frames) == depth]
     said = [(finding, _verdict(parser, finding, deepest)) for finding in sorted(deepest, key=_rank)]
     finding, verdict = next((pair for pair in said if "did you mean" in pair[1].text), said[0])
-    return place(parser, args, finding.key, verdict.name, verdict.value) + verdict.text
+    return place(parser, args, finding.key, verdict.name, verdict.value, verdict.first) + verdict.text
 
 
 def unexpected_null(parser: ArgumentParser, args: Sequence[str], null: Null) -> str:
@@ -229,6 +230,8 @@ def _verdict(parser: ArgumentParser, finding: Finding, siblings: Sequence[Findin
         return Verdict(text + hint(nearest_literal(finding.value, expected)), finding.inner_key, finding.value)
     if finding.text.startswith("Not a valid subclass of "):
         base = finding.text.split()[-1]
+        if (early := no_class(base, finding.value)) is not None:
+            return Verdict(where + early[0], name=early[1], first=True)
         found_text = f"{where}expected a {base} (a name, or class_path and init_args), found {_quoted(finding.value)}"
         return Verdict(found_text, finding.inner_key)
     if re.match(r"argument of type '\w+' is not|'\w+' object has no attribute", finding.text):

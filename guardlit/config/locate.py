@@ -20,7 +20,9 @@ def config_files(args: Sequence[str]) -> list[Path]:
     return [Path(value) for option, value in given_options(args) if option in CONFIG_OPTIONS and value]
 
 
-def place(parser: ArgumentParser, args: Sequence[str], key: str, name: str | None, value: str | None) -> str:
+def place(
+    parser: ArgumentParser, args: Sequence[str], key: str, name: str | None, value: str | None, first: bool = False
+) -> str:
     """Where the value was given that counts: the last on the command line, else the environment.
 
     Args:
@@ -29,6 +31,7 @@ def place(parser: ArgumentParser, args: Sequence[str], key: str, name: str | Non
         key: in the configuration.
         name: of a parameter beneath the key, at any depth, if the mistake is there.
         value: that was found, as text, if known.
+        first: the first on the command line counts.
 
     Returns:
         `file:line: key: `, `--option: `, `environment variable NAME: ` or `key: `.
@@ -36,8 +39,9 @@ def place(parser: ArgumentParser, args: Sequence[str], key: str, name: str | Non
     own = variable(parser, key)
     if (name or value) and str(name or value) in os.environ.get(own, ""):  # it is read first: what follows may be right
         return f"environment variable {own}: "
-    found = [_found(option, given, key, name, value) for option, given in reversed(given_options(args))]
-    best = max(filter(None, found), key=lambda place: place[0], default=None)  # of equally good ones the last given
+    options = given_options(args)[:: 1 if first else -1]
+    found = [_found(option, given, key, name, value) for option, given in options]
+    best = max(filter(None, found), key=lambda place: place[0], default=None)  # of equally good ones the one in front
     if best is not None:
         return best[1]
     return f"environment variable {own}: " if own in os.environ else f"{key}: "

@@ -1,7 +1,8 @@
-"""What is not there: a configuration file, a package that a class needs."""
+"""What is not there: a configuration file, a class before its settings, a package that a class needs."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -27,6 +28,19 @@ def no_config(path: Path) -> str:
     if close is None and (own := Path(__file__).parents[2] / "configs" / path.name).is_file():  # called outside a clone
         close = str(own)
     return f"--config: no such file: {path}{hint(close) or WHERE_CONFIGURATIONS_ARE}"
+
+
+def no_class(base: str, value: str | None) -> tuple[str, str] | None:
+    """The message about settings of a class that no earlier file or option names, and the first of them; else None."""
+    try:
+        found = ast.literal_eval(value or "")
+    except (ValueError, SyntaxError):
+        return None
+    settings = found.get("init_args") if isinstance(found, dict) and "class_path" not in found else None
+    if not settings or not isinstance(settings, dict):
+        return None
+    first = str(next(iter(settings)))
+    return f"{first} is set before a {base} is chosen: what has its class_path goes first", first
 
 
 def not_installed(message: str) -> str | None:

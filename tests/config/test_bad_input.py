@@ -74,6 +74,14 @@ def test_numbers_that_cannot_be(run, options: tuple[str, ...], capsys):
     assert OPTIONS[options] in complaint(capsys, "fit", "--config", run(), *options)
 
 
+def test_a_preset_before_the_run_that_it_changes(run, capsys):
+    preset = Path(__file__).parents[2] / "configs/gpu/24gb.yaml"
+    line = complaint(capsys, "fit", "--config", preset, "--config", run())
+    (number,) = (i for i, text in enumerate(preset.read_text().splitlines(), 1) if "weights_dtype:" in text)
+    why = "weights_dtype is set before a FlowPolicy is chosen: what has its class_path goes first"
+    assert f"{preset}:{number}: model.policy: {why}" in line
+
+
 # checkpoints ---------------------------------------------------------------------------------------------------------
 
 
