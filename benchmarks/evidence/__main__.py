@@ -69,9 +69,9 @@ def write(study: Study, out: Path, public: bool) -> list[Path]:
     found = results.update(results_file, study.world.name, results.collect(study))
     images = ROOT / "docs/images" if public else out
     paths = [results_file, *figures.draw(study, images), *pictures.draw(study, images)]
-    if public and page.PAGE.is_file():
-        page.PAGE.write_text(page.render(page.PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
-        paths.append(page.PAGE)
+    for path in page.PAGES if public else []:
+        path.write_text(page.render(path.read_text(encoding="utf-8"), found), encoding="utf-8")
+        paths.append(path)
     return paths
 
 

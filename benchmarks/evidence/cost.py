@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from benchmarks.evidence.worlds import METHODS, OBJECTIVES, PAIR, World
 
@@ -26,18 +28,25 @@ class Cost:
     rounds: int
     cpu_seconds: float
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.stage, self.runs + other.runs, self.rounds + other.rounds, self.cpu_seconds + other.cpu_seconds
+        )
+
 
 def full(world: World) -> list[Cost]:
     """The stages of the complete evidence."""
     conditions = len(PAIR) * len(world.conditions)
     calibrations = sum(len(world.learning_rates(name)) for name in OBJECTIVES)
     sweep = len(OBJECTIVES) * len(world.sweep.settings) if world.sweep else 0
-    runs = {name: len(own) * len(world.seeds) for name, own in world.settings.items()}
-    penalized = sum(count for name, count in runs.items() if METHODS[name].options) / sum(runs.values())
+    settings = [
+        _cost(world, "settings", len(own) * len(world.seeds), world.rounds_of(name), _factor(name))
+        for name, own in world.settings.items()
+    ]
     return [
         _cost(world, "calibration", calibrations + conditions, world.calibration_rounds),
         _cost(world, "sweep", sweep, world.sweep.rounds if world.sweep else 0),
-        _cost(world, "settings", sum(runs.values()), world.rounds, 1 + (KL_FACTOR - 1) * penalized),
+        reduce(add, settings),
         _cost(world, "conditions", conditions * len(world.condition_seeds), world.condition_rounds),
     ]
 
@@ -48,6 +57,10 @@ def short(world: World) -> list[Cost]:
         _cost(world, "calibration", len(PAIR), world.calibration_rounds),
         _cost(world, "settings", len(PAIR), world.short_rounds),
     ]
+
+
+def _factor(method: str) -> float:
+    return KL_FACTOR if METHODS[method].options else 1.0
 
 
 def _cost(world: World, stage: str, runs: int, rounds: int, factor: float = 1.0) -> Cost:

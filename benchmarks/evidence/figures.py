@@ -1,4 +1,4 @@
-"""The figures of docs/evidence.md: frontiers, training curves (Fig. 7), and ratios and gradients (Figs. 2 and 3)."""
+"""The figures of docs/evidence*.md: frontiers, training curves (Fig. 7), and ratios and gradients (Figs. 2 and 3)."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def draw(study: Study, folder: Path) -> list[Path]:
     found = [moments(trials[method]) for method in PAIR if method in trials]
     if len(found) < len(PAIR) or any(own[-1].checkpoint is None for own in found):
         return []
-    equal, strips = equal_proxy(*found), [spread(own, STRIP_ROWS) for own in found]
+    equal, strips = equal_proxy(*found), [spread(own, STRIP_ROWS) for own in shared(found)]
     images = drawn(world, {m.label: m for own in (equal, *strips) for m in own}.values(), study.folder / "pictures")
     folder.mkdir(parents=True, exist_ok=True)
     made = {"pair": comparison([found[0][0], *equal], images), "film_strip": over_training(strips, images)}
@@ -100,6 +100,12 @@ def equal_proxy(first: Sequence[Moment], second: Sequence[Moment]) -> tuple[Mome
     if not equal:
         return min(pairs, key=lambda pair: abs(pair[0].proxy - pair[1].proxy))
     return max(equal, key=lambda pair: min(pair[0].proxy, pair[1].proxy))
+
+
+def shared(found: Sequence[Sequence[Moment]]) -> list[list[Moment]]:
+    """Of runs of unequal length, the moments at equal numbers of updates."""
+    steps = set.intersection(*({moment.step for moment in own} for own in found))
+    return [[moment for moment in own if moment.step in steps] for own in found]
 
 
 def spread(found: Sequence[Moment], count: int) -> list[Moment]:

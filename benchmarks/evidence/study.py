@@ -92,7 +92,7 @@ def _stages(study: Study) -> None:
 
 def shortened(world: World, folder: Path, train: Train | None) -> Study:
     """The pair at the reference setting, with one seed."""
-    world = replace(world, rounds=world.short_rounds, seeds=world.seeds[:1])
+    world = replace(world, rounds=world.short_rounds, longer={}, seeds=world.seeds[:1])
     study = Study(world, folder, train)
     try:
         calibrations = [study.planner.calibration(METHODS[m].objective, world.reference.lr, "") for m in PAIR]

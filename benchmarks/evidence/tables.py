@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md, from the document of results alone."""
+"""The tables of docs/evidence*.md, from the document of results alone."""
 
 from __future__ import annotations
 

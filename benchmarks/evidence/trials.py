@@ -84,7 +84,9 @@ class Planner:
         """Every seed of each method at each of its settings, of full length."""
         w = self.world
         return [
-            self._chosen("settings", m, s, seed, w.rounds, "", ranges, Path("settings", m, s.name, f"seed_{seed}"))
+            self._chosen(
+                "settings", m, s, seed, w.rounds_of(m), "", ranges, Path("settings", m, s.name, f"seed_{seed}")
+            )
             for seed in w.seeds
             for m, own in settings.items()
             for s in own

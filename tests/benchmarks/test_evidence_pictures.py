@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from evidence_runs import STEPS, FakeTrainer  # noqa: E402
 
 from benchmarks.evidence import pictures  # noqa: E402
-from benchmarks.evidence.pictures import Image, Moment, equal_proxy, moments, spread  # noqa: E402
+from benchmarks.evidence.pictures import Image, Moment, equal_proxy, moments, shared, spread  # noqa: E402
 from benchmarks.evidence.study import Study, shortened  # noqa: E402
 from benchmarks.evidence.worlds import DIGITS, PAIR, World  # noqa: E402
 
@@ -41,6 +41,10 @@ def test_without_equal_proxies_the_nearest_are_chosen():
 @pytest.mark.parametrize(("length", "steps"), [(3, [0, 10, 20]), (11, [0, 20, 40, 60, 80, 100])])
 def test_a_strip_has_the_first_and_the_last(length: int, steps: list[int]):
     assert [m.step for m in spread(path_of([0.5] * length), 6)] == steps
+
+
+def test_a_longer_run_is_shown_as_far_as_the_other():
+    assert [[m.step for m in own] for own in shared([path_of([0.5] * 5), path_of([0.5] * 3)])] == [[0, 10, 20]] * 2
 
 
 @pytest.fixture
