@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.evidence import cost
+from benchmarks.evidence import cost, page
 from benchmarks.evidence.study import Study, complete, shortened, trainer
 from benchmarks.evidence.worlds import ROOT, WORLDS
 from guardlit.errors import GuardlitError
@@ -56,6 +56,8 @@ def main() -> int:
         failed |= {f"{name}/{place}": why for place, why in study.failed.items()}
         for path in write(study, out.absolute(), public=args.publish):
             print(path)
+    if args.publish and not args.dry_run:
+        page.render_all()
     for folder, why in failed.items():
         print(f"{folder} failed: {why}", file=sys.stderr)
     return int(bool(failed))
@@ -63,16 +65,13 @@ def main() -> int:
 
 def write(study: Study, out: Path, public: bool) -> list[Path]:
     """Write results and figures of a world into the folder of its runs, or into docs."""
-    from benchmarks.evidence import figures, page, pictures, results
+    from benchmarks.evidence import figures, pictures, results
 
-    results_file = page.RESULTS if public else out / "results.json"
-    found = results.update(results_file, study.world.name, results.collect(study))
-    images = ROOT / "docs/images" if public else out
-    paths = [results_file, *figures.draw(study, images), *pictures.draw(study, images)]
-    for path in page.PAGES if public else []:
-        path.write_text(page.render(path.read_text(encoding="utf-8"), found), encoding="utf-8")
-        paths.append(path)
-    return paths
+    folder, images = (page.RESULTS, ROOT / "docs/images") if public else (out, out)
+    document = folder / f"{study.world.name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    document.write_text(results.dump(results.collect(study)), encoding="utf-8")
+    return [document, *figures.draw(study, images), *pictures.draw(study, images)]
 
 
 def _show(line: str) -> None:

@@ -8,7 +8,6 @@ import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,15 +144,6 @@ def _plain(value: Any) -> Any:
 
 
 def dump(document: Document) -> str:
-    """JSON with lists of numbers on one line each."""
+    """JSON with each list and object that holds no other on one line."""
     text = json.dumps(document, indent=1, allow_nan=False)
-    return re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), text) + "\n"
-
-
-def update(path: Path, world: str, document: Document) -> Document:
-    """Put a world's document into the file of all; returns the content of the file."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    found[world] = document
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump(found), encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: " ".join(match[0].split()), text) + "\n"

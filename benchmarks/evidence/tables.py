@@ -54,7 +54,7 @@ def _reference(world: Document) -> Document:
 
 
 def at_levels(axis: str) -> Callable[[Document], str]:
-    """Gold at equal values of an axis, and its difference from the baseline."""
+    """Gold at equal values of an axis, and its difference from the baseline, of methods whose seeds all get there."""
 
     def render(world: Document) -> str:
         found = _reference(world)["frontier"]["axes"][axis]
@@ -63,13 +63,14 @@ def at_levels(axis: str) -> Callable[[Document], str]:
             [
                 f"{row['level']:.3g}",
                 row["method"],
-                "-" if row["step"] is None else f"{row['step']:.0f}",
+                _step(row),
                 estimate(row["scores"]["average"]),
                 estimate(row["differences"].get("average"), signed=True),
                 _by_seed(row["differences"].get("average")),
                 *(estimate(row["scores"].get(name), interval=False) for name in other),
             ]
             for row in found["levels"]
+            if row["step"] is not None
         ]
         return table([axis, "method", "update", "gold Average", "minus Flow-GRPO", "by seed", *other], rows)
 
@@ -78,6 +79,30 @@ def at_levels(axis: str) -> Callable[[Document], str]:
 
 def _by_seed(found: Mapping[str, Any] | None) -> str:
     return ", ".join(number(value, signed=True) for value in found["by_seed"]) if found else "-"
+
+
+def summary(world: Document) -> str:
+    """Each method at the reference setting: updates to the compared proxies, and gold at the second of them."""
+    low, high = world["plan"]["compared"]
+    levels = _reference(world)["frontier"]["axes"]["proxy"]["levels"]
+    early = {row["method"]: row for row in levels if row["level"] == low}
+    rows = [
+        [
+            row["method"],
+            _step(early[row["method"]]),
+            _step(row),
+            *_against(row),
+            _by_seed(row["differences"].get("average")),
+        ]
+        for row in levels
+        if row["level"] == high
+    ]
+    header = ["method", f"updates to a proxy of {low:g}", f"to {high:g}", f"gold at {high:g}", "minus Flow-GRPO"]
+    return table([*header, "by seed"], rows)
+
+
+def _step(row: Document) -> str:
+    return "-" if row["step"] is None else f"{row['step']:.0f}"
 
 
 def areas(world: Document) -> str:
@@ -241,6 +266,7 @@ TABLES: Mapping[str, Callable[[Document], str]] = {
     "cost": cost,
     "ranges": ranges,
     "sweep": sweep,
+    "summary": summary,
     "proxy": at_levels("proxy"),
     "sqrt_kl": at_levels("sqrt_kl"),
     "updates": at_levels("step"),
