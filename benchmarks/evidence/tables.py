@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from guardlit_callbacks.frontier import first_crossing, values_at
 
 from benchmarks.evidence.worlds import PAIR
 
@@ -84,25 +88,34 @@ def _by_seed(found: Mapping[str, Any] | None) -> str:
 def summary(world: Document) -> str:
     """Each method at the reference setting: updates to the compared proxies, and gold at the second of them."""
     low, high = world["plan"]["compared"]
-    levels = _reference(world)["frontier"]["axes"]["proxy"]["levels"]
+    found = _reference(world)
+    levels = found["frontier"]["axes"]["proxy"]["levels"]
     early = {row["method"]: row for row in levels if row["level"] == low}
     rows = [
         [
             row["method"],
             _step(early[row["method"]]),
             _step(row),
+            _steps_by_seed(found["methods"][row["method"]], high),
             *_against(row),
             _by_seed(row["differences"].get("average")),
         ]
         for row in levels
         if row["level"] == high
     ]
-    header = ["method", f"updates to a proxy of {low:g}", f"to {high:g}", f"gold at {high:g}", "minus Flow-GRPO"]
-    return table([*header, "by seed"], rows)
+    header = ["method", f"updates to a proxy of {low:g}", f"to {high:g}", "by seed", f"gold at {high:g}"]
+    return table([*header, "minus Flow-GRPO", "by seed"], rows)
 
 
 def _step(row: Document) -> str:
     return "-" if row["step"] is None else f"{row['step']:.0f}"
+
+
+def _steps_by_seed(method: Document, level: float) -> str:
+    curves = [seed["curves"] for seed in method["seeds"].values()]
+    crossings = [first_crossing(np.array([own["proxy"]]), np.array([[level]])) for own in curves]
+    found = [values_at(np.array([own["step"]]), at).item() for own, at in zip(curves, crossings, strict=True)]
+    return ", ".join("-" if math.isnan(value) else f"{value:.0f}" for value in found)
 
 
 def areas(world: Document) -> str:
