@@ -78,7 +78,7 @@ def _with_penalty(study: Study) -> dict[str, list[Trial]]:
 
 def _detail(curves: Mapping[str, Curve], low: float, bands: Collection[str] = ()) -> Figure:
     """The end of the frontier, from a proxy on: every evaluation marked, and the bands of some methods."""
-    from guardlit_callbacks.figures.frontier import frontier_figure
+    from guardlit_callbacks.figures.frontier import BEST, frontier_figure
 
     figure = frontier_figure({name: _shown(own, band=name in bands) for name, own in curves.items()})
     (axes,) = figure.axes
@@ -89,7 +89,21 @@ def _detail(curves: Mapping[str, Curve], low: float, bands: Collection[str] = ()
     if gold.size:
         axes.set_xlim(low, proxy.max() + 0.02 * (proxy.max() - low))
         axes.set_ylim(gold.min() - 0.01, gold.max() + 0.01)
+    peaks = [own.axes["proxy"].mean(axis=0)[own.best] for own in curves.values()]
+    _keep_in_legend(figure, [*curves, BEST] if max(peaks) >= low else curves)
     return figure
+
+
+def _keep_in_legend(figure: Figure, names: Collection[str]) -> None:
+    """Take out of the legend what lies outside the panel."""
+    from guardlit_callbacks.figures.drawing import legend_columns
+
+    (legend,) = figure.legends
+    found = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    entries = {text.get_text(): handle for text, handle in found if text.get_text() in names}
+    legend.remove()
+    columns = legend_columns(list(entries), figure.get_figwidth() - 0.1, most=4)
+    figure.legend(entries.values(), entries.keys(), loc="lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def _shown(curve: Curve, band: bool) -> Curve:

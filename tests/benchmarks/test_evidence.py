@@ -322,6 +322,14 @@ def test_the_figures_show_settings_and_the_penalty(tmp_path: Path, capsys):
     assert drawn == {"frontier", "detail", "settings", "kl", "training", "ratio", "gradient"}
 
 
+def test_the_legend_of_a_detail_names_what_is_shown(tmp_path: Path, capsys):
+    drawn = figures._figures(complete(SMALL, tmp_path / "runs", FakeTrainer(peak)))
+    frontier, detail = (
+        [text.get_text() for text in drawn[name].legends[0].get_texts()] for name in ("frontier", "detail")
+    )
+    assert [name for name in frontier if name not in detail] == ["base"]
+
+
 def test_the_pages_say_what_the_results_say():
     texts = [path.read_text(encoding="utf-8") for path in page.PAGES]
     found = page.published()
