@@ -3,8 +3,8 @@
 It trains the parts of a world on its data, and writes folders below OUT, each with an about.json that records command,
 versions and measurements: `digits/build.py` and `words/build.py` say which.
 
-The digits take about ten minutes on two free cores, the words some twenty of CPU time. On busy cores, OMP_NUM_THREADS=1
-is much faster.
+The digits take about ten minutes on two free cores, the words fourteen. On busy cores, OMP_NUM_THREADS=1 is much
+faster.
 """
 
 from __future__ import annotations
