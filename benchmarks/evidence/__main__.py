@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.evidence import cost, page
+from benchmarks.evidence import cost
 from benchmarks.evidence.study import Study, complete, shortened, trainer
 from benchmarks.evidence.worlds import ROOT, WORLDS
 from guardlit.errors import GuardlitError
@@ -57,6 +57,8 @@ def main() -> int:
         for path in write(study, out.absolute(), public=args.publish):
             print(path)
     if args.publish and not args.dry_run:
+        from benchmarks.evidence import page
+
         page.render_all()
     for folder, why in failed.items():
         print(f"{folder} failed: {why}", file=sys.stderr)
@@ -65,7 +67,7 @@ def main() -> int:
 
 def write(study: Study, out: Path, public: bool) -> list[Path]:
     """Write results and figures of a world into the folder of its runs, or into docs."""
-    from benchmarks.evidence import figures, pictures, results
+    from benchmarks.evidence import figures, page, pictures, results
 
     folder, images = (page.RESULTS, ROOT / "docs/images") if public else (out, out)
     document = folder / f"{study.world.name}.json"
