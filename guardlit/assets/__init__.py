@@ -1,4 +1,4 @@
-"""Bundled files, the tiny worlds of digits and signs, and prompts, with paths `guardlit://name`. Imports errors."""
+"""Bundled files: the tiny worlds and prompts, with paths `guardlit://name`, and recipes by name. Imports errors."""
 
 from __future__ import annotations
 

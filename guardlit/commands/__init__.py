@@ -10,6 +10,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("compare checkpoints with the base model: gold scores in one table", "evaluate"),
     "convert": ("turn a published checkpoint into what a scorer loads", "convert"),
     "ablate": ("compare objectives, on one rollout or by training with each", "ablate"),
+    "recipes": ("list the configurations that come with guardlit, or copy one to edit", "recipes"),
     "plan": ("print what a run will cost, before any weights load", "plan"),
     "report": ("write figures and one page from run folders", "report"),
     "serve-reward": ("score images for other processes, over HTTP", "serve_reward"),

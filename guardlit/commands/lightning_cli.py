@@ -67,15 +67,12 @@ class GuardlitCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=bool | Seed, default=self.seed_everything_default, help=text)
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """The key `base`, which the parser has followed by the time it sees it, and the seed of the data."""
-        files = "files that a configuration file builds on, each relative to it: as if given before it by --config"
-        parser.add_argument("--base", type=list[str] | str | None, default=None, help=files)
+        """The seed of the data."""
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_data_seed)
 
     def before_instantiate_classes(self) -> None:
         """Find `--ckpt_path last`, and refuse a missing or corrupt checkpoint before anything loads."""
         config = self.config[self.subcommand]
-        config.base = None  # what those files say is in the resolved configuration, which is saved
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_intact(Path(config.trainer.default_root_dir)))
         elif config.get("ckpt_path") is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from guardlit.assets.recipes import resolved
 from guardlit.config.documents import compose
 from guardlit.config.locate import CONFIG_OPTIONS
 from guardlit.errors import GuardlitError
@@ -19,7 +20,7 @@ KEY = "base"
 
 
 def expand(args: Sequence[str]) -> list[str]:
-    """A command line with the bases of each `--config` file in front of it, as further `--config` options.
+    """A command line with each `--config` as a file, and in front of it the files that it builds on, as options, too.
 
     Raises:
         GuardlitError: naming the line of a base that is not there, is no list of files, or builds on itself; `--base`.
@@ -33,7 +34,7 @@ def expand(args: Sequence[str]) -> list[str]:
             name = value if equals else rest.pop(0)
             if not name:
                 raise GuardlitError(f"{option}: found nothing where the name of a YAML file belongs")
-            file = Path(name)
+            file = resolved(name)
             below = [word for base in bases(file, []) for word in (option, str(base))]
             if (
                 below and expanded[-len(below) :] != below

@@ -61,7 +61,11 @@ def show(*parts: RenderableType, width: int = PLAIN_WIDTH) -> None:
 
 
 def table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], footer: Sequence[str] | None = None, **options: Any
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    footer: Sequence[str] | None = None,
+    left: bool = False,
+    **options: Any,
 ) -> Table:
     """A table without frames: its first column is left-aligned, the others are right-aligned; cells are plain text.
 
@@ -69,6 +73,7 @@ def table(
         header: one a column.
         rows: cells.
         footer: one a column.
+        left: align all columns left.
         options: of rich's `Table`.
     """
     from rich import box
@@ -78,7 +83,7 @@ def table(
     grid = Table(**{"box": box.SIMPLE, "pad_edge": False, "show_footer": footer is not None, **options})
     for number, heading in enumerate(header):
         end = Text(footer[number] if footer else "")
-        grid.add_column(Text(heading), end, justify="right" if number else "left", overflow="fold")
+        grid.add_column(Text(heading), end, justify="right" if number and not left else "left", overflow="fold")
     for row in rows:
         grid.add_row(*map(Text, row))
     return grid

@@ -16,6 +16,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from guardlit.config.bases import KEY
 from guardlit.config.classes import parameter_classes, unfit_class
 from guardlit.config.locate import config_files, place
 from guardlit.config.missing import no_class, no_config, not_installed
@@ -114,7 +115,7 @@ def explain(parser: ArgumentParser, message: str, args: Sequence[str]) -> str:
         return _unknown_argument(parser, found[1])
     if found := re.match(r"Option '(.+)' is not accepted", message):
         where = place(parser, args, found[1], None, None)
-        return f"{where}unknown key{hint(nearest_key(found[1], keys_of(parser)))}"
+        return f"{where}unknown key{hint(nearest_key(found[1], [*keys_of(parser), KEY]))}"
     if found := re.match(r"the following arguments are required: (.+)", message):
         return f"missing {found[1]}: give --{found[1].split(', ')[0]} or set it in a --config file"
     if message.startswith('Parser key "config": '):

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser
 
+from guardlit.assets.recipes import resolved
 from guardlit.config.documents import compose
 
 CONFIG_OPTIONS = ("--config", "-c")
@@ -67,7 +68,7 @@ def variable(parser: ArgumentParser, key: str) -> str:
 def config_from_environment(parser: ArgumentParser) -> tuple[str, Path] | None:
     """The variable that names a configuration file, and the file, if it is set."""
     name = variable(parser, "config")
-    return (name, Path(os.environ[name])) if name in os.environ else None
+    return (name, resolved(os.environ[name])) if name in os.environ else None
 
 
 def given_options(args: Sequence[str]) -> list[tuple[str, str]]:

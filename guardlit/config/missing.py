@@ -6,12 +6,10 @@ import ast
 import re
 from pathlib import Path
 
-from guardlit.config.nearest import hint, nearest_file
+from guardlit.assets.recipes import meant, names
+from guardlit.config.nearest import hint, nearest, nearest_file
 
-WHERE_CONFIGURATIONS_ARE = (
-    "; configurations are in configs/ of guardlit's repository and source distribution, not in the installed package: "
-    "copy one from there, or write all settings with their defaults by `guardlit fit --print_config > run.yaml`"
-)
+OWN_RECIPES = "; `guardlit recipes` lists the names of those that come with guardlit"
 NOT_INSTALLED = re.compile(
     r"given class_path '(?P<cls>[^']+)':\s+(?:Requirement|Module|Neither)"
     r".*?pip install (?:-U )?(?P<needed>'[^']+'|[\w.-]+)",
@@ -24,10 +22,8 @@ def no_config(path: Path) -> str:
     if path.exists():
         kind = "a folder" if path.is_dir() else "no regular file"
         return f"--config: {path} is {kind}; a YAML file is needed"
-    close = nearest_file(path)
-    if close is None and (own := Path(__file__).parents[2] / "configs" / path.name).is_file():  # called outside a clone
-        close = str(own)
-    return f"--config: no such file: {path}{hint(close) or WHERE_CONFIGURATIONS_ARE}"
+    close = meant(path) or nearest_file(path) or nearest(str(path), names())
+    return f"--config: no such file: {path}{hint(close) or OWN_RECIPES}"
 
 
 def no_class(base: str, value: str | None) -> tuple[str, str] | None:

@@ -27,7 +27,13 @@ from guardlit.config.documents import check_config_file
 from guardlit.config.dropped import dropped
 from guardlit.config.explain import explain, refused, unexpected_null
 from guardlit.config.linked import ignored
-from guardlit.config.locate import config_files, config_from_environment, given_options, variable
+from guardlit.config.locate import (
+    CONFIG_OPTIONS,
+    config_files,
+    config_from_environment,
+    given_options,
+    variable,
+)
 from guardlit.config.modules import make_importable
 from guardlit.config.nearest import hint, keys_of, nearest
 from guardlit.config.nulls import nulls, odd_keys
@@ -47,18 +53,20 @@ class GuardlitParser(LightningArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """As `ArgumentParser.parse_args`, after a look at the files given by `--config`."""
         self._folder = Path.cwd()
-        try:
-            self.args = expand(sys.argv[1:] if args is None else args)
-        except GuardlitError as error:
-            _fail(self, str(error))
+        self.args = self._expanded(sys.argv[1:] if args is None else args)
         if not any(isinstance(action, ActionConfigFile) for action in self._actions):  # of a class, for its parameters
             return super().parse_args(self.args, *rest, **kwargs)
         given = config_from_environment(self) if self.default_env else None
         if given and not given[1].is_file():
-            _fail(self, f"environment variable {given[0]}: expected a YAML file, there is no file {given[1]}")
+            _fail(
+                self, f"environment variable {given[0]}: expected a YAML file or a recipe, there is no file {given[1]}"
+            )
         if _subparsers(self):
             return super().parse_args(self.args, *rest, **kwargs)
-        files = [*config_files(self.args), *([given[1]] if given else [])]
+        if given:  # jsonargparse itself follows neither a recipe's name nor what a file builds on
+            os.environ[given[0]] = str(given[1])
+            self.args = [*self._expanded([CONFIG_OPTIONS[0], str(given[1])]), *self.args]
+        files = config_files(self.args)
         self._check_files(files)
         self._check_environment()
         make_importable(files)
@@ -71,6 +79,12 @@ class GuardlitParser(LightningArgumentParser):
             for key in odd_keys(value):
                 _fail(self, f"{section}: a key must be text, found {key!r}; put it in quotes")
         return config
+
+    def _expanded(self, args: Sequence[str]) -> list[str]:
+        try:
+            return expand(args)
+        except GuardlitError as error:
+            _fail(self, str(error))
 
     def _parsed(self, files: Sequence[Path], *rest: Any, **kwargs: Any) -> Namespace:
         try:

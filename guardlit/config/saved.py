@@ -10,6 +10,8 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
+from guardlit.config.bases import KEY
+
 SECTIONS = ("seed_everything", "trainer", "model", "data")
 """What all commands have in common; the others are options of a single one."""
 
@@ -37,20 +39,25 @@ def sections(saved: SaveConfigCallback, names: Collection[str]) -> str:
 
 
 def without_options(text: str, known: Collection[str]) -> str:
-    """A configuration file's text without the `OPTIONS` that the command does not have.
+    """A configuration file's text without the `OPTIONS` that the command does not have, and without `base`.
+
+    What it builds on has been read before it by then.
 
     Args:
         text: of the file.
         known: names of the command's own options.
     """
-    if not any(f"{name}:" in text for name in OPTIONS):
+    unwanted = {*OPTIONS, KEY} - set(known)
+    if not any(f"{name}:" in text for name in unwanted):
         return text
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:  # the parser says so
         return text
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    if all(key.value in unwanted for key, _ in pairs):
+        return "{}"  # a file of comments is refused
     for key, value in reversed(pairs):
-        if key.value in OPTIONS and key.value not in known:
+        if key.value in unwanted:
             text = text[: key.start_mark.index] + text[value.end_mark.index :]
     return text

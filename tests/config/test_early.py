@@ -41,7 +41,7 @@ def parsers() -> dict[str, ArgumentParser]:
 def test_the_options_are_those_of_the_parser(name: str, parsers: dict[str, ArgumentParser]):
     options = {option.key for option in command(name).options()}
     groups = {key[:end] for key in options for end in range(len(key)) if key[end] == "."}
-    assert {key.rstrip("+") for key in keys_of(parsers[name])} == {*options, *groups, *COMMON} - {"help"}
+    assert {key.rstrip("+") for key in keys_of(parsers[name])} == {*options, *groups, *COMMON} - {"help", "base"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

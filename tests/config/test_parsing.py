@@ -236,16 +236,6 @@ def test_a_file_that_does_not_exist(tmp_path: Path, monkeypatch, capsys):
     assert line == "--config: no such file: tiny_digit.yaml; did you mean tiny_digits.yaml?"
 
 
-def test_without_a_clone_the_line_says_where_configurations_are(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    line = the_one_line(["fit", "--config", "missing.yaml"], monkeypatch, capsys)
-    assert line.startswith("--config: no such file: missing.yaml; configurations are in configs/ of guardlit's repo")
-    assert line.endswith("by `guardlit fit --print_config > run.yaml`")
-    line = the_one_line(["fit", "--config", "configs/tiny_digits.yaml"], monkeypatch, capsys)  # next to this clone
-    clone = Path(__file__).parents[2] / "configs" / "tiny_digits.yaml"
-    assert line == f"--config: no such file: configs/tiny_digits.yaml; did you mean {clone}?"
-
-
 CHAIN = {
     "parts/base.yaml": "data:\n  prompts: p\nmodel:\n  sde:\n    class_path: FlowSDE\n    init_args:\n      {}\n",
     "run.yaml": "base: parts/base.yaml\nmodel:\n  sde: {init_args: {noise_level: 0.3}}\n",

@@ -19,6 +19,8 @@ from torch import nn
 
 from guardlit.commands.lightning_cli import GuardlitCLI
 from guardlit.config.bases import bases
+from guardlit.recipes.copying import copy
+from guardlit.recipes.recipe import Recipe
 from guardlit.rewards import PickScore
 from guardlit.rewards.base import Scorer
 from guardlit.rounds.plan import RoundPlan
@@ -85,10 +87,13 @@ def test_every_number_of_a_real_run_says_where_it_is_from(path: Path):
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
-def test_it_is_resolved_without_a_model(path: Path, capsys: pytest.CaptureFixture[str]):
+def test_it_is_resolved_without_a_model_and_its_copy_is_the_same(path: Path, tmp_path: Path, capsys):
     assert guardlit("fit", "--config", path, "--print_config") == 0
     resolved = yaml.safe_load(capsys.readouterr().out)
     assert resolved.keys() >= {"model", "data", "trainer"}
+    copy(Recipe((path.stem,)), tmp_path / "copy.yaml")
+    assert guardlit("fit", "--config", tmp_path / "copy.yaml", "--print_config") == 0
+    assert yaml.safe_load(capsys.readouterr().out) == resolved
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)

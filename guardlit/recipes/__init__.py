@@ -1,0 +1,1 @@
+"""Recipes: what each trains, how far it is tested, and a copy to edit. Imports config, files and errors."""
