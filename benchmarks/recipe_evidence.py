@@ -50,8 +50,8 @@ def main() -> None:
     for run in options.run:
         record_run(records, *run)
     if not options.run:
-        record_tests(records)
         record_memory(records)
+        record_tests(records)
     kept = {recipe.names[0]: records[recipe.names[0]] for recipe in runs()}
     file().write_text(json.dumps(kept, indent=1) + "\n")
 
@@ -93,18 +93,19 @@ def record_memory(records: Records) -> None:
         policy = recipe.settings["model"]["policy"]
         bundled = policy["init_args"]["model"].startswith("guardlit://")
         presets = [""] if bundled else ["", SMALLEST[policy["class_path"]]]
-        records[name]["planned"] = recipe.fingerprint
-        records[name]["memory_gb"] = {preset: planned(name, preset) for preset in presets}
+        record = records.setdefault(name, {"proofs": {}})
+        record["planned"] = recipe.fingerprint
+        record["memory_gb"] = {preset: planned(name, preset) for preset in presets}
 
 
 def planned(name: str, preset: str) -> float:
     """The most memory at once by `guardlit plan`, in GB; scorers are not counted."""
+    from guardlit.commands.plan import planned as plan
+    from guardlit.planning.estimate import estimate
+
     configs = [word for config in (name, preset) if config for word in ("--config", config)]
-    with tempfile.TemporaryDirectory() as temporary:
-        plan = Path(temporary, "plan.json")
-        command = ["guardlit", "plan", *configs, "--trainer.accelerator=gpu", f"--json={plan}"]
-        subprocess.run(command, check=True, capture_output=True)
-        return round(json.loads(plan.read_text())["memory"]["peak"] / 1e9, 1)
+    run = plan([*configs, "--trainer.accelerator=gpu"])
+    return round(estimate(run).memory.peak / 1e9, 1)
 
 
 def record_run(records: Records, name: str, run: str, evaluation: str | None = None) -> None:
