@@ -19,7 +19,7 @@ exclude_patterns = ["README.md", "site_builder"]  # the first is the index for r
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
-smartquotes = False  # `--config` is typed as it stands
+smartquotes_action = "D"  # dashes between a parameter and its text; quotes stay as they are typed
 suppress_warnings = ["myst.header"]  # a changelog's headings repeat
 
 autodoc_default_options = {"members": True, "show-inheritance": True}

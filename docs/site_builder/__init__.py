@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
 from site_builder import mathml
-from site_builder.api import api
+from site_builder.api import api, is_hook
 from site_builder.commands import commands
 from site_builder.docstrings import as_rest
 from site_builder.keys import keys
@@ -54,6 +54,7 @@ def fill(app: Sphinx, docname: str, content: list[str]) -> None:
         name, argument = mark.groups()
         text = PARTS[name](argument) if argument else PARTS[name]()
         if name not in {"file", "notebook"}:
+            app.env.note_reread()  # what it is made from, the code, is no file that Sphinx watches
             return rewritten(text, DOCS, page)
         app.env.note_dependency(str(ROOT / argument))
         return rewritten(text, (ROOT / argument).parent, page)
@@ -68,12 +69,20 @@ def fill(app: Sphinx, docname: str, content: list[str]) -> None:
 
 def convert(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Turn a docstring into what napoleon and Sphinx read; the arguments are those of autodoc's event."""
-    lines[:] = as_rest(lines)
+    no_text = len(lines) == 1 and lines[0].startswith("Alias for field number")  # of a named tuple, by Python itself
+    lines[:] = [] if no_text else as_rest(lines)
+
+
+def skip(app: Sphinx, what: str, name: str, obj: object, skipped: bool, options: object) -> bool | None:
+    """Leave out hooks of Lightning; the arguments are those of autodoc's event."""
+    return True if is_hook(obj) else None
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """What Sphinx calls once."""
     app.add_html_math_renderer("mathml", inline_renderers=(mathml.inline, None), block_renderers=(mathml.block, None))
+    app.connect("builder-inited", lambda app: keys())
     app.connect("source-read", fill)
+    app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", convert, priority=400)  # napoleon's is 500
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from types import ModuleType
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import Strategy
 
 SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "guardlit": {
@@ -20,6 +24,22 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "guardlit_callbacks": {"Scores": ("guardlit_callbacks.composite",), "Callbacks": ("guardlit_callbacks",)},
 }
 """Headings by package, each with the modules whose names stand under it."""
+
+
+LIGHTNING = (pl.Callback, pl.LightningModule, pl.LightningDataModule, Strategy)
+
+
+def is_hook(found: object) -> bool:
+    """Whether a member of a class only answers a hook of Lightning, which Lightning documents and calls.
+
+    Args:
+        found: a method or property.
+    """
+    function = getattr(found, "fget", found)
+    owner, _, name = getattr(function, "__qualname__", "").rpartition(".")
+    cls = getattr(sys.modules.get(getattr(function, "__module__", "")), owner, None)
+    bases = [base for base in LIGHTNING if inspect.isclass(cls) and issubclass(cls, base)]
+    return any(hasattr(base, name) for base in bases)
 
 
 def api(package: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import re
 import sys
@@ -19,11 +20,14 @@ from lightning.pytorch import Callback
 from guardlit.commands.lightning_cli import GuardlitCLI
 from guardlit.config.nearest import class_parser, classes_in, concrete_subclasses, import_class
 from guardlit.training.limits.arguments import ARGUMENTS
+from site_builder.marking import marked
 
 CALLBACKS = (
     *(f"guardlit_callbacks.{name}" for name in guardlit_callbacks.__all__),
     "guardlit.training.recovery.rollback.Rollback",
 )
+BY_MACHINE = {"trainer.accelerator": "cuda, or cpu where there is none"}
+"""Defaults that would be those of the machine that builds the site."""
 OTHER = "top level"
 HEADS = {
     OTHER: "Next to the three sections, a file or a command line has these keys.",
@@ -55,7 +59,9 @@ class Key:
     def entry(self, prefix: str = "") -> str:
         """Its entry on the page."""
         facts = f":type: `{self.kind}`\n:default: {f'`{self.default}`' if self.default else 'required'}"
-        return f"````{{confval}} {prefix}{self.name}\n{facts}\n\n{self.text}\n````\n"
+        ours = sorted({cls.__name__ for base in self.classes for cls in _ours(base)})
+        links = f"\n\nOne of {', '.join(f'[{name}](#{name.lower()})' for name in ours)}." if ours else ""
+        return f"````{{confval}} {prefix}{self.name}\n{facts}\n\n{self.text}{links}\n````\n"
 
 
 class _BuiltParser(Exception):  # noqa: N818 - not an error
@@ -85,8 +91,12 @@ def fit_keys() -> list[Key]:
     return list(_keys(commands.choices["fit"]))
 
 
+@functools.cache
 def keys() -> str:
-    """The page: sections of a file, then the classes that its values name."""
+    """The page: sections of a file, then the classes that its values name.
+
+    Call it before autodoc has seen a class: its `autodoc_preserve_defaults` changes what `inspect.signature` says.
+    """
     found = fit_keys()
     sections: dict[str, list[Key]] = {head: [] for head in HEADS}
     for key in found:
@@ -154,8 +164,8 @@ def _keys(parser: ArgumentParser) -> Iterator[Key]:
             continue
         head, _, name = action.dest.partition(".")
         text = ARGUMENTS[name].describe() if head == "trainer" and name in ARGUMENTS else str(action.help or "")
-        default = "" if action.required else _written(action.default)
-        yield Key(action.dest, _type(hint), default, text.replace("%%", "%"), tuple(classes_in(hint)))
+        default = "" if action.required else BY_MACHINE.get(action.dest, _written(action.default))
+        yield Key(action.dest, _type(hint), default, marked(text), tuple(classes_in(hint)))
 
 
 def _type(hint: Any) -> str:

@@ -64,6 +64,6 @@ def target(link: str, folder: Path, page: Path) -> str:
     shown = DOCS / STANDS_FOR[name] if name in STANDS_FOR else None
     if shown and shown != page:  # a page that shows a file links to the file itself
         path = shown
-    elif not path.is_relative_to(DOCS) or path.suffix not in {".md", ".png"}:
+    elif shown or not path.is_relative_to(DOCS) or path.suffix not in {".md", ".png"}:
         return f"{FACTS.repository}/{'tree' if path.is_dir() else 'blob'}/main/{name}"
     return os.path.relpath(path, page.parent)
