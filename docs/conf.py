@@ -28,6 +28,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 
@@ -37,6 +38,7 @@ html_title = "guardlit"
 html_static_path = ["site_builder/static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
 html_theme_options = {
     "top_of_page_buttons": [],

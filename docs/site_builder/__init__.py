@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import is_dataclass
 
 from sphinx.application import Sphinx
-from sphinx.util.typing import ExtensionMetadata
+from sphinx.util import inspect
+from sphinx.util.typing import ExtensionMetadata, stringify_annotation
 
 from site_builder import mathml
 from site_builder.api import api, is_hook
@@ -69,6 +71,8 @@ def fill(app: Sphinx, docname: str, content: list[str]) -> None:
 
 def convert(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Turn a docstring into what napoleon and Sphinx read; the arguments are those of autodoc's event."""
+    if is_dataclass(obj):  # what it documents as attributes are its parameters
+        lines[:] = [re.sub("^Attributes:$", "Args:", line) for line in lines]
     no_text = len(lines) == 1 and lines[0].startswith("Alias for field number")  # of a named tuple, by Python itself
     lines[:] = [] if no_text else as_rest(lines)
 
@@ -78,11 +82,24 @@ def skip(app: Sphinx, what: str, name: str, obj: object, skipped: bool, options:
     return True if is_hook(obj) else None
 
 
+def parameter_types(app: Sphinx, what: str, name: str, obj: object, options: object, *signature: str | None) -> None:
+    """Record a class's parameters with their types; the arguments are those of autodoc's event.
+
+    autodoc takes the type of an attribute for that of a parameter of the same name.
+    """
+    if what == "class":
+        recorded = app.env.current_document.autodoc_annotations.setdefault(name, {})
+        parameters = inspect.signature(obj.__init__, bound_method=True).parameters  # type: ignore[misc]
+        given = {key: p.annotation for key, p in parameters.items() if p.annotation is not p.empty}
+        recorded.update({key: stringify_annotation(hint, "smart") for key, hint in given.items()})
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """What Sphinx calls once."""
     app.add_html_math_renderer("mathml", inline_renderers=(mathml.inline, None), block_renderers=(mathml.block, None))
     app.connect("builder-inited", lambda app: keys())
     app.connect("source-read", fill)
+    app.connect("autodoc-process-signature", parameter_types)
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", convert, priority=400)  # napoleon's is 500
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
