@@ -31,7 +31,7 @@ def test_the_page_names_every_policy():
         assert f"| `{family.policy.__name__}` | `{family.policy.pipeline_class}` |" in page
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/**/*.md")), ids=lambda page: page.stem)
 def test_a_page_opens_with_its_purpose(page: Path):
     """A title, then a paragraph: no table, list, code or heading."""
     title, opening, *_ = page.read_text(encoding="utf-8").split("\n\n")

@@ -51,9 +51,10 @@ def test_what_the_code_does_not_say_is_noticed():
 
 
 def test_the_index_lists_every_page_and_notebook_once():
+    """docs/index.md, the front page of the site, shows this list."""
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     linked = re.findall(r"^- \[[^\]]+\]\((?:\./)?([^)]+)\)", index, re.MULTILINE)
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md", "index.md"}  # the site's front page shows this list
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md", "index.md"}
     notebooks = {f"../notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert pages | notebooks <= set(linked)
     assert len(linked) == len(set(linked))
