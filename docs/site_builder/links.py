@@ -35,7 +35,7 @@ def rewritten(text: str, folder: Path, page: Path) -> str:
 
     def link(match: re.Match[str]) -> str:
         text, leads = match[1], target(match[2], folder, page)
-        if text.endswith((".md", ".ipynb")) and leads.endswith(".md"):
+        if text.endswith((".md", ".ipynb")) and leads.endswith(".md") and "://" not in leads:
             text = ""  # Sphinx puts the title of the page or of its section there
         return f"[{text}]({leads}{match[3]})"
 
