@@ -21,6 +21,7 @@ STANDS_FOR = {
 """Files outside the site's sources, and the page that shows each."""
 
 LINK = re.compile(r"\[([^\[\]]*)\]\((?!https?:|mailto:|#|data:)([^)#\s]+)((?:#[^)\s]*)?)\)")
+FAR_PICTURE = re.compile(r"!\[([^\[\]]*)\]\(https?:[^)]*\)")
 FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1[`~]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -40,7 +41,7 @@ def rewritten(text: str, folder: Path, page: Path) -> str:
         return f"[{text}]({leads}{match[3]})"
 
     def outside_code(part: str) -> str:
-        return LINK.sub(link, part)
+        return LINK.sub(link, FAR_PICTURE.sub(r"\1", part))  # a badge: the site loads nothing from elsewhere
 
     parts, end = [], 0
     for fence in FENCE.finditer(text):
