@@ -16,14 +16,18 @@ from guardlit.ablation.analysis import RolloutAnalysis, with_clips
 from guardlit.ablation.output import print_analysis, write_analysis
 from guardlit.checkpoints.contents import check_fingerprint
 from guardlit.checkpoints.io import SafeCheckpointIO
+from guardlit.checkpoints.manifest import MANIFEST
 from guardlit.data.prompts import given_prompts, load_prompts
 from guardlit.errors import GuardlitError, at_least
+from guardlit.files import sha256
 from guardlit.gold import Gold
 from guardlit.gold.drawing import Drawn
 from guardlit.gold.evaluation import Evaluation
 from guardlit.processes.lightning_internals import remove_limits
 from guardlit.training.encoding import EncodeFirst
-from guardlit.training.export import export_weights, find_ema, write_images
+from guardlit.training.export import Export, export_weights, find_ema, write_images
+from guardlit.training.model_card.card import Origin
+from guardlit.training.model_card.run_facts import run_folder_of
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.run_folder import command_line, versions
 from guardlit.training.run_trainer import RunTrainer, command
@@ -89,17 +93,22 @@ class Trainer(RunTrainer):
         datamodule: PromptDataModule | None = None,
         ckpt_path: str | None = None,
         out: str = "export",
+        to: Literal["diffusers", "comfyui", "peft"] = "diffusers",
+        merged: bool = False,
     ) -> None:
-        """Write a checkpoint's weights for diffusers: a LoRA, or a pipeline folder after full fine-tuning.
+        """Write a checkpoint's weights, with a model card: a LoRA, or a pipeline folder after full fine-tuning.
 
         Args:
             model: of the configuration.
             datamodule: not used.
             ckpt_path: the checkpoint.
             out: folder; `raw` and, if the run kept an average, `ema` are written below it.
+            to: who reads the LoRA: a pipeline of diffusers, ComfyUI, or peft.
+            merged: write a pipeline folder of the complete weights with the LoRA added.
         """
         if ckpt_path is None:
             raise GuardlitError("export needs --ckpt_path: without one there is nothing trained to write")
+        model.policy.check_export(to, merged)
         checkpoint = SafeCheckpointIO().load_checkpoint(ckpt_path, map_location="cpu")
         model.configure_model()
         check_fingerprint(checkpoint, model.policy.fingerprint())
@@ -108,7 +117,11 @@ class Trainer(RunTrainer):
         averages = checkpoint.get("callbacks", {}).get(ema.state_key)
         if averages:
             ema.load_state_dict(averages)
-        for folder in export_weights(model, ema if averages else None, Path(out)):
+        place = Path(ckpt_path)
+        digest = sha256(place / MANIFEST if place.is_dir() else place)
+        origin = Origin(checkpoint["global_step"], checkpoint["epoch"] + 1, place.name, digest)
+        export = Export(origin, run_folder_of(place), to, merged)
+        for folder in export_weights(model, ema if averages else None, Path(out), export):
             print(folder)
 
     @command

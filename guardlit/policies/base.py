@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.exports.facts import ExportFacts, ExportFormat
 from guardlit.types import Conditioning
 
 WeightSet = Literal["policy", "old", "reference"]
@@ -169,9 +170,34 @@ class FlowPolicy(nn.Module, ABC):
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         """Load what `old_state` returned."""
 
+    def check_export(self, to: ExportFormat, merged: bool) -> None:
+        """Raise `GuardlitError` for a format that this policy does not write; it works before `load`."""
+        if to != "diffusers" or merged:
+            raise GuardlitError(f"{type(self).__name__} exports its own format only: leave --to and --merged out")
+
     @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Write the trained weights in the format of the model's pipeline. Collective: every rank must call it."""
+    def export(self, folder: Path, to: ExportFormat = "diffusers", merged: bool = False) -> None:
+        """Write the trained weights. Collective: every rank must call it; the first one writes.
+
+        Args:
+            folder: made if need be.
+            to: who reads them.
+            merged: the complete weights with the adapter added, in place of the adapter.
+
+        Raises:
+            GuardlitError: the policy does not write this format.
+        """
+
+    def export_facts(self, to: ExportFormat, merged: bool, steps: int, scale: float) -> ExportFacts | None:
+        """What a model card says of the exported weights; None leaves it out.
+
+        Args:
+            to: as for `export`.
+            merged: as for `export`.
+            steps: sampling steps to recommend.
+            scale: guidance scale to recommend.
+        """
+        return None
 
     @abstractmethod
     def exported(self, folder: Path) -> AbstractContextManager[None]:

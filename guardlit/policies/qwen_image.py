@@ -39,6 +39,7 @@ class QwenImagePolicy(DiffusersPolicy):
     empty_prompt = " "
     """As in Flow-GRPO and in the pipeline's documentation."""
     packed = True
+    guidance_call = 'true_cfg_scale={scale:g}, negative_prompt=" "'
 
     def __init__(self, model: str, resolution: int = 512, lora: LoRA | None = DEFAULT_LORA, **kwargs: Any) -> None:
         super().__init__(model, resolution, lora, **kwargs)

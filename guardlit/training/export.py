@@ -1,17 +1,22 @@
-"""Writes trained weights in the format that diffusers pipelines load, and images as files."""
+"""Writes trained weights in the formats of other programs, with model cards, and images as files."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import lightning.pytorch as pl
 from guardlit_callbacks import TrainableEMA
+from guardlit_callbacks.distributed import is_first
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.exports.facts import ExportFormat
 from guardlit.processes.world import World
+from guardlit.training.model_card.card import Origin, write_card
+from guardlit.training.model_card.run_facts import read_run_facts
 
 if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule
@@ -23,14 +28,33 @@ def find_ema(trainer: pl.Trainer) -> TrainableEMA | None:
     return next((c for c in callbacks if isinstance(c, TrainableEMA)), None)
 
 
-def export_weights(module: GRPOModule, ema: TrainableEMA | None, folder: Path) -> list[Path]:
-    """Write `folder/raw` and, with an average, `folder/ema`. Collective: every rank must call it; rank 0 writes.
+@dataclass(frozen=True)
+class Export:
+    """What to write, and what its model cards say of where it comes from.
+
+    Attributes:
+        origin: of the weights.
+        run: the run's folder; None if it is unknown.
+        to: who reads the files.
+        merged: complete weights with the adapter added, in place of the adapter.
+    """
+
+    origin: Origin
+    run: Path | None = None
+    to: ExportFormat = "diffusers"
+    merged: bool = False
+
+
+def export_weights(module: GRPOModule, ema: TrainableEMA | None, folder: Path, export: Export) -> list[Path]:
+    """Write `folder/raw` and, with an average, `folder/ema`, each with a model card.
+
+    Collective: every rank must call it; rank 0 writes.
 
     Returns:
         The folders written.
 
     Raises:
-        GuardlitError: a folder that cannot be written.
+        GuardlitError: a folder that cannot be written, or a format that the policy does not write.
     """
     variants: dict[str, AbstractContextManager[None]] = {"raw": nullcontext()}
     if ema is not None:
@@ -38,10 +62,20 @@ def export_weights(module: GRPOModule, ema: TrainableEMA | None, folder: Path) -
     for name, weights in variants.items():
         with weights:
             try:
-                module.policy.export(folder / name)
+                _export(module, folder / name, export)
             except OSError as error:
                 raise GuardlitError(f"{folder / name} cannot be written: {error.strerror or error}") from error
     return [folder / name for name in variants]
+
+
+def _export(module: GRPOModule, folder: Path, export: Export) -> None:
+    """One set of weights, and its card."""
+    module.policy.export(folder, export.to, export.merged)
+    draws = module.evaluation
+    facts = module.policy.export_facts(export.to, export.merged, draws.num_inference_steps, draws.guidance_scale)
+    if facts is not None and is_first():
+        run = read_run_facts(export.run, export.origin.updates)
+        write_card(folder, facts, run, export.origin, folder.name)
 
 
 def write_images(images: Tensor, prompts: list[str], per_prompt: int, folder: Path) -> list[Path]:
@@ -92,10 +126,11 @@ class ExportAtEnd(pl.Callback):
         """Export."""
         if trainer.log_dir is None:  # a rehearsal
             return
-        folder = Path(trainer.log_dir) / "export"
+        run, module = Path(trainer.log_dir), cast("GRPOModule", pl_module)
+        export = Export(Origin(trainer.global_step, module.experience.round.number), run)
         error = None
         try:
-            self.written = export_weights(pl_module, find_ema(trainer), folder)  # type: ignore[arg-type]
+            self.written = export_weights(module, find_ema(trainer), run / "export", export)
         except GuardlitError as mistake:
             error = mistake
         World.of(trainer).raise_on_all(error)

@@ -88,7 +88,7 @@ class SmallPolicy(FlowPolicy):
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         self.old = state["scale"]
 
-    def export(self, folder: Path) -> None: ...
+    def export(self, folder: Path, to: str = "diffusers", merged: bool = False) -> None: ...
 
     def exported(self, folder: Path) -> AbstractContextManager[None]:
         return self._entered("exported")

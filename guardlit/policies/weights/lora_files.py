@@ -14,6 +14,8 @@ from guardlit.errors import GuardlitError
 FILE = "pytorch_lora_weights.safetensors"
 """diffusers' name of a LoRA file."""
 PEFT_FILE, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+COMFYUI_FILE = "comfyui_lora.safetensors"
+"""Our name of a LoRA file with ComfyUI's keys."""
 OWN_KEY = "guardlit"
 """Key of our own entry in the header of a file."""
 _NUMBERS = {"lora_alpha": "lora_alpha", "alpha": "lora_alpha", "r": "r", "rank": "r"}
