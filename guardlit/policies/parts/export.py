@@ -17,7 +17,7 @@ from guardlit.policies.exports.comfyui import check_comfyui, comfyui_state, save
 from guardlit.policies.exports.facts import ExportFacts, ExportFormat
 from guardlit.policies.exports.merging import merged_network
 from guardlit.policies.exports.peft_folder import save_peft
-from guardlit.policies.exports.places import check_place
+from guardlit.policies.exports.places import check_place, hide_paths
 from guardlit.policies.exports.usage import Pipeline, usage
 from guardlit.policies.folders.pipeline_folder import pipeline_folder, sample_digest
 from guardlit.policies.weights.exported import exported_weights
@@ -84,6 +84,7 @@ class ExportingPolicy(FlowPolicy):
             transformer = complete(self.transformer, kind)
             if is_first():
                 self._pipeline(transformer).save_pretrained(folder, safe_serialization=True)
+                hide_paths(folder, public_name(self.model))
         elif to == "diffusers":
             weights, header = adapter_state(self.transformer)
             if is_first():

@@ -108,8 +108,8 @@ def _scores(run: RunFacts) -> Iterator[str]:
         yield f"## Reward\n\nTrained on `{name}`. Gold scores were only watched.\n\n{scorers}"
     if gold := gold_table(run):
         yield (
-            "## Gold scores\n\nMeans over the validation prompts, drawn with the weights that the run validates: their "
-            "average, if it keeps one. The column `average` is the mean of score / base, which is 1 for the base model, "
+            "## Gold scores\n\nMeans over the validation prompts, drawn with the weights that the run validates: the "
+            "average, if it keeps one. The column `average` is the mean of score / base, 1 for the base model, "
             f"with the 95 % interval of a bootstrap over prompts.\n\n{gold}"
         )
 
