@@ -118,6 +118,14 @@ def test_diffusers_reads_the_file_of_flux_at_the_same_scale(tiny: Callable[[str]
         torch.testing.assert_close(in_diffusers("flux", tiny("flux"), tmp_path, policy), velocity(policy))
 
 
+def test_diffusers_refuses_the_file_of_sd3(tiny: Callable[[str], Path], tmp_path: Path):
+    """And does not apply it without its alpha; docs/export.md says so."""
+    policy = trained("sd3", tiny("sd3"), LoRA(3, 7))
+    policy.export(tmp_path, "comfyui")
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        in_diffusers("sd3", tiny("sd3"), tmp_path, policy)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_guardlit_draws_with_the_file(family: str, tiny: Callable[[str], Path], tmp_path: Path):
     policy = trained(family, tiny(family), LoRA(4, 8))
