@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from guardlit.errors import GuardlitError
 CARD = "README.md"
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 OPTIMIZER = re.compile(r"optimizer|exp_avg|(?<![a-z])rng_state")
-"""In the name of a file or of a tensor: a training's state, which nobody loads with the weights."""
+"""In the name of a file or of a tensor: a training's state, which is not loaded with the weights."""
 CARD_LINES, LONGEST_NAME = 20, 96
 
 
@@ -70,7 +71,7 @@ def files_to_push(folder: Path) -> list[Path]:
     if not any(file.suffix == ".safetensors" for file in files):
         raise GuardlitError(f"{folder} holds no weights: no .safetensors file; guardlit export writes them")
     if folder / CARD not in files:
-        raise GuardlitError(f"{folder} holds no model card ({CARD}); guardlit export writes one beside the weights")
+        raise GuardlitError(f"{folder} holds no model card ({CARD}); guardlit export writes one next to the weights")
     _check_card(folder / CARD)
     return files
 
@@ -166,7 +167,8 @@ def _one_line(repo: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise GuardlitError(f"interrupted: nothing was committed to {repo}; the same command starts again") from None
+        print(f"\nnothing was committed to {repo}; the same command starts again", file=sys.stderr)
+        raise
     except HfHubHTTPError as error:
         raise GuardlitError(f"{_endpoint()} does not take {repo}: {_refusal(error)}") from error
     except (httpx2.TransportError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:

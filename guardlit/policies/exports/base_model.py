@@ -52,10 +52,11 @@ def base_license(model: str, folder: Path) -> dict[str, str]:
 
 
 def _of_card(path: Path) -> dict[str, str]:
+    import yaml
     from huggingface_hub import ModelCard
 
     try:
         data = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict() if path.is_file() else {}
-    except (OSError, ValueError):  # what stands there is no card
+    except (OSError, ValueError, yaml.YAMLError):  # what stands there is no card
         return {}
     return {name: value for name in _ENTRIES if isinstance(value := data.get(name), str)}

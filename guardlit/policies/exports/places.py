@@ -15,7 +15,7 @@ FILES: dict[ExportFormat, str] = {"diffusers": FILE, "comfyui": COMFYUI_FILE, "p
 
 
 def check_place(folder: Path, to: ExportFormat, whole: bool) -> None:
-    """Refuse a folder with an export of another format: nobody could tell which of them its card describes.
+    """Refuse a folder with an export of another format: its card describes one of them.
 
     Args:
         folder: to be written; it may hold an older export of the same format, which is replaced.

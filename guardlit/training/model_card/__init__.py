@@ -1,1 +1,1 @@
-"""The model card beside exported weights; imports what `training` may import, and huggingface_hub."""
+"""The model card next to exported weights; imports what `training` may import, and huggingface_hub."""

@@ -1,4 +1,4 @@
-"""Writes a model card, `README.md`, beside exported weights, in the format of the Hugging Face hub."""
+"""Writes a model card, `README.md`, next to exported weights, in the format of the Hugging Face hub."""
 
 from __future__ import annotations
 
