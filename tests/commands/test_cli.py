@@ -49,7 +49,7 @@ def test_the_module_runs_as_the_command_does():
         (
             ["zzz"],
             "guardlit: error: unknown command 'zzz': "
-            "commands are fit, validate, sample, export, evaluate, convert, ablate, recipes, plan, "
+            "commands are fit, validate, sample, export, push, evaluate, convert, ablate, recipes, plan, "
             "report, serve-reward, schedule",
         ),
         (["--stps"], "guardlit: error: found '--stps' where the command belongs: guardlit COMMAND [options]"),

@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "Repository not found", "RepoNotFound")
 
     def do_PUT(self) -> None:
-        if (path := self._begin(authorized=False)) is not None:  # an address of its own, as a signed one
+        if (path := self._begin(authorized=False)) is not None:  # another address, as a signed one
             body = self._body()
             assert hashlib.sha256(body).hexdigest() == path.rpartition("/")[2]
             self.hub.objects[path.rpartition("/")[2]] = body

@@ -31,7 +31,7 @@ CALLBACKS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, sd3_folder: Path) -> Path:
-    """A run of one round on a model folder with a card of its own, in a folder with a private name."""
+    """A run of one round on a model folder with its own card, in a folder with a private name."""
     folder = tmp_path_factory.mktemp("home_of_someone")
     shutil.copytree(sd3_folder, folder / "tiny_sd3")
     license = {"license": "other", "license_name": "tiny-license", "license_link": "https://example.org/LICENSE"}

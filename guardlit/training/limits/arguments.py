@@ -129,7 +129,7 @@ ARGUMENTS: dict[str, Entry] = {
     "reload_dataloaders_every_n_epochs": Entry("changes nothing: a round is collected when it begins"),
     "default_root_dir": Entry("folder of the run folders `version_K`; `runs/guardlit` by default"),
     "enable_autolog_hparams": Entry("changes nothing: the settings of a run are in its `config.yaml`"),
-    "model_registry": refuse("guardlit uploads no weights; write them by `guardlit export`"),
+    "model_registry": refuse("a run uploads no weights; `guardlit export` and `guardlit push` do"),
 }
 """By name, in Lightning's order."""
 
