@@ -19,6 +19,18 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 OPTIMIZER = re.compile(r"optimizer|exp_avg|(?<![a-z])rng_state")
 """In the name of a file or of a tensor: a training's state, which is not loaded with the weights."""
 CARD_LINES, LONGEST_NAME = 20, 96
+UNREACHABLE = {"TransportError", "OfflineModeIsEnabled", "ConnectionError", "TimeoutError"}
+"""Names of errors, and of their bases, that mean no answer."""
+REFUSALS = {
+    401: "it does not accept this login: log in again with `hf auth login`, or set HF_TOKEN",
+    402: "its owner must pay for this",
+    403: "this login may not write there: use a token with write access, or a namespace of yours",
+    404: "there is no such namespace, or this login does not see it: check OWNER/NAME",
+    409: "another change came between, or a repository of another kind has the name: try again, or take another name",
+    413: "it is too large",
+    429: "too many requests: try again later",
+}
+"""What to do, by the status of the hub's answer."""
 
 
 def main(args: list[str]) -> None:
@@ -161,35 +173,23 @@ def _upload(folder: Path, files: Sequence[Path], repo: str, private: bool) -> st
 @contextmanager
 def _one_line(repo: str) -> Iterator[None]:
     """Turn what can go wrong on the way to the hub into errors of the user."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
     try:
         yield
     except KeyboardInterrupt:
         print(f"\nnothing was committed to {repo}; the same command starts again", file=sys.stderr)
         raise
-    except HfHubHTTPError as error:
-        raise GuardlitError(f"{_endpoint()} does not take {repo}: {_refusal(error)}") from error
-    except (httpx2.TransportError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+    except Exception as error:
+        kinds = {base.__name__ for base in type(error).__mro__}  # of httpx or httpx2, as the hub's library has it
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise GuardlitError(
-            f"{_endpoint()} cannot be reached, or the connection broke ({reason}): nothing was committed to {repo}"
-        ) from error
-    except (ValueError, RuntimeError) as error:
-        raise GuardlitError(f"{repo} cannot be uploaded: {' '.join(str(error).split())}") from error
-
-
-REFUSALS = {
-    401: "it does not accept this login: log in again with `hf auth login`, or set HF_TOKEN",
-    402: "its owner must pay for this",
-    403: "this login may not write there: use a token with write access, or a namespace of yours",
-    404: "there is no such namespace, or this login does not see it: check OWNER/NAME",
-    409: "another change came between, or a repository of another kind has the name: try again, or take another name",
-    413: "it is too large",
-    429: "too many requests: try again later",
-}
-"""What to do, by the status of the hub's answer."""
+        if "HfHubHTTPError" in kinds:
+            raise GuardlitError(f"{_endpoint()} does not take {repo}: {_refusal(error)}") from error
+        if UNREACHABLE & kinds:
+            raise GuardlitError(
+                f"{_endpoint()} cannot be reached, or the connection broke ({reason}): nothing was committed to {repo}"
+            ) from error
+        if {"ValueError", "RuntimeError"} & kinds:
+            raise GuardlitError(f"{repo} cannot be uploaded: {reason}") from error
+        raise
 
 
 def _refusal(error: Exception) -> str:

@@ -18,6 +18,8 @@ from runs import config, guardlit, newest
 from guardlit.files import sha256
 from guardlit.policies.exports.base_model import base_license, hub_id, public_name
 from guardlit.training.model_card.privacy import public, public_command
+from guardlit.training.model_card.run_facts import read_run_facts
+from guardlit.training.model_card.tables import gold_table
 
 UPDATES = 4
 """Of one round."""
@@ -171,6 +173,26 @@ def test_comfyui_s_card_says_where_the_file_goes(world: Path, tmp_path: Path):
     card = ModelCard.load(export(world, tmp_path, "--to", "comfyui") / "README.md")
     assert "library_name" not in card.data.to_dict()
     assert "Put `comfyui_lora.safetensors` into ComfyUI's folder `models/loras`" in card.text
+
+
+def test_nothing_later_than_the_weights_is_shown(tmp_path: Path):
+    (tmp_path / "samples").mkdir()
+    for step in (0, 4, 12):
+        (tmp_path / f"samples/step_{step:06d}.png").write_bytes(b"")
+    (tmp_path / "gold.csv").write_text("step,aesthetic,average\n0,5,1\n4,6,1.2\n12,1,0.2\n")
+    (tmp_path / "gold.json").write_text('{"lower_is_better": ["aesthetic"]}')
+    found = read_run_facts(tmp_path, 8)
+    assert [row["step"] for row in found.gold] == [0, 4]
+    assert found.grid == tmp_path / "samples/step_000004.png"
+    assert found.missing == ("config.yaml", "run.json")
+    assert "| last evaluation | 4 | 6 | 1.2 |" in gold_table(found)
+    assert "aesthetic (lower is better)" in gold_table(found)
+
+
+def test_broken_files_are_left_out(tmp_path: Path):
+    for name, text in (("config.yaml", "a: ["), ("run.json", "{"), ("gold.csv", "step\nx\n"), ("gold.json", "3")):
+        (tmp_path / name).write_text(text)
+    assert read_run_facts(tmp_path, 8).missing == ("config.yaml", "run.json", "gold.csv", "samples/")
 
 
 # names, licenses, privacy ---------------------------------------------------------------------------------------------

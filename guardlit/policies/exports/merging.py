@@ -30,8 +30,8 @@ def merged_network(transformer: Any, kind: Any) -> Any:
     """
     if not mergeable(transformer):
         raise GuardlitError(
-            "--merged true needs a base that is not quantized, and a plain LoRA of linear layers: leave --merged out, and "
-            "let diffusers add the LoRA to the unquantized base (pipe.fuse_lora())"
+            "--merged true needs a base that is not quantized, and a plain LoRA of linear layers: leave --merged out, "
+            "and let diffusers add the LoRA to the unquantized base (pipe.fuse_lora())"
         )
     with merged(transformer):
         state = on_first(_plain(transformer.state_dict()))

@@ -122,6 +122,7 @@ def _provenance(run: RunFacts, origin: Origin) -> Iterator[str]:
     values = {
         **{name: value for name, value in checkpoint.items() if value},
         **number,
+        **({"resumed from": str(run.facts["resumed_from"])} if run.facts.get("resumed_from") else {}),
         "updates": str(origin.updates),
         **{name: str(run.facts[name]) for name in ("processes", "precision") if name in run.facts},
         **versions,

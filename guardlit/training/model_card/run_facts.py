@@ -24,6 +24,7 @@ SETTINGS = {
     "resolution": "model.policy.init_args.resolution",
     "optimizer": "model.optimizer.class_path",
     "learning rate": "model.optimizer.init_args.lr",
+    "LoRA that training started from": "model.policy.init_args.lora.start",
     "prompts per round": "data.prompts_per_round",
     "images per prompt": "data.images_per_prompt",
     "updates per round": "data.updates_per_round",

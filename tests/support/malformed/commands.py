@@ -106,6 +106,11 @@ OTHERS = [
     _line("sample RUN --n 1 --out /dev/null/x", "/dev/null/x", "Not a directory", "cannot be written"),
     _line("export RUN", "export", "without one", "needs --ckpt_path"),
     _line("export RUN --output x", "--output", "unknown option", "did you mean --out?"),
+    _line("export RUN --to onnx", "--to", "found 'onnx'", "expected one of 'diffusers', 'comfyui', 'peft'"),
+    _line("export RUN --merged maybe", "--merged", "found 'maybe'", "expected true or false"),
+    _line("push", "guardlit push", "FOLDER, --repo", "(guardlit push FOLDER --repo OWNER/NAME)"),
+    _line("push . --repo a/b --privat", "--privat", "unknown option", "did you mean --private?"),
+    _line("push . --repo a/b/c", "--repo a/b/c", "no name of a repository", "OWNER/NAME"),
 ]
 EVALUATE = [
     _line("evaluate RUN", "gold.scorers", "missing", "give --gold.scorers"),
