@@ -17,6 +17,8 @@ from runs import config, guardlit, newest
 
 from guardlit.files import sha256
 from guardlit.policies.exports.base_model import base_license, hub_id, public_name
+from guardlit.policies.exports.facts import ExportFacts
+from guardlit.training.model_card.card import Origin, write_card
 from guardlit.training.model_card.privacy import public, public_command
 from guardlit.training.model_card.run_facts import read_run_facts
 from guardlit.training.model_card.tables import gold_table
@@ -173,6 +175,23 @@ def test_comfyui_s_card_says_where_the_file_goes(world: Path, tmp_path: Path):
     card = ModelCard.load(export(world, tmp_path, "--to", "comfyui") / "README.md")
     assert "library_name" not in card.data.to_dict()
     assert "Put `comfyui_lora.safetensors` into ComfyUI's folder `models/loras`" in card.text
+
+
+@pytest.mark.parametrize(("adapter", "relation"), [(True, "adapter"), (False, "finetune")])
+def test_a_base_of_the_hub_is_named(adapter: bool, relation: str, tmp_path: Path):
+    flux = "black-forest-labs/FLUX.1-dev"
+    facts = ExportFacts(flux, flux, adapter, "diffusers", base_license(flux, tmp_path), "Use it.")
+    write_card(tmp_path, facts, read_run_facts(None, 3), Origin(3, None), "raw")
+    card = ModelCard.load(tmp_path / "README.md")
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == (flux, relation)
+    assert (data["license"], data["license_name"]) == ("other", "flux-1-dev-non-commercial-license")
+    assert f"[{flux}](https://huggingface.co/{flux})" in card.text
+    unknown = ExportFacts("sd35m", None, adapter, "diffusers", {}, "Use it.")
+    write_card(tmp_path, unknown, read_run_facts(None, 3), Origin(3, None), "raw")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert not {"base_model", "base_model_relation", "license"} & card.data.to_dict().keys()
+    assert "The license of `sd35m` is not known here" in card.text
 
 
 def test_nothing_later_than_the_weights_is_shown(tmp_path: Path):

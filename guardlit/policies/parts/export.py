@@ -72,10 +72,11 @@ class ExportingPolicy(FlowPolicy):
         if to == "comfyui":
             check_comfyui(self.transformer_class)
 
-    def export(self, folder: Path, to: ExportFormat = "diffusers", merged: bool = False) -> None:
+    def export(self, folder: Path | str, to: ExportFormat = "diffusers", merged: bool = False) -> None:
         """See `FlowPolicy.export`: a LoRA, or with `merged` or after full fine-tuning a pipeline folder."""
         import diffusers
 
+        folder = Path(folder)
         self.check_export(to, merged)
         check_place(folder, to, whole=merged or not self.lora)
         kind = getattr(diffusers, self.transformer_class)
