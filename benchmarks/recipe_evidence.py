@@ -1,9 +1,10 @@
-"""Records how far each recipe is tested: `python -m benchmarks.recipe_evidence [--run NAME RUN [EVALUATION]]`.
+"""Records how far each recipe is tested: `python -m benchmarks.recipe_evidence`.
 
 Without options it runs the tests of `tests/configs` that a recipe parses and that it trains one round, slow ones
-included, and plans the memory of one GPU. With `--run` it reads a finished run's folder, and what `guardlit evaluate`
-wrote about it. It writes `configs/evidence.json`, from which `guardlit recipes` and the documentation read the levels.
-A record holds for the settings that it was made with: once a recipe changes, its record no longer counts.
+included, and plans the memory of one GPU. `--run NAME RUN` reads a finished run's folder, and `--run NAME RUN
+EVALUATION` also what `guardlit evaluate` wrote about it. The results go to `configs/evidence.json`, from which
+`guardlit recipes` and the documentation read the levels. A record holds for the settings that it was made with: once a
+recipe changes, its record no longer counts. `--table` prints what docs/recipes.md shows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 import yaml
 
 from guardlit.assets.recipes import folder, names
-from guardlit.recipes.evidence import FILE
+from guardlit.recipes.evidence import FILE, LEVELS, evidence_of
 from guardlit.recipes.recipe import PRESET, RUN, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +46,11 @@ def main() -> None:
     """Record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", nargs="+", action="append", metavar="", default=[], help="NAME RUN [EVALUATION]")
+    parser.add_argument("--table", action="store_true", help="only print the table of docs/recipes.md")
     options = parser.parse_args()
+    if options.table:
+        print(table())
+        return
     records: Records = json.loads(file().read_text()) if file().is_file() else {}
     for run in options.run:
         record_run(records, *run)
@@ -54,6 +59,23 @@ def main() -> None:
         record_tests(records)
     kept = {recipe.names[0]: records[recipe.names[0]] for recipe in runs()}
     file().write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def table() -> str:
+    """All runs with what they train and how far they are tested, in Markdown."""
+    head = "| recipe | model | proxy | objective | GPU memory | evidence |\n|---|---|---|---|---|---|"
+    rows = [
+        f"| `{recipe.names[0]}` | {recipe.model} | {recipe.proxy} | {recipe.objective} "
+        f"| {evidence.memory_text} | {evidence.level} |"
+        for recipe in runs()
+        for evidence in [evidence_of(recipe)]
+    ]
+    return "\n".join([head, *rows])
+
+
+def levels() -> str:
+    """What the levels mean, as a list in Markdown."""
+    return "\n".join(f"- **{level}**: {meaning}" for level, meaning in LEVELS.items())
 
 
 def file() -> Path:
@@ -144,7 +166,10 @@ def differences(recipe: Recipe, config: Mapping[str, Any]) -> list[str]:
 
     presets = [Recipe((name,)) for name in names() if Recipe((name,)).kind == PRESET]
     free = {*FREE, *(key for preset in presets for key in flat(preset.settings))}
-    own, other = flat(settings_of(["fit", "--config", recipe.names[0]])), flat(config)
+    if "train" not in recipe.settings["data"]:  # the user's own prompts
+        free.add("data.train")
+    own = flat(settings_of(["fit", "--data.train=prompts", "--config", recipe.names[0]]))
+    other = flat(config)
     different = [key for key in own if own[key] != other.get(key)]
     return [key for key in different if key in KEPT or not any(f"{key}.".startswith(f"{part}.") for part in free)]
 
@@ -175,7 +200,7 @@ def reproduced(name: str, evaluation: Path) -> dict[str, Any] | None:
 
 def _table_1() -> Iterator[tuple[str, float]]:
     """Names and averages of the paper's rows, as docs/recipes.md has them."""
-    for line in (ROOT / "docs/recipes.md").read_text(encoding="utf-8").split("Table 1,")[1].splitlines():
+    for line in (ROOT / "docs/recipes.md").read_text(encoding="utf-8").split("Table 1, gold scores")[1].splitlines():
         if found := re.match(r"\| `(\w+)` \|.*\| ([\d.]+) \|$", line):
             yield found[1], float(found[2])
 

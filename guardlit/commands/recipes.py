@@ -14,7 +14,7 @@ from guardlit.recipes.copying import copy
 from guardlit.recipes.evidence import LEVELS, NONE, Evidence, evidence_of
 from guardlit.recipes.recipe import GOLD, PRESET, RUN, Recipe
 
-HEADER = ("recipe", "model", "proxy", "objective", "GPU memory by plan", "evidence")
+HEADER = ("recipe", "model", "proxy", "objective", "GPU memory", "evidence")
 
 
 def main(args: list[str]) -> None:
@@ -70,7 +70,7 @@ def _show_all(recipes: Sequence[Recipe]) -> None:
         for recipe, evidence in found.items()
     ]
     show("Runs: guardlit fit --config NAME", table(HEADER, rows, left=True))
-    show(*_levels(found.values()), "")
+    show("GPU memory: by `guardlit plan`, without the proxy's network", *_levels(found.values()), "")
     for kind, title in (
         (PRESET, "For a GPU: guardlit fit --config NAME --config gpu/24gb"),
         (GOLD, "Gold scores: guardlit evaluate --config NAME --config gold_tiny --ckpt last"),

@@ -42,8 +42,13 @@ class Evidence:
 
     @property
     def memory_text(self) -> str:
-        """`48 GB, 19 GB with gpu/24gb`, or `-` if it was not planned."""
-        parts = [f"{value:.0f} GB" + (f" with {preset}" if preset else "") for preset, value in self.memory.items()]
+        """`48 GB, 14 GB with gpu/24gb`, or `-` if it was not planned; a preset that saves nothing is left out."""
+        plain = self.memory.get("", 0)
+        parts = [
+            (f"{value:.0f} GB" if value >= 1 else "< 1 GB") + (f" with {preset}" if preset else "")
+            for preset, value in self.memory.items()
+            if not preset or value < plain
+        ]
         return ", ".join(parts) or "-"
 
 

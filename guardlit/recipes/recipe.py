@@ -63,10 +63,10 @@ class Recipe:
 
     @property
     def summary(self) -> str:
-        """The first sentence on top of its file, without a full stop."""
+        """The first sentence on top of its file, up to a semicolon."""
         top = [line.removeprefix("#").strip() for line in self.files[f"{self.names[-1]}.yaml"].header]
         paragraph = " ".join(top[: top.index("")] if "" in top else top)
-        return paragraph.partition(". ")[0].rstrip(".:")
+        return paragraph.partition(". ")[0].partition("; ")[0].rstrip(".:")
 
     @property
     def model(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import recipe_evidence
 from guardlit.rounds.settings import Rollout
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +86,8 @@ def test_trained_steps_are_those_of_the_module(recipes):
     window = {"class_path": "guardlit.rounds.windows.RandomWindow", "init_args": {"length": 3, "high": 5}}
     assert recipes.trained_steps({**vars(Rollout()), "window": window}) == 3
     assert recipes.trained_steps(vars(Rollout())) == 9
+
+
+def test_the_page_has_the_evidence_that_is_recorded():
+    assert recipe_evidence.table() in PAGE
+    assert recipe_evidence.levels() in PAGE
