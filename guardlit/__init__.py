@@ -5,8 +5,6 @@ The names of `__all__` are the public API. Each is imported at its first use: `i
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
-
 TYPE_CHECKING = False  # type checkers take it for true; importing `typing` takes longer than the rest of this file
 if TYPE_CHECKING:
     from guardlit.advantage import GroupAdvantage as GroupAdvantage
@@ -61,6 +59,8 @@ if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule as GRPOModule
     from guardlit.training.sharded_strategy import ShardedStrategy as ShardedStrategy
 
+    __version__: str
+
 _HOMES = {
     "guardlit.advantage": "GroupAdvantage group_relative",
     "guardlit.commands.trainer": "Trainer",
@@ -87,7 +87,11 @@ __all__ = sorted(_HOME_OF)
 if not TYPE_CHECKING:  # with a module's __getattr__, type checkers accept every name
 
     def __getattr__(name: str) -> object:
-        """Import a public name at its first use (PEP 562)."""
+        """Import a public name at its first use (PEP 562); read the installed version when asked."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("guardlit")
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from guardlit import __version__
 from guardlit.commands import COMMANDS
 from guardlit.errors import GuardlitError, did_you_mean
 
@@ -57,6 +56,8 @@ def _answer(arguments: list[str]) -> int:
         print(_help())
         return 0
     if first in ("-V", "--version"):
+        from guardlit import __version__  # reads the metadata of the installation
+
         print(f"guardlit {__version__}")
         return 0
     if first.startswith("-"):

@@ -11,13 +11,23 @@ from packaging.requirements import Requirement
 
 import guardlit
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CALLBACKS = tomllib.loads((ROOT / "callbacks" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIREMENTS = {requirement.name: requirement for requirement in map(Requirement, PROJECT["dependencies"])}
 
 
 def test_guardlit_pins_the_callbacks_to_its_own_version():
     assert str(REQUIREMENTS["guardlit-callbacks"].specifier) == f"=={guardlit.__version__}"
     assert guardlit_callbacks.__version__ == guardlit.__version__
+    assert "version" in PROJECT["dynamic"]
+    assert "version" in CALLBACKS["dynamic"]
+
+
+def test_both_distributions_have_one_license_and_one_home():
+    assert (ROOT / "callbacks" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    for name in ("license", "license-files", "urls", "requires-python"):
+        assert CALLBACKS[name] == PROJECT[name], name
 
 
 def test_libraries_that_guardlit_knows_the_inside_of_have_upper_bounds():

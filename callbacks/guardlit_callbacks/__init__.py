@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from guardlit_callbacks.sample_grid import SampleGrid
     from guardlit_callbacks.trainable_ema import TrainableEMA
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "DriftSentinels",
@@ -59,6 +59,10 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     """Imports all callbacks on first use: command lines find short class names among loaded classes."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("guardlit-callbacks")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for callback, module in _MODULES.items():
