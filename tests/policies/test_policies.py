@@ -199,7 +199,7 @@ def test_a_fully_trained_model_exports_as_a_pipeline_folder(family: Family, fold
     ours = policy.transformer.state_dict()
     assert all(torch.equal(ours[k], v) for k, v in pipe.transformer.state_dict().items())
     again = family.load(tmp_path / "pipeline")  # training can start from it
-    assert torch.equal(velocity(again), velocity(policy))
+    torch.testing.assert_close(velocity(again), velocity(policy), rtol=0, atol=1e-5)  # rounding: layers with a LoRA
 
 
 # prompts ------------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def inception(weights: str, feature: InceptionFeature = "2048") -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             net: nn.Module = NoTrainInceptionV3("inception-v3-compat", [feature], str(path))
     except ModuleNotFoundError as error:
-        raise GuardlitError("FID, KID and IS need torch-fidelity; run `pip install torch-fidelity`") from error
+        raise GuardlitError("FID, KID and IS need torch-fidelity: pip install 'guardlit[metrics]'") from error
     except RuntimeError as error:
         raise GuardlitError(f"{path}: these are not the weights of torch-fidelity's Inception v3") from error
     features = 1008 if feature == "logits_unbiased" else int(feature)

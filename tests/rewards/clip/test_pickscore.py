@@ -26,6 +26,7 @@ from guardlit.rewards.network import Placement
 from guardlit.types import RewardRequest
 
 CPU = torch.device("cpu")
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}  # of scores around 1
 PROMPTS = ["a photo of a cat", "“a red dog”, says the sign", "a photo of a cat", "seven " * 100, "", "a blue bird"]
 
 
@@ -110,7 +111,7 @@ def test_scores_are_the_published_formula(scorer: PickScore, clip_folder: Path, 
     result = scorer.score(request(images, PROMPTS))
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     pil = pil_pixels(images, size={"shortest_edge": IMAGE_SIZE}, crop_size=side)
-    torch.testing.assert_close(result.values.double(), reference_scores(clip_folder, PROMPTS, pil), rtol=1e-5, atol=0)
+    torch.testing.assert_close(result.values.double(), reference_scores(clip_folder, PROMPTS, pil), **ROUNDING)
     assert result.valid.all()
     assert result.values.std() > 0.1
 
@@ -135,10 +136,10 @@ def test_batches_and_order_do_not_matter(scorer: PickScore, clip_folder: Path):
     whole = scorer.score(request(images, PROMPTS)).values
     small = PickScore(str(clip_folder), placement=Placement(batch_size=2))
     small.setup(CPU)
-    torch.testing.assert_close(small.score(request(images, PROMPTS)).values, whole, rtol=1e-5, atol=0)
+    torch.testing.assert_close(small.score(request(images, PROMPTS)).values, whole, **ROUNDING)
     order = [3, 0, 5, 1, 4, 2]
     permuted = scorer.score(request(images[order], [PROMPTS[i] for i in order])).values
-    torch.testing.assert_close(permuted, whole[order], rtol=1e-5, atol=0)
+    torch.testing.assert_close(permuted, whole[order], **ROUNDING)
 
 
 def test_every_prompt_is_encoded_once(scorer: PickScore, monkeypatch: pytest.MonkeyPatch):

@@ -75,7 +75,7 @@ def test_without_torch_fidelity_the_message_says_what_to_install(
     inception_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
-    with pytest.raises(GuardlitError, match="run `pip install torch-fidelity`"):
+    with pytest.raises(GuardlitError, match=r"torch-fidelity: pip install 'guardlit\[metrics\]'"):
         inception(str(inception_folder))
 
 
