@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from notebook_outputs import keep_what_shows
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "notebooks"
 FIGURES = {"01_ratio_and_gradient": 2, "02_over_optimization": 2, "03_callbacks_in_your_project": 3}
 MODULES = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
 
@@ -53,9 +56,29 @@ def test_it_shows_its_pictures_and_little_else(name: str):
         assert "guardlit" not in {module for cell in code for module in _imported(cell.source)}
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_it_opens_in_colab_and_installs_itself_only_there(name: str):
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    home = project["urls"]["Repository"].removeprefix("https://github.com/")
+    title, install = notebook.cells[:2]
+    assert title.cell_type == "markdown"
+    assert f"(https://colab.research.google.com/github/{home}/blob/main/notebooks/{name}.ipynb)" in title.source
+    distribution = "guardlit-callbacks" if name.startswith("03") else project["name"]
+    assert [line.strip() for line in install.source.splitlines() if "%" in line] == [f"%pip install -q {distribution}"]
+    said: list[tuple[str, str]] = []
+    shell = type("Shell", (), {"run_line_magic": lambda self, magic, line: said.append((magic, line))})
+    source = TransformerManager().transform_cell(install.source)
+    for loaded in ([], ["google.colab"]):
+        sys = type("Sys", (), {"modules": loaded})
+        exec(source.replace("import sys", ""), {"sys": sys, "get_ipython": shell})
+        assert bool(said) == bool(loaded)
+    assert said == [("pip", f"install -q {distribution}")]
+
+
 def _imported(source: str) -> set[str]:
-    """Top-level packages that a cell imports, its magics left out."""
-    tree = ast.parse("\n".join(line for line in source.splitlines() if not line.startswith("%")))
+    """Top-level packages that a cell imports."""
+    tree = ast.parse(TransformerManager().transform_cell(source))
     names = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     return {name.partition(".")[0] for name in names}
