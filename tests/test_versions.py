@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import guardlit_callbacks
+import pytest
 from packaging.requirements import Requirement
 
 import guardlit
@@ -34,3 +36,18 @@ def test_libraries_that_guardlit_knows_the_inside_of_have_upper_bounds():
     for name in ("lightning", "jsonargparse", "diffusers"):
         assert any(bound.operator == "<" for bound in REQUIREMENTS[name].specifier), name
         assert REQUIREMENTS[name].specifier.contains(version(name)), name
+
+
+EXTRAS = PROJECT["optional-dependencies"].keys()
+OF_DEVELOPERS = {"dev", "docs"}
+
+
+@pytest.mark.parametrize("extra", sorted(EXTRAS - OF_DEVELOPERS - {"wandb"}))  # Lightning's message names wandb
+def test_who_lacks_an_extra_is_told_its_name(extra: str):
+    files = (ROOT / "guardlit").rglob("*.py")
+    assert any(f"guardlit[{extra}]" in path.read_text(encoding="utf-8") for path in files)
+
+
+def test_the_page_says_what_each_extra_is_for():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) >= EXTRAS
