@@ -10,10 +10,12 @@ import ast
 import email
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from packaging.version import Version
 from guardlit import __version__
 
 ROOT = Path(__file__).parents[2]
-RECIPE = str(ROOT / "configs" / "tiny_digits.yaml")
+RECIPE = ROOT / "configs" / "tiny_digits.yaml"
 NAMES = {"guardlit": ROOT, "guardlit_callbacks": ROOT / "callbacks"}
 LINK = re.compile(r"\]\(([^)#][^)]*)\)")
 SMALL = 12_000_000
@@ -130,19 +132,27 @@ def imported(package: str) -> set[str]:
     return names
 
 
-def installed(folder: Path, *wheels: Path) -> Path:
-    """The `bin` of a new environment with these wheels and what they need, in the versions of this environment."""
-    versions = {d.name: Version(d.version).public for d in distributions() if not d.name.startswith("guardlit")}
-    (folder / "versions.txt").write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
-    uv("venv", "-q", "--python", sys.executable, folder / "venv", cwd=folder)
-    python = folder / "venv" / "bin" / "python"
-    uv("pip", "install", "-q", "--python", python, "--constraint", folder / "versions.txt", *wheels, cwd=folder)
-    return python.parent
+@pytest.fixture
+def install(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Gives the `bin` of a new environment with some wheels and what they need, in the versions of this environment."""
+    environment = tmp_path / "environment"
+
+    def installed(*wheels: Path) -> Path:
+        versions = {d.name: Version(d.version).public for d in distributions() if not d.name.startswith("guardlit")}
+        constraints = tmp_path / "versions.txt"
+        constraints.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
+        uv("venv", "-q", "--python", sys.executable, environment, cwd=tmp_path)
+        python = environment / "bin" / "python"
+        uv("pip", "install", "-q", "--python", python, "--constraint", constraints, *wheels, cwd=tmp_path)
+        return python.parent
+
+    yield installed
+    shutil.rmtree(environment)  # gigabytes, which pytest would keep
 
 
 @pytest.mark.timeout(900)  # gigabytes where uv's cache is empty
-def test_the_wheels_are_enough(built: Path, tmp_path: Path):
-    commands = installed(tmp_path, *(wheel(built, name) for name in NAMES))
+def test_the_wheels_are_enough(built: Path, install: Callable[..., Path], tmp_path: Path):
+    commands = install(*(wheel(built, name) for name in NAMES))
     empty = tmp_path / "empty"
     empty.mkdir()
     guardlit = commands / "guardlit"
@@ -162,8 +172,8 @@ def test_the_wheels_are_enough(built: Path, tmp_path: Path):
 
 
 @pytest.mark.timeout(900)
-def test_the_callbacks_need_no_guardlit(built: Path, tmp_path: Path):
-    commands = installed(tmp_path, wheel(built, "guardlit_callbacks"))
+def test_the_callbacks_need_no_guardlit(built: Path, install: Callable[..., Path], tmp_path: Path):
+    commands = install(wheel(built, "guardlit_callbacks"))
     line = run(commands / "python", "-c", IMPORT_ALL, "guardlit_callbacks", cwd=tmp_path)
     assert line.split()[:2] == ["guardlit_callbacks", __version__]
     absent = run(commands / "python", "-c", ABSENT, *imported("guardlit_callbacks"), cwd=tmp_path)
