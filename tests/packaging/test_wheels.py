@@ -96,7 +96,8 @@ def test_wheels_hold_the_package_and_nothing_else(name: str, built: Path):
     assert {file for file in files if not file.startswith(info)} >= set(committed)
     assert {file.partition("/")[0] for file in files} == {name, info}
     assert {f"{name}/py.typed", f"{info}/licenses/LICENSE"} <= files
-    assert not [file for file in files if "test" in Path(file).name or file.endswith((".pyc", ".md"))]
+    unwanted = r"(^|/)(tests?|benchmarks|notebooks)/|(^|/)test_|\.(pyc|md|ipynb)$"
+    assert not [file for file in files if re.search(unwanted, file)]
 
 
 @pytest.mark.parametrize("name", NAMES)
