@@ -16,6 +16,9 @@ NOT_INSTALLED = re.compile(
     re.DOTALL,
 )
 
+EXTRAS = {"WandbLogger": "'guardlit[wandb]'"}
+"""Of guardlit, by the class that needs one."""
+
 
 def no_config(path: Path) -> str:
     """The message about a `--config` that is no file: a similar name, or where there are some."""
@@ -44,4 +47,4 @@ def not_installed(message: str) -> str | None:
     if (found := NOT_INSTALLED.search(message)) is None:
         return None
     name = found["cls"].rpartition(".")[2]
-    return f"{name} needs a package that is not installed: pip install {found['needed']}"
+    return f"{name} needs a package that is not installed: pip install {EXTRAS.get(name, found['needed'])}"

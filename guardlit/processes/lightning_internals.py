@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.pytorch.loggers import WandbLogger
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 # loops ----------------------------------------------------------------------------------------------------------------
@@ -172,6 +173,14 @@ def log_at_global_step(trainer: pl.Trainer) -> None:
             loop._batches_that_stepped = counted
 
     connector.log_metrics = at_global_step  # type: ignore[method-assign]
+
+
+def wandb_arguments(logger: WandbLogger) -> dict[str, Any]:
+    """What the logger will give `wandb.init`, to be changed in place; `mode` says whether it is offline."""
+    arguments: dict[str, Any] = logger._wandb_init
+    if logger._offline:  # Lightning sets WANDB_MODE instead, which W&B has read by then where it was asked before
+        arguments["mode"] = "offline"
+    return arguments
 
 
 def cluster_environment(trainer: pl.Trainer) -> object:

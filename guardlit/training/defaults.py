@@ -14,6 +14,7 @@ from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.training.console.closing import ClosingBlock
 from guardlit.training.limits.strategies import checked_strategy
 from guardlit.training.logs.dashboard import Dashboard
+from guardlit.training.logs.in_folder import by_name
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.round_checkpoint import RoundCheckpoint
@@ -47,6 +48,7 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
     """
     for name, value in DEFAULTS.items():
         arguments.setdefault(name, value)
+    arguments["logger"] = by_name(arguments.get("logger"))
     arguments["strategy"] = checked_strategy(arguments.get("strategy", "auto"), str(arguments.get("precision")))
     plugins = _as_list(arguments.get("plugins"))
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from guardlit_callbacks.tools.folders import new_folder
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from guardlit.errors import GuardlitError
 from guardlit.processes.world import World
+from guardlit.training.logs import in_folder
+from guardlit.training.logs.metrics_file import MetricsFile
+from guardlit.training.logs.wandb_runs import check_wandb, start_wandb
 
 PREFIXES = {TrainerFn.FITTING: "version_", TrainerFn.VALIDATING: "validate_"}
 """Start of the folder's name, for the commands that have one."""
@@ -24,7 +28,8 @@ class FolderTrainer(pl.Trainer):
     `fit` has `version_K` and `validate`, unless this Trainer has trained before, `validate_K`: other commands and
     rehearsals (`fast_dev_run`) have none. All that a run writes lies there: `log_dir` is this folder on every rank,
     checkpoints without a `dirpath` are in `checkpoints/`, and a CSVLogger writes `metrics.csv`. Without a logger among
-    the arguments `fit` also logs for TensorBoard. Other loggers write where their own arguments say.
+    the arguments, or with the name `tensorboard`, `fit` also logs for TensorBoard. W&B's files are in `wandb/` unless
+    its logger has a `save_dir`. Other loggers write where their own arguments say.
 
     `open_folder` must be called as soon as the ranks have connected.
 
@@ -35,10 +40,9 @@ class FolderTrainer(pl.Trainer):
     _folder: Path | None = None
 
     def __init__(self, **kwargs: Any) -> None:
-        self._tensorboard = kwargs.get("logger") in (None, True)
+        others, self._tensorboard = in_folder.split(kwargs.get("logger"))
         self._keeps_run = not kwargs.get("fast_dev_run")
-        if self._keeps_run and self._tensorboard:
-            kwargs["logger"] = False  # until `fit`
+        kwargs["logger"] = False if self._keeps_run and others in (None, True) else others  # the folder's own at `fit`
         super().__init__(**kwargs)
         self._given_loggers = list(self.loggers)
         self._own_loggers: list[Logger] = []
@@ -58,13 +62,19 @@ class FolderTrainer(pl.Trainer):
         if prefix is None:
             self.loggers = []
             return
+        self._raise_on_all(lambda: check_wandb(self._given_loggers))
         training = fn == TrainerFn.FITTING
         if self._folder is None or (training and not self._folder.name.startswith(prefix)):
             self._folder = self._new_folder(prefix)
             self._own_loggers = self._make_loggers(self._folder, training)
         self.loggers = [*self._given_loggers, *self._own_loggers]
+        self._raise_on_all(lambda: start_wandb(self._given_loggers, Path(self.log_dir or ".")))
         for checkpoint in self._movable if training else ():
             checkpoint.dirpath = str(self._folder / "checkpoints")
+
+    def _raise_on_all(self, act: Callable[[], GuardlitError | None]) -> None:
+        """Act on rank 0, and raise on all ranks what is wrong there."""
+        World.of(self).raise_on_all(act() if self.is_global_zero else None)
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
         return [callback for callback in self.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
@@ -84,5 +94,5 @@ class FolderTrainer(pl.Trainer):
 
     def _make_loggers(self, folder: Path, training: bool) -> list[Logger]:
         place = (folder.parent.parent, folder.parent.name, folder.name)
-        csv = CSVLogger(*place)
+        csv = MetricsFile(*place)
         return [TensorBoardLogger(*place, default_hp_metric=False), csv] if self._tensorboard and training else [csv]
