@@ -17,7 +17,7 @@ from guardlit_callbacks.distributed.gradients import gradient_norm, total_norm, 
 from guardlit_callbacks.distributed.sync_ddp import SyncDDP
 from guardlit_callbacks.figures.plots import gradient_figure
 from guardlit_callbacks.tools.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from guardlit_callbacks.tools.logging import log_figure, log_histograms
+from guardlit_callbacks.tools.logging import log_figure, log_histograms, log_step_chart
 from guardlit_callbacks.tools.outputs import is_skipped, read_output
 from guardlit_callbacks.tools.requirements import (
     check_one_optimizer,
@@ -70,7 +70,8 @@ class GradientNorm(RoundCallback):
     | `gradient/parameters/tTT` | mean norm over the step's micro-batches, loss / parameter; in measured rounds |
 
     Loggers that take them get the histogram `gradient/velocity/histogram` of all samples' norms, or with `per_step`
-    `gradient/velocity/histogram/tTT` of each step's, and the figure `gradient/figure`. The run's folder gets
+    `gradient/velocity/histogram/tTT` of each step's, and the figure `gradient/figure`; W&B also gets the charts
+    `gradient/velocity/by_step` and `gradient/parameters/by_step` with it. The run's folder gets
     `gradient/round_RRRRR.npz` with `step` and `velocity` (n,), `norm_before`, `norm_after` and `zero_share` (optimizer
     steps,) and, in measured rounds, `parameter_step` and `parameters` (micro-batches,); and the figure next to it.
 
@@ -233,17 +234,18 @@ class GradientNorm(RoundCallback):
         return zeros > MANY_ZEROS
 
     def _plot(self, trainer: Trainer, rows: Rows, title: str, path: Path | None) -> None:
-        curves = {f"d loss / d {name}": _curve(rows, name) for name in ("velocity", "parameters")}
-        panels = {panel: {"this run": curve} for panel, curve in curves.items() if curve}
+        curves = {name: _curve(rows, name) for name in ("velocity", "parameters")}
+        panels = {f"d loss / d {name}": {"this run": curve} for name, curve in curves.items() if curve}
         if panels:
-            figure, picture = gradient_figure(panels, title=title), path.with_suffix(".png") if path else None
-            log_figure(trainer, "gradient/figure", figure, trainer.global_step, picture)
+            picture = path.with_suffix(".png") if path else None
+            log_figure(trainer, "gradient/figure", gradient_figure(panels, title=title), trainer.global_step, picture)
+        for name, curve in curves.items():
+            log_step_chart(trainer, f"gradient/{name}/by_step", {"mean norm": curve}, f"d loss / d {name}")
 
     def _per_update(self) -> Rows:
-        before = [float(norm) for norm, _ in self._updates if norm is not None]
-        after = [float(norm) for _, norm in self._updates]
-        zeros = [float(fraction) for fraction in self._zeros]
-        return {"norm_before": np.array(before), "norm_after": np.array(after), "zero_share": np.array(zeros)}
+        columns = {"norm_before": [before for before, _ in self._updates if before is not None]}
+        columns |= {"norm_after": [after for _, after in self._updates], "zero_share": self._zeros}
+        return {name: np.array([float(value) for value in values]) for name, values in columns.items()}
 
     def _per_micro_batch(self) -> Rows:
         """Step and norm of each measured micro-batch. Collective: checks that the step is the same on all ranks."""
@@ -262,9 +264,7 @@ class GradientNorm(RoundCallback):
         """The round so far: the rows of all ranks, and the norms, which are equal on all."""
         state = super().state_dict()
         if state:
-            state["updates"] = [
-                (before if before is None else before.cpu(), after.cpu()) for before, after in self._updates
-            ]
+            state["updates"] = [(None if a is None else a.cpu(), b.cpu()) for a, b in self._updates]
             state["zeros"] = [zeros.cpu() for zeros in self._zeros]
             state["measured"] = [(steps.cpu(), norm.cpu()) for steps, norm in self._measured]
         return state

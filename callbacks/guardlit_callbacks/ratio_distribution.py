@@ -10,7 +10,7 @@ import numpy as np
 from guardlit_callbacks.bases.round import RoundCallback, Rows
 from guardlit_callbacks.figures.plots import RatioSamples, ratio_figure
 from guardlit_callbacks.tools.lightning import LightningModule, Trainer
-from guardlit_callbacks.tools.logging import log_figure, log_histograms
+from guardlit_callbacks.tools.logging import log_figure, log_histograms, log_step_chart
 from guardlit_callbacks.tools.outputs import is_skipped, read_output
 from guardlit_callbacks.tools.rounds import is_due
 from guardlit_callbacks.tools.statistics import clip_fractions, clip_range, moments, split, unmasked
@@ -50,8 +50,9 @@ class RatioDistribution(RoundCallback):
 
     A key without samples in a round (no negative advantage, say) is left out. Loggers that take them get the histograms
     `ratio/KIND/histogram` of all steps, or with `per_step` `ratio/KIND/histogram/tTT` of each, and the figure
-    `ratio/figure`. The run's folder gets `ratio/round_RRRRR.npz` with the arrays `step`, `advantage`, `log_ratio` and,
-    where given, `raw`, `normalized`, `clipped` and `timestep`, (n,) each; and the figure next to it.
+    `ratio/figure`; W&B also gets the chart `ratio/KIND/by_step` wherever the figure is drawn. The run's folder gets
+    `ratio/round_RRRRR.npz` with the arrays `step`, `advantage`, `log_ratio` and, where given, `raw`, `normalized`,
+    `clipped` and `timestep`, (n,) each; and the figure next to it.
 
     Example:
         ```python
@@ -112,6 +113,8 @@ class RatioDistribution(RoundCallback):
         if trainer.is_global_zero and is_due(trainer, number, self.draw_every, trainer.should_stop):
             figure = ratio_figure(_panels(rows), title=f"round {number}")
             log_figure(trainer, "ratio/figure", figure, trainer.global_step, path.with_suffix(".png") if path else None)
+            for kind in distinct_kinds(rows):
+                log_step_chart(trainer, f"ratio/{kind}/by_step", _curves(rows, kind), KINDS[kind])
         return ratio_statistics(rows)
 
 
@@ -145,6 +148,12 @@ def distinct_kinds(rows: Rows) -> list[str]:
     """The objective's log ratio, and each other kind that has different values: one of them is often the same."""
     others = [kind for kind in KINDS if kind in rows and not np.array_equal(rows[kind], rows["log_ratio"])]
     return ["log_ratio", *others]
+
+
+def _curves(rows: Rows, kind: str) -> dict[str, dict[int, float]]:
+    """Mean and standard deviation of a log ratio by denoising step."""
+    found = {t: moments(values) for t, values in split(rows["step"], rows[kind]).items()}
+    return {name: {t: getattr(m, name) for t, m in found.items()} for name in ("mean", "std")}
 
 
 def _panels(rows: Rows) -> dict[str, RatioSamples]:

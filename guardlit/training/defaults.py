@@ -15,6 +15,7 @@ from guardlit.training.console.closing import ClosingBlock
 from guardlit.training.limits.strategies import checked_strategy
 from guardlit.training.logs.dashboard import Dashboard
 from guardlit.training.logs.in_folder import by_name
+from guardlit.training.logs.settings import LoggedSettings
 from guardlit.training.progress_bar import RoundProgress
 from guardlit.training.recovery.signals import SignalGuard
 from guardlit.training.round_checkpoint import RoundCheckpoint
@@ -59,6 +60,7 @@ def complete(arguments: MutableMapping[str, Any]) -> None:
         (arguments.get("enable_progress_bar") is not False, ProgressBar, RoundProgress),
         (True, SignalGuard, SignalGuard),
         (True, RunFolder, RunFolder),
+        (True, LoggedSettings, LoggedSettings),
         (True, Dashboard, Dashboard),
         (True, ClosingBlock, ClosingBlock),
     ]

@@ -1,11 +1,14 @@
-"""Scalars, images and histograms for all of a trainer's loggers.
+"""Scalars, images, histograms, charts and settings for all of a trainer's loggers: the one place that knows them.
 
 Every function may be called on all ranks and writes on rank 0 only; loggers that take no images (CSV) are skipped.
-TensorBoard's writer is recognized by its methods, not its class, since Lightning has three classes for it.
+TensorBoard's writer is recognized by its methods, not its class, since Lightning has three classes for it. W&B gets the
+same as TensorBoard; where TensorBoard has its tab Custom Scalars, W&B has custom charts.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guardlit_callbacks.tools.lightning import Trainer
-from guardlit_callbacks.tools.statistics import split
+from guardlit_callbacks.tools.statistics import Array, split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +26,13 @@ if TYPE_CHECKING:
 
 HISTOGRAM_BINS = 40
 """TensorBoard's default is 1549 bins: ten times the work, and no clearer."""
+
+MOST_POINTS = 10_000
+"""Of a W&B chart, which shows no more rows of its table."""
+
+Layout = Mapping[str, Mapping[str, Sequence[Any]]]
+"""Category -> chart's title -> ["Multiline", regular expressions of keys] or
+["Margin", [key, key of its lower end, key of its upper end]]."""
 
 
 def _tensorboard_writers(trainer: Trainer) -> list[Any]:
@@ -33,6 +43,10 @@ def _tensorboard_writers(trainer: Trainer) -> list[Any]:
 def _image_loggers(trainer: Trainer) -> list[Any]:
     """Loggers with Lightning's method `log_image`, as W&B's."""
     return [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+
+
+def _wandb_loggers(trainer: Trainer) -> list[Any]:
+    return [logger for logger in trainer.loggers if type(logger).__name__ == "WandbLogger"]
 
 
 def takes_images(trainer: Trainer) -> bool:
@@ -47,18 +61,113 @@ def log_scalars(trainer: Trainer, metrics: Mapping[str, float], step: int) -> No
             logger.log_metrics(dict(metrics), step=step)
 
 
-def log_layout(trainer: Trainer, layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
-    """Writes the layout of TensorBoard's tab Custom Scalars.
+def takes_charts(trainer: Trainer) -> bool:
+    """Whether any logger takes custom charts, so that their lines are worth computing; on rank 0."""
+    return bool(_wandb_loggers(trainer))
 
-    Args:
-        trainer: whose loggers to use.
-        layout: category -> chart's title -> ["Multiline", regular expressions of keys] or
-            ["Margin", [key, key of its lower end, key of its upper end]].
-    """
+
+def log_layout(trainer: Trainer, layout: Layout) -> None:
+    """Writes the layout of TensorBoard's tab Custom Scalars."""
     if trainer.is_global_zero:
         for writer in _tensorboard_writers(trainer):
             if hasattr(writer, "add_custom_scalars"):
                 writer.add_custom_scalars(layout)
+
+
+def log_layout_charts(trainer: Trainer, layout: Layout, table: Mapping[str, Array], step: int) -> None:
+    """Logs the charts of a layout as custom charts `charts/CATEGORY/TITLE`, over what was logged so far.
+
+    Args:
+        trainer: whose loggers to use.
+        layout: as for `log_layout`.
+        table: columns of the run's scalars, (n,) each with NaN for none, and `step`.
+        step: the global step that they reach.
+    """
+    for category, charts in layout.items():
+        for title, (kind, keys) in charts.items():
+            names = [key for key in table if any(re.match(pattern, key) for pattern in keys)]
+            lines = {name: table[name] for name in (keys if kind == "Margin" else names) if name in table}
+            key = "/".join(["charts", *(re.sub(r"\W+", "_", text).strip("_") for text in (category, title))])
+            curves = {
+                name: dict(zip(table["step"].astype(int).tolist(), y.tolist(), strict=True))
+                for name, y in lines.items()
+            }
+            log_chart(trainer, key, curves, title, step)
+
+
+def log_step_chart(trainer: Trainer, key: str, curves: Mapping[str, Mapping[int, float]], of: str) -> None:
+    """Logs a chart over the denoising steps, of the last round that has one, next to a figure that shows more.
+
+    Args:
+        trainer: whose loggers to use.
+        key: the chart's name.
+        curves: step to value by the line's name.
+        of: what the values are of, for the title.
+    """
+    log_chart(trainer, key, curves, f"{of} by denoising step", trainer.global_step, "denoising step")
+
+
+def log_chart(
+    trainer: Trainer, key: str, curves: Mapping[str, Mapping[int, float]], title: str, step: int, x_name: str = "step"
+) -> None:
+    """Logs a chart of several lines to loggers that take custom charts (W&B); others get scalars and figures.
+
+    Args:
+        trainer: whose loggers to use.
+        key: the chart's name.
+        curves: x to y by the line's name; a y that is not finite is left out.
+        title: above the chart.
+        step: the global step it belongs to.
+        x_name: below the horizontal axis.
+    """
+    if not trainer.is_global_zero or not takes_charts(trainer):
+        return
+    finite = {name: [(x, y) for x, y in curve.items() if math.isfinite(y)] for name, curve in curves.items()}
+    thin = 1 + sum(map(len, finite.values())) // MOST_POINTS
+    shown = {name: points[::thin] for name, points in finite.items() if points}
+    if shown:
+        series = import_module("wandb").plot.line_series  # installed, or the logger would not exist
+        xs, ys = ([[point[axis] for point in points] for points in shown.values()] for axis in (0, 1))
+        for logger in _wandb_loggers(trainer):
+            logger.log_metrics({key: series(xs, ys, list(shown), title, x_name)}, step=step)
+
+
+def log_settings(
+    trainer: Trainer, settings: Mapping[str, float | str], metrics: Sequence[str], everything: Mapping[str, Any]
+) -> None:
+    """Logs a run's settings: a row of TensorBoard's tab HParams, and the configuration for other loggers.
+
+    Args:
+        trainer: whose loggers to use.
+        settings: those that tell runs apart, by name; TensorBoard has a column for each.
+        metrics: logged keys whose last value stands in the row.
+        everything: further settings for other loggers, nested by name; they get the former as `summary`.
+    """
+    if not trainer.is_global_zero:
+        return
+    for writer in _hparams_writers(trainer):
+        from torch.utils.tensorboard.summary import hparams
+
+        experiment, start, _ = hparams(dict(settings), dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
+        writer.file_writer.add_summary(experiment)
+        writer.file_writer.add_summary(start)
+    boards = _tensorboard_writers(trainer)
+    for logger in trainer.loggers:
+        if not any(getattr(logger, "experiment", None) is writer for writer in boards):
+            logger.log_hyperparams({"summary": dict(settings), **everything})
+
+
+def log_success(trainer: Trainer) -> None:
+    """Marks the run in TensorBoard's tab HParams as finished; one that fails stays without a mark."""
+    for writer in _hparams_writers(trainer) if trainer.is_global_zero else ():
+        from torch.utils.tensorboard.summary import hparams
+
+        writer.file_writer.add_summary(hparams({}, {})[2])  # type: ignore[no-untyped-call]
+
+
+def _hparams_writers(trainer: Trainer) -> list[Any]:
+    """TensorBoard's own; tensorboardX, in its absence, has no such tab to write for."""
+    return [writer for writer in _tensorboard_writers(trainer) if type(writer).__module__.startswith("torch.")]
 
 
 def log_image(trainer: Trainer, key: str, image: NDArray[np.uint8], step: int) -> None:
@@ -133,7 +242,5 @@ def log_histogram(trainer: Trainer, key: str, values: NDArray[Any], step: int) -
         return
     for writer in _tensorboard_writers(trainer):
         writer.add_histogram(key, values, step, bins=HISTOGRAM_BINS)
-    for logger in _image_loggers(trainer):
-        if type(logger).__name__ == "WandbLogger":
-            wandb = import_module("wandb")  # installed, or the logger would not exist
-            logger.log_metrics({key: wandb.Histogram(values)}, step=step)
+    for logger in _wandb_loggers(trainer):
+        logger.log_metrics({key: import_module("wandb").Histogram(values)}, step=step)

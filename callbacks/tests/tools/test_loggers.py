@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import struct
 from importlib import import_module
 
 import numpy as np
@@ -11,12 +10,15 @@ import pytest
 from full_run import all_callbacks, fit
 from guardlit_callbacks.tools.lightning import Callback
 from PIL import Image
+from wandb_files import QUIET, history, settings
 
 LOGGERS = import_module(Callback.__module__.removesuffix(".callbacks.callback") + ".loggers")
 ROUNDS, UPDATES = 5, 15  # until the over-optimization stops it
 FIGURES = ("ratio/figure", "gradient/figure", "gold/figure", "gold/frontier", "samples/grid", "samples/film_strip")
 HISTOGRAMS = [f"ratio/{kind}/histogram/t{t:02d}" for kind in ("log_ratio", "normalized") for t in range(3)]
 HISTOGRAMS += [f"gradient/velocity/histogram/t{t:02d}" for t in range(3)]
+CHARTED = ("ratio/log_ratio", "ratio/normalized", "gradient/velocity", "gradient/parameters")
+CHARTS = tuple(f"{values}/by_step" for values in CHARTED)
 SCALARS = ("ratio/log_ratio/mean/t02", "ratio/clip_fraction")
 SCALARS += ("gradient/velocity/max_over_min", "gradient/parameters/t00")
 SCALARS += ("gold/bright", "gold/average_low", "drift/edge_density_ratio", "over_optimization/count", "time/mfu")
@@ -77,7 +79,7 @@ def test_docstrings_list_every_logged_key_and_no_other(run, recorder, tmp_path):
         events.Reload()
         here = {key for kind in ("scalars", "histograms", "images") for key in events.Tags()[kind]} - {"epoch"}
         assert per_step == any(re.search(r"/t\d\d$", key) for key in here)  # few keys, unless all are asked for
-        logged |= here
+        logged |= here | set(CHARTS)  # which only W&B gets
     documented = []
     for callback in all_callbacks():
         keys = [key for key in re.findall(r"`([\w/]+)`", type(callback).__doc__) if "/" in key]
@@ -102,63 +104,51 @@ def test_csv_has_every_scalar(run, recorder, tmp_path):
     pictures(tmp_path / "run")
 
 
-def test_wandb_has_scalars_histograms_and_images(run, recorder, tmp_path, monkeypatch):
+def test_wandb_has_scalars_histograms_images_and_charts(run, recorder, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
-    for name, value in {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_DISABLE_GIT": "true"}.items():
+    for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
-    settings = wandb.Settings(x_disable_stats=True, x_disable_meta=True)
-    logger = LOGGERS.WandbLogger(project="toy", save_dir=tmp_path, offline=True, settings=settings)
+    own = wandb.Settings(x_disable_stats=True, x_disable_meta=True)
+    logger = LOGGERS.WandbLogger(project="toy", save_dir=tmp_path, offline=True, settings=own)
     seen = run(logger, recorder)
     logger.experiment.finish()
     wandb.teardown()  # or its process may still be writing
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     logged = history(log)
     assert set(SCALARS) <= set(seen)
-    for key, values in seen.items():
-        assert logged[key] == pytest.approx(values, rel=1e-6), key
+    for key in seen:
+        steps, values = zip(*recorder.values(key), strict=True)
+        assert [step for step, _ in logged[key]] == list(steps), key
+        assert [value for _, value in logged[key]] == pytest.approx(list(values), rel=1e-6), key
     for key in HISTOGRAMS:
-        assert [value["_type"] for value in logged[key]] == ["histogram"] * ROUNDS
+        assert [(step, value["_type"]) for step, value in logged[key]] == [(3 * r, "histogram") for r in range(1, 6)]
     rounds = [np.load(path) for path in sorted(tmp_path.rglob("ratio/round_*.npz"))]
-    for value, arrays in zip(logged["ratio/log_ratio/histogram/t02"], rounds, strict=True):
+    for (_, value), arrays in zip(logged["ratio/log_ratio/histogram/t02"], rounds, strict=True):
         values = arrays["log_ratio"][arrays["step"] == 2]
         assert sum(value["values"]) == len(values)
         assert (value["bins"][0], value["bins"][-1]) == pytest.approx((values.min(), values.max()))
     for key in FIGURES:
-        (*_, last) = logged[key]
+        (*_, (_, last)) = logged[key]
         shown = Image.open(log.parent / "files" / last["filenames"][0])
         assert (shown.width, shown.height) == (last["width"], last["height"])
         assert np.asarray(shown.convert("L")).std() > 10
+    check_charts(log, logged, rounds[-1])
     (folder,) = {path.parent.parent for path in tmp_path.glob("toy/*/samples/film_strip.png")}
     assert folder == tmp_path / "toy" / logger.version  # each run has its own
     pictures(folder)
 
 
-def history(path):
-    """Every value in a run's W&B file, by key, in order; a histogram or a picture is a mapping."""
-    internal = import_module("wandb.proto.wandb_internal_pb2")
-    found = {}
-    for data in leveldb_records(path.read_bytes()[7:]):
-        row = {}
-        for item in internal.Record.FromString(data).history.item:
-            key, *within = item.nested_key or [item.key]
-            value = json.loads(item.value_json)
-            row[key] = {**row.get(key, {}), within[0]: value} if within else value
-        for key, value in row.items():
-            found.setdefault(key, []).append(value)
-    return found
-
-
-def leveldb_records(data, block=32768, header=7):
-    """Records of LevelDB's log format, as in a W&B file after its seven-byte header."""
-    record, at = b"", 0
-    while at + header <= len(data):
-        room = block - (at + 7) % block
-        if room < header:
-            at += room
-            continue
-        length, kind = struct.unpack("<HB", data[at + 4 : at + header])
-        record += data[at + header : at + header + length]
-        at += header + length
-        if kind in (1, 4):  # a full record, or the last part of one
-            yield record
-            record = b""
+def check_charts(log, logged, arrays):
+    """The charts over the denoising steps: their tables, and that W&B is told to draw them."""
+    shown = settings(log)
+    for key in CHARTS:
+        chart = shown["_wandb", "visualize", key]
+        assert chart["panel_config"]["panelDefId"] == "wandb/lineseries/v0"
+        assert "by denoising step" in chart["panel_config"]["stringSettings"]["title"]
+        assert [step for step, _ in logged[f"{key}_table"]] == [3, 15]  # with the figures
+    (*_, (_, table)) = logged["ratio/log_ratio/by_step_table"]
+    rows = json.loads((log.parent / "files" / table["path"]).read_text())["data"]
+    for t in range(3):
+        values = arrays["log_ratio"][arrays["step"] == t]
+        found = {name: value for step, name, value in rows if step == t}
+        assert found == pytest.approx({"mean": values.mean(), "std": values.std()})

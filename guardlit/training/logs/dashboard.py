@@ -1,12 +1,14 @@
-"""The charts of TensorBoard's tab Custom Scalars: several keys in one chart, in the order in which to read them."""
+"""Charts of several keys, in the order in which to read them: TensorBoard's tab Custom Scalars, W&B's custom charts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import lightning.pytorch as pl
 from guardlit_callbacks import GradientNorm, KLFromBase, RatioDistribution
-from guardlit_callbacks.tools.logging import log_layout
+from guardlit_callbacks.tools.logging import log_layout, log_layout_charts, takes_charts
+from guardlit_callbacks.tools.run_files import read_table
 
 LAYOUT: dict[str, dict[str, list[object]]] = {
     "proxy and gold": {
@@ -39,6 +41,10 @@ PER_STEP: dict[type[pl.Callback], tuple[str, ...]] = {
 """Keys of charts with one line a denoising step, by the callback that logs each step with `per_step`."""
 
 
+LONGER = 1.25
+"""By which factor a run grows until its custom charts are logged again."""
+
+
 def layout(callbacks: Iterable[object]) -> dict[str, dict[str, list[object]]]:
     """The charts of a run with these callbacks."""
     given = list(callbacks)
@@ -52,8 +58,34 @@ def layout(callbacks: Iterable[object]) -> dict[str, dict[str, list[object]]]:
 
 
 class Dashboard(pl.Callback):
-    """Writes the layout of TensorBoard's tab Custom Scalars, once, where TensorBoard logs."""
+    """Gives loggers the charts of `layout`: TensorBoard the layout of its tab Custom Scalars, W&B custom charts.
+
+    TensorBoard draws them from what is logged, W&B from a table of its own. So W&B's are logged again whenever the run
+    is a quarter longer than the last time, and at its end: all of them together are a few times the last.
+    """
+
+    def __init__(self) -> None:
+        self._charted = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it."""
+        """Write the layout."""
+        self._charted = 0
         log_layout(trainer, layout(trainer.callbacks))  # type: ignore[attr-defined]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the charts of the rounds so far, if they are due."""
+        if trainer.current_epoch >= max(1, self._charted * LONGER):
+            self._chart(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the charts of the run."""
+        self._chart(trainer)
+
+    def _chart(self, trainer: pl.Trainer) -> None:
+        self._charted = trainer.current_epoch
+        if not trainer.is_global_zero or not takes_charts(trainer) or trainer.log_dir is None:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        table = read_table(Path(trainer.log_dir, "metrics.csv"))
+        log_layout_charts(trainer, layout(trainer.callbacks), table, trainer.global_step)  # type: ignore[attr-defined]
