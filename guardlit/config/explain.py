@@ -30,6 +30,7 @@ from guardlit.config.nearest import (
     nearest_literal,
 )
 from guardlit.config.nulls import Null
+from guardlit.config.short_names import nearest_logger
 
 TYPE_NAMES = {
     "int": "an integer",
@@ -37,6 +38,7 @@ TYPE_NAMES = {
     "bool": "true or false",
     "str": "text",
     "list": "a list",
+    "Iterable": "a list",
     "tuple": "a list",
     "dict": "a mapping",
     "NoneType": "null",
@@ -228,7 +230,8 @@ def _verdict(parser: ArgumentParser, finding: Finding, siblings: Sequence[Findin
         here = [sibling.text for sibling in siblings if sibling.frames == finding.frames]
         expected = [m[1] for text in here if (m := EXPECTED.match(text) or NOT_A_SUBCLASS.match(text))]
         text = f"{where}expected {_types(expected)}, found {_quoted(finding.value)}"
-        return Verdict(text + hint(nearest_literal(finding.value, expected)), finding.inner_key, finding.value)
+        close = nearest_literal(finding.value, expected) or nearest_logger(finding.key, finding.value)
+        return Verdict(text + hint(close), finding.inner_key, finding.value)
     if finding.text.startswith("Not a valid subclass of "):
         base = finding.text.split()[-1]
         if (early := no_class(base, finding.value)) is not None:

@@ -48,7 +48,8 @@ def image(data: bytes, kind: str, alt: str, caption: str, files: Sequence[str]) 
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     links = ", ".join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in files)
     text = f"{escape(caption)} {'Files' if len(files) > 1 else 'File'}: {links}."
-    return f'<figure><img src="{source}" alt="{escape(alt)}"><figcaption>{text}</figcaption></figure>'
+    picture = f'<div class="scroll"><img src="{source}" alt="{escape(alt)}"></div>'
+    return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
 
 
 def table(header: Sequence[str], *groups: Rows, text: int = 1, caption: str = "", wrap: bool = False) -> str:

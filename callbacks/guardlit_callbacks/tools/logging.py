@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +133,11 @@ def log_chart(
 
 
 def log_settings(
-    trainer: Trainer, settings: Mapping[str, float | str], metrics: Sequence[str], everything: Mapping[str, Any]
+    trainer: Trainer,
+    settings: Mapping[str, float | str],
+    metrics: Sequence[str],
+    first: Collection[str] = (),
+    everything: Mapping[str, Any] | None = None,
 ) -> None:
     """Logs a run's settings: a row of TensorBoard's tab HParams, and the configuration for other loggers.
 
@@ -141,6 +145,7 @@ def log_settings(
         trainer: whose loggers to use.
         settings: those that tell runs apart, by name; TensorBoard has a column for each.
         metrics: logged keys whose last value stands in the row.
+        first: names of the columns in front; TensorBoard shows the first five unless it is asked for more.
         everything: further settings for other loggers, nested by name; they get the former as `summary`.
     """
     if not trainer.is_global_zero:
@@ -149,12 +154,18 @@ def log_settings(
         from torch.utils.tensorboard.summary import hparams
 
         experiment, start, _ = hparams(dict(settings), dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
+        described = experiment.value[0].metadata.plugin_data
+        table = import_module("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData()
+        table.ParseFromString(described.content)
+        for column in table.experiment.hparam_infos:
+            column.differs = column.name in first  # by which TensorBoard sorts
+        described.content = table.SerializeToString()
         writer.file_writer.add_summary(experiment)
         writer.file_writer.add_summary(start)
     boards = _tensorboard_writers(trainer)
     for logger in trainer.loggers:
         if not any(getattr(logger, "experiment", None) is writer for writer in boards):
-            logger.log_hyperparams({"summary": dict(settings), **everything})
+            logger.log_hyperparams({"summary": dict(settings), **(everything or {})})
 
 
 def log_success(trainer: Trainer) -> None:

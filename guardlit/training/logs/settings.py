@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 METRICS = ("val/reward", "gold/average")
 """The final proxy and gold, whose last values stand next to the settings."""
 
+FIRST = ("clip range", "learning rate", "objective", "reward", "seed")
+"""What TensorBoard shows without being asked."""
+
 
 class LoggedSettings(pl.Callback):
     """Gives loggers the settings of a run before its first validation, the same from a script and the command line.
@@ -29,7 +32,7 @@ class LoggedSettings(pl.Callback):
         """Log them."""
         saved = [c for c in trainer.callbacks if isinstance(c, SavedConfig)]  # type: ignore[attr-defined]
         everything = yaml.safe_load(sections(saved[0], SECTIONS)) if saved else {}
-        log_settings(trainer, summary(trainer, pl_module), METRICS, everything)  # type: ignore[arg-type]
+        log_settings(trainer, summary(trainer, pl_module), METRICS, FIRST, everything)  # type: ignore[arg-type]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Mark the run as finished."""
@@ -60,8 +63,8 @@ def summary(trainer: pl.Trainer, module: GRPOModule) -> dict[str, float | str]:
     }
 
 
-def _clip(ends: tuple[float, float] | None) -> float | str:
-    """The range as a number where it is symmetric, else as text."""
+def _clip(ends: tuple[float, float] | None) -> str:
+    """The range as text, also where it is a number: a column of TensorBoard's has one type in all runs."""
     if ends is None:
         return "none"
-    return ends[0] if ends[0] == ends[1] else f"-{ends[0]:g} to {ends[1]:g}"
+    return f"{ends[0]:g}" if ends[0] == ends[1] else f"-{ends[0]:g} to {ends[1]:g}"
