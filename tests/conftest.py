@@ -16,6 +16,7 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that tests may say `from benchmarks.gpu import report`
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # and `from tiny_folders import make_sd3`
+sys.path.append(str(Path(__file__).parents[1] / "callbacks/tests/support"))  # and `from wandb_files import history`
 
 
 @pytest.fixture(scope="session")

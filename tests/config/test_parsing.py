@@ -266,21 +266,32 @@ def test_a_mistake_below_other_files_is_named_where_it_stands(
 
 
 def test_a_logger_that_is_not_installed_names_the_package(monkeypatch):
-    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", _Absent())
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", _Absent("mlflow>=1.0.0"))
     with pytest.raises(
         GuardlitError, match=r"MLFlowLogger needs a package that is not installed: pip install 'mlflow>="
     ):
         run(["fit", *PROMPTS, "--trainer.logger", "MLFlowLogger"], monkeypatch)
 
 
+def test_wandb_that_is_not_installed_names_the_extra(monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", _Absent("wandb>=0.12.10"))
+    line = r"^WandbLogger needs a package that is not installed: pip install 'guardlit\[wandb\]'$"
+    for name in ("wandb", "WandbLogger"):
+        with pytest.raises(GuardlitError, match=line):
+            run(["fit", *PROMPTS, "--trainer.logger", name], monkeypatch)
+
+
 class _Absent:
     """What Lightning has in place of a package that is missing."""
+
+    def __init__(self, needed: str) -> None:
+        self.needed = needed
 
     def __bool__(self) -> bool:
         return False
 
     def __str__(self) -> str:
-        return "Requirement 'mlflow>=1.0.0' not met. HINT: Try running `pip install -U 'mlflow>=1.0.0'`"
+        return f"Requirement '{self.needed}' not met. HINT: Try running `pip install -U '{self.needed}'`"
 
 
 def test_of_two_files_the_one_that_counts_is_named(tmp_path: Path, monkeypatch, capsys):

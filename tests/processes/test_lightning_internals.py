@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -314,6 +314,19 @@ def test_accelerator_connector(tmp_path: Path):
     assert isinstance(internals.cluster_environment(trainer), SLURMEnvironment)
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
     assert isinstance(internals.cluster_environment(trainer), LightningEnvironment)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_wandb_init(offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(wandb, "init", lambda **arguments: given.update(arguments))
+    monkeypatch.setenv("WANDB_MODE", "offline")  # which Lightning sets otherwise
+    logger = WandbLogger(offline=offline)
+    internals.wandb_arguments(logger)["dir"] = str(tmp_path)
+    _ = logger.experiment
+    assert given["dir"] == str(tmp_path)
+    assert given.get("mode") == ("offline" if offline else None)
 
 
 def test_hpc_save_path(tmp_path: Path):

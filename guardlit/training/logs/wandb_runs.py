@@ -64,4 +64,6 @@ def _start(folder: Path, logger: WandbLogger) -> None:
     arguments = wandb_arguments(logger)
     if arguments.get("dir") in (None, "."):
         arguments["dir"] = str(folder)
+    if arguments.get("anonymous") is None:  # W&B warns of it even so
+        arguments.pop("anonymous", None)
     _ = logger.experiment
