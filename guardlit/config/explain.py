@@ -30,7 +30,7 @@ from guardlit.config.nearest import (
     nearest_literal,
 )
 from guardlit.config.nulls import Null
-from guardlit.config.short_names import nearest_logger
+from guardlit.config.replacing import nearest_logger
 
 TYPE_NAMES = {
     "int": "an integer",

@@ -20,8 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 
-import guardlit.config.replacing
-import guardlit.config.short_names  # noqa: F401
+import guardlit.config.replacing  # noqa: F401
 from guardlit.config.bases import expand
 from guardlit.config.classes import broken_import, scalars
 from guardlit.config.documents import check_config_file

@@ -1,8 +1,10 @@
-"""A class that replaces another one starts from its own defaults, and a list replaces a list.
+"""What jsonargparse has no setting for: how a class replaces another one, and short names of loggers.
 
-jsonargparse keeps of the earlier class every option that the later one would accept as well: another scorer would load
-the earlier one's weights, and another optimizer would take AdamW's defaults, which are in no file. Lists of equal
-length it merges item by item.
+A class that replaces another one starts from its own defaults, and a list replaces a list. jsonargparse keeps of the
+earlier class every option that the later one would accept as well: another scorer would load the earlier one's weights,
+and another optimizer would take AdamW's defaults, which are in no file. Lists of equal length it merges item by item.
+
+A class has one short name in jsonargparse, its own, such as `WandbLogger`. A logger also has one of `LOGGERS`.
 """
 
 from __future__ import annotations
@@ -10,8 +12,17 @@ from __future__ import annotations
 from typing import Any
 
 from jsonargparse import Namespace, _typehints
+from lightning.pytorch.loggers import Logger
 
-from guardlit.config.nearest import import_class
+from guardlit.config.nearest import concrete_subclasses, import_class, nearest
+
+LOGGERS = {
+    "tensorboard": "guardlit.training.logs.in_folder.TensorBoard",
+    "csv": "guardlit.training.logs.in_folder.CSV",
+    "wandb": "lightning.pytorch.loggers.WandbLogger",
+    "mlflow": "lightning.pytorch.loggers.MLFlowLogger",
+}
+"""Short name -> import path of the class."""
 
 SUB_DEFAULTS: Any = _typehints.sub_defaults
 """True while jsonargparse fills in defaults beneath a value that is there already."""
@@ -39,7 +50,21 @@ def adapt(value: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
     return _adapt(value, typehint, *args, **kwargs)
 
 
+def resolve(cls: Any, name: str) -> str:
+    """As jsonargparse's, where a logger may have a short name."""
+    wanted = cls if isinstance(cls, tuple) else (cls,)
+    return LOGGERS[name] if name in LOGGERS and Logger in wanted else _resolve(cls, name)
+
+
+def nearest_logger(key: str, value: str | None) -> str | None:
+    """The logger's name most like a value of `trainer.logger`; None for another key, or if none is similar."""
+    names = [*LOGGERS, *(cls.__name__ for cls in concrete_subclasses(Logger))]
+    return nearest(value, names) if key == "trainer.logger" and value else None
+
+
 _adapt: Any = _typehints.adapt_typehints
-# it has no setting for either; `tests/config/test_replacing.py` fails if a later version looks elsewhere
+_resolve: Any = _typehints.resolve_class_path_by_name
+# `tests/config/test_replacing.py` and `test_short_names.py` fail if a later version looks elsewhere
 setattr(_typehints, "discard_init_args_on_class_path_change", drop_options)  # noqa: B010 - types differ
 setattr(_typehints, "adapt_typehints", adapt)  # noqa: B010
+setattr(_typehints, "resolve_class_path_by_name", resolve)  # noqa: B010 - types differ

@@ -11,7 +11,7 @@ from runs import config
 import guardlit as gl
 from guardlit.cli import main
 from guardlit.commands.lightning_cli import settings_of
-from guardlit.config.short_names import LOGGERS
+from guardlit.config.replacing import LOGGERS
 from guardlit.training.logs import in_folder
 
 WANDB = "lightning.pytorch.loggers.WandbLogger"

@@ -93,7 +93,7 @@ def test_the_users_logger_stays_the_trainers_first(sd3_folder: Path, folder: Pat
     mine = Constant()
     trainer = train(folder, sd3_folder, mine)
     assert trainer.logger is mine
-    assert [type(logger).__name__ for logger in trainer.loggers] == ["Constant", "CSVLogger"]
+    assert [type(logger).__name__ for logger in trainer.loggers] == ["Constant", "MetricsFile"]
 
 
 def test_a_validation_before_the_training_has_a_folder_too_and_neither_writes_into_the_others(

@@ -150,7 +150,8 @@ def settings_parts(methods: Sequence[Method]) -> list[str]:
     runs = [run for _, _, run in each_run(methods)]
     settings = [flatten(run.config) | flatten(run.facts, "run.json: ") for run in runs]
     differing = [key for key in differences(settings) if not key.startswith(IGNORED)]
-    grid = [["", *names], *([key, *(setting.get(key, DASH) for setting in settings)] for key in differing)]
+    corner = "run" if len(runs) > MAX_COLUMNS else "setting"
+    grid = [[corner, *names], *([key, *(setting.get(key, DASH) for setting in settings)] for key in differing)]
     if len(runs) > MAX_COLUMNS:
         grid = [list(column) for column in zip(*grid, strict=True)]
     header, *rows = grid

@@ -87,7 +87,7 @@ def test_the_page_says_where_over_optimization_starts_and_what_differs(tmp_path)
 def test_settings_of_many_runs_are_rows(tmp_path):
     runs = [write_run(tmp_path / f"r{i}", seed=i) for i in range(5)]
     page = report.build([str(run) for run in runs], tmp_path / "out", keys=KEYS).read_text().replace("<wbr>", "")
-    assert '<th class="text"></th><th class="text">seed_everything</th></tr>' in page
+    assert '<th class="text">run</th><th class="text">seed_everything</th></tr>' in page
     cells = re.sub(r' data-name="[^"]*"', "", page)
     assert '<tr><td class="text">FlowGRPO, seed 4</td><td class="text">4</td></tr>' in cells
 

@@ -139,7 +139,7 @@ def test_wandb_has_scalars_histograms_images_and_charts(run, recorder, tmp_path,
 
 
 def check_charts(log, logged, arrays):
-    """The charts over the denoising steps: their tables, and that W&B is told to draw them."""
+    """The charts over the denoising steps: their tables, and the settings by which W&B draws them."""
     shown = settings(log)
     for key in CHARTS:
         chart = shown["_wandb", "visualize", key]

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from guardlit_callbacks.tools.folders import run_dir
 from guardlit_callbacks.tools.logging import (
+    MOST_POINTS,
     figure_to_array,
+    log_chart,
     log_figure,
     log_histogram,
     log_image,
+    log_layout_charts,
     log_scalars,
+    log_settings,
 )
 from guardlit_callbacks.tools.outputs import read_output
 from matplotlib.backends.backend_agg import RendererAgg
@@ -24,7 +28,9 @@ PICTURE = np.zeros((4, 6, 3), np.uint8)
 @pytest.fixture
 def wandb_logger(recorder, monkeypatch):
     """Stands for Lightning's WandbLogger where W&B is not installed: the same methods and name."""
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Histogram=lambda values: ("histogram", values.tolist())))
+    plot = SimpleNamespace(line_series=lambda *chart: chart)
+    fake = SimpleNamespace(Histogram=lambda values: ("histogram", values.tolist()), plot=plot)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
 
     class WandbLogger(type(recorder)):
         def log_image(self, key, images, step=None):
@@ -39,6 +45,39 @@ def test_wandb_gets_images_and_histograms(make_trainer, wandb_logger):
     log_histogram(trainer, "b", np.array([1.0, 2.0]), 4)
     log_histogram(trainer, "empty", np.array([]), 4)
     assert wandb_logger.calls == [(3, {"a": [(4, 6, 3)]}), (4, {"b": ("histogram", [1.0, 2.0])})]
+
+
+def test_wandb_gets_the_charts_of_a_layout(make_trainer, wandb_logger):
+    layout = {
+        "gold, all": {
+            "average": ["Margin", ["gold", "low", "high"]],
+            "scores": ["Multiline", [r"^score/.*"]],
+            "absent": ["Multiline", [r"^nothing$"]],
+        }
+    }
+    empty = float("nan")
+    table = {"step": [0, 1, 1], "gold": [1, empty, 2], "low": [0, 0, 0], "high": [3, 3, 3], "score/a": [5, 6, empty]}
+    columns = {name: np.array(values, float) for name, values in table.items()}
+    log_layout_charts(make_trainer(logger=wandb_logger), layout, columns, 7)
+    average = ([[0, 1], [0, 1], [0, 1]], [[1, 2], [0, 0], [3, 3]], ["gold", "low", "high"], "average", "step")
+    scores = ([[0, 1]], [[5, 6]], ["score/a"], "scores", "step")
+    assert wandb_logger.calls == [(7, {"charts/gold_all/average": average}), (7, {"charts/gold_all/scores": scores})]
+
+
+def test_a_chart_has_no_more_points_than_are_shown(make_trainer, wandb_logger):
+    curves = {name: {step: 1.0 for step in range(9000)} for name in "ab"}
+    log_chart(make_trainer(logger=wandb_logger), "c", curves, "title", 1)
+    ((_, logged),) = wandb_logger.calls
+    xs, *_ = logged["c"]
+    assert [x[:2] for x in xs] == [[0, 2], [0, 2]]
+    assert sum(map(len, xs)) <= MOST_POINTS
+
+
+def test_other_loggers_get_all_settings(make_trainer, wandb_logger, monkeypatch):
+    given = []
+    monkeypatch.setattr(type(wandb_logger), "log_hyperparams", lambda self, settings: given.append(settings))
+    log_settings(make_trainer(logger=wandb_logger), {"lr": 0.1}, ["loss"], everything={"model": {"width": 3}})
+    assert given == [{"summary": {"lr": 0.1}, "model": {"width": 3}}]
 
 
 def test_csv_gets_scalars_and_no_images(make_trainer, lightning_root, tmp_path):

@@ -38,8 +38,8 @@ ARGUMENTS: dict[str, Entry] = {
         none_of("64", "64-true", "transformer-engine", "transformer-engine-float16"),
     ),
     "logger": Entry(
-        "TensorBoard and CSV in the run folder by default; `false` for `metrics.csv` alone, or any logger of the table "
-        "below"
+        "TensorBoard and CSV in the run folder by default; `csv` or `false` for `metrics.csv` alone, `wandb`, "
+        "`tensorboard`, `mlflow`, any logger of the table below, or a list (docs/loggers.md)"
     ),
     "callbacks": Entry("any of the table below; the run adds its own"),
     "fast_dev_run": Entry(

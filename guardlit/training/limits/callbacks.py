@@ -59,11 +59,11 @@ CALLBACKS: dict[str, Entry] = {
 LOGGERS: dict[str, Entry] = {
     "LitLogger": Entry("needs litlogger and an account"),
     "CometLogger": Entry("needs comet-ml; offline without a key"),
-    "CSVLogger": Entry("`metrics.csv`; every run has one"),
+    "CSVLogger": Entry("`metrics.csv`; every run has one; in short `csv`"),
     "Logger": Entry("the base of your own"),
-    "MLFlowLogger": Entry("needs mlflow"),
-    "TensorBoardLogger": Entry("a run has one by default"),
-    "WandbLogger": Entry("needs wandb; `offline: true` without an account"),
+    "MLFlowLogger": Entry("in short `mlflow`; needs mlflow"),
+    "TensorBoardLogger": Entry("a run has one by default; in short `tensorboard`, in the run's folder"),
+    "WandbLogger": Entry("in short `wandb`; needs the extra `wandb`; `offline: true` without an account"),
 }
 """By name, in Lightning's order."""
 

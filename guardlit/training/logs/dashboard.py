@@ -60,7 +60,7 @@ def layout(callbacks: Iterable[object]) -> dict[str, dict[str, list[object]]]:
 class Dashboard(pl.Callback):
     """Gives loggers the charts of `layout`: TensorBoard the layout of its tab Custom Scalars, W&B custom charts.
 
-    TensorBoard draws them from what is logged, W&B from a table of its own. So W&B's are logged again whenever the run
+    TensorBoard draws them from what is logged, W&B from a table. So W&B's are logged again whenever the run
     is a quarter longer than the last time, and at its end: all of them together are a few times the last.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from guardlit.config.short_names import LOGGERS
+from guardlit.config.replacing import LOGGERS
 from guardlit.errors import GuardlitError
 
 

@@ -115,7 +115,7 @@ def test_a_precision_plugin_is_as_its_argument():
         ({"max_epochs": "3"}, "trainer.max_epochs: expected int, found '3'"),
         ({"max_steps": 2.5}, "trainer.max_steps: expected int, found 2.5"),
         ({"max_time": 5}, "trainer.max_time: expected str or timedelta or dict, found 5"),
-        ({"logger": "wandb"}, "trainer.logger: expected bool or Logger, found 'wandb'"),
+        ({"logger": "wandbb"}, "trainer.logger: expected bool or Logger, found 'wandbb'"),
         ({"callbacks": "Timer"}, "trainer.callbacks: expected Callback, found 'Timer'"),
         (
             {"callbacks": [callbacks.Timer]},
