@@ -88,11 +88,13 @@ def log_layout_charts(trainer: Trainer, layout: Layout, table: Mapping[str, Arra
             names = [key for key in table if any(re.match(pattern, key) for pattern in keys)]
             lines = {name: table[name] for name in (keys if kind == "Margin" else names) if name in table}
             key = "/".join(["charts", *(re.sub(r"\W+", "_", text).strip("_") for text in (category, title))])
-            curves = {
-                name: dict(zip(table["step"].astype(int).tolist(), y.tolist(), strict=True))
-                for name, y in lines.items()
-            }
-            log_chart(trainer, key, curves, title, step)
+            log_chart(trainer, key, {name: _finite(table["step"], y) for name, y in lines.items()}, title, step)
+
+
+def _finite(steps: Array, values: Array) -> dict[int, float]:
+    """The values by step, the last one where a step has several."""
+    at = np.isfinite(values)
+    return dict(zip(steps[at].astype(int).tolist(), values[at].tolist(), strict=True))
 
 
 def log_step_chart(trainer: Trainer, key: str, curves: Mapping[str, Mapping[int, float]], of: str) -> None:
