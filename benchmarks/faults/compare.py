@@ -28,6 +28,12 @@ STATE = (
 
 Row = dict[str, str]
 _COUNTED = re.compile("time/|reward/.*/")
+_KINDS = {
+    "round": re.compile("average_reward/|reward|rollout/|round$|train/clip_off_policy$"),
+    "train/loss": re.compile("train/(?!clip_off_policy$)"),
+    "val/reward": re.compile("val/"),
+}
+"""A key that is logged after every round, update or validation, and all keys of that kind."""
 
 
 def differing(folder: Path, undisturbed: Path) -> list[str]:
@@ -90,9 +96,12 @@ def _rows(folder: Path) -> Iterator[Row]:
 
 
 def _lines(rows: Iterator[Row]) -> Iterator[tuple[tuple[str, str], Row]]:
-    """Lines of updates, rounds and validations, by kind and step, without what clocks and scorers count."""
+    """What updates, rounds and validations log, by kind and step, without what clocks and scorers count.
+
+    All of a step is one row, and a run that was stopped within it has parts of that row in two files.
+    """
     for row in rows:
         values = {k: v for k, v in row.items() if v and k is not None and not _COUNTED.match(k)}
-        kind = next((k for k in ("round", "train/loss", "val/reward") if k in values), None)
-        if kind is not None:
-            yield (kind, values["step"]), values
+        for kind, keys in _KINDS.items():
+            if kind in values:
+                yield (kind, values["step"]), {k: v for k, v in values.items() if keys.match(k)}
