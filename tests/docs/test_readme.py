@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from runs import guardlit
 
+from guardlit.assets.recipes import names
 from guardlit.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,8 @@ def test_what_it_names_exists(command: str):
             folder, _, extras = target.rstrip("]").partition("[")
             project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
             assert set(filter(None, extras.split(","))) <= project["optional-dependencies"].keys()
+    if words[:2] == ["guardlit", "recipes"]:
+        assert {word for word in words[2:] if not word.startswith("-")} - {"run.yaml"} <= set(names())
     if words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]), words[2]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import recipe_evidence
+from guardlit.recipes.evidence import LEVELS, evidence_of
 from guardlit.rounds.settings import Rollout
 
 ROOT = Path(__file__).parents[2]
@@ -91,3 +92,16 @@ def test_trained_steps_are_those_of_the_module(recipes):
 def test_the_page_has_the_evidence_that_is_recorded():
     assert recipe_evidence.table() in PAGE
     assert recipe_evidence.levels() in PAGE
+
+
+def test_the_readme_has_the_evidence_that_is_recorded():
+    """By level, the highest first; those of the lowest level that occurs stand as a number."""
+    found: dict[str, list[str]] = {level: [] for level in reversed(LEVELS)}
+    for recipe in recipe_evidence.runs():
+        found[evidence_of(recipe).level].append(f"`{recipe.names[0]}`")
+    *higher, (level, rest) = [(level, names) for level, names in found.items() if names]
+    rows = [f"| {LEVELS[level]} | {', '.join(names)} |" for level, names in higher]
+    table = "\n".join([*rows, f"| {LEVELS[level]} | the other {len(rest)} |"])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table in readme
+    assert f"one of {len(recipe_evidence.runs())}\n" in readme

@@ -26,7 +26,7 @@ from packaging.version import Version
 from guardlit import __version__
 
 ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "configs" / "tiny_digits.yaml"
+RECIPE = "tiny_digits"
 NAMES = {"guardlit": ROOT, "guardlit_callbacks": ROOT / "callbacks"}
 LINK = re.compile(r"\]\(([^)#][^)]*)\)")
 SMALL = 12_000_000
@@ -164,6 +164,7 @@ def test_the_wheels_are_enough(built: Path, install: Callable[..., Path], tmp_pa
         assert Path(file).is_relative_to(tmp_path)
     assert set(run(commands / "python", "-c", ABSENT, *imported("guardlit"), cwd=empty).split()) == OF_EXTRAS
     assert run(guardlit, "--version", cwd=empty) == f"guardlit {__version__}\n"
+    assert all(name in run(guardlit, "recipes", cwd=empty) for name in (RECIPE, "sd35_pickscore", "gpu/24gb"))
     run(guardlit, "fit", "--config", RECIPE, "--trainer.max_epochs", 1, cwd=empty)
     log = Path("runs/tiny_digits/version_0")
     run(guardlit, "report", log, "--out", "report", cwd=empty)

@@ -27,8 +27,8 @@ figures of that round come at its end, in the resumed run. `max_time` counts fro
 resumed run needs a larger one.
 
 ```bash
-guardlit fit --config configs/tiny_digits.yaml --trainer.max_time 00:00:10:00
-guardlit fit --config configs/tiny_digits.yaml --ckpt_path last
+guardlit fit --config tiny_digits --trainer.max_time 00:00:10:00
+guardlit fit --config tiny_digits --ckpt_path last
 ```
 
 With `enable_checkpointing: false` nothing is saved. A KeyboardInterrupt that a callback raises within an update leaves
