@@ -19,12 +19,13 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 guardlit \
-    && install --directory --owner guardlit /cache /data
+    && install --directory --mode 1777 /cache /data
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     python3 -m venv /opt/guardlit \
     && /opt/guardlit/bin/pip install /wheels/guardlit_callbacks-*.whl "$(echo /wheels/guardlit-*.whl)[$EXTRAS]"
 
-ENV PATH=/opt/guardlit/bin:$PATH HF_HOME=/cache/huggingface GUARDLIT_CACHE=/cache/guardlit
+# any user may run it (`--user`), who then has no home of their own
+ENV PATH=/opt/guardlit/bin:$PATH HOME=/cache HF_HOME=/cache/huggingface GUARDLIT_CACHE=/cache/guardlit
 VOLUME /cache
 USER 10001
 WORKDIR /data

@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from guardlit.assets.recipes import folder, names
-from guardlit.recipes.evidence import FILE, LEVELS, evidence_of
+from guardlit.recipes.evidence import FILE, LEVELS, evidence_of, with_presets
 from guardlit.recipes.recipe import PRESET, RUN, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ SMALLEST = {"SD3Policy": "gpu/24gb", "FluxPolicy": "gpu/48gb"}
 """The smallest GPU preset for a model's family."""
 FREE = ("seed_everything", "data.seed", "data.val", "trainer")
 """Settings in which a run may differ from its recipe, besides those of GPU presets; but see `KEPT`."""
-KEPT = ("trainer.max_epochs", "trainer.gradient_clip_val")
+KEPT = ("trainer.max_epochs", "trainer.gradient_clip_val", "trainer.precision")
 Records = dict[str, dict[str, Any]]
 
 
@@ -105,7 +105,7 @@ def record_tests(records: Records) -> None:
         for level, settings in passed.items():
             proofs.pop(level, None)
             if recipe.fingerprint in settings:
-                proofs[level] = {"settings": recipe.fingerprint, "by": TESTS[level], "on": f"cpu, {_torch()}"}
+                proofs[level] = {"settings": with_presets(recipe), "by": TESTS[level], "on": f"cpu, {_torch()}"}
 
 
 def record_memory(records: Records) -> None:
@@ -116,7 +116,7 @@ def record_memory(records: Records) -> None:
         bundled = policy["init_args"]["model"].startswith("guardlit://")
         presets = [""] if bundled else ["", SMALLEST[policy["class_path"]]]
         record = records.setdefault(name, {"proofs": {}})
-        record["planned"] = recipe.fingerprint
+        record["planned"] = with_presets(recipe)
         record["memory_gb"] = {preset: planned(name, preset) for preset in presets}
 
 
@@ -138,7 +138,7 @@ def record_run(records: Records, name: str, run: str, evaluation: str | None = N
         sys.exit(f"{run} is no run of {name}: other {', '.join(different)}")
     facts = json.loads((place / "run.json").read_text())
     rows = list(csv.DictReader((place / "metrics.csv").open()))
-    rounds = 1 + max(int(row["epoch"]) for row in rows if row.get("epoch"))
+    rounds = max((int(float(row["round"])) for row in rows if row.get("round")), default=0)  # those that ended
     complete = rounds >= recipe.settings["trainer"]["max_epochs"]
     device = config["trainer"]["accelerator"]
     proof = {
@@ -170,8 +170,10 @@ def differences(recipe: Recipe, config: Mapping[str, Any]) -> list[str]:
         free.add("data.train")
     own = flat(settings_of(["fit", "--data.train=prompts", "--config", recipe.names[0]]))
     other = flat(config)
-    different = [key for key in own if own[key] != other.get(key)]
-    return [key for key in different if key in KEPT or not any(f"{key}.".startswith(f"{part}.") for part in free)]
+    different = sorted(key for key in own.keys() | other.keys() if own.get(key, ...) != other.get(key, ...))
+    found = [key for key in different if key in KEPT or not any(f"{key}.".startswith(f"{part}.") for part in free)]
+    callbacks = other.get("trainer.callbacks") or []  # more of them may watch
+    return found + ["trainer.callbacks"] * any(c not in callbacks for c in own["trainer.callbacks"] or [])
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

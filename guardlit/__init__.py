@@ -89,9 +89,12 @@ if not TYPE_CHECKING:  # with a module's __getattr__, type checkers accept every
     def __getattr__(name: str) -> object:
         """Import a public name at its first use (PEP 562); read the installed version when asked."""
         if name == "__version__":
-            from importlib.metadata import version
+            from importlib.metadata import PackageNotFoundError, version
 
-            return version("guardlit")
+            try:
+                return version("guardlit")
+            except PackageNotFoundError:  # on a path, and not installed
+                return "unknown"
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module

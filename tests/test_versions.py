@@ -42,7 +42,7 @@ EXTRAS = PROJECT["optional-dependencies"].keys()
 OF_DEVELOPERS = {"dev", "docs"}
 
 
-@pytest.mark.parametrize("extra", sorted(EXTRAS - OF_DEVELOPERS - {"wandb"}))  # Lightning's message names wandb
+@pytest.mark.parametrize("extra", sorted(EXTRAS - OF_DEVELOPERS))
 def test_who_lacks_an_extra_is_told_its_name(extra: str):
     files = (ROOT / "guardlit").rglob("*.py")
     assert any(f"guardlit[{extra}]" in path.read_text(encoding="utf-8") for path in files)

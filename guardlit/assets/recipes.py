@@ -31,7 +31,7 @@ def file_of(name: str) -> Path:
 def resolved(given: str) -> Path:
     """The file that a value of `--config` means: the one at this path, else the recipe of this name."""
     path = Path(given)
-    return file_of(given) if given in names() and not path.exists() else path
+    return file_of(given) if given in names() and (path.is_dir() or not path.exists()) else path
 
 
 def meant(path: Path) -> str | None:

@@ -185,7 +185,7 @@ def _one_line(repo: str) -> Iterator[None]:
             raise GuardlitError(f"{_endpoint()} does not take {repo}: {_refusal(error)}") from error
         if UNREACHABLE & kinds:
             raise GuardlitError(
-                f"{_endpoint()} cannot be reached, or the connection broke ({reason}): nothing was committed to {repo}"
+                f"{_endpoint()} cannot be reached, or the connection broke ({reason}); run the command again"
             ) from error
         if {"ValueError", "RuntimeError"} & kinds:
             raise GuardlitError(f"{repo} cannot be uploaded: {reason}") from error

@@ -54,10 +54,10 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
 
 
 def _copy(chosen: Sequence[str], path: Path) -> None:
+    if path.exists():
+        raise GuardlitError(f"--copy: {path} exists; choose another name or remove it")
     try:
         copy(Recipe(tuple(chosen)), path)
-    except FileExistsError:
-        raise GuardlitError(f"--copy: {path} exists; choose another name or remove it") from None
     except OSError as error:
         raise GuardlitError(f"--copy: {path} cannot be written: {error.strerror}") from error
     print(path)

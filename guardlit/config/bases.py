@@ -1,6 +1,6 @@
-"""Configuration files that build on others: `base: [parts/sd35.yaml, parts/guard.yaml]` at the top of one.
+"""Configuration files that build on others: `base: [sd35_pickscore, my_reward.yaml]` at the top of one.
 
-It means what `--config parts/sd35.yaml --config parts/guard.yaml` in front of it would: later values win, nested keys
+It means what `--config sd35_pickscore --config my_reward.yaml` in front of it would: later values win, nested keys
 merge.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from guardlit.assets.recipes import resolved
+from guardlit.assets.recipes import file_of, names, resolved
 from guardlit.config.documents import compose
 from guardlit.config.locate import CONFIG_OPTIONS
 from guardlit.errors import GuardlitError
@@ -49,7 +49,7 @@ def expand(args: Sequence[str]) -> list[str]:
 
 
 def bases(file: Path, above: Sequence[Path]) -> list[Path]:
-    """All files that one builds on, the farthest first; names are relative to the file that has them.
+    """All files that one builds on, the farthest first: recipes by name, and files relative to the one that has them.
 
     Args:
         file: a configuration; one that cannot be read has none, and is complained about elsewhere.
@@ -58,9 +58,11 @@ def bases(file: Path, above: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for line, name in _named(file):
         base = file.parent / name
+        if name in names() and not base.is_file():
+            base = file_of(name)
         where = f"{file}:{line}: {KEY}: "
         if not base.is_file():
-            raise GuardlitError(f"{where}there is no file {base}")
+            raise GuardlitError(f"{where}there is no file {base}, and no recipe of this name")
         if base.resolve() in (path.resolve() for path in (*above, file)):
             raise GuardlitError(f"{where}{base} builds on itself, by way of {file}")
         found += [*bases(base, [*above, file]), base]

@@ -48,16 +48,13 @@ def without_options(text: str, known: Collection[str]) -> str:
         known: names of the command's own options.
     """
     unwanted = {*OPTIONS, KEY} - set(known)
-    if not any(f"{name}:" in text for name in unwanted):
+    if not any(name in text for name in unwanted):
         return text
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:  # the parser says so
         return text
-    pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    if all(key.value in unwanted for key, _ in pairs):
-        return "{}"  # a file of comments is refused
-    for key, value in reversed(pairs):
-        if key.value in unwanted:
-            text = text[: key.start_mark.index] + text[value.end_mark.index :]
-    return text
+    if not isinstance(root, yaml.MappingNode) or not any(key.value in unwanted for key, _ in root.value):
+        return text
+    root.value = [(key, value) for key, value in root.value if key.value not in unwanted]
+    return str(yaml.serialize(root, Dumper=yaml.SafeDumper))

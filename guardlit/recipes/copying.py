@@ -12,14 +12,7 @@ from guardlit.recipes.recipe import RUN, Recipe
 
 
 def copy(recipe: Recipe, path: Path) -> None:
-    """Write a recipe to a new file.
-
-    Raises:
-        FileExistsError: there is one.
-        OSError: it cannot be written.
-    """
-    if path.exists():
-        raise FileExistsError(path)
+    """Write a recipe to a file; raises `OSError` where it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(text(recipe, path).encode())

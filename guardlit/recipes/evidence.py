@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from guardlit.assets.recipes import folder
-from guardlit.recipes.recipe import Recipe
+from guardlit.assets.recipes import folder, names
+from guardlit.recipes.recipe import PRESET, Recipe, fingerprint
 
 FILE = "evidence.json"
 LEVELS = {
@@ -57,9 +57,15 @@ def evidence_of(recipe: Recipe) -> Evidence:
     record = _records().get(" ".join(recipe.names), {})
     if not record:
         return Evidence()
-    now = recipe.fingerprint
-    proofs = {level: proof for level, proof in record["proofs"].items() if proof["settings"] == now}
-    return Evidence(proofs, record.get("memory_gb", {}) if record.get("planned") == now else {})
+    now = {recipe.fingerprint, with_presets(recipe)}
+    proofs = {level: proof for level, proof in record["proofs"].items() if proof["settings"] in now}
+    return Evidence(proofs, record.get("memory_gb", {}) if record.get("planned") in now else {})
+
+
+def with_presets(recipe: Recipe) -> str:
+    """The fingerprint of what was tested or planned together with the GPU presets: of a recipe and all of these."""
+    presets = [found for name in names() if (found := Recipe((name,))).kind == PRESET]
+    return fingerprint([each.settings for each in (recipe, *presets)])
 
 
 @cache

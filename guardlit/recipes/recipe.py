@@ -57,9 +57,8 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the settings, 16 digits; comments do not count."""
-        text = json.dumps(self.settings, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Of the settings; comments do not count."""
+        return fingerprint(self.settings)
 
     @property
     def summary(self) -> str:
@@ -89,6 +88,11 @@ class Recipe:
     def _of(self, key: str) -> dict[str, Any]:
         value = self.settings["model"].get(key)
         return (value.get("init_args") or {}) if isinstance(value, dict) else {}
+
+
+def fingerprint(settings: Any) -> str:
+    """SHA-256 of plain data, 16 digits."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _name(value: str | dict[str, Any]) -> str:

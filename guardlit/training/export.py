@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import lightning.pytorch as pl
 from guardlit_callbacks import TrainableEMA
-from guardlit_callbacks.distributed import is_first
+from guardlit_callbacks.distributed import gather_objects, is_first
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
@@ -61,11 +61,26 @@ def export_weights(module: GRPOModule, ema: TrainableEMA | None, folder: Path, e
         variants["ema"] = ema.average(module)
     for name, weights in variants.items():
         with weights:
-            try:
-                _export(module, folder / name, export)
-            except OSError as error:
-                raise GuardlitError(f"{folder / name} cannot be written: {error.strerror or error}") from error
+            _raise_on_all(_tried(module, folder / name, export))  # before the next average, which is a collective
     return [folder / name for name in variants]
+
+
+def _tried(module: GRPOModule, folder: Path, export: Export) -> GuardlitError | None:
+    """Export one set of weights; says what went wrong."""
+    try:
+        _export(module, folder, export)
+    except GuardlitError as error:
+        return error
+    except (OSError, ValueError) as error:
+        return GuardlitError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}")
+    return None
+
+
+def _raise_on_all(error: GuardlitError | None) -> None:
+    """Raise the error of the first rank that has one on every rank. Collective."""
+    for found in gather_objects(error):
+        if found is not None:
+            raise found
 
 
 def _export(module: GRPOModule, folder: Path, export: Export) -> None:

@@ -32,7 +32,8 @@ def run_folder(folder: Path, name: str, rounds: int, **changes: object) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     facts = {"command": ["guardlit", "fit", "--config", name], "versions": {"torch": "2.14.1"}}
     (folder / "run.json").write_text(json.dumps(facts))
-    (folder / "metrics.csv").write_text("epoch,step\n" + "".join(f"{k},{k}\n" for k in range(rounds)))
+    ended = "".join(f"{k},{k},{k + 1}.0\n" for k in range(rounds))
+    (folder / "metrics.csv").write_text(f"epoch,step,round\n{ended}{rounds},{rounds},\n")  # and one that has begun
     (folder / "gold.csv").write_text("step,average\n0,1.0\n9,1.284\n")
     return folder
 
@@ -56,6 +57,9 @@ def test_a_complete_run_has_trained(tmp_path: Path):
         ({"trainer__max_epochs": 3}, "trainer.max_epochs"),
         ({"model__policy__init_args__model": "mine"}, "model.policy.init_args.model"),
         ({"model__objective__init_args__clip_range": 1.0}, "model.objective.init_args.clip_range"),
+        ({"model__kl": {"weight": 0.04}}, "model.kl, model.kl.weight"),
+        ({"trainer__precision": "bf16-mixed"}, "trainer.precision"),
+        ({"trainer__callbacks": []}, "trainer.callbacks"),
     ],
 )
 def test_other_settings_are_no_evidence(change: dict, said: str, tmp_path: Path):

@@ -73,3 +73,33 @@ def test_the_environment_names_a_recipe_whose_bases_are_followed(monkeypatch, ca
 def test_a_wrong_name_is_one_line_with_the_right_one(given: str, hint: str, capsys):
     assert guardlit("fit", "--config", given) == 2
     assert capsys.readouterr().err == f"guardlit fit: error: --config: no such file: {given}{hint}\n"
+
+
+def test_a_file_of_ones_own_builds_on_a_recipe_and_a_file_next_to_it_comes_first(capsys):
+    Path("own").mkdir()
+    Path("own/run.yaml").write_text("base: [sd35_pickscore, gpu/24gb]\ntrainer: {max_epochs: 7}\n")
+    own = resolved(capsys, "--config", "own/run.yaml")
+    assert own == resolved(capsys, "--config", "sd35_pickscore", "--config", "gpu/24gb", "--trainer.max_epochs", 7)
+    Path("own/run.yaml").write_text("base: tiny_digits\n")
+    Path("own/tiny_digits").write_text("data: {train: own.txt}\n")
+    assert resolved(capsys, "--config", "own/run.yaml")["data"]["train"] == "own.txt"
+
+
+def test_a_folder_is_no_configuration_and_hides_no_recipe(capsys):
+    Path("tiny_digits").mkdir()
+    assert resolved(capsys, "--config", "tiny_digits")["trainer"]["max_epochs"] == 25
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "base : tiny_digits\ntrainer: {max_epochs: 7}\n",
+        '{"base": "tiny_digits", "trainer": {"max_epochs": 7}}',
+        "{base: tiny_digits, trainer: {max_epochs: 7}}\n",
+        "'base': [tiny_digits]\ntrainer: {max_epochs: 7}\n",
+    ],
+)
+def test_base_may_be_spelled_as_yaml_allows(text: str, capsys):
+    Path("run.yaml").write_text(text)
+    settings = resolved(capsys, "--config", "run.yaml")
+    assert (settings["trainer"]["max_epochs"], settings["data"]["prompts_per_round"]) == (7, 10)

@@ -12,6 +12,7 @@ import guardlit as gl
 from guardlit.cli import main
 from guardlit.commands.lightning_cli import settings_of
 from guardlit.config.replacing import LOGGERS
+from guardlit.errors import GuardlitError
 from guardlit.training.logs import in_folder
 
 WANDB = "lightning.pytorch.loggers.WandbLogger"
@@ -78,6 +79,13 @@ def test_a_script_takes_names_too(given: object, others: list[type], tensorboard
     trainer = gl.Trainer(accelerator="cpu", logger=given)
     assert [type(x) for x in trainer.loggers] == others
     assert in_folder.split(in_folder.by_name(given))[1] == tensorboard
+
+
+def test_a_wrong_name_in_a_script_is_one_line():
+    with pytest.raises(GuardlitError, match=r"^trainer.logger: CSVLogger has no defaults \(.*'save_dir'\); give one"):
+        gl.Trainer(accelerator="cpu", logger="CSVLogger")
+    with pytest.raises(GuardlitError, match=r"^trainer.logger: 'wandbb' is no logger: did you mean wandb\?$"):
+        gl.Trainer(accelerator="cpu", logger="wandbb")
 
 
 def test_a_script_mixes_names_and_loggers(tmp_path: Path):

@@ -8,7 +8,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 from guardlit_callbacks import GradientNorm, KLFromBase, RatioDistribution
 from guardlit_callbacks.tools.logging import log_layout, log_layout_charts, takes_charts
-from guardlit_callbacks.tools.run_files import read_table
+from guardlit_callbacks.tools.run_files import ReportError, read_table
+from lightning.pytorch.utilities import rank_zero_warn
 
 LAYOUT: dict[str, dict[str, list[object]]] = {
     "proxy and gold": {
@@ -65,16 +66,17 @@ class Dashboard(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._charted = 0
+        self._first = self._charted = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the layout."""
+        self._first = trainer.current_epoch
         self._charted = 0
         log_layout(trainer, layout(trainer.callbacks))  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the charts of the rounds so far, if they are due."""
-        if trainer.current_epoch >= max(1, self._charted * LONGER):
+        if trainer.current_epoch - self._first >= max(1, self._charted * LONGER):
             self._chart(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,10 +84,14 @@ class Dashboard(pl.Callback):
         self._chart(trainer)
 
     def _chart(self, trainer: pl.Trainer) -> None:
-        self._charted = trainer.current_epoch
+        self._charted = trainer.current_epoch - self._first
         if not trainer.is_global_zero or not takes_charts(trainer) or trainer.log_dir is None:
             return
         for logger in trainer.loggers:
             logger.save()
-        table = read_table(Path(trainer.log_dir, "metrics.csv"))
+        try:
+            table = read_table(Path(trainer.log_dir, "metrics.csv"))
+        except ReportError as error:  # a callback of the user's may log what is no number
+            rank_zero_warn(f"no charts are logged: {error}")
+            return
         log_layout_charts(trainer, layout(trainer.callbacks), table, trainer.global_step)  # type: ignore[attr-defined]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from guardlit.config.missing import EXTRAS
+from guardlit.config.nearest import concrete_subclasses, import_class
 from guardlit.config.replacing import LOGGERS
-from guardlit.errors import GuardlitError
+from guardlit.errors import GuardlitError, did_you_mean
 
 
 class TensorBoard(DummyLogger):
@@ -25,13 +26,13 @@ def by_name(given: Any) -> Any:
     """The Trainer's argument `logger`, where a name such as `wandb` becomes the logger with its own defaults.
 
     Args:
-        given: a logger, a name, a list of them, a bool or None.
+        given: a logger, a name of `LOGGERS` or of a class of Lightning's, a list of them, a bool or None.
 
     Raises:
-        GuardlitError: a logger whose package is not installed.
+        GuardlitError: an unknown name, or a logger whose package is not installed.
     """
     if isinstance(given, str):
-        return _make(given) if given in LOGGERS else given
+        return _make(given)
     if isinstance(given, Iterable):
         return [by_name(item) for item in given]
     return given
@@ -51,9 +52,19 @@ def split(given: Any) -> tuple[Any, bool]:
 
 
 def _make(name: str) -> Logger:
-    module, _, cls = LOGGERS[name].rpartition(".")
+    classes = {cls.__name__: cls for cls in concrete_subclasses(Logger)}
+    cls = import_class(LOGGERS[name]) if name in LOGGERS else classes.get(name)
+    if cls is None:
+        hint = did_you_mean(name, [*LOGGERS, *classes], "loggers are")
+        raise GuardlitError(f"trainer.logger: {name!r} is no logger: {hint}")
     try:
-        made: Logger = getattr(import_module(module), cls)()
+        return cls()  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise GuardlitError(
+            f"trainer.logger: {cls.__name__} has no defaults ({error}); give one that is made"
+        ) from error
     except ModuleNotFoundError as error:
-        raise GuardlitError(f"trainer.logger: {name} needs a package that is not installed: {error}") from error
-    return made
+        package = EXTRAS.get(cls.__name__, cls.__name__.removesuffix("Logger").lower())
+        raise GuardlitError(
+            f"trainer.logger: {cls.__name__} needs a package that is not installed: pip install {package}"
+        ) from error

@@ -85,7 +85,7 @@ def _parts(facts: ExportFacts, run: RunFacts, origin: Origin, weights: str) -> I
     recipe = {**settings, **facts.settings}
     yield f"## Recipe\n\n{pairs(('setting', 'value'), recipe)}" if recipe else ""
     yield from _scores(run)
-    yield f"## Samples\n\n![Samples of the last validation](./{GRID})" if run.grid else ""
+    yield f"## Samples\n\n![Samples of the last validation, by the weights that it used](./{GRID})" if run.grid else ""
     yield from _provenance(run, origin)
     yield from _license(facts)
     if run.missing:
@@ -105,7 +105,8 @@ def _average(weights: str) -> str:
 def _scores(run: RunFacts) -> Iterator[str]:
     name = (run.facts.get("reward") or {}).get("name")
     if scorers := scorers_table(run):
-        yield f"## Reward\n\nTrained on `{name}`. Gold scores were only watched.\n\n{scorers}"
+        watched = " Gold scores were only watched." * ("| gold |" in scorers)
+        yield f"## Reward\n\nTrained on `{name}`.{watched}\n\n{scorers}"
     if gold := gold_table(run):
         yield (
             "## Gold scores\n\nMeans over the validation prompts, drawn with the weights that the run validates: the "
@@ -130,7 +131,8 @@ def _provenance(run: RunFacts, origin: Origin) -> Iterator[str]:
     }
     yield f"## Provenance\n\n{pairs(('what', 'value'), values)}"
     if command := run.facts.get("command"):
-        yield f"Trained by this command, its paths reduced to names:\n\n```bash\n{public_command(command)}\n```"
+        shown = public_command(command)
+        yield f"Trained by this command, its absolute paths reduced to names:\n\n```bash\n{shown}\n```"
 
 
 def _license(facts: ExportFacts) -> Iterator[str]:

@@ -13,6 +13,10 @@ _URL = re.compile(r"\b(?!https://huggingface\.co)[a-z][a-z0-9+.-]*://(?P<place>[
 _OWN = re.compile(r"guardlit://")
 _PATH = re.compile(r"(?<![\w.:/-])(?:~|\.{1,2}(?=/)|[A-Za-z]:(?=\\)|(?=/))(?:[/\\][^\s\"',:;\]})=\\/]+)+[/\\]?")
 _SECRET = re.compile(r"(token|secret|password|api_?key|credential)s?\b", re.IGNORECASE)
+_SECRET_IN_MAPPING = re.compile(
+    r"""(["']?[\w.-]*(?:token|secret|password|api_?key|credential)s?["']?\s*:\s*)("[^"]*"|'[^']*'|[^\s,}\]]+)""",
+    re.IGNORECASE,
+)
 
 
 def public(text: str) -> str:
@@ -36,6 +40,6 @@ def public_command(words: Sequence[str]) -> str:
         elif name.startswith("--") and given and _SECRET.search(name):
             shown.append(f"{name}=***")
         else:
-            shown.append(re.sub(r"(\"\w*(?:token|secret|password|key)\w*\": *)\"[^\"]*\"", r'\1"***"', public(word)))
+            shown.append(_SECRET_IN_MAPPING.sub(r"\1***", public(word)))
         hidden = word.startswith("--") and not given and _SECRET.search(word) is not None
     return shlex.join(shown)
