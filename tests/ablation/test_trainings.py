@@ -116,6 +116,7 @@ def test_a_failed_training_does_not_stop_the_others(sd3_folder: Path, tmp_path: 
     assert "FlowGRPO" not in page
 
 
+@pytest.mark.slow
 def test_a_failed_training_and_a_foreign_folder_are_one_line(sd3_folder: Path, tmp_path: Path, capsys):
     path = config(tmp_path, sd3_folder)
     common = ("--config", path, "--objectives", "FlowGRPO", "--out", tmp_path / "out")

@@ -151,7 +151,7 @@ def test_the_digits_are_rebuilt_where_no_world_is_named(monkeypatch: pytest.Monk
     assert written == ["digits"]
 
 
-@pytest.mark.parametrize("world", ["digits", "words"])
+@pytest.mark.parametrize("world", ["digits", pytest.param("words", marks=pytest.mark.slow)])
 def test_a_shrunken_rebuild_writes_the_same_files(world, tmp_path):
     options = ["--out", str(tmp_path), "--scale", "small", "--seed", "3"]
     command = [sys.executable, "-m", "guardlit.tiny_world.build", world, *options]

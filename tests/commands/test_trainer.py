@@ -32,6 +32,7 @@ CALLBACKS = [
     "RoundProgress",
     "SignalGuard",
     "RunFolder",
+    "LoggedSettings",
     "Dashboard",
     "ClosingBlock",
     "RoundCheckpoint",

@@ -80,7 +80,15 @@ def as_on_the_cpu(path: Path, checkpoints: Path, folder: Path) -> None:
         torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-6)
 
 
-SLOW = ("flux", "qwen_image", "flux2_klein", "full fine-tuning and KL", "bf16-mixed", "stored")
+SLOW = (
+    "flux",
+    "qwen_image",
+    "flux2_klein",
+    "full fine-tuning and KL",
+    "bf16-mixed",
+    "stored",
+    "on the host where possible",
+)
 """Rehearsed by `pytest -m slow`: the paths of the device are those of the others."""
 
 
