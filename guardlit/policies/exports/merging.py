@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from guardlit_callbacks.distributed import is_first, on_first
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.weights.full import network_on_first
 from guardlit.policies.weights.merging import mergeable, merged
 
 
@@ -34,13 +33,7 @@ def merged_network(transformer: Any, kind: Any) -> Any:
             "and let diffusers add the LoRA to the unquantized base (pipe.fuse_lora())"
         )
     with merged(transformer):
-        state = on_first(_plain(transformer.state_dict()))
-    if not is_first():
-        return None
-    with torch.device("meta"):
-        network = kind.from_config(transformer.config)
-    network.load_state_dict(state, assign=True)
-    return network
+        return network_on_first(transformer, kind, _plain(transformer.state_dict()))
 
 
 def _plain(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

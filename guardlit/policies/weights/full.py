@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -128,7 +128,21 @@ def full_network(transformer: Any, kind: Any) -> Any:
     reshard(transformer)
     if not is_sharded(dict(transformer.named_parameters())):
         return transformer
-    state = on_first(transformer.state_dict().items())
+    return network_on_first(transformer, kind, transformer.state_dict().items())
+
+
+def network_on_first(transformer: Any, kind: Any, tensors: Iterable[tuple[str, Tensor]]) -> Any:
+    """A second network on rank 0, on the CPU, with gathered tensors. Collective: every rank must call it.
+
+    Args:
+        transformer: whose settings it has.
+        kind: its class.
+        tensors: by the network's names, sharded or not.
+
+    Returns:
+        The network; None on all ranks but the first.
+    """
+    state = on_first(tensors)
     if not is_first():
         return None
     with torch.device("meta"):
