@@ -103,7 +103,8 @@ class NetworkScorer(Scorer):
     def setup(self, device: torch.device) -> None:
         """Load the network to the device of the placement."""
         self.device = self.placement.resolve(device)
-        network, self._files = self.load()
+        with torch.random.fork_rng(devices=[]):  # some versions draw weights before they load them
+            network, self._files = self.load()
         self.network = network.to(DTYPES[self.placement.dtype]).eval().requires_grad_(False)
         if not self.placement.offload:
             self.network.to(self.device)

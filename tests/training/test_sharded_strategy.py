@@ -219,7 +219,7 @@ def test_all_processes_measure_the_kl_of_one(runs: Runs, name: str):
     one, other = rows(" ".join(["one", *name.split()[2:]])), rows(name)
     assert one[0] == other[0] == [0, 0, 0]
     assert other == [[step, pytest.approx(kl, rel=1e-3), pytest.approx(root, rel=1e-3)] for step, kl, root in one]
-    assert one[-1][1] > 1e-3
+    assert one[-1][1] > 1e-4  # the weights have moved
 
 
 @pytest.mark.parametrize("name", ["stopped one", "stopped fsdp 2 full", *slow("stopped ddp 2")])

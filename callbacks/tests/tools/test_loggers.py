@@ -108,6 +108,7 @@ def test_wandb_has_scalars_histograms_images_and_charts(run, recorder, tmp_path,
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
+    wandb.finish()  # a run that another test has left would be continued
     own = wandb.Settings(x_disable_stats=True, x_disable_meta=True)
     logger = LOGGERS.WandbLogger(project="toy", save_dir=tmp_path, offline=True, settings=own)
     seen = run(logger, recorder)

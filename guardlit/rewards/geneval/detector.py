@@ -79,10 +79,9 @@ def load_detector(name: str, source: str | None = None) -> Any:
             f"{source}: its config.json says model_type {config.get('model_type')!r}; GenEval needs a 'mask2former' "
             f"for COCO's instances, such as `guardlit convert mask2former` writes"
         )
-    with torch.random.fork_rng(devices=[]):  # older transformers draw weights before they load them
-        model, report = Mask2FormerForUniversalSegmentation.from_pretrained(
-            name, dtype=torch.float32, weights_only=True, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+    model, report = Mask2FormerForUniversalSegmentation.from_pretrained(
+        name, dtype=torch.float32, weights_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+    )
     if model.config.num_labels != len(CLASSES):
         raise GuardlitError(
             f"{source}: it knows {model.config.num_labels} classes; GenEval needs the {len(CLASSES)} of COCO's "
