@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from guardlit.assets.recipes import folder, names
+from guardlit.config.saved import SECTIONS
 from guardlit.recipes.evidence import FILE, LEVELS, evidence_of, with_presets
 from guardlit.recipes.recipe import PRESET, RUN, Recipe
 
@@ -169,8 +170,8 @@ def differences(recipe: Recipe, config: Mapping[str, Any]) -> list[str]:
     free = {*FREE, *(key for preset in presets for key in flat(preset.settings))}
     if "train" not in recipe.settings["data"]:  # the user's own prompts
         free.add("data.train")
-    own = flat(settings_of(["fit", "--data.train=prompts", "--config", recipe.names[0]]))
-    other = flat(config)
+    settings = settings_of(["fit", "--data.train=prompts", "--config", recipe.names[0]])
+    own, other = (flat({section: given[section] for section in SECTIONS}) for given in (settings, config))
     different = sorted(key for key in own.keys() | other.keys() if own.get(key, ...) != other.get(key, ...))
     found = [key for key in different if key in KEPT or not any(f"{key}.".startswith(f"{part}.") for part in free)]
     callbacks = other.get("trainer.callbacks") or []  # more of them may watch

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import recipe_evidence
 from benchmarks.recipe_evidence import record_run
 from guardlit.commands.lightning_cli import settings_of
+from guardlit.config.saved import SECTIONS
 
 AVERAGE = "model,weights,updates,metric,value,low,high\na,ema,480,average,{value},{low},{high}\n"
 
@@ -29,7 +30,8 @@ def run_folder(folder: Path, name: str, rounds: int, **changes: object) -> Path:
         for parent in parents:
             place = place[parent]
         place[last] = value
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    saved = {section: settings[section] for section in SECTIONS}  # without the command's own options
+    (folder / "config.yaml").write_text(yaml.safe_dump(saved))
     facts = {"command": ["guardlit", "fit", "--config", name], "versions": {"torch": "2.14.1"}}
     (folder / "run.json").write_text(json.dumps(facts))
     ended = "".join(f"{k},{k},{k + 1}.0\n" for k in range(rounds))
