@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -27,17 +26,14 @@ from guardlit.processes.world import World
 from guardlit.rewards.base import Scorer
 from guardlit.rewards.reward import Reward
 from guardlit.rounds import merging
-from guardlit.rounds.collector import Collector
-from guardlit.rounds.experience import Experience
 from guardlit.rounds.metrics import clip_fractions, finish_round, update_metrics
 from guardlit.rounds.old_policy import OldPolicy, OldVelocity
 from guardlit.rounds.plan import RoundPlan
 from guardlit.rounds.reward_runner import RewardRunner
-from guardlit.rounds.round import Round
 from guardlit.rounds.settings import Rollout, Sampling
-from guardlit.rounds.setup import RoundSetup
-from guardlit.sde import SDE, Coefficients, FlowSDE
+from guardlit.sde import SDE, FlowSDE
 from guardlit.training.checkpointing import CheckpointHooks
+from guardlit.training.collecting import RoundHooks
 from guardlit.training.ddp import keep_quantized
 from guardlit.training.limits import settings
 from guardlit.training.linter import Linter
@@ -52,7 +48,7 @@ from guardlit.training.validation import ValidationHooks
 from guardlit.types import Conditioning, Prompt, Transition
 
 
-class GRPOModule(ValidationHooks, CheckpointHooks):
+class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
     """Group-relative policy optimization of a flow-matching policy.
 
     Args:
@@ -108,9 +104,6 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         """Of the round in progress; progress bars show them."""
         self.outputs: list[dict[str, Tensor]] = []
         self.clips: list[Tensor] = []
-        self._was_merged: bool | None = None
-        self._experience: Experience | None = None
-        self._collected = 0.0
 
     # facts of the run ---------------------------------------------------------------------------------------------
 
@@ -130,44 +123,9 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         return math.prod(self.policy.latent_shape)
 
     @property
-    def experience(self) -> Experience:
-        """The round that was collected last."""
-        assert self._experience is not None
-        return self._experience
-
-    @property
-    def round_index(self) -> int:
-        """Index of the round that was collected last."""
-        return self.experience.round.index
-
-    @property
     def _untouched(self) -> bool:
         """Whether the run has made no update yet; skipped ones count as steps."""
         return self.global_step == self.nonfinite.skipped
-
-    def coefficients(self) -> Coefficients:
-        """Of the rollout's sampler on the model's schedule; raises `GuardlitError` for a trained step without noise."""
-        coefficients = self.sde.coefficients(self.policy.sigmas(self.rollout.num_inference_steps))
-        settings.check_noise(coefficients, self.rollout.available_steps, type(self.sde).__name__)
-        return coefficients
-
-    def round_setup(self) -> RoundSetup:
-        """The values that a round of this run is collected with."""
-        precision = self.trainer.precision_plugin
-        return RoundSetup(
-            policy=self.policy,
-            reward=self.reward_runner.ready(),
-            objective=self.objective,
-            rollout=self.rollout,
-            coefficients=self.coefficients(),
-            advantage=self.advantage,
-            noise_at_end=self.sde.noise_at_end,
-            max_failed_fraction=self.max_failed_fraction,
-            keeps_velocities=self.old.keeps,
-            half_precision=self.policy.forward_dtype is not None or "mixed" in str(precision.precision),
-            forward_context=precision.forward_context,
-            was_merged=self._was_merged,
-        )
 
     # set-up -------------------------------------------------------------------------------------------------------
 
@@ -219,34 +177,7 @@ class GRPOModule(ValidationHooks, CheckpointHooks):
         if self.trainer.global_step == 0 and not is_within_round(self.trainer):
             validate_now(self.trainer)
 
-    # the round ----------------------------------------------------------------------------------------------------
-
-    def collect(self, round: Round, batch_size: int) -> Experience:
-        """Draw and score one round, at the start of a Lightning epoch. Collective: every rank must call it."""
-        self.policy.refresh_old()
-        self.outputs, self.clips = [], []  # left over where the Trainer cut the last round short
-        self._experience = None  # frees its trajectories before the new ones are drawn
-        try:
-            collector = Collector(self.round_setup(), self.world, round, batch_size, partial(announce, self.trainer))
-            experience = collector.collect()
-        except BaseException:
-            self.reward_runner.close()  # ends what still scores in the background
-            raise
-        if (merged := experience.metrics.get("rollout/merged")) is not None:
-            self._was_merged = bool(merged)
-        return self._begin(experience)
-
-    def _begin(self, experience: Experience) -> Experience:
-        self._experience, self.round_metrics = experience, dict(experience.metrics)
-        self._collected, self.old.first_update = time.perf_counter(), experience.round.plan.micro_batches_per_update
-        return experience
-
-    def restore_experience(self, state: Any, round: Round) -> Experience:
-        """Restore a round in progress from a checkpoint."""
-        self.policy.encode_across_ranks([p.text for p in round.prompts], round.ahead)
-        conditioning = self.policy.conditioning([p.text for p in round.prompts])
-        place, keep = self.rollout.trajectories, self.old.restores(state)
-        return self._begin(Experience.restore(state, round, conditioning, self.coefficients(), place, keep))
+    # a micro-batch ------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one micro-batch; the other entries, detached, are what callbacks read (B,)."""
