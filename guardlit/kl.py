@@ -9,7 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.surrogate import at_least_float32, mean_of_elements, velocity_difference
+from guardlit.ratios import mean_of_elements, velocity_difference
+from guardlit.surrogate import at_least_float32
 
 KLKind = Literal["exact", "velocity", "flow_grpo"]
 

@@ -1,4 +1,8 @@
-"""The rows of Table 2 of GRPO-Guard (arXiv 2510.22319), each a preset of `Objective`."""
+"""Published objectives, and one of our own, each a preset of `Objective`.
+
+The rows of Table 2 of GRPO-Guard (arXiv 2510.22319) come first, then what followed it. docs/objectives.md has the
+formula of each, what it claims and what it does in the tiny worlds.
+"""
 
 from __future__ import annotations
 
@@ -90,5 +94,68 @@ class GuardReweight(GRPOGuard):
         super().__init__(clip_range, clip_unit, ratio_norm=False)
 
 
+class FlowDPPO(Objective):
+    """Flow-DPPO (arXiv 2606.11025): the baseline with a mask by the step's exact KL(old, new) in place of the clip.
+
+    A transition has no gradient where its KL exceeds the limit and the update moves its ratio further away from 1.
+
+    Args:
+        clip_range: the limit of the KL, nats per latent element: 1e-5 in verl-omni's recipe for Qwen-Image.
+        clip_unit: see `Objective`.
+    """
+
+    def __init__(self, clip_range: ClipRange = 1e-5, clip_unit: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__("raw", "one", clip_range, clip_unit, bound="kl")
+
+
+class FlashGRPO(Objective):
+    """Flash-GRPO (arXiv 2605.15980): the baseline weighted by s / |g|, the inverse of its own gradient scale.
+
+    The weights are 1 on average over the steps that a window can choose. It trains one step an image, the same one in a
+    group: `rollout.window: RandomWindow` with `length: 1`.
+
+    Args:
+        clip_range: 1e-3 in the published Wan 2.1 settings.
+        clip_unit: see `Objective`.
+    """
+
+    images_branch_once = True
+
+    def __init__(self, clip_range: ClipRange = 1e-3, clip_unit: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__("raw", "inverse_scale", clip_range, clip_unit, normalize_weight=True)
+
+
+class PCPO(Objective):
+    """PCPO (arXiv 2509.25774): log r in place of r, and a gradient in proportion to the step's share dt.
+
+    The hinge max(0, xi |A| - A log r) is a clip of log r at xi. Its constant zeta is chosen so that the weights
+    dt s / |g| are 1 on average over the trained steps.
+
+    Args:
+        clip_range: xi; guardlit's default is the baseline's clip range.
+        clip_unit: see `Objective`.
+    """
+
+    def __init__(self, clip_range: ClipRange = 1e-4, clip_unit: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__("raw", "proportionate", clip_range, clip_unit, normalize_weight=True, surrogate="log_ratio")
+
+
+class VelocityNorm(Objective):
+    """guardlit's own: RatioNorm with g divided out of the log ratio, sign(g) mean(dv noise).
+
+    Its gradient is flat over the steps in every sampler, without a weight, and one clip range is nearly as deep at one
+    step as at another.
+
+    Args:
+        clip_range: no range is published; a RatioNorm range over |g| is the same at one step.
+        clip_unit: see `Objective`.
+    """
+
+    def __init__(self, clip_range: ClipRange = "auto", clip_unit: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__("velocity", "one", clip_range, clip_unit)
+
+
 PRESETS: tuple[type[Objective], ...] = (FlowGRPO, TempFlowGRPO, GuardReweight, MeanRevised, RatioNorm, GRPOGuard)
 """Table 2, row by row."""
+OBJECTIVES: tuple[type[Objective], ...] = (*PRESETS, FlowDPPO, FlashGRPO, PCPO, VelocityNorm)
+"""All of them."""

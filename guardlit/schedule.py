@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from guardlit.objective import PRESETS
+from guardlit.objective import OBJECTIVES
 from guardlit.sde import Coefficients
 
 
@@ -24,7 +24,7 @@ class ScheduleTable:
 
     Attributes:
         coefficients: t, dt, a, g, s and |g|/s by name, (T,) float64; |g|/s is NaN where the step is deterministic.
-        gradient_scales: predicted size of the loss gradient by preset of Table 2, (T,) float64; NaN where the step is
+        gradient_scales: predicted size of the loss gradient by objective, (T,) float64; NaN where the step is
             deterministic, for it has no ratio.
         trained: which steps are trained, (T,) bool.
     """
@@ -72,7 +72,7 @@ def schedule_table(coefficients: Coefficients, trained: Collection[int]) -> Sche
             "s": c.std,
             "|g|/s": of_noisy_steps(c.velocity.abs() / c.std),
         },
-        gradient_scales={p.__name__: of_noisy_steps(p().gradient_scale(c.velocity, c.std, c.dt)) for p in PRESETS},
+        gradient_scales={p.__name__: of_noisy_steps(p().gradient_scale(c.velocity, c.std, c.dt)) for p in OBJECTIVES},
         trained=torch.tensor([step in trained for step in range(len(c))]),
     )
 

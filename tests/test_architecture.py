@@ -25,7 +25,7 @@ def _read(folder: str) -> dict[str, Path]:
 GUARDLIT, CALLBACKS = _read("guardlit"), _read("callbacks/guardlit_callbacks")
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in {**GUARDLIT, **CALLBACKS}.items()}
 
-MATH = ("sde", "surrogate", "objective", "kl", "advantage", "schedule")
+MATH = ("sde", "ratios", "weights", "bounds", "surrogate", "objective", "kl", "advantage", "schedule")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
     MATH,
@@ -41,7 +41,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 """The rooms, and the modules at the top, lowest first: each may import what stands in a lower row."""
-NEIGHBORS = {("kl", "surrogate"), ("objective", "surrogate"), ("schedule", "sde"), ("schedule", "objective")}
+NEIGHBORS = {
+    *(("surrogate", part) for part in ("ratios", "weights", "bounds")),
+    *(("kl", part) for part in ("ratios", "surrogate")),
+    ("objective", "surrogate"),
+    ("schedule", "sde"),
+    ("schedule", "objective"),
+}
 """(importer, imported) of one row; the math modules are one room in all but name."""
 
 CALLBACK_LAYERS: tuple[tuple[str, ...], ...] = (

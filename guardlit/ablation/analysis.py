@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.objective import PRESETS, Objective
+from guardlit.objective import OBJECTIVES, Objective
 from guardlit.processes.phases import announce
 from guardlit.surrogate import ClipRange
 
@@ -122,6 +122,7 @@ def _evaluate(
             std=batch.std,
             dt=batch.dt,
             sample_weight=batch.sample_weight,
+            step=batch.step,
         )
         (gradient,) = torch.autograd.grad(out.loss, leaf)
         # the network is linear in what is sent back through it: at unit size, half precision keeps all of it
@@ -159,14 +160,14 @@ def cosine_matrix(vectors: Tensor) -> Tensor:
 def with_clips(
     configured: Objective | None, clips: Mapping[str, ClipRange], names: Sequence[str] = ()
 ) -> dict[str, Objective]:
-    """Presets of Table 2 by name.
+    """Objectives by name.
 
     Args:
         configured: the configuration's objective, which replaces the preset of its class.
         clips: clip ranges by name; the others have their published default.
         names: all of them by default.
     """
-    classes = {preset.__name__: preset for preset in PRESETS}
+    classes = {preset.__name__: preset for preset in OBJECTIVES}
     made = {}
     for name in names or classes:
         if name in clips:

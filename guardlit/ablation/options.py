@@ -8,15 +8,15 @@ from typing import TypeVar
 
 from guardlit.config.library_errors import LARGEST_SEED
 from guardlit.errors import GuardlitError, did_you_mean
-from guardlit.objective import PRESETS
+from guardlit.objective import OBJECTIVES
 
-NAMES = [preset.__name__ for preset in PRESETS]
+NAMES = [preset.__name__ for preset in OBJECTIVES]
 
 T = TypeVar("T")
 
 
 def preset(name: str) -> str:
-    """The name of a row of Table 2; raises `GuardlitError` for any other."""
+    """The name of an objective; raises `GuardlitError` for any other."""
     if name not in NAMES:
         raise GuardlitError(f"unknown objective '{name}': {did_you_mean(name, NAMES, 'it is one of')}")
     return name

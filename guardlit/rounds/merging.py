@@ -15,7 +15,7 @@ from guardlit.errors import GuardlitError
 from guardlit.policies.base import FlowPolicy
 from guardlit.processes.world import World
 from guardlit.rounds.noise import NoiseSource
-from guardlit.rounds.noise_floor import rounding_bounds, sizes_by_step
+from guardlit.rounds.noise_floor import rounding_limit, sizes_by_step
 from guardlit.rounds.old_policy import rows_a_call
 from guardlit.rounds.round import Round
 from guardlit.rounds.setup import RoundSetup
@@ -124,10 +124,10 @@ class Merging:
         """
         if self._decision != "measured" or self._error is not None:
             return
-        bounds = rounding_bounds(self._setup.objective, self._setup.elements)
+        limit = rounding_limit(self._setup.objective, self._setup.elements) / 2
         measured = [self._measured(samples, drawn, conditioning())]
         sizes = sizes_by_step(measured, len(self._setup.coefficients), self._world.gather)
-        self._error, limit = max(sizes.values()), min(-bounds[0], bounds[1]) / 2
+        self._error = max(sizes.values())
         if self._error <= limit:
             self._merge()
         self._report(f": merging makes log ratios of {self._error:.1e}, half of the clip range is {limit:.1e}")
@@ -145,9 +145,9 @@ class Merging:
             sigma = c.sigmas[step].float().to(device)
             velocity = setup.policy.velocity(x, sigma, conditioning, setup.rollout.guidance_scale)
         rows_of = {"gain": c.velocity[step], "std": c.std[step], "dt": c.dt[step], "advantage": torch.ones(len(rows))}
-        on_device = {name: values.to(device) for name, values in rows_of.items()}
+        on_device = {name: values.to(device) for name, values in {**rows_of, "step": step}.items()}
         out = setup.objective(velocity, old, noise.draw(samples, step.tolist()).to(device), **on_device)
-        return {"log_ratio": out.log_ratio, "step": step.to(device)}
+        return {"bounded": out.bounded, "step": on_device["step"]}
 
     def _report(self, why: str = "") -> None:
         """Log a line in the first round, and whenever the decision changes."""

@@ -9,13 +9,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from guardlit.errors import GuardlitError
-from guardlit.rounds.noise_floor import Gather, Outputs, noise_floor, report_noise_floor, rounding_bounds
+from guardlit.rounds.noise_floor import Gather, Outputs, noise_floor, report_noise_floor, rounding_limit
 from guardlit.surrogate import Objective
 from guardlit.types import Transition
 
 OldVelocity = Literal["stored", "recomputed", "auto"]
 FLOOR = "noise_floor"
-"""Of a micro-batch's outputs, while `auto` measures: the log ratio of the policy to the stored velocities, (B,)."""
+"""Of a micro-batch's outputs, while `auto` measures: what the bound limits, against the stored velocities, (B,)."""
 
 
 def rows_a_call(images: int, batch: int) -> int:
@@ -106,7 +106,7 @@ class OldPolicy:
             return {}
         assert batch.old_velocity is not None
         facts = {name: getattr(batch, name) for name in ("noise", "advantage", "gain", "std", "dt")}
-        return {FLOOR: objective(own.detach(), batch.old_velocity, **facts).log_ratio}
+        return {FLOOR: objective(own.detach(), batch.old_velocity, **facts, step=batch.step).bounded}
 
     def before_update(
         self,
@@ -130,14 +130,14 @@ class OldPolicy:
             gather: rows of every rank, (n, ...) -> (world size, n, ...).
         """
         if all(FLOOR in output for output in outputs):
-            self.decide(outputs, rounding_bounds(objective, elements), steps, gather)
+            self.decide(outputs, rounding_limit(objective, elements), steps, gather)
         elif untouched:
-            report_noise_floor(outputs, objective.log_bounds(elements), steps, gather)
+            report_noise_floor(outputs, objective.bound.limit(elements), steps, gather, objective.bound.words)
 
-    def decide(self, outputs: Sequence[Outputs], bounds: tuple[float, float], steps: int, gather: Gather) -> None:
+    def decide(self, outputs: Sequence[Outputs], limit: float, steps: int, gather: Gather) -> None:
         """Decide from what was measured; arguments as `noise_floor`."""
-        measured = [{"log_ratio": output[FLOOR], "step": output["step"]} for output in outputs]
-        line, too_high = noise_floor(measured, bounds, steps, gather)
+        measured = [{"bounded": output[FLOOR], "step": output["step"]} for output in outputs]
+        line, too_high = noise_floor(measured, limit, steps, gather)
         self.decided = "recomputed" if too_high else "stored"
         rank_zero_info(f"{line}; old velocities are {self.decided}")
 

@@ -8,7 +8,7 @@ from forked import on_ranks
 
 from guardlit.rounds.noise_floor import noise_floor, report_noise_floor
 
-BOUNDS = (-1e-4, 2e-4)
+LIMIT = 1e-4
 LOG_RATIO = torch.tensor([[1e-6, 3e-6, 0.0, 4e-6], [5e-6, 0.0, 2e-6, 8e-5]])  # of two ranks
 STEP = torch.tensor([[0, 2, 0, 2], [0, 0, 2, 2]])
 
@@ -29,18 +29,18 @@ def expected() -> str:
 
 
 def test_the_noise_floor_is_the_root_mean_square_of_each_step():
-    assert noise_floor(outputs([0, 1]), BOUNDS, 3, alone) == (expected(), False)
+    assert noise_floor(outputs([0, 1]), LIMIT, 3, alone) == (expected(), False)
 
 
 @pytest.mark.parametrize(("narrower", "too_high"), [(1.0, False), (2.0, True)])
 def test_it_warns_where_rounding_decides_what_is_clipped(narrower: float, too_high: bool):
-    bounds = (BOUNDS[0] / narrower, BOUNDS[1] / narrower)
-    assert noise_floor(outputs([0, 1]), bounds, 3, alone)[1] == too_high
+    limit = LIMIT / narrower
+    assert noise_floor(outputs([0, 1]), limit, 3, alone)[1] == too_high
     if too_high:
         with pytest.warns(UserWarning, match=r"exceeds half of the clip range.*old_velocity: recomputed"):
-            report_noise_floor(outputs([0, 1]), bounds, 3, alone)
+            report_noise_floor(outputs([0, 1]), limit, 3, alone)
 
 
 def test_two_ranks_have_the_noise_floor_of_one():
-    found = on_ranks(lambda world: noise_floor(outputs([world.rank]), BOUNDS, 3, world.gather))
+    found = on_ranks(lambda world: noise_floor(outputs([world.rank]), LIMIT, 3, world.gather))
     assert found == [(expected(), False)] * 2

@@ -13,7 +13,7 @@ from watching import raise_after
 
 from guardlit.devices.transfer import Trajectories
 from guardlit.objective import GRPOGuard
-from guardlit.rounds.noise_floor import noise_floor, rounding_bounds
+from guardlit.rounds.noise_floor import noise_floor, rounding_limit
 from guardlit.rounds.old_policy import OldPolicy, rows_a_call
 from guardlit.training.module import GRPOModule
 
@@ -188,17 +188,17 @@ def test_the_decision_is_that_of_all_ranks():
         return torch.stack([rows, other])
 
     both, alone = OldPolicy("auto"), OldPolicy("auto")
-    both.decide(mine, (-1e-4, 1e-4), 1, gather)
-    alone.decide(mine, (-1e-4, 1e-4), 1, lambda rows: rows.unsqueeze(0))
+    both.decide(mine, 1e-4, 1, gather)
+    alone.decide(mine, 1e-4, 1, lambda rows: rows.unsqueeze(0))
     assert (both.decided, alone.decided) == ("stored", "recomputed")
 
 
 def test_a_range_that_is_not_known_yet_allows_no_rounding():
     auto = GRPOGuard(clip_range="auto")
-    bounds = rounding_bounds(auto, 64)
+    limit = rounding_limit(auto, 64)
     for size, too_high in ((0.0, False), (1e-9, True)):
         outputs = [{"log_ratio": torch.tensor([size]), "step": torch.tensor([0])}]
-        line, found = noise_floor(outputs, bounds, 1, lambda rows: rows.unsqueeze(0))
+        line, found = noise_floor(outputs, limit, 1, lambda rows: rows.unsqueeze(0))
         assert found == too_high
         assert line.endswith("no clip range yet")
-    assert rounding_bounds(GRPOGuard(1e-4), 64) == GRPOGuard(1e-4).log_bounds(64)
+    assert rounding_limit(GRPOGuard(1e-4), 64) == GRPOGuard(1e-4).log_bounds(64)[1]

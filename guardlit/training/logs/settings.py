@@ -12,6 +12,7 @@ from guardlit.config.saved import SECTIONS, SavedConfig, sections
 
 if TYPE_CHECKING:
     from guardlit.data.datamodule import PromptDataModule
+    from guardlit.surrogate import Objective
     from guardlit.training.module import GRPOModule
 
 METRICS = ("val/reward", "gold/average")
@@ -48,7 +49,7 @@ def summary(trainer: pl.Trainer, module: GRPOModule) -> dict[str, float | str]:
         "model": str(getattr(module.policy, "model", type(module.policy).__name__)),
         "reward": module.reward.name,
         "objective": type(objective).__name__,
-        "clip range": "auto" if objective.auto else _clip(objective.clip_range),
+        "clip range": _calibrated(objective) or _clip(objective.clip_range),
         "KL weight": module.kl.weight if module.kl else 0.0,
         "optimizer": type(optimizer).__name__,
         "learning rate": float(optimizer.defaults.get("lr", 0.0)),
@@ -61,6 +62,12 @@ def summary(trainer: pl.Trainer, module: GRPOModule) -> dict[str, float | str]:
         "rounds": -1 if trainer.max_epochs is None else trainer.max_epochs,
         "seed": data.seed,
     }
+
+
+def _calibrated(objective: Objective) -> str | None:
+    if not objective.auto:
+        return None
+    return "auto per step" if objective.bound.per_step else "auto"
 
 
 def _clip(ends: tuple[float, float] | None) -> str:

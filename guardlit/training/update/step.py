@@ -29,12 +29,12 @@ def step_outputs(
         reference_velocity: the base model's, (B, C, H, W); needed for a penalty.
 
     Returns:
-        `loss`, (), with gradient; `log_ratio`, `raw_log_ratio`, `norm_log_ratio`, `clipped`, `advantage`,
+        `loss`, (), with gradient; `log_ratio`, `raw_log_ratio`, `norm_log_ratio`, `clipped`, `bounded`, `advantage`,
         `sample_weight`, `timestep`, `step`, `sample`, `velocity_grad_norm` and, with a penalty, `kl`, (B,) detached.
     """
     step = {"gain": batch.gain, "std": batch.std, "dt": batch.dt}
     weights = {"advantage": batch.advantage, "sample_weight": batch.sample_weight}
-    out = objective(velocity, old_velocity, batch.noise, **weights, **step)
+    out = objective(velocity, old_velocity, batch.noise, **weights, **step, step=batch.step)
     # the graph from the loss to the velocity is a few elementwise operations; the network is not touched
     (gradient,) = torch.autograd.grad(out.loss, velocity, retain_graph=True)
     outputs = {
@@ -43,6 +43,7 @@ def step_outputs(
         "raw_log_ratio": out.raw_log_ratio,
         "norm_log_ratio": out.norm_log_ratio,
         "clipped": out.clipped,
+        "bounded": out.bounded,
         **weights,
         "timestep": batch.sigma,
         "step": batch.step,

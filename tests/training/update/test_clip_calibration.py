@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from guardlit.objective import GRPOGuard, Objective, TempFlowGRPO
 from guardlit.processes.world import World
+from guardlit.rounds.settings import Rollout
 from guardlit.training.update.clip_calibration import ClipCalibration
 
 
@@ -109,14 +111,17 @@ class Module:
     outputs: list[dict[str, Tensor]]
     elements: int = 64
     round_index: int = 0
+    rollout: Rollout = field(default_factory=Rollout)
+    device: torch.device = field(default_factory=partial(torch.device, "cpu"))
     world: World = field(default_factory=World.single)
 
 
 def test_it_sets_the_range_of_an_objective_that_asks_for_one():
     calibration, module = ClipCalibration(), Module(GRPOGuard(clip_range="auto"), outputs(0.0, 1))
-    assert calibration.update(module) is None  # on-policy
+    assert calibration.update(module) == {}  # on-policy
     module.outputs = outputs(1e-5, 2)
-    assert calibration.update(module) == module.objective.clip_range[1] == math.expm1(calibration.limit)
+    assert calibration.update(module) == {"train/clip_range": math.expm1(calibration.limit)}
+    assert module.objective.clip_range[1] == math.expm1(calibration.limit)
     resumed, other = ClipCalibration(), Module(GRPOGuard(clip_range="auto"), [])
     resumed.load_state_dict(calibration.state_dict())
     resumed.apply(other)
@@ -125,7 +130,7 @@ def test_it_sets_the_range_of_an_objective_that_asks_for_one():
 
 def test_it_leaves_a_range_that_is_given():
     calibration, module = ClipCalibration(), Module(GRPOGuard(clip_range=1e-3), outputs(1e-5, 2))
-    assert calibration.update(module) is calibration.update(module) is None
+    assert calibration.update(module) == calibration.update(module) == {}
     assert (calibration.limit, module.objective.clip_range) == (None, (1e-3, 1e-3))
 
 
