@@ -11,7 +11,7 @@ from runs import config, guardlit
 from guardlit import sde
 from guardlit.commands.plan import planned
 from guardlit.errors import GuardlitError
-from guardlit.objective import GRPOGuard
+from guardlit.objective import FlashGRPO, FlowDPPO, GRPOGuard, VelocityNorm
 from guardlit.planning.run import PlannedRun
 from guardlit.rounds.plan import RoundPlan
 from guardlit.training.linter import LintFacts, lint, report
@@ -60,6 +60,15 @@ CASES = [
     ("Guard under Dance", {**TEN, "model__sde": DANCE}, "weight not flat", "inverse_gain"),
     ("the exact weight under CPS", {**TEN, "model__sde": CPS, "model__objective": GAIN}, None, ""),
     ("the baseline under CPS", {**TEN, "model__sde": CPS, "model__objective": _objective("FlowGRPO", 1e-2)}, None, ""),
+    ("a KL limit beyond reach", {"model__objective": _objective("FlowDPPO", 1.0)}, "clip never acts", "KL limit of 1"),
+    ("Flow-DPPO's limit", {"model__objective": _objective("FlowDPPO", 1e-5)}, None, ""),
+    ("Flash-GRPO without its window", {"model__objective": _objective("FlashGRPO", 1e-3)}, "no branching", "length: 1"),
+    (
+        "few transitions a step",
+        {"model__objective": _objective("GRPOGuard", "auto_per_step")},
+        "few to calibrate",
+        "4 tra",
+    ),
     ("KL without a base", FULL, "no reference", "policy.reference: true"),
     ("KL with a base", KEPT, None, ""),
     ("KL with LoRA", {"model__kl": {"weight": 0.01}}, None, ""),
@@ -101,6 +110,14 @@ BY_FACTS = [
     ({"penalized": True, "has_reference": False}, ["no reference"]),
     ({"measured": True, "has_reference": False}, ["no reference"]),
     ({"measured": True}, []),
+    ({"objective": FlowDPPO(1.0), "elements": 64}, ["clip never acts"]),
+    ({"objective": FlowDPPO(1e-4), "precision": "bf16-mixed"}, []),
+    ({"objective": FlowDPPO(1e-5), "precision": "bf16-mixed"}, ["rounding decides"]),
+    ({"objective": VelocityNorm(1e-5), "precision": "bf16-mixed"}, ["rounding decides"]),
+    ({"objective": FlashGRPO()}, ["no branching"]),
+    ({"objective": FlashGRPO(), "branches_once": True}, []),
+    ({"objective": GRPOGuard("auto_per_step")}, ["few to calibrate"]),
+    ({"objective": GRPOGuard("auto_per_step"), "plan": RoundPlan(10, 8, 4, 1, 20, train_steps=4)}, []),
     ({"precision": "bf16-mixed", "objective": GRPOGuard(1e-5)}, ["rounding decides"]),
     ({"precision": "bf16-mixed", "objective": GRPOGuard(1e-5), "old_velocity": "auto"}, []),
     ({"sampler": "CPS", "coefficients": UNDER_CPS, "trained": range(9)}, ["weight not flat"]),

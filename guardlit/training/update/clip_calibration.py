@@ -66,7 +66,8 @@ class ClipCalibration(pl.Callback):
 
     Args:
         fraction: of the transitions of a round's off-policy updates, the part to clip: `train/clip_off_policy`.
-        tolerance: while a round's clipped fraction is this close to `fraction`, the range stays.
+        tolerance: while a round's clipped fraction is this close to `fraction`, the range stays; ranges per step are
+            corrected after every round.
 
     Raises:
         ValueError: a fraction or tolerance out of range.
@@ -159,9 +160,13 @@ class ClipCalibration(pl.Callback):
             both = gather(torch.stack([torch.where(counts, size, torch.nan), step.double()], dim=-1))
             sizes, steps = both.flatten(0, 1)[both.flatten(0, 1)[:, 0].isfinite()].cpu().T
             for index in steps.unique().tolist():
-                limit = self._limits.setdefault(int(index), FollowedLimit(self.fraction, self.tolerance))
+                limit = self._limits.setdefault(int(index), self._new(int(index)))
                 limit.observe(sizes[steps == index], first=self._updates == 2)
         return self.limit
+
+    def _new(self, step: int) -> FollowedLimit:
+        # limits that may stay anywhere within a tolerance would keep the steps apart: each is corrected every round
+        return FollowedLimit(self.fraction, self.tolerance if step == ALL else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The limits and the round's observations so far; the same on every rank."""
@@ -173,6 +178,6 @@ class ClipCalibration(pl.Callback):
         self._round, self._updates = state_dict["round"], state_dict["updates"]
         # checkpoints of earlier versions hold one limit
         limits = state_dict.get("limits", {ALL: state_dict})
-        self._limits = {step: FollowedLimit(self.fraction, self.tolerance) for step in limits}
+        self._limits = {step: self._new(step) for step in limits}
         for step, limit in self._limits.items():
             limit.load_state_dict(limits[step])
