@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from guardlit.ablation.calibration import calibrate
 from guardlit.errors import GuardlitError
 from guardlit.objective import OBJECTIVES, Objective
 from guardlit.processes.phases import announce
@@ -61,7 +62,8 @@ def analyze(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
 
     The network runs forward once a micro-batch. The O losses use the same graph, and each sends its own gradient
     through it. Two float32 copies of the trainable parameters per objective are kept on the CPU. A KL penalty is not
-    part of an objective and is left out.
+    part of an objective and is left out. Objectives that leave their clip range to calibration get the one that clips
+    `ClipCalibration`'s share of this rollout.
 
     Args:
         module: in training, after some updates on the round: before the first every ratio is 1.
@@ -72,6 +74,7 @@ def analyze(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
     for objective in objectives.values():
         objective.bind(*experience.coefficients.between(*module.rollout.trainable_range))
     places = experience.places()
+    calibrate(module, list(objectives.values()), _batches(module, places, batch_size))
     everything = sum(map(len, places.values()))
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = torch.zeros(len(objectives), size)
@@ -101,6 +104,14 @@ def analyze(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
         gradient_norms=total.norm(dim=1).double(),
         transitions=[len(there) for there in places.values()],
     )
+
+
+def _batches(module: GRPOModule, places: Mapping[int, Sequence[tuple[int, int]]], size: int) -> Iterator[Transition]:
+    """All transitions, each batch at one denoising step."""
+    for there in places.values():
+        for start in range(0, len(there), size):
+            rows, slots = zip(*there[start : start + size], strict=True)
+            yield module.experience.take(list(rows), list(slots)).to(module.device)
 
 
 def _evaluate(

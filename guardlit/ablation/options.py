@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+from guardlit.assets.recipes import names
 from guardlit.config.library_errors import LARGEST_SEED
 from guardlit.errors import GuardlitError, did_you_mean
 from guardlit.objective import OBJECTIVES
 
+METHODS = "methods/"
 NAMES = [preset.__name__ for preset in OBJECTIVES]
 
+Clip = float | Literal["auto", "auto_per_step"] | None
 T = TypeVar("T")
 
 
 def preset(name: str) -> str:
-    """The name of an objective; raises `GuardlitError` for any other."""
-    if name not in NAMES:
-        raise GuardlitError(f"unknown objective '{name}': {did_you_mean(name, NAMES, 'it is one of')}")
+    """The name of an objective or of a method's recipe; raises `GuardlitError` for any other."""
+    known = [*NAMES, *methods()]
+    if name not in known:
+        raise GuardlitError(f"unknown objective '{name}': {did_you_mean(name, known, 'it is one of')}")
     return name
+
+
+def methods() -> list[str]:
+    """The recipes of methods, such as `methods/gardo`, which change more of a run than its objective."""
+    return [name for name in names() if name.startswith(METHODS)]
 
 
 def objectives(text: str) -> list[str]:
@@ -27,13 +36,18 @@ def objectives(text: str) -> list[str]:
     return list(dict.fromkeys(preset(name.strip()) for name in text.split(",")))
 
 
-def clips(text: str) -> dict[str, float | None]:
-    """`A=1e-3,B=none` as clip ranges by objective."""
-    found = _by_objective(text, lambda value: None if value == "none" else float(value), "--clip", "RANGE", "1e-3")
-    bad = next((f"{n}={c}" for n, c in found.items() if c is not None and not (0 < c < 1 and math.isfinite(c))), None)
+def clips(text: str) -> dict[str, Clip]:
+    """`A=1e-3,B=none,C=auto` as clip ranges by objective; `all` stands for every objective that is not named."""
+    found = _by_objective(text, _clip, "--clip", "RANGE", "1e-3")
+    bad = next((f"{n}={c}" for n, c in found.items() if isinstance(c, float) and not 0 < c < 1), None)
     if bad:
         raise GuardlitError(f"--clip {bad}: a clip range lies between 0 and 1")
     return found
+
+
+def _clip(value: str) -> Clip:
+    words: dict[str, Clip] = {"none": None, "auto": "auto", "auto_per_step": "auto_per_step"}
+    return words[value] if value in words else float(value)
 
 
 def learning_rates(text: str) -> dict[str, float]:
@@ -50,9 +64,11 @@ def _by_objective(text: str, read: Callable[[str], T], option: str, kind: str, e
     for item in text.split(","):
         name, _, value = item.partition("=")
         try:
-            found[preset(name.strip())] = read(value)
+            for one in NAMES if name.strip() == "all" else [preset(name.strip())]:
+                if name.strip() != "all" or one not in found:
+                    found[one] = read(value)
         except ValueError:
-            none = " or FlowGRPO=none" if option == "--clip" else ""
+            none = ", FlowGRPO=none, FlowGRPO=auto or FlowGRPO=auto_per_step" if option == "--clip" else ""
             raise GuardlitError(f"{option} {item}: expected NAME={kind}, such as FlowGRPO={example}{none}") from None
     return found
 

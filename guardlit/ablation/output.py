@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from guardlit.objective import Objective
+
 
 def write_analysis(analysis: Analysis, provenance: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write `analysis.csv`, `analysis.json` and `analysis.png`.
@@ -61,6 +63,7 @@ def _document(analysis: Analysis) -> dict[str, Any]:
         name: {
             "clip_range": objective.clip_range,
             "clip_unit": objective.clip_unit,
+            "step_limits": _limits(objective, analysis.steps),
             "gradient_norm": float(analysis.gradient_norms[row]),
             **{measure: values[row].tolist() for measure, values in analysis.measures.items()},
         }
@@ -75,6 +78,12 @@ def _document(analysis: Analysis) -> dict[str, Any]:
         "cosines": _no_nan(analysis.cosines.tolist()),
         "cosines_by_step": _no_nan(analysis.step_cosines.tolist()),
     }
+
+
+def _limits(objective: Objective, steps: list[int]) -> list[float] | None:
+    """The limit of the log ratio, or of the KL, at each step; None where one range holds for all."""
+    limits = objective.bound.step_limits
+    return None if limits is None else [float(limits[step]) for step in steps]
 
 
 def _no_nan(values: Any) -> Any:
@@ -122,8 +131,18 @@ def _tables(analysis: Analysis) -> dict[str, Table]:
 
 
 def _clips(analysis: Analysis) -> list[str]:
-    ranges = (o.clip_range for o in analysis.objectives.values())
-    return ["none" if r is None else f"{r[0]:g}" if r[0] == r[1] else f"{r[0]:g}, {r[1]:g}" for r in ranges]
+    return [_clip(objective) for objective in analysis.objectives.values()]
+
+
+def _clip(objective: Objective) -> str:
+    if objective.bound.step_limits is not None:
+        return "per step"
+    ends = objective.clip_range
+    if ends is None:
+        return "none"
+    if objective.auto:
+        return f"{ends[1]:.1e}"  # calibrated, so that its ends differ in digits that nobody chose
+    return f"{ends[0]:g}" if ends[0] == ends[1] else f"{ends[0]:g}, {ends[1]:g}"
 
 
 def _spreads(values: Tensor) -> list[str]:

@@ -41,9 +41,11 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     epilog = "All other options, --config first of them, are those of `guardlit fit`."
     parser = Parser("guardlit ablate", description=__doc__, epilog=epilog)
     add = parser.add_argument
-    add("--objectives", type=objectives, default=NAMES, metavar="A,B", help=f"of {', '.join(NAMES)} (default: all)")
-    add("--clip", type=clips, default={}, metavar="A=1e-3,B=none", help="clip ranges (default: the configuration's "
-        "for its own objective, the published ones for the others)")  # fmt: skip
+    add("--objectives", type=objectives, default=NAMES, metavar="A,B", help=f"of {', '.join(NAMES)} (default: all of "
+        "these), and to train with also recipes such as methods/gardo")  # fmt: skip
+    add("--clip", type=clips, default={}, metavar="A=1e-3,B=none", help="clip ranges, or auto, or auto_per_step; "
+        "all=auto for every objective (default: the configuration's for its own objective, the published ones for the "
+        "others)")  # fmt: skip
     add("--lr", type=learning_rates, default={}, metavar="A=1e-3,B=5e-4", help="learning rates to train with (default: "
         "the configuration's)")  # fmt: skip
     add("--out", type=Path, default=Path("runs/ablation"), help="folder for what is written (default: %(default)s)")
@@ -57,6 +59,8 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     options, rest = parser.parse_known_args(args)
     if options.updates is not None and not options.analyze:
         raise GuardlitError("--updates belongs to --analyze; a training takes data.updates_per_round")
+    if options.analyze and (method := next((n for n in options.objectives if n not in NAMES), None)):
+        raise GuardlitError(f"--analyze compares objectives on one rollout, and {method} changes more: train with it")
     if options.analyze and options.lr:
         raise GuardlitError("--lr belongs to trainings; --analyze makes its updates with the configured optimizer")
     return options, rest
@@ -115,14 +119,17 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> list[Run]:
     configured = settings_of(["fit", *rest])["model"]["objective"]
     runs = []
     for name in options.objectives:
-        objective = preset_of(name)
-        if configured["class_path"] == objective["class_path"]:
+        arguments, objective = rest, preset_of(name)
+        if name not in NAMES:
+            arguments = [*rest, "--config", name]
+            objective = settings_of(["fit", *arguments])["model"]["objective"]
+        elif configured["class_path"] == objective["class_path"]:
             objective["init_args"] |= configured.get("init_args", {})
         if name in options.clip:
             objective["init_args"]["clip_range"] = options.clip[name]
         for seed in options.seeds:
-            folder = options.out / name / f"seed_{seed}"
-            runs.append(plan_run(folder, rest, objective, seed, settings_of, options.lr.get(name)))
+            folder = options.out / name.rpartition("/")[2] / f"seed_{seed}"
+            runs.append(plan_run(folder, arguments, objective, seed, settings_of, options.lr.get(name)))
     return runs
 
 

@@ -12,7 +12,7 @@ from guardlit.config.nearest import nearest
 from guardlit.errors import GuardlitError
 from guardlit.recipes.copying import copy
 from guardlit.recipes.evidence import LEVELS, NONE, Evidence, evidence_of
-from guardlit.recipes.recipe import GOLD, PRESET, RUN, Recipe
+from guardlit.recipes.recipe import GOLD, METHOD, PRESET, RUN, Recipe
 
 HEADER = ("recipe", "model", "proxy", "objective", "GPU memory", "evidence")
 
@@ -72,6 +72,7 @@ def _show_all(recipes: Sequence[Recipe]) -> None:
     show("Runs: guardlit fit --config NAME", table(HEADER, rows, left=True))
     show("GPU memory: by `guardlit plan`, without the proxy's network", *_levels(found.values()), "")
     for kind, title in (
+        (METHOD, "With another method: guardlit fit --config NAME --config methods/gardo"),
         (PRESET, "For a GPU: guardlit fit --config NAME --config gpu/24gb"),
         (GOLD, "Gold scores: guardlit evaluate --config NAME --config gold_tiny --ckpt last"),
     ):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from guardlit.ablation.analysis import RolloutAnalysis, with_clips
+from guardlit.ablation.options import Clip
 from guardlit.ablation.output import print_analysis, write_analysis
 from guardlit.checkpoints.contents import check_fingerprint
 from guardlit.checkpoints.io import SafeCheckpointIO
@@ -167,7 +168,7 @@ class Trainer(RunTrainer):
         datamodule: PromptDataModule | None = None,
         ckpt_path: str | None = None,
         objectives: list[str] | None = None,
-        clip: dict[str, float | None] | None = None,
+        clip: dict[str, Clip] | None = None,
         updates: int | None = None,
         out: str = "runs/ablation",
     ) -> None:

@@ -14,9 +14,9 @@ from guardlit.assets.recipes import file_of, folder
 from guardlit.config.bases import bases
 from guardlit.recipes.entries import Entries, Lines, merged, rendered
 
-GOLD, PRESET, PART = "gold", "preset", "part"
+GOLD, PRESET, PART, METHOD = "gold", "preset", "part", "method"
 RUN = "run"
-KINDS = {"gold_": GOLD, "gpu/": PRESET, "parts/": PART}
+KINDS = {"gold_": GOLD, "gpu/": PRESET, "parts/": PART, "methods/": METHOD}
 """What a recipe is by the beginning of its name; any other is a run."""
 
 

@@ -30,6 +30,7 @@ GOLD = sorted(CONFIGS.glob("gold_*.yaml"))
 RUNS = sorted(set(CONFIGS.glob("*.yaml")) - set(GOLD))
 PRESETS = sorted(CONFIGS.glob("gpu/*.yaml"))
 PARTS = sorted(CONFIGS.glob("parts/*.yaml"))
+METHODS = sorted(CONFIGS.glob("methods/*.yaml"))
 PUBLISHED = CONFIGS / "sd35_pickscore.yaml"
 TINY = {"tiny_digits", "tiny_words"}
 TABLE_1 = {  # updates of the paper's Table 1 by row
@@ -57,7 +58,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return _parse
 
 
-@pytest.mark.parametrize("path", [*RUNS, *PRESETS, *PARTS], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*RUNS, *PRESETS, *PARTS, *METHODS], ids=lambda p: p.stem)
 def test_it_says_on_top_what_it_is_and_how_to_run_it(path: Path):
     text = path.read_text(encoding="utf-8")
     comment = list(itertools.takewhile(lambda line: line[:1] == "#", text.splitlines()))
@@ -65,17 +66,19 @@ def test_it_says_on_top_what_it_is_and_how_to_run_it(path: Path):
     name = path.relative_to(CONFIGS).with_suffix("").as_posix()
     if path in RUNS:
         assert f"guardlit fit --config {name}" in "\n".join(comment)
-    if path in PRESETS:
+    if path in (*PRESETS, *METHODS):
         assert f"--config {name}" in "\n".join(comment)
     if path in PARTS:
         assert "part, not a run." in "\n".join(comment)
 
 
-@pytest.mark.parametrize("path", [*RUNS, *PRESETS, *PARTS], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*RUNS, *PRESETS, *PARTS, *METHODS], ids=lambda p: p.stem)
 def test_every_number_of_a_real_run_says_where_it_is_from(path: Path):
     if path.stem in TINY:
         pytest.skip("a tiny world has no published source")
-    sources = "paper|guard|base|script|guardlit|flow|flux|fast|dance|mix|author|tempflow"
+    sources = (
+        "paper|guard|base|script|guardlit|flow|flux|fast|dance|mix|author|tempflow|dppo|flash|pcpo|gardo|diverse|ddrl"
+    )
     above = ""
     for line in path.read_text(encoding="utf-8").splitlines():
         key, *_ = line.partition(":")
@@ -129,6 +132,19 @@ def test_a_preset_changes_only_the_micro_batches(preset: Path, parse):
     assert (merged.model.rollout, merged.model.advantage) == (plain.model.rollout, plain.model.advantage)
     assert merged.model.policy.lora == plain.model.policy.lora
     assert merged.model.old_velocity == "auto"
+
+
+@pytest.mark.parametrize("run", ["sd35_ocr_flow_grpo", "sd35_pickscore", "tiny_digits"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda p: p.stem)
+def test_a_method_changes_how_a_run_trains_and_nothing_else(method: Path, run: str, parse, tmp_path: Path):
+    own = list(yaml.safe_load(method.read_text(encoding="utf-8"))["model"])
+    assert set(own) <= {"objective", "rollout", "kl", "advantage", "data_term", "reward"}
+    plain, merged = parse(CONFIGS / f"{run}.yaml"), parse(CONFIGS / f"{run}.yaml", method)
+    *sizes, micro_batch = merged.datamodule.sizes
+    RoundPlan(*sizes, micro_batch, train_steps=merged.model.rollout.train_steps)
+    assert merged.datamodule.sizes == plain.datamodule.sizes
+    assert merged.model.policy.lora == plain.model.policy.lora
+    copy(Recipe((run, f"methods/{method.stem}")), tmp_path / "copy.yaml")
 
 
 @pytest.mark.parametrize("name", ["sd35_ocr_guard", "flux_geneval_dance"])

@@ -20,7 +20,14 @@ def test_what_a_run_trains():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("gpu/24gb", "preset"), ("gold_tiny", "gold"), ("parts/sd35", "part"), ("tiny_words", "run")]
+    ("name", "kind"),
+    [
+        ("gpu/24gb", "preset"),
+        ("gold_tiny", "gold"),
+        ("parts/sd35", "part"),
+        ("methods/pcpo", "method"),
+        ("tiny_words", "run"),
+    ],
 )
 def test_its_kind_is_in_its_name(name: str, kind: str):
     assert Recipe((name,)).kind == kind

@@ -20,6 +20,8 @@ from guardlit.rounds.settings import Rollout
 from guardlit.surrogate import Objective
 from guardlit.training.update.followed_limit import FollowedLimit
 
+FRACTION = 0.2
+"""Of the transitions of a round's off-policy updates, the part that is clipped by default."""
 ALL = -1
 """Stands for all denoising steps together, where a step's index stands otherwise."""
 
@@ -73,7 +75,7 @@ class ClipCalibration(pl.Callback):
         ValueError: a fraction or tolerance out of range.
     """
 
-    def __init__(self, fraction: float = 0.2, tolerance: float = 0.05) -> None:
+    def __init__(self, fraction: float = FRACTION, tolerance: float = 0.05) -> None:
         if not 0 < fraction < 1 or not 0 <= tolerance < fraction:
             raise ValueError(
                 f"ClipCalibration: fraction={fraction} must lie in (0, 1) and tolerance={tolerance} in [0, fraction)"
