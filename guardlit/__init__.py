@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from guardlit.policies import LoRA as LoRA
     from guardlit.policies import QwenImagePolicy as QwenImagePolicy
     from guardlit.policies import SD3Policy as SD3Policy
+    from guardlit.rewards import DINO as DINO
     from guardlit.rewards import OCR as OCR
     from guardlit.rewards import Aesthetic as Aesthetic
     from guardlit.rewards import CLIPScore as CLIPScore
@@ -68,9 +69,9 @@ _HOMES = {
     "guardlit.errors": "GuardlitError",
     "guardlit.objective": "FlowGRPO GRPOGuard GuardReweight MeanRevised Objective RatioNorm TempFlowGRPO",
     "guardlit.policies": "DiffusersPolicy Flux2KleinPolicy FlowPolicy FluxPolicy LoRA QwenImagePolicy SD3Policy",
-    "guardlit.rewards": "Aesthetic CLIPScore Composite DigitDiversity DigitGold DigitProbability DigitRealism GenEval "
-    "HPSv2 ImageReward JPEGCompressibility OCR PickScore PickleReward RemoteReward Scorer Term TorchmetricsClip "
-    "UnifiedReward",
+    "guardlit.rewards": "Aesthetic CLIPScore Composite DINO DigitDiversity DigitGold DigitProbability DigitRealism "
+    "GenEval HPSv2 ImageReward JPEGCompressibility OCR PickScore PickleReward RemoteReward Scorer Term "
+    "TorchmetricsClip UnifiedReward",
     "guardlit.kl": "KL",
     "guardlit.rounds.settings": "Rollout Sampling",
     "guardlit.rounds.windows": "RandomSubset RandomWindow SlidingWindow Window",

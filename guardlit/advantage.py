@@ -19,14 +19,16 @@ class Advantages:
     """Advantages of a round.
 
     Attributes:
-        values: (N,) float32; 0 where masked.
+        values: (N,) float32, of each image; or (N, S), of each of its trained steps; 0 where masked.
         mask: samples that count, (N,) bool: valid reward, and a group whose rewards differ.
         zero_std_share: fraction of the groups whose rewards are all equal, or that have fewer than two valid ones.
+        diversity: mean cosine distance of an image to the nearest one of its group; None without features.
     """
 
     values: Tensor
     mask: Tensor
     zero_std_share: float
+    diversity: float | None = None
 
 
 def _dense(group_ids: Tensor) -> tuple[Tensor, int]:
@@ -107,9 +109,54 @@ def _spread(rewards: Tensor, groups: Tensor, count: int) -> Tensor:
     return high > low
 
 
+def nearest_distances(features: Tensor, group_ids: Tensor) -> Tensor:
+    """Cosine distance, 1 - cos, of each sample's features to the nearest ones of its group, in [0, 2].
+
+    Args:
+        features: (N, F); a row with NaN, or of length 0, is left out.
+        group_ids: (N,).
+
+    Returns:
+        (N,) float64; exactly 0 between equal rows, NaN where a row is left out or has no other in its group.
+    """
+    rows = features.double()
+    lengths = rows.norm(dim=1, keepdim=True)
+    known = (lengths.isfinite() & (lengths > 0))[:, 0]
+    units = rows / lengths
+    nearest = torch.full((len(rows),), torch.nan, dtype=torch.float64, device=rows.device)
+    groups, count = _dense(group_ids)
+    for group in range(count):
+        members = known & (groups == group)
+        if int(members.sum()) > 1:
+            # of unit vectors 1 - cos is half the squared distance; a sum of differences is 0 where they are equal
+            apart = torch.cdist(units[members], units[members], compute_mode="donot_use_mm_for_euclid_dist")
+            nearest[members] = apart.fill_diagonal_(torch.inf).amin(dim=1).square() / 2
+    return nearest
+
+
+def diversity_factors(distances: Tensor, group_ids: Tensor) -> Tensor:
+    """Distances over their group's mean (GARDO, arXiv:2512.24138): above 1 for an image that is unlike its group's.
+
+    Args:
+        distances: of each sample to its nearest, (N,); NaN where it is not known.
+        group_ids: (N,).
+
+    Returns:
+        (N,) float64; 1 where the distance is not known, and in a group of equal images, whose mean is 0.
+    """
+    groups, count = _dense(group_ids)
+    known = distances.isfinite()
+    found = torch.where(known, distances, 0).double()
+    members = _group_sums(known.double(), groups, count).clamp(min=1)
+    mean = (_group_sums(found, groups, count) / members)[groups]
+    return torch.where(known & (mean > 0), found / mean, 1)
+
+
 @dataclass(frozen=True)
 class GroupAdvantage:
     """How the rewards of a round become advantages.
+
+    A subclass may give each trained step its own: it returns `Advantages` whose values are (N, S).
 
     Attributes:
         std: deviation that divides: of the `group`, `global` over the round, or `none`.
@@ -117,19 +164,28 @@ class GroupAdvantage:
         clip: bound of the absolute value; null for none.
         aggregation: of several rewards: `weighted_sum` of the scores; `normalized`, each made an advantage first, then
             summed by weight; `gdpo`, that sum brought to zero mean and unit deviation over the round (GDPO).
+        diversity: name of the reward term whose features tell the images of a group apart: positive advantages are
+            multiplied by `diversity_factors` (GARDO, which takes std `none`); null for none.
     """
 
     std: Literal["group", "global", "none"] = "group"
     eps: float = 1e-4
     clip: float | None = 5.0
     aggregation: Aggregation = "weighted_sum"
+    diversity: str | None = None
 
     def __post_init__(self) -> None:
         at_least(0, **{"advantage.eps": self.eps})
         positive(**{"advantage.clip": self.clip})
 
     def __call__(
-        self, rewards: Mapping[str, Tensor], group_ids: Tensor, weights: Mapping[str, float] | None = None
+        self,
+        rewards: Mapping[str, Tensor],
+        group_ids: Tensor,
+        weights: Mapping[str, float] | None = None,
+        *,
+        features: Tensor | None = None,
+        steps: Tensor | None = None,
     ) -> Advantages:
         """Advantages of N samples.
 
@@ -137,7 +193,14 @@ class GroupAdvantage:
             rewards: named rewards, each (N,) with NaN where one failed.
             group_ids: (N,).
             weights: of each reward, 1 by default; rewards of weight 0 are left out.
+            features: of each image, (N, F) with NaN where they failed; needed with `diversity`.
+            steps: the trained steps of each image, (N, S); for subclasses, here all of them get the same.
+
+        Raises:
+            ValueError: `diversity` without features.
         """
+        if self.diversity is not None and features is None:
+            raise ValueError(f"advantage.diversity={self.diversity}: found no features; they are needed for each image")
         weights = {name: 1.0 for name in rewards} if weights is None else {k: w for k, w in weights.items() if w != 0}
         total = weighted_sum(rewards, weights)
         groups, count = _dense(group_ids)
@@ -155,10 +218,15 @@ class GroupAdvantage:
         if self.aggregation == "gdpo" and bool(mask.any()):
             kept = values[mask].double()
             values = ((values - kept.mean()) / (kept.std(correction=0) + self.eps)).to(values.dtype)
+        found = None
+        if self.diversity is not None and features is not None:
+            distances = nearest_distances(torch.where(valid[:, None], features, torch.nan), group_ids)
+            values = torch.where(values > 0, values * diversity_factors(distances, group_ids), values)
+            found = float(distances.nanmean())
         values = torch.where(mask, values, 0)
         if self.clip is not None:
             values = values.clamp(-self.clip, self.clip)
-        return Advantages(values.float(), mask, 1 - float(alive.double().mean()))
+        return Advantages(values.float(), mask, 1 - float(alive.double().mean()), found)
 
     @property
     def _sums(self) -> bool:

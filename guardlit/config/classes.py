@@ -15,12 +15,16 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
+from guardlit.advantage import GroupAdvantage
 from guardlit.config.documents import compose, line_of
 from guardlit.config.nearest import class_parser, classes_in, concrete_subclasses, nearest
 
 DOTTED = re.compile(r"(?<![\w./-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?![\w/-])")
 """An import path in a longer text."""
 
+
+REPLACEABLE = (GroupAdvantage,)
+"""Dataclasses that YAML may replace by a subclass; of other dataclasses it gives the settings only."""
 
 BROKEN, MISSING = "cannot be imported", ("cannot be found", "is not in the module")
 PACKAGE = str(Path(__file__).parents[1])
@@ -43,7 +47,7 @@ def unfit_class(message: str, given: str, bases: Sequence[type]) -> tuple[str, s
         The path and the rest of a sentence about it; None where the message is about something else, or a class of
         that name is known elsewhere.
     """
-    if any(is_dataclass(base) for base in bases):
+    if any(only_settings(base) for base in bases):
         return None
     if not TROUBLE.search(message):
         return broken_import([given]) if bases else None
@@ -55,6 +59,11 @@ def unfit_class(message: str, given: str, bases: Sequence[type]) -> tuple[str, s
             explained = moved or path.startswith(OURS)  # by the known names
             return None if explained and not what.startswith(BROKEN) else (path, what)
     return None
+
+
+def only_settings(base: type) -> bool:
+    """Whether a value of this type is written as a mapping of its settings, and never names a class."""
+    return is_dataclass(base) and base not in REPLACEABLE
 
 
 def parameter_classes(parser: ArgumentParser, keys: Sequence[str], classes: Sequence[str]) -> list[type]:

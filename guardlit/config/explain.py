@@ -11,13 +11,13 @@ import re
 import textwrap
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from guardlit.config.bases import KEY
-from guardlit.config.classes import parameter_classes, unfit_class
+from guardlit.config.classes import only_settings, parameter_classes, unfit_class
 from guardlit.config.locate import config_files, place
 from guardlit.config.missing import no_class, no_config, not_installed
 from guardlit.config.nearest import (
@@ -254,7 +254,7 @@ def _class_verdict(parser: ArgumentParser, finding: Finding, where: str) -> Verd
     if found is None:
         return None
     name = next((group for group in found.groups() if group), None) or classes[-1]
-    if len(bases) == 1 and is_dataclass(bases[0]):
+    if len(bases) == 1 and only_settings(bases[0]):
         text = f"{where}expected a mapping of the settings of {bases[0].__name__}, found {_quoted(name)}"
         return Verdict(text, value=name)
     classes_known = {cls.__name__: cls for base in bases for cls in concrete_subclasses(base)}

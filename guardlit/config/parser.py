@@ -15,6 +15,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
     ActionConfigFile,
     ArgumentParser,
     Namespace,
+    set_parsing_settings,
 )
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -22,7 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import guardlit.config.replacing  # noqa: F401
 from guardlit.config.bases import expand
-from guardlit.config.classes import broken_import, scalars
+from guardlit.config.classes import REPLACEABLE, broken_import, scalars
 from guardlit.config.documents import check_config_file
 from guardlit.config.dropped import dropped
 from guardlit.config.explain import explain, refused, unexpected_null
@@ -39,6 +40,8 @@ from guardlit.config.nearest import hint, keys_of, nearest
 from guardlit.config.nulls import nulls, odd_keys
 from guardlit.config.saved import without_options
 from guardlit.errors import GuardlitError
+
+set_parsing_settings(subclasses_enabled=list(REPLACEABLE))
 
 
 class GuardlitParser(LightningArgumentParser):

@@ -17,6 +17,7 @@ from guardlit.rewards.digits import DigitDiversity as DigitDiversity
 from guardlit.rewards.digits import DigitGold as DigitGold
 from guardlit.rewards.digits import DigitProbability as DigitProbability
 from guardlit.rewards.digits import DigitRealism as DigitRealism
+from guardlit.rewards.dino import DINO as DINO
 from guardlit.rewards.geneval import GenEval as GenEval
 from guardlit.rewards.geneval import task_means as task_means
 from guardlit.rewards.jpeg import JPEGCompressibility as JPEGCompressibility

@@ -36,6 +36,9 @@ class Scorer(ABC):
     compares_images: bool = False
     """Whether an image's score depends on the other images of its prompt: they must be in one request then."""
 
+    embeds_images: bool = False
+    """Whether a result has `features`: an image network's embeddings, for `model.advantage.diversity`."""
+
     logged: tuple[str, ...] = ()
     """Names in `RewardResult.details` that a run logs next to the score, where this scorer is its only reward."""
 
@@ -115,7 +118,8 @@ class Scorer(ABC):
             Raw scores (2,), which must be the same on every rank.
 
         Raises:
-            GuardlitError: no prompt fits, a score failed, or both are equal although the scorer `distinguishes`.
+            GuardlitError: no prompt fits, a score failed, both are equal although the scorer `distinguishes`, or there
+                are no features although it `embeds_images`.
         """
         prompt = next((p for p in prompts if self.accepts(p)), None)
         if prompt is None:
@@ -129,6 +133,11 @@ class Scorer(ABC):
             raise GuardlitError(
                 f"reward '{self.name}' fails its start-up test on '{prompt.text[:80]}': two very different images both "
                 f"get {result.values[0]:g}; are these the right weights?"
+            )
+        if self.embeds_images and result.features is None:
+            raise GuardlitError(
+                f"reward '{self.name}' fails its start-up test: `embeds_images` is true, and score() gave no features; "
+                "return self.result(values, features=...) with one row per image, (B, F)"
             )
         return result.values
 
@@ -165,14 +174,18 @@ class Scorer(ABC):
         """
         return {}
 
-    def result(self, values: Tensor | Sequence[float], **details: Tensor) -> RewardResult:
+    def result(
+        self, values: Tensor | Sequence[float], *, features: Tensor | None = None, **details: Tensor
+    ) -> RewardResult:
         """Wrap raw scores (B,) and further named ones; NaN and infinity become invalid.
 
         Args:
             values: one number per image, in a tensor, an array or a list.
+            features: an image network's embeddings, (B, F), where the scorer `embeds_images`.
             details: (B,) each.
         """
-        return RewardResult.from_values(numbers(values, self.name), details=details, provenance=self.provenance)
+        facts = {"details": details, "provenance": self.provenance, "features": features}
+        return RewardResult.from_values(numbers(values, self.name), **facts)
 
     def close(self) -> None:  # noqa: B027 - optional hook
         """Release the processes and connections that `setup` opened. `setup` may be called again afterwards.

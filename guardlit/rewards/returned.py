@@ -27,7 +27,7 @@ def as_result(returned: Any, count: int, name: str, provenance: Mapping[str, str
         provenance: of a result that has none.
 
     Raises:
-        GuardlitError: there is not one number per image.
+        GuardlitError: there is not one number, or not one row of features, per image.
     """
     try:
         if not isinstance(returned, RewardResult):
@@ -38,8 +38,13 @@ def as_result(returned: Any, count: int, name: str, provenance: Mapping[str, str
             f"reward '{name}': score() returned {error} for {count} images; return self.result(values) with one number "
             f"per image, ({count},), and NaN where scoring failed"
         ) from error
+    features = returned.features
+    if features is not None and (features.ndim != 2 or len(features) != count):
+        raise GuardlitError(
+            f"reward '{name}': score() gave features {tuple(features.shape)} for {count} images; give one row per image"
+        )
     checked = RewardResult.from_values(torch.where(valid, values, torch.nan), details=returned.details)
-    return replace(checked, provenance=returned.provenance, reason=returned.reason)
+    return replace(checked, provenance=returned.provenance, reason=returned.reason, features=features)
 
 
 def numbers(values: Any, name: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from guardlit.advantage import weighted_sum
+from guardlit.errors import GuardlitError
 from guardlit.rewards.base import Scorer
 from guardlit.rewards.term import Term
 from guardlit.types import Prompt, RewardRequest, RewardResult
@@ -62,16 +63,39 @@ class Reward:
         """The reward (N,) of raw scores by column, (N,) each; NaN where a trained term failed."""
         return weighted_sum(self.normalize(scores), self.weights)
 
-    def combine(self, results: Mapping[str, RewardResult]) -> RewardResult:
-        """One result of those of the terms that were due, for the same B images; `details` holds all columns."""
+    def combine(self, results: Mapping[str, RewardResult], features: str | None = None) -> RewardResult:
+        """One result of those of the terms that were due, for the same B images.
+
+        Args:
+            results: by term.
+            features: term whose features are kept; null for none.
+
+        Returns:
+            The sum; `details` holds all columns.
+        """
         scores = {name: torch.where(r.valid, r.values, torch.nan) for name, r in results.items()}
         total = self.total(scores)
         found = {key: column for result in results.values() for key, column in result.details.items()}
         logged = {key: found.get(key, torch.full_like(total, torch.nan)) for key in self._logged}
-        rows = {name: (~results[name].valid).nonzero() for name in results if self.terms[name].trained}
+        needed = [name for name in results if self.terms[name].trained or name == features]
+        rows = {name: (~results[name].valid).nonzero() for name in needed}
         reasons = [(int(failures[0]), results[name].reason) for name, failures in rows.items() if len(failures)]
         reason = min(reasons, default=(0, ""))[1]
-        return RewardResult.from_values(total, details=scores | logged, provenance=self.provenance, reason=reason)
+        facts = {"details": scores | logged, "provenance": self.provenance, "reason": reason}
+        return RewardResult.from_values(total, **facts, features=results[features].features if features else None)
+
+    def check_features(self, name: str) -> None:
+        """Raise `GuardlitError` unless the term `name`, of `model.advantage.diversity`, gives features each round."""
+        wrong = f"model.advantage.diversity={name}: "
+        if (term := self.terms.get(name)) is None:
+            raise GuardlitError(f"{wrong}the reward has no term of this name; there are {', '.join(self.terms)}")
+        if not term.scorer.embeds_images:
+            raise GuardlitError(
+                f"{wrong}{type(term.scorer).__name__} gives no features of images; name a term that does, such as a "
+                "DINO of weight 0"
+            )
+        if term.every > 1:
+            raise GuardlitError(f"{wrong}this term is scored every {term.every} rounds; set its `every` to 1")
 
     # the terms' scorers -------------------------------------------------------------------------------------------
 

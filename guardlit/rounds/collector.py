@@ -58,6 +58,7 @@ class Collector:
         | `reward/failed` | fraction of the images whose reward failed, 0 to 1 |
         | `reward/NAME_failed` | fraction of the images that a composite's term failed to score, 0 to 1 |
         | `reward/NAME/COUNTER` | the scorer's counters, over all ranks; of scorers with such counters |
+        | `reward/diversity` | mean cosine distance of an image to the nearest of its group, 0 to 2; with `diversity` |
         | `reward/zero_std_share` | fraction of the groups whose rewards are all equal, 0 to 1 |
         | `time/rollout_s` | s, of the round's collection without `time/reward_s` |
         | `time/reward_s` | s, that the run spent on scoring or waited for it |
@@ -71,7 +72,7 @@ class Collector:
         conditioning = setup.policy.conditioning(texts)
         kept: Trajectories | None = None
         started = time.perf_counter()
-        with Scoring(setup.reward, round.index, self._agree) as self._scoring:
+        with Scoring(setup.reward, round.index, self._agree, setup.advantage.diversity) as self._scoring:
             with setup.policy.using("old"), Merging(setup, self._world, round, self._batches) as merging:
                 drawn = 0
                 for samples in self._batches:

@@ -24,7 +24,7 @@ class Experience:
     Attributes:
         round: that was drawn.
         trajectories: of n local rows.
-        advantage: (N,) by image.
+        advantage: by image, (N,), or by image and slot, (N, S).
         mask: images that count, (N,) bool.
         metrics: the round's scalars, for the logs.
         conditioning: embeddings of the P prompts, on the device.
@@ -51,7 +51,7 @@ class Experience:
 
     @cached_property
     def _tables(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What a transition takes by denoising step, (T,), and by image, (N,), on the device."""
+        """What a transition takes by denoising step, (T,), and by image, (N,) or (N, S), on the device."""
         c, device = self.coefficients, self.trajectories.device
         by_step = {"sigma": c.sigmas.float(), "gain": c.velocity, "std": c.std, "dt": c.dt}
         by_image = {
@@ -89,16 +89,15 @@ class Experience:
         slot, sample = here[1], here[2]
         prompt = sample // self.round.plan.images_per_prompt
         by_step, by_image = self._tables
-        step = by_image["step"][sample, slot]
+        taken = {n: table[sample, slot] if table.ndim == 2 else table[sample] for n, table in by_image.items()}
         return Transition(
             latents=latents,
             noise=to_device(noise, device),
             old_velocity=velocity,
-            step=step,
             sample=sample,
             conditioning={name: table[prompt] for name, table in self.conditioning.items()},
-            **{name: table[step] for name, table in by_step.items()},
-            **{name: table[sample] for name, table in by_image.items() if name != "step"},
+            **{name: table[taken["step"]] for name, table in by_step.items()},
+            **taken,
         )
 
     def state(self, collect: Callable[[Tensor], list[Tensor]]) -> dict[str, Any]:

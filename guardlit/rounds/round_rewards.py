@@ -56,11 +56,43 @@ class RoundRewards:
         """
         scores = self._gather(results)
         failed = self._failed_fraction(self.reward.total(scores), batches, results)
-        advantages = self.advantage(self.reward.normalize(scores), self.round.group_ids, self.reward.weights)
+        advantages = self._advantages(scores, results)
         if advantages.zero_std_share == 1:
             rank_zero_warn(self._no_spread())
         metrics = {"reward/failed": failed, "reward/zero_std_share": advantages.zero_std_share}
+        if advantages.diversity is not None:
+            metrics["reward/diversity"] = advantages.diversity
         return advantages, metrics | reward_metrics(self.reward, scores) | self._counters()
+
+    def _advantages(self, scores: Mapping[str, Tensor], results: Sequence[RewardResult]) -> Advantages:
+        """Of the round's N images, from raw scores by column, (N,) each."""
+        steps, diversity = self.round.trained_steps, self.advantage.diversity
+        features = None if diversity is None else self._gather_features(diversity, results)
+        scaled, groups = self.reward.normalize(scores), self.round.group_ids
+        found = self.advantage(scaled, groups, self.reward.weights, features=features, steps=steps)
+        if found.values.shape not in (groups.shape, steps.shape) or found.mask.shape != groups.shape:
+            raise GuardlitError(
+                f"model.advantage: {type(self.advantage).__name__} gave values {tuple(found.values.shape)} and a mask "
+                f"{tuple(found.mask.shape)}; values are {tuple(groups.shape)}, one per image, or {tuple(steps.shape)}, "
+                f"one per image and trained step, and the mask is {tuple(groups.shape)}"
+            )
+        return found
+
+    def _gather_features(self, term: str, results: Sequence[RewardResult]) -> Tensor:
+        """Features of all ranks by image, (N, F) float32 on the CPU; NaN where a request failed. Collective."""
+        width = self.world.largest(max(0 if r.features is None else r.features.shape[1] for r in results))
+        rows = [torch.full((len(r.values), width), torch.nan) if r.features is None else r.features for r in results]
+        mine = torch.cat([row.float().to(self.world.device) for row in rows])
+        features = self.round.by_image(self.world.gather(mine)).cpu()
+        failed = int((~features.isfinite()).any(1).sum()) if width else len(features)
+        if failed > self.max_failed_fraction * len(features):
+            reasons = self.world.gather_objects(next((r.reason for r in results if r.features is None), ""))
+            raise GuardlitError(
+                f"round {self.round.number}: '{term}' gave no features for {failed} of {len(features)} images, more "
+                f"than max_failed_fraction={self.max_failed_fraction}; model.advantage.diversity needs them; "
+                f"{next(filter(None, reasons), 'they are no numbers')}"
+            )
+        return features
 
     def _no_spread(self) -> str:
         return (

@@ -40,10 +40,11 @@ class Scoring:
         round: index of the round; decides which terms are due.
         all_ready: called about every `POLL` seconds while waiting, and at least once a request, with whether this rank
             is ready and with the error that should end the run; returns whether every rank is ready. May raise.
+        features: term whose features are kept; null for none.
     """
 
-    def __init__(self, reward: Reward, round: int, all_ready: RanksReady) -> None:
-        self._reward, self._all_ready = reward, all_ready
+    def __init__(self, reward: Reward, round: int, all_ready: RanksReady, features: str | None = None) -> None:
+        self._reward, self._all_ready, self._features = reward, all_ready, features
         self._terms = reward.due(round)
         self._workers = {name: _Worker(name) for name, term in self._terms.items() if term.scorer.background}
         self._requests: list[dict[str, Future[RewardResult]]] = []
@@ -98,12 +99,13 @@ class Scoring:
         """Results of all requests, in their order; waits for those in flight."""
         self._wait_until(lambda: self._in_flight == 0)
         results = [{name: request[name].result() for name in self._terms} for request in self._requests]
-        return [self._reward.combine(result) for result in results]
+        return [self._reward.combine(result, self._features) for result in results]
 
     def _ask(self, name: str, request: RewardRequest, arrived: Callable[[], None] = lambda: None) -> RewardResult:
         arrived()
         try:
-            return self._terms[name].attempt(request)
+            result = self._terms[name].attempt(request)
+            return result if name == self._features else replace(result, features=None)
         except GuardlitError as error:
             error.args = (f"reward '{name}' failed on images of '{request.prompts[0][:80]}': {error}",)
             raise

@@ -90,6 +90,8 @@ class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
         super().__init__()
         self.policy = policy
         self.reward = Reward.of(reward)
+        if advantage.diversity is not None:
+            self.reward.check_features(advantage.diversity)
         self.sde, self.objective, self.advantage = unlazy(sde), unlazy(objective), advantage
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
         self.make_optimizer, self._make_scheduler = optimizer, lr_scheduler

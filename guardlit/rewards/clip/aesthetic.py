@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from guardlit.files import sha256
 from guardlit.rewards.clip.scorer import ClipScorer
@@ -65,10 +65,6 @@ class Aesthetic(ClipScorer):
 
     def compute(self, request: RewardRequest) -> RewardResult:
         """Score B images, (B,)."""
-        return self.result(self.in_batches(request.images, self._rate))
-
-    def _rate(self, images: Tensor) -> Tensor:
         head: Any = self.network["head"]  # type: ignore[index]
-        seen = torch.nn.functional.normalize(self._embed_images(images).float())
-        ratings: Tensor = head(seen.to(self.clip.dtype))[:, 0]
-        return ratings
+        seen = torch.nn.functional.normalize(self.in_batches(request.images, self._embed_images))
+        return self.result(self.in_batches(seen, lambda rows: head(rows.to(self.clip.dtype))[:, 0]), features=seen)

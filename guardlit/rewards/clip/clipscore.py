@@ -14,4 +14,5 @@ class CLIPScore(ClipScorer):
 
     def compute(self, request: RewardRequest) -> RewardResult:
         """Score B matched pairs of image and prompt, (B,)."""
-        return self.result(100 * self.cosines(request).clamp(min=0))
+        cosines, images = self.compared(request)
+        return self.result(100 * cosines.clamp(min=0), features=images)

@@ -32,6 +32,8 @@ class HPSv2(NetworkScorer):
         placement: device, precision and batch size of the two towers; the cosine is always float32.
     """
 
+    embeds_images = True
+
     def __init__(
         self,
         version: Literal["v2.1", "v2.0"] = "v2.1",
@@ -70,7 +72,7 @@ class HPSv2(NetworkScorer):
         """Score B matched pairs of image and prompt, (B,)."""
         texts = self.once_each(request.prompts, self._embed_texts)
         images = self.in_batches(request.images, self._embed_images)
-        return self.result(torch.nn.functional.cosine_similarity(texts, images))
+        return self.result(torch.nn.functional.cosine_similarity(texts, images), features=images)
 
     def _embed_texts(self, texts: list[str]) -> Tensor:
         clip: Any = self.network

@@ -69,6 +69,8 @@ class ImageReward(NetworkScorer):
         placement: device, precision and batch size of the network.
     """
 
+    embeds_images = True
+
     def __init__(
         self,
         weights: str = "THUDM/ImageReward",
@@ -127,23 +129,26 @@ class ImageReward(NetworkScorer):
     def compute(self, request: RewardRequest) -> RewardResult:
         """Score B matched pairs of image and prompt, (B,)."""
         batches = self.placement.batches(len(request))
-        raw = torch.cat([self._rate(request.images[batch], request.prompts[batch]) for batch in batches])
-        return self.result((raw - _MEAN) / _STD)
+        parts = [self._rate(request.images[batch], request.prompts[batch]) for batch in batches]
+        raw, features = (torch.cat(column) for column in zip(*parts, strict=True))
+        return self.result((raw - _MEAN) / _STD, features=features)
 
-    def _rate(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def _rate(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """The head's output, (B,), and the class token of the images alone, (B, F); float32."""
         network: Any = self.network
         pixels = self._preprocess(images.to(self.device)).to(DTYPES[self.placement.dtype])
         tokens = self._tokenizer(
             prompts, padding=True, truncation=True, max_length=_PROMPT_TOKENS, return_tensors="pt"
         ).to(self.device)
+        seen = network["vision"](pixels).last_hidden_state
         read = network["text"](
             tokens["input_ids"],
             attention_mask=tokens["attention_mask"],
-            encoder_hidden_states=network["vision"](pixels).last_hidden_state,
+            encoder_hidden_states=seen,
             is_decoder=False,
         )
         rating: Tensor = network["mlp"](read.last_hidden_state[:, 0])[:, 0]
-        return rating.float()
+        return rating.float(), seen[:, 0].float()
 
 
 def _renamed(key: str) -> str:

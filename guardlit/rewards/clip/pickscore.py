@@ -44,4 +44,5 @@ class PickScore(ClipScorer):
 
     def compute(self, request: RewardRequest) -> RewardResult:
         """Score B matched pairs of image and prompt, (B,)."""
-        return self.result(self._scale * self.cosines(request))
+        cosines, images = self.compared(request)
+        return self.result(self._scale * cosines, features=images)

@@ -19,13 +19,15 @@ _BUFFERS = frozenset({"text_model.embeddings.position_ids", "vision_model.embedd
 
 
 class ClipScorer(NetworkScorer):
-    """Embeds prompts and images with both towers of a CLIP model.
+    """Embeds prompts and images with both towers of a CLIP model; the images' embeddings are its features.
 
     Args:
         model: Hugging Face id or local folder of the CLIP model.
         processor: id or folder of tokenizer and image processor; the model's own if left out.
         placement: device, precision and batch size of the two towers; the cosine is always float32.
     """
+
+    embeds_images = True
 
     def __init__(
         self,
@@ -77,11 +79,11 @@ class ClipScorer(NetworkScorer):
         """The CLIP model, on the device of the current request."""
         return self.network
 
-    def cosines(self, request: RewardRequest) -> Tensor:
-        """Cosine of each image and its prompt, (B,) float32."""
+    def compared(self, request: RewardRequest) -> tuple[Tensor, Tensor]:
+        """Cosine of each image and its prompt, (B,), and the images' embeddings, (B, F); float32."""
         texts = self.once_each(request.prompts, self._embed_texts)
         images = self.in_batches(request.images, self._embed_images)
-        return torch.nn.functional.cosine_similarity(texts, images)
+        return torch.nn.functional.cosine_similarity(texts, images), images
 
     def _embed_texts(self, texts: list[str]) -> Tensor:
         length = self.clip.config.text_config.max_position_embeddings

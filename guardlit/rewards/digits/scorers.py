@@ -51,8 +51,9 @@ class _Digits(Bundled):
 class _Classifier(_Digits):
     """Probability of the asked digit under a bundled classifier, in [0, 1]; higher is better."""
 
-    network: ClassVar[type[nn.Module]]
+    network: ClassVar[type[nn.Sequential]]
     distinguishes = True
+    embeds_images = True
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
         """Raise `ValueError` unless the prompt asks for one digit."""
@@ -66,13 +67,17 @@ class _Classifier(_Digits):
 
     @torch.no_grad()
     def score(self, request: RewardRequest) -> RewardResult:
-        """Score B images: values (B,) are probabilities; `details["success"]` is 1 where no other digit has more."""
+        """Score B images: values (B,) are probabilities; `details["success"]` is 1 where no other digit has more.
+
+        The features are what the classifier's last layer reads.
+        """
         asked = [asked_digit(p, m) for p, m in zip(request.prompts, request.metadata, strict=True)]
         digits = torch.tensor(asked, device=self._device)
-        probabilities = self._net(to_gray(request.images.to(self._device))).softmax(dim=1)
+        features: Tensor = self._net[:-1](to_gray(request.images.to(self._device)))
+        probabilities = self._net[-1](features).softmax(dim=1)
         values = probabilities.gather(1, digits[:, None])[:, 0]
         success = (probabilities.argmax(dim=1) == digits).float().cpu()
-        return self.result(values, success=success)
+        return self.result(values, features=features, success=success)
 
 
 class DigitProbability(_Classifier):

@@ -42,8 +42,13 @@ class SignNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of color and background."""
-        features = self.body(pixels - 0.5)
+        features = self.embed(pixels)
         return self.color(features), self.background(features)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """What both last layers read, (B, 192)."""
+        features: Tensor = self.body(pixels - 0.5)
+        return features
 
 
 class FeatureNet(nn.Module):

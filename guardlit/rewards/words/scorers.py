@@ -50,9 +50,9 @@ class _Classifier(_Signs):
 
     file = "signs.safetensors"
     distinguishes = True
+    embeds_images = True
     kind: ClassVar[str]
     choices: ClassVar[tuple[str, ...]]
-    head: ClassVar[int]
 
     def check_prompt(self, prompt: str, metadata: Mapping[str, object]) -> None:
         """Raise `ValueError` unless the prompt names one of the choices."""
@@ -66,25 +66,29 @@ class _Classifier(_Signs):
 
     @torch.no_grad()
     def score(self, request: RewardRequest) -> RewardResult:
-        """Score B images: values (B,) are probabilities; `details["success"]` is 1 where nothing else has more."""
+        """Score B images: values (B,) are probabilities; `details["success"]` is 1 where nothing else has more.
+
+        The features are what the classifier's last layer reads.
+        """
         asked = [asked_for(prompt, self.kind, self.choices) for prompt in request.prompts]
         named = torch.tensor(asked, device=self._device)
-        probabilities = self._net(to_pixels(request.images.to(self._device)))[self.head].softmax(dim=1)
+        features = self._net.embed(to_pixels(request.images.to(self._device)))
+        probabilities = self._net.get_submodule(self.kind)(features).softmax(dim=1)
         values = probabilities.gather(1, named[:, None])[:, 0]
         success = (probabilities.argmax(dim=1) == named).float().cpu()
-        return self.result(values, success=success)
+        return self.result(values, features=features, success=success)
 
 
 class WordColor(_Classifier):
     """Gold: probability of the sign's color that the prompt names, in [0, 1]."""
 
-    kind, choices, head = "color", COLORS, 0
+    kind, choices = "color", COLORS
 
 
 class WordBackground(_Classifier):
     """Gold: probability of the background that the prompt names, in [0, 1]."""
 
-    kind, choices, head = "background", BACKGROUNDS, 1
+    kind, choices = "background", BACKGROUNDS
 
 
 class WordRealism(_Signs):

@@ -34,7 +34,7 @@ def clipscore(arguments: dict[str, Any]) -> CLIPScore:
 def cosines(scorer: CLIPScore) -> torch.Tensor:
     pairs = zip(pictures(), PROMPTS, strict=True)
     with torch.no_grad():
-        return torch.cat([scorer.cosines(request([image], [prompt])) for image, prompt in pairs])
+        return torch.cat([scorer.compared(request([image], [prompt]))[0] for image, prompt in pairs])
 
 
 def test_cosines_are_those_of_openais_program(clipscore: CLIPScore):
