@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from guardlit.advantage import GroupAdvantage, group_relative
+from guardlit.advantage import GroupAdvantage, diversity_factors, group_relative, nearest_distances
 
 
 def _loop(rewards: torch.Tensor, groups: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
@@ -115,3 +115,93 @@ def test_a_reward_that_is_flat_in_a_group_does_not_mask_the_other():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match=r"one shape \(N,\)"):
         group_relative(torch.zeros(3), torch.zeros(2))
+
+
+# diversity -----------------------------------------------------------------------------------------------------------
+
+
+def _nearest(features: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """1 - cos to the most similar other of the group, by loops in float64; NaN where there is none."""
+    out = np.full(len(ids), np.nan)
+    for i, one in enumerate(features):
+        others = [j for j in range(len(ids)) if j != i and ids[j] == ids[i] and np.isfinite(features[j]).all()]
+        if others and np.isfinite(one).all():
+            cosines = [one @ features[j] / np.linalg.norm(one) / np.linalg.norm(features[j]) for j in others]
+            out[i] = min(1 - c for c in cosines)
+    return out
+
+
+def _gardo(rewards: np.ndarray, features: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """GARDO's advantage without a deviation, group by group; failed images have NaN."""
+    out = np.zeros(len(ids))
+    near = _nearest(np.where(np.isfinite(rewards)[:, None], features, np.nan), ids)
+    for g in np.unique(ids):
+        rows = [i for i in np.flatnonzero(ids == g) if np.isfinite(rewards[i])]
+        known = [near[i] for i in rows if np.isfinite(near[i])]
+        for i in rows:
+            out[i] = rewards[i] - np.mean([rewards[j] for j in rows])
+            if out[i] > 0 and np.isfinite(near[i]) and np.mean(known) > 0:
+                out[i] *= near[i] / np.mean(known)
+    return out
+
+
+def _features(count: int) -> torch.Tensor:
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(1)) + 1
+
+
+GARDO = GroupAdvantage(std="none", clip=None, diversity="dino")
+
+
+def test_positive_advantages_are_multiplied_by_the_diversity():
+    rewards, groups = _round()
+    features = _features(len(rewards))
+    rewards[[3, 20]] = torch.nan
+    features[[7, 20]] = torch.nan
+    found = GARDO({"r": rewards}, groups, features=features)
+    ids, values = groups.numpy(), rewards.double().numpy()
+    expected = _gardo(values, features.double().numpy(), ids)
+    torch.testing.assert_close(found.values.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+    lost = np.where(np.isfinite(values)[:, None], features.double().numpy(), np.nan)
+    assert found.diversity == pytest.approx(np.nanmean(_nearest(lost, ids)), rel=1e-9)
+    assert found.mask.tolist() == np.isfinite(values).tolist()
+
+
+def test_diversity_does_not_depend_on_the_order():
+    rewards, groups = _round()
+    features, order = _features(len(rewards)), torch.randperm(len(rewards), generator=torch.Generator().manual_seed(2))
+    whole = GARDO({"r": rewards}, groups, features=features)
+    shuffled = GARDO({"r": rewards[order]}, groups[order], features=features[order])
+    torch.testing.assert_close(shuffled.values, whole.values[order], rtol=1e-6, atol=1e-7)
+
+
+def test_the_factor_comes_after_the_deviation_and_before_the_clip():
+    rewards, groups = _round()
+    features = _features(len(rewards))
+    plain = GroupAdvantage(clip=None)({"r": rewards}, groups).values
+    factors = diversity_factors(nearest_distances(features, groups), groups)
+    expected = torch.where(plain > 0, plain.double() * factors, plain.double())
+    for clip in (None, 0.7):
+        found = GroupAdvantage(clip=clip, diversity="dino")({"r": rewards}, groups, features=features).values
+        bounded = expected if clip is None else expected.clamp(-clip, clip)
+        torch.testing.assert_close(found.double(), bounded, rtol=1e-6, atol=1e-7)
+    assert float(factors.max()) > 1.5
+    assert bool((plain.abs() > 0.7).any())
+
+
+def test_equal_images_and_groups_of_one_have_the_factor_1():
+    features = _features(9)
+    features[:4] = features[0]  # 1 - cos of equal rows may round to something above 0
+    features[6] = 0  # no direction
+    groups = torch.tensor([0, 0, 0, 0, 1, 2, 2, 3, 3])
+    distances = nearest_distances(features, groups)
+    assert distances[:4].tolist() == [0] * 4
+    assert distances[4:7].isnan().all()
+    assert diversity_factors(distances, groups)[:7].tolist() == [1] * 7
+    assert diversity_factors(distances, groups)[7:].tolist() == pytest.approx([1, 1])
+
+
+def test_diversity_needs_features():
+    rewards, groups = _round()
+    with pytest.raises(ValueError, match=r"advantage.diversity=dino: found no features"):
+        GARDO({"r": rewards}, groups)
+    assert GroupAdvantage()({"r": rewards}, groups, features=_features(len(rewards))).diversity is None

@@ -15,16 +15,13 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from guardlit.advantage import GroupAdvantage
 from guardlit.config.documents import compose, line_of
 from guardlit.config.nearest import class_parser, classes_in, concrete_subclasses, nearest
+from guardlit.config.static.options import REPLACEABLE
 
 DOTTED = re.compile(r"(?<![\w./-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?![\w/-])")
 """An import path in a longer text."""
 
-
-REPLACEABLE = (GroupAdvantage,)
-"""Dataclasses that YAML may replace by a subclass; of other dataclasses it gives the settings only."""
 
 BROKEN, MISSING = "cannot be imported", ("cannot be found", "is not in the module")
 PACKAGE = str(Path(__file__).parents[1])
@@ -63,7 +60,7 @@ def unfit_class(message: str, given: str, bases: Sequence[type]) -> tuple[str, s
 
 def only_settings(base: type) -> bool:
     """Whether a value of this type is written as a mapping of its settings, and never names a class."""
-    return is_dataclass(base) and base not in REPLACEABLE
+    return is_dataclass(base) and base.__name__ not in REPLACEABLE
 
 
 def parameter_classes(parser: ArgumentParser, keys: Sequence[str], classes: Sequence[str]) -> list[type]:

@@ -22,8 +22,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 
 import guardlit.config.replacing  # noqa: F401
+from guardlit.advantage import GroupAdvantage
 from guardlit.config.bases import expand
-from guardlit.config.classes import REPLACEABLE, broken_import, scalars
+from guardlit.config.classes import broken_import, scalars
 from guardlit.config.documents import check_config_file
 from guardlit.config.dropped import dropped
 from guardlit.config.explain import explain, refused, unexpected_null
@@ -41,7 +42,7 @@ from guardlit.config.nulls import nulls, odd_keys
 from guardlit.config.saved import without_options
 from guardlit.errors import GuardlitError
 
-set_parsing_settings(subclasses_enabled=list(REPLACEABLE))
+set_parsing_settings(subclasses_enabled=[GroupAdvantage])  # as in config.static.options.REPLACEABLE
 
 
 class GuardlitParser(LightningArgumentParser):

@@ -21,7 +21,8 @@ KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")
 class DINO(NetworkScorer):
     """Features of a DINOv2 or DINOv3 network, for `model.advantage.diversity`: a term of weight 0.
 
-    The score is the length of an image's features. It has no meaning of its own, and is not to be trained on.
+    The score says how much the patches of an image differ, in [0, 1]: 1 - the length of the mean of their unit vectors.
+    It is there to be watched, not trained on.
 
     Args:
         model: Hugging Face id or local folder, such as `facebook/dinov3-vitl16-pretrain-lvd1689m`.
@@ -82,9 +83,9 @@ class DINO(NetworkScorer):
         return int(sum(p.numel() for p in network.parameters()) * DTYPES[self.placement.dtype].itemsize)
 
     def compute(self, request: RewardRequest) -> RewardResult:
-        """Embed B images: values (B,) are the features' lengths."""
-        features = self.in_batches(request.images, self._embed)
-        return self.result(features.norm(dim=1), features=features)
+        """Embed B images: values (B,) say how much the patches of each differ."""
+        rows = self.in_batches(request.images, self._embed)
+        return self.result(rows[:, 0], features=rows[:, 1:])
 
     def _config(self, **options: Any) -> Any:
         from transformers import AutoConfig
@@ -92,9 +93,10 @@ class DINO(NetworkScorer):
         return AutoConfig.from_pretrained(self.model, **options)
 
     def _embed(self, images: Tensor) -> Tensor:
+        """Score and features of each image, (B, 1 + F) float32."""
         network: Any = self.network
         seen = self._processor(images=images.to(self.device), return_tensors="pt")["pixel_values"]
-        tokens: Tensor = network(pixel_values=seen.to(network.dtype)).last_hidden_state
-        if self.pooling == "class":
-            return tokens[:, 0]
-        return tokens[:, 1 + getattr(network.config, "num_register_tokens", 0) :].mean(dim=1)
+        tokens: Tensor = network(pixel_values=seen.to(network.dtype)).last_hidden_state.float()
+        patches = tokens[:, 1 + getattr(network.config, "num_register_tokens", 0) :]
+        differ = 1 - torch.nn.functional.normalize(patches, dim=2).mean(dim=1).norm(dim=1, keepdim=True)
+        return torch.cat([differ, tokens[:, 0] if self.pooling == "class" else patches.mean(dim=1)], dim=1)

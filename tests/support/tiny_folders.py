@@ -202,3 +202,37 @@ def _t5_tokenizer() -> T5Tokenizer:
     pieces += [("\u2581" + word, -4.0) for word in WORDS]
     pieces += [(chr(c), -8.0) for c in range(33, 127)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, additional_special_tokens=[], model_max_length=256)
+
+
+def make_dino(folder: Path, *, kind: str = "dinov2", seed: int = 0) -> Path:
+    """A DINOv2 or DINOv3 (`dinov3_vit`) folder: config, safetensors and image processor files."""
+    import torch
+    from transformers import (
+        BitImageProcessor,
+        Dinov2Config,
+        Dinov2Model,
+        DINOv3ViTConfig,
+        DINOv3ViTImageProcessor,
+        DINOv3ViTModel,
+    )
+
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    size: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": IMAGE_SIZE,
+        "patch_size": 8,
+        "initializer_range": 0.3,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "dinov2":
+            network, resize = Dinov2Model(Dinov2Config(**size)), {"shortest_edge": IMAGE_SIZE}
+            processor = BitImageProcessor(size=resize, crop_size=side, do_center_crop=True)
+        else:
+            network = DINOv3ViTModel(DINOv3ViTConfig(**size, intermediate_size=32, num_register_tokens=4))
+            processor = DINOv3ViTImageProcessor(size=side)
+    network.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

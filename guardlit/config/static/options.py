@@ -10,6 +10,8 @@ from guardlit.config.static.sources import Parameter, Source, UnknownSourceError
 
 PLAIN = {"Any", "Literal", "None", "Optional", "Union", "bool", "float", "int", "str", "list", "tuple", "Sequence"}
 """Names in the annotation of a value that has no options beneath it."""
+REPLACEABLE = frozenset({"GroupAdvantage"})
+"""Data classes that may be replaced by a subclass, by name; of others a configuration gives the settings only."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Command:
 def expanded(option: Option) -> Iterator[Option]:
     """An option, or those of the data class that it is a group of."""
     base = None if "|" in option.parameter.annotation else option.base
-    if base is None or not base.is_dataclass:
+    if base is None or not base.is_dataclass or base.node.name in REPLACEABLE:
         yield option
         return
     for parameter in base.parameters():
