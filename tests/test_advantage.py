@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from gardo import gardo, nearest
 
 from guardlit.advantage import GroupAdvantage, diversity_factors, group_relative, nearest_distances
 
@@ -120,31 +121,6 @@ def test_shapes_that_differ_are_refused():
 # diversity -----------------------------------------------------------------------------------------------------------
 
 
-def _nearest(features: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """1 - cos to the most similar other of the group, by loops in float64; NaN where there is none."""
-    out = np.full(len(ids), np.nan)
-    for i, one in enumerate(features):
-        others = [j for j in range(len(ids)) if j != i and ids[j] == ids[i] and np.isfinite(features[j]).all()]
-        if others and np.isfinite(one).all():
-            cosines = [one @ features[j] / np.linalg.norm(one) / np.linalg.norm(features[j]) for j in others]
-            out[i] = min(1 - c for c in cosines)
-    return out
-
-
-def _gardo(rewards: np.ndarray, features: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """GARDO's advantage without a deviation, group by group; failed images have NaN."""
-    out = np.zeros(len(ids))
-    near = _nearest(np.where(np.isfinite(rewards)[:, None], features, np.nan), ids)
-    for g in np.unique(ids):
-        rows = [i for i in np.flatnonzero(ids == g) if np.isfinite(rewards[i])]
-        known = [near[i] for i in rows if np.isfinite(near[i])]
-        for i in rows:
-            out[i] = rewards[i] - np.mean([rewards[j] for j in rows])
-            if out[i] > 0 and np.isfinite(near[i]) and np.mean(known) > 0:
-                out[i] *= near[i] / np.mean(known)
-    return out
-
-
 def _features(count: int) -> torch.Tensor:
     return torch.randn(count, 5, generator=torch.Generator().manual_seed(1)) + 1
 
@@ -159,10 +135,10 @@ def test_positive_advantages_are_multiplied_by_the_diversity():
     features[[7, 20]] = torch.nan
     found = GARDO({"r": rewards}, groups, features=features)
     ids, values = groups.numpy(), rewards.double().numpy()
-    expected = _gardo(values, features.double().numpy(), ids)
+    expected = gardo(values, features.double().numpy(), ids)
     torch.testing.assert_close(found.values.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
     lost = np.where(np.isfinite(values)[:, None], features.double().numpy(), np.nan)
-    assert found.diversity == pytest.approx(np.nanmean(_nearest(lost, ids)), rel=1e-9)
+    assert found.diversity == pytest.approx(np.nanmean(nearest(lost, ids)), rel=1e-9)
     assert found.mask.tolist() == np.isfinite(values).tolist()
 
 

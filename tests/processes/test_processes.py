@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import config, differing, guardlit, newest
-
-
-def two_ranks(*args: object) -> subprocess.CompletedProcess[bytes]:
-    """`python ARGS` twice, as the ranks of one run."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, args)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(command, env=environment, timeout=240, check=False)
+from runs import config, differing, guardlit, newest, two_ranks
 
 
 def test_two_ranks_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path):

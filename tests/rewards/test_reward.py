@@ -211,3 +211,20 @@ def test_each_room_exports_its_scorers(room: str):
     mine = [cls for cls in scorers if cls.__module__.startswith(module.__name__)]
     assert mine
     assert all(getattr(module, cls.__name__) is cls for cls in mine)
+
+
+def test_features_of_the_asked_term_are_kept():
+    reward, rows = Composite([Term(Two()), Term(Brightness(), weight=0, every=2)]), torch.ones(3, 4)
+    found = {name: RewardResult.from_values(torch.ones(3), features=rows * k) for k, name in enumerate(reward.terms)}
+    assert reward.combine(found).features is None
+    assert torch.equal(reward.combine(found, "brightness").features, rows)
+
+
+def test_a_term_that_leaves_rounds_out_gives_no_features(monkeypatch):
+    monkeypatch.setattr(Brightness, "embeds_images", True)
+    reward = Composite([Term(Two()), Term(Brightness(), weight=0, every=2)])
+    with pytest.raises(
+        GuardlitError, match=r"^model.advantage.diversity=brightness: .* every 2 rounds; set its `every`"
+    ):
+        reward.check_features("brightness")
+    Composite([Term(Two()), Term(Brightness(), weight=0)]).check_features("brightness")

@@ -60,6 +60,25 @@ def test_the_scorers_pass_on_the_first_prompt_that_fits(cls: type[Scorer]):
     assert (values[0] != values[1]) == (cls is not DigitDiversity)  # a distance from each to the other
 
 
+def test_promised_features_must_be_there():
+    class Promises(Brightness):
+        embeds_images = True
+
+    with pytest.raises(GuardlitError, match="reward 'promises' fails its start-up test: .* score.. gave no features"):
+        Promises().self_test(PROMPTS)
+
+
+def test_features_have_a_row_per_image():
+    class Short(Brightness):
+        embeds_images = True
+
+        def score(self, request: RewardRequest) -> RewardResult:
+            return self.result(torch.zeros(2), features=torch.ones(1, 3))
+
+    with pytest.raises(GuardlitError, match=r"'short': score\(\) gave features \(1, 3\) for 2 images; give one row"):
+        Short().self_test(PROMPTS)
+
+
 def test_no_prompt_that_fits_is_a_mistake():
     with pytest.raises(GuardlitError, match="reward 'digitgold': none of the 1 prompts can be scored by it"):
         DigitGold().self_test(PROMPTS[:1])

@@ -49,6 +49,9 @@ class First(World):
     def gather_objects(self, value: Any) -> list[Any]:
         return [value, self.objects.pop(0)]
 
+    def largest(self, number: int) -> int:
+        return max(number, self.objects.pop(0))
+
     def raise_on_all(self, error: GuardlitError | None) -> None:
         self.raised.append(error)
         raise error or GuardlitError("of rank 1")
@@ -197,3 +200,53 @@ def test_a_reward_that_compares_images_needs_all_of_a_round_at_once():
         line = rf"reward 'compared' compares .* 8 images is drawn in {batches_} batches on {ranks} ranks"
         with pytest.raises(GuardlitError, match=line):
             check_comparing(reward, ROUND, batches_, ranks)
+
+
+# features of images --------------------------------------------------------------------------------------------------
+
+FEATURES = torch.randn(8, 3, generator=torch.Generator().manual_seed(4))
+
+
+def seen(reward: Reward, round: Round = ROUND, lost: int = 0) -> list[RewardResult]:
+    """Results with features, two images a request; the first `lost` requests failed in the term that gives them."""
+    plain = results(reward, bright=by_row(SCORES, round))
+    rows = FEATURES[round.samples].split(2)
+    whole = [replace(one, features=features) for one, features in zip(plain, rows, strict=True)]
+    return [replace(one, features=None, reason="dino: out of memory") for one in whole[:lost]] + whole[lost:]
+
+
+def diverse(round: Round = ROUND, world: World | None = None, failed: float = 0.0) -> RoundRewards:
+    return replace(rewards(Reward.of(Counted()), failed, round, world), advantage=GroupAdvantage(diversity="dino"))
+
+
+def test_features_go_to_their_images():
+    advantages, metrics = diverse().finish(batches(), seen(Reward.of(Counted())))
+    scores = {"bright": torch.tensor(SCORES)}
+    expected = GroupAdvantage(diversity="dino")(scores, ROUND.group_ids, features=FEATURES)
+    assert torch.equal(advantages.values, expected.values)
+    assert not torch.equal(advantages.values, GroupAdvantage()(scores, ROUND.group_ids).values)
+    assert metrics["reward/diversity"] == expected.diversity
+
+
+def test_features_on_two_ranks_are_those_of_one():
+    """Rank 0 has lost all of its own: their width comes from rank 1."""
+    mine, other = (replace(ROUND, plan=replace(PLAN, world_size=2), rank=rank) for rank in (0, 1))
+    there = [torch.tensor(by_row(SCORES, other)), FEATURES[other.samples]]
+    for lost in (0, 2):
+        world = First(0, 2, torch.device("cpu"), rows=list(there), objects=[3, {}])
+        found = diverse(mine, world, 0.5).finish(batches(mine), seen(Reward.of(Counted()), mine, lost))
+        known = FEATURES.clone()
+        known[mine.samples[: 2 * lost]] = nan
+        expected = GroupAdvantage(diversity="dino")({"bright": torch.tensor(SCORES)}, ROUND.group_ids, features=known)
+        assert torch.equal(found[0].values, expected.values)
+
+
+def test_too_many_lost_features_stop_the_run():
+    given = seen(Reward.of(Counted()), lost=1)
+    assert diverse(failed=0.25).finish(batches(), given)[0].mask.all()
+    with pytest.raises(GuardlitError) as caught:
+        diverse(failed=0.24).finish(batches(), given)
+    assert str(caught.value) == (
+        "round 1: 'dino' gave no features for 2 of 8 images, more than max_failed_fraction=0.24; "
+        "model.advantage.diversity needs them; dino: out of memory"
+    )

@@ -104,6 +104,13 @@ def start(*args: object, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+def two_ranks(*args: object) -> subprocess.CompletedProcess[bytes]:
+    """`python ARGS` twice, as the ranks of one run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(command, env=environment, timeout=240, check=False)
+
+
 def newest(folder: Path, pattern: str = "*.ckpt") -> Path:
     """The newest checkpoint below a folder."""
     return max(folder.rglob(pattern), key=lambda p: p.stat().st_mtime)

@@ -223,3 +223,16 @@ def test_a_run_trains_on_one_and_logs_the_others(
         assert all(map(math.isfinite, values)), name
     with next(tmp_path.rglob("gold.csv")).open() as file:
         assert all(math.isfinite(float(row["imagereward"])) for row in csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_of_the_image_alone(name: str, scorers: dict[str, Any]):
+    """Each image's own row, whatever the prompt, in float32; they differ between images."""
+    assert scorers[name].embeds_images
+    features = scorers[name].score(PAIRS).features
+    assert features.dtype == torch.float32
+    swapped = scorers[name].score(request([*IMAGES, IMAGES[0]], [*PROMPTS, PROMPTS[1]][::-1])).features
+    torch.testing.assert_close(swapped, features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features[6], features[0], rtol=1e-4, atol=1e-5)
+    apart = torch.nn.functional.cosine_similarity(features[0], features[1:6])
+    assert float(apart.max()) < 1 - 1e-4

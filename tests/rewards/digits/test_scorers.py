@@ -174,3 +174,14 @@ def test_broken_or_foreign_weights_are_named(tmp_path):
 
 def test_nothing_is_loaded_before_setup(tmp_path):
     DigitGold(str(tmp_path / "absent"))  # a configuration may name a path that exists elsewhere
+
+
+@pytest.mark.parametrize("scorer", [DigitGold, DigitProbability])
+def test_features_are_what_the_last_layer_reads(real, scorer):
+    images, labels = real[0][:20], real[1][:20]
+    result = ready(scorer()).score(request_of(images, labels))
+    stored = load_file(resolve(SCORERS) / scorer.file)
+    last = sorted({key.rpartition(".")[0] for key in stored}, key=int)[-1]
+    logits = result.features.double() @ stored[f"{last}.weight"].double().T + stored[f"{last}.bias"].double()
+    expected = logits.softmax(1)[torch.arange(20), labels]
+    torch.testing.assert_close(result.values.double(), expected, rtol=1e-5, atol=1e-6)

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from guardlit.assets import resolve
 from guardlit.errors import GuardlitError
 from guardlit.rewards.words.networks import BACKGROUNDS, COLORS, mmd, to_pixels
-from guardlit.rewards.words.scorers import WordBackground, WordColor, WordDiversity, WordRealism, asked_for
+from guardlit.rewards.words.scorers import SCORERS, WordBackground, WordColor, WordDiversity, WordRealism, asked_for
 from guardlit.tiny_world.words import signs
 from guardlit.tiny_world.words.captions import prompt
 from guardlit.tiny_world.words.measure import GROUP, asked_signs
@@ -153,3 +154,12 @@ def test_files_of_another_network_or_none_are_one_line(tmp_path, scorer):
 def test_the_networks_names_are_those_of_the_distribution():
     assert tuple(signs.COLORS) == COLORS
     assert tuple(signs.BACKGROUNDS) == BACKGROUNDS
+
+
+@pytest.mark.parametrize(("scorer", "head", "asked"), [(WordColor, "color", 0), (WordBackground, "background", 0)])
+def test_features_are_what_the_last_layer_reads(scorer, head, asked):
+    images = torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    result = ready(scorer()).score(request_of(images, [RED] * 6))
+    stored = load_file(resolve(SCORERS) / scorer.file)
+    logits = result.features.double() @ stored[f"{head}.weight"].double().T + stored[f"{head}.bias"].double()
+    torch.testing.assert_close(result.values.double(), logits.softmax(1)[:, asked], rtol=1e-5, atol=1e-6)
