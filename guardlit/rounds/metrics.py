@@ -26,7 +26,7 @@ def update_metrics(outputs: Sequence[Outputs], norm: Tensor, skipped: int) -> di
     | `train/loss` | the objective's, with the KL penalty where there is one |
     | `train/ratio_mean`, `train/ratio_std` | mean or standard deviation of ratio - 1 over the update's transitions |
     | `train/clip_above`, `train/clip_below` | of the update's transitions those clipped on that side, 0 to 1 |
-    | `train/advantage_abs` | mean size of the advantage, in standard deviations of the reward |
+    | `train/advantage_abs` | mean size of the advantage, in standard deviations of the reward, or its unit with none |
     | `train/kl` | mean KL divergence from the base model, nats; with a `kl` penalty only |
     | `train/grad_norm` | norm of the gradient before clipping, loss / parameter |
     | `train/skipped_updates` | updates of the run so far that were skipped |

@@ -64,7 +64,7 @@ def test_promised_features_must_be_there():
     class Promises(Brightness):
         embeds_images = True
 
-    with pytest.raises(GuardlitError, match="reward 'promises' fails its start-up test: .* score.. gave no features"):
+    with pytest.raises(GuardlitError, match=r"reward 'promises' fails its start-up test: .* score.. gave no features"):
         Promises().self_test(PROMPTS)
 
 
