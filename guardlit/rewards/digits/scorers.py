@@ -73,8 +73,11 @@ class _Classifier(_Digits):
         """
         asked = [asked_digit(p, m) for p, m in zip(request.prompts, request.metadata, strict=True)]
         digits = torch.tensor(asked, device=self._device)
-        features: Tensor = self._net[:-1](to_gray(request.images.to(self._device)))
-        probabilities = self._net[-1](features).softmax(dim=1)
+        *body, last = self._net
+        features = to_gray(request.images.to(self._device))
+        for layer in body:
+            features = layer(features)
+        probabilities = last(features).softmax(dim=1)
         values = probabilities.gather(1, digits[:, None])[:, 0]
         success = (probabilities.argmax(dim=1) == digits).float().cpu()
         return self.result(values, features=features, success=success)
