@@ -141,7 +141,7 @@ def _clip(objective: Objective) -> str:
     if ends is None:
         return "none"
     if objective.auto:
-        return f"{ends[1]:.1e}"  # calibrated, so that its ends differ in digits that nobody chose
+        return f"{ends[1]:.1e}"  # calibrated, so that its ends differ in digits that no one chose
     return f"{ends[0]:g}" if ends[0] == ends[1] else f"{ends[0]:g}, {ends[1]:g}"
 
 
