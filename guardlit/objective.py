@@ -1,4 +1,4 @@
-"""Published objectives, and one of our own, each a preset of `Objective`.
+"""Published objectives, and guardlit's, each a preset of `Objective`.
 
 The rows of Table 2 of GRPO-Guard (arXiv 2510.22319) come first, then what followed it. docs/objectives.md has the
 formula of each, what it claims and what it does in the tiny worlds.
@@ -109,7 +109,7 @@ class FlowDPPO(Objective):
 
 
 class FlashGRPO(Objective):
-    """Flash-GRPO (arXiv 2605.15980): the baseline weighted by s / |g|, the inverse of its own gradient scale.
+    """Flash-GRPO (arXiv 2605.15980): the baseline weighted by s / |g|, the inverse of that log ratio's gradient scale.
 
     The weights are 1 on average over the steps that a window can choose. It trains one step an image, the same one in a
     group: `rollout.window: RandomWindow` with `length: 1`.

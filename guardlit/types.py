@@ -129,7 +129,7 @@ class RewardResult:
         details: further named scores, (B,) float32 each; a composite's terms.
         provenance: scorer, version, weights and options that determine the values.
         reason: of the first failure, in one line; empty without a failure or a known reason.
-        features: an image network's embeddings, (B, F) on any device, by which images are told apart; None without.
+        features: an image network's embeddings, (B, F) on any device, which tell images apart; None without.
     """
 
     values: Tensor

@@ -229,7 +229,7 @@ def test_features_go_to_their_images():
 
 
 def test_features_on_two_ranks_are_those_of_one():
-    """Rank 0 has lost all of its own: their width comes from rank 1."""
+    """Rank 0 has lost all its features: their width comes from rank 1."""
     mine, other = (replace(ROUND, plan=replace(PLAN, world_size=2), rank=rank) for rank in (0, 1))
     there = [torch.tensor(by_row(SCORES, other)), FEATURES[other.samples]]
     for lost in (0, 2):

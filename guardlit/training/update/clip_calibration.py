@@ -145,7 +145,7 @@ class ClipCalibration(pl.Callback):
             round: index of its round.
             outputs: of its micro-batches: `log_ratio`, or `bounded`, `sample_weight` and `step`, (B,) each.
             gather: (n, ...) on every rank -> (world size, n, ...).
-            per_step: whether each denoising step has a limit of its own.
+            per_step: whether each denoising step has its own limit.
 
         Returns:
             The limit from now on; None where each step has its own.
