@@ -32,14 +32,15 @@ def main(args: list[str]) -> None:
 
 def _rewritten(args: list[str]) -> list[str]:
     """Lists as `--ckpt a b`, also repeated; with --rescore, the configuration that the images were drawn with."""
-    words, others = split_lists("guardlit evaluate", args, ["ckpt", "label", "prompts"])
+    words, others = split_lists("guardlit evaluate", args, ["ckpt", "label", "prompts", "base_steps"])
+    words["base_steps"] = [number for word in words["base_steps"] for number in word.split(",") if number]
     parser = Parser("guardlit evaluate", add_help=False)
     parser.add_argument("--rescore", nargs="?", const="true", default="false", choices=("true", "false"))
     options, rest = parser.parse_known_args(others)
     if options.rescore == "false":
         return [*rest, *as_options(words)]
-    if words["ckpt"] or words["label"]:
-        raise GuardlitError("--rescore scores the images in --out; leave out --ckpt and --label")
+    if words["ckpt"] or words["label"] or words["base_steps"]:
+        raise GuardlitError("--rescore scores the images in --out; leave out --ckpt, --label and --base_steps")
     from guardlit.gold.evaluation import GOLD, RUN
 
     place = Parser("guardlit evaluate", add_help=False)

@@ -26,7 +26,7 @@ from guardlit.gold.drawing import Drawn
 from guardlit.gold.evaluation import Evaluation
 from guardlit.processes.lightning_internals import remove_limits
 from guardlit.training.encoding import EncodeFirst
-from guardlit.training.export import Export, export_weights, find_ema, write_images
+from guardlit.training.export import Export, check_merged, export_weights, find_ema, write_images
 from guardlit.training.model_card.card import Origin
 from guardlit.training.model_card.run_facts import run_folder_of
 from guardlit.training.progress_bar import RoundProgress
@@ -110,6 +110,7 @@ class Trainer(RunTrainer):
         if ckpt_path is None:
             raise GuardlitError("export needs --ckpt_path: without one there is nothing trained to write")
         model.policy.check_export(to, merged)
+        check_merged(merged, model.evaluation.base_steps)
         checkpoint = SafeCheckpointIO().load_checkpoint(ckpt_path, map_location="cpu")
         model.configure_model()
         check_fingerprint(checkpoint, model.policy.fingerprint())
@@ -136,6 +137,7 @@ class Trainer(RunTrainer):
         weights: Literal["ema", "raw", "both"] = "ema",
         prompts: list[str] | str | None = None,
         images_per_prompt: int | None = None,
+        base_steps: list[int] | None = None,
         out: str = "evaluation",
         rescore: bool = False,
     ) -> None:
@@ -150,6 +152,9 @@ class Trainer(RunTrainer):
             weights: those of a checkpoint to draw with: the average where it has one, the raw ones, or both.
             prompts: texts, prompt files and data sets, instead of data.val.
             images_per_prompt: each with its own fixed noise.
+            base_steps: the last denoising steps that the base model takes in place of the trained weights; several
+                numbers draw each model once for each. By default those that were recorded with exported weights, else
+                `model.evaluation.base_steps`.
             out: folder for images, scores and table; what is in it already is not made again.
             rescore: score the images in `out` without drawing or loading a model.
         """
@@ -158,7 +163,8 @@ class Trainer(RunTrainer):
             drawn = Drawn.read(Path(out))
         else:
             assert datamodule is not None
-            drawn = evaluation.draw(datamodule, ckpt or [], label or [], weights, prompts, images_per_prompt)
+            rows = (ckpt or [], label or [], weights)
+            drawn = evaluation.draw(datamodule, *rows, prompts, images_per_prompt, base_steps or [])
         evaluation.score(drawn)
 
     @command

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,7 +42,7 @@ class Drawn:
         models: rows of the table, the base first.
         prompts: P of them; image i is of prompt i % P, as in validation.
         images_per_prompt: K; P x K images a model.
-        sampling: settings that an image depends on, besides weights, prompt and index.
+        sampling: settings that an image depends on, besides the model, prompt and index.
         facts: further provenance.
     """
 
@@ -67,6 +67,7 @@ class Drawn:
         identity = {
             "format": FORMAT,
             "weights": (model.kind, model.weights, model.sha256),
+            **({"base_steps": model.base_steps} if model.base_steps else {}),
             "sampling": {key: value for key, value in self.sampling.items() if key != "model"},  # its files count
             "prompts": [prompt.text for prompt in self.prompts],
         }
@@ -178,8 +179,19 @@ def _draw_model(trainer: pl.Trainer, module: GRPOModule, model: Model, batches: 
         weights = module.policy.exported(Path(str(model.path)))
     else:
         weights = module.policy.base()
-    with weights, only(trainer, callbacks, model.label):
+    with weights, only(trainer, callbacks, model.label), _last_steps(module, model.base_steps):
         trainer.predict(module, loader, return_predictions=False, ckpt_path=checkpoint)
+
+
+@contextmanager
+def _last_steps(module: GRPOModule, base_steps: int) -> Iterator[None]:
+    """Let the base model take the last steps, as a row of the table says and not the configuration."""
+    before = module.evaluation
+    module.evaluation = replace(before, base_steps=base_steps)
+    try:
+        yield
+    finally:
+        module.evaluation = before
 
 
 class _Keep(EncodeFirst):

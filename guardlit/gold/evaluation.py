@@ -18,7 +18,7 @@ from guardlit.config.saved import SECTIONS, sections
 from guardlit.data.prompts import given_prompts, load_prompts
 from guardlit.errors import GuardlitError
 from guardlit.gold.drawing import Drawn, draw, missing_batches, only, say
-from guardlit.gold.models import Weights, find_models
+from guardlit.gold.models import Weights, find_models, with_base_steps
 from guardlit.gold.pictures import Picture
 from guardlit.gold.scores import ScoreCache, Scoring
 from guardlit.gold.settings import AVERAGE, Gold
@@ -60,9 +60,11 @@ class Evaluation:
         weights: Weights,
         prompts: list[str] | str | None,
         images_per_prompt: int | None,
+        base_steps: Sequence[int] = (),
     ) -> Drawn:
         """Draw the images that the output folder lacks; raises `GuardlitError` for unusable models or prompts."""
         models = find_models(paths, labels, weights, Path(self._trainer.default_root_dir))
+        models = with_base_steps(models, base_steps, self._module.evaluation)
         count = data.val_images if images_per_prompt is None else images_per_prompt
         if count < 1:
             raise GuardlitError(f"images_per_prompt={count} must be at least 1")
@@ -70,7 +72,7 @@ class Evaluation:
         self._check_prompts(rows, count)
         sampling = {
             **self._module.policy.source(),
-            **asdict(self._module.evaluation),
+            **{name: value for name, value in asdict(self._module.evaluation).items() if name != "base_steps"},
             "sampler": "ODE",
             "noise": "that of guardlit validate",
             "precision": str(self._trainer.precision),

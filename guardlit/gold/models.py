@@ -16,9 +16,12 @@ from guardlit.checkpoints.io import SafeCheckpointIO
 from guardlit.checkpoints.manifest import MANIFEST
 from guardlit.errors import GuardlitError
 from guardlit.files import sha256
+from guardlit.rounds.evaluate import check_base
+from guardlit.training.model_card.sampling import read_sampling
 
 if TYPE_CHECKING:
     from guardlit.policies.base import FlowPolicy
+    from guardlit.rounds.settings import Sampling
 
 Weights = Literal["ema", "raw", "both"]
 
@@ -34,6 +37,7 @@ class Model:
         path: of the checkpoint or folder.
         sha256: of the checkpoint, or of the exported file; of the files' digests if there are several.
         step: number of updates, if the checkpoint holds it.
+        base_steps: k, the last denoising steps that the base model takes; 0 for the base model itself.
     """
 
     label: str
@@ -42,17 +46,60 @@ class Model:
     path: str | None = None
     sha256: str = ""
     step: int | None = None
+    base_steps: int = 0
 
     def check(self, policy: FlowPolicy) -> None:
-        """Raise `GuardlitError` unless a loaded policy can take these weights."""
-        if self.kind == "checkpoint":
+        """Raise `GuardlitError` unless a loaded policy can take these weights, and the base's where they are asked."""
+        if self.kind == "exported":
+            with policy.exported(Path(str(self.path))):
+                self._check_base(policy)
+        elif self.kind == "checkpoint":
             try:
                 check_fingerprint(_metadata(Path(str(self.path))), policy.fingerprint())
             except GuardlitError as error:
                 raise GuardlitError(f"{self.path}: {error}") from error
-        elif self.kind == "exported":
-            with policy.exported(Path(str(self.path))):
-                pass
+            self._check_base(policy)
+
+    def _check_base(self, policy: FlowPolicy) -> None:
+        try:
+            check_base(policy, self.base_steps)
+        except GuardlitError as error:
+            raise GuardlitError(f"'{self.label}': {error}") from error
+
+
+def with_base_steps(models: Sequence[Model], asked: Sequence[int], evaluation: Sampling) -> list[Model]:
+    """A row for each number of last steps that the base model takes.
+
+    Args:
+        models: the base model and the others, as `find_models` gives them.
+        asked: numbers of steps. Without any, exported weights take the one that was recorded with them, and the others
+            the configuration's.
+        evaluation: of the configuration.
+
+    Returns:
+        The base model once, and the others once for each number, which their labels say if there are several.
+
+    Raises:
+        GuardlitError: a number that is asked twice, negative or above T.
+    """
+    if twice := next((k for k in asked if list(asked).count(k) > 1), None):
+        raise GuardlitError(f"--base_steps names {twice} twice")
+    rows = []
+    for model in models:
+        if model.kind == "base":
+            rows.append(model)
+            continue
+        for k in asked or [_recorded(model, evaluation)]:
+            replace(evaluation, base_steps=k)  # refuses what no schedule has
+            label = f"{model.label}, base_steps {k}" if len(asked) > 1 else model.label
+            rows.append(replace(model, label=label, base_steps=k))
+    return rows
+
+
+def _recorded(model: Model, evaluation: Sampling) -> int:
+    """The number of steps that was recorded with exported weights, else the configuration's."""
+    recorded = read_sampling(Path(str(model.path))) if model.kind == "exported" else None
+    return evaluation.base_steps if recorded is None else recorded.base_steps
 
 
 def find_models(paths: Sequence[str], labels: Sequence[str], weights: Weights, runs: Path) -> list[Model]:

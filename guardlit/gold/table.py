@@ -73,6 +73,10 @@ class Table:
         ]
         if any(map(self.is_proxy, self.metrics)):
             lines.append("*: trained on, no gold score.")
+        if any(model.base_steps for model in self.drawn.models):
+            lines.append(
+                "base steps: the last denoising steps that the base model takes in place of the trained weights."
+            )
         if self.no_average:
             lines[1] = f"No Average: {self.no_average}."
         return lines
@@ -111,10 +115,20 @@ def write_table(table: Table, provenance: Mapping[str, Any], out: Path) -> list[
 
 def _grid(table: Table, cell: Callable[[str, Estimate], str]) -> list[list[str]]:
     """Headings, then a row a model; without columns that are empty."""
-    rows = [["model", "weights", "updates", *map(table.title, table.metrics)]]
+    rows = [["model", "weights", "updates", "base steps", *map(table.title, table.metrics)]]
+    given = any(model.base_steps for model in table.drawn.models)
     for model, row in zip(table.drawn.models, table.rows, strict=True):
         step = "" if model.step is None else str(model.step)
-        rows.append([model.label, model.weights, step, *(cell(metric, estimate) for metric, estimate in row.items())])
+        base_steps = str(model.base_steps) if given and model.kind != "base" else ""
+        rows.append(
+            [
+                model.label,
+                model.weights,
+                step,
+                base_steps,
+                *(cell(metric, estimate) for metric, estimate in row.items()),
+            ]
+        )
     used = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
     return [[row[column] for column in used] for row in rows]
 
@@ -158,12 +172,13 @@ def _csv(table: Table) -> str:
     """A row a model and metric, at full precision."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["model", "weights", "updates", "metric", *Estimate.__dataclass_fields__, "scored", "asked"])
+    named = ["model", "weights", "updates", "base_steps", "metric"]
+    writer.writerow([*named, *Estimate.__dataclass_fields__, "scored", "asked"])
     images = len(table.drawn.images)
     for model, row in zip(table.drawn.models, table.rows, strict=True):
         for metric, estimate in row.items():
-            named = [model.label, model.weights, model.step, metric]
-            writer.writerow([*named, *asdict(estimate).values(), images, images])
+            values = [model.label, model.weights, model.step, model.base_steps, metric]
+            writer.writerow([*values, *asdict(estimate).values(), images, images])
     return file.getvalue()
 
 

@@ -145,9 +145,10 @@ class PlannedRun:
     @property
     def evaluation_calls(self) -> int:
         """Forward passes per validation image: T, and one of the reference for each step that `KLFromBase` measures."""
-        steps = self.module.evaluation.num_inference_steps
+        evaluation = self.module.evaluation
+        steps = evaluation.num_inference_steps
         measured = any(isinstance(callback, KLFromBase) for callback in self.callbacks)
-        return steps + (self.module.rollout.available_of(steps) if measured else 0)
+        return steps + (min(self.module.rollout.available_of(steps), evaluation.policy_steps) if measured else 0)
 
     @property
     def grids(self) -> int:

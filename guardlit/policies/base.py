@@ -188,7 +188,9 @@ class FlowPolicy(nn.Module, ABC):
             GuardlitError: the policy does not write this format.
         """
 
-    def export_facts(self, to: ExportFormat, merged: bool, steps: int, scale: float) -> ExportFacts | None:
+    def export_facts(
+        self, to: ExportFormat, merged: bool, steps: int, scale: float, base_steps: int = 0
+    ) -> ExportFacts | None:
         """What a model card says of the exported weights; None leaves it out.
 
         Args:
@@ -196,6 +198,7 @@ class FlowPolicy(nn.Module, ABC):
             merged: as for `export`.
             steps: sampling steps to recommend.
             scale: guidance scale to recommend.
+            base_steps: the last of these steps that the base model takes.
         """
         return None
 

@@ -47,6 +47,7 @@ def sample(
     velocities: bool = True,
     tick: Callable[[], None] = lambda: None,
     observe: Observer = lambda step, x, v: None,
+    begin: Callable[[int], None] = lambda step: None,
 ) -> Trajectory:
     """Draw one batch of images' latents.
 
@@ -64,6 +65,7 @@ def sample(
         velocities: whether the velocities of the recorded steps are kept too.
         tick: called after every step, for a progress bar and to handle a signal.
         observe: called in every step.
+        begin: called before every step, with its number.
 
     Returns:
         States and velocities of the recorded steps, (B, S, C, H, W) float32, and the clean latents.
@@ -81,6 +83,7 @@ def sample(
     parted = noisy.cumsum(1) - noisy.long()  # how often noise was drawn before each step
     finite = []
     for step, sigma in enumerate(coefficients.sigmas[:-1].tolist()):
+        begin(step)
         a, g, s = (f[step] for f in factors)
         v = _velocity(policy, x, sigma, conditioning, guidance_scale, _twins(origins, parted[:, step]))
         finite.append(v.isfinite().flatten(1).all(1))

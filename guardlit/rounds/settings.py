@@ -12,8 +12,8 @@ from guardlit.sde import MOST_STEPS
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How images are drawn.
+class Denoising:
+    """What training and validation images have in common.
 
     Attributes:
         num_inference_steps: T, sampling steps.
@@ -36,7 +36,37 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Rollout(Sampling):
+class Sampling(Denoising):
+    """How validation images are drawn.
+
+    Attributes:
+        base_steps: k, the last steps that the base model takes in place of the policy, 0 to T. Training images are
+            drawn by the policy alone.
+    """
+
+    base_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.base_steps <= self.num_inference_steps:
+            raise GuardlitError(
+                f"base_steps={self.base_steps} must be at least 0 and at most num_inference_steps="
+                f"{self.num_inference_steps}"
+            )
+
+    def __repr__(self) -> str:
+        """A fingerprint's entry: without `base_steps` where they are 0, as checkpoints had it before the setting."""
+        last = f", base_steps={self.base_steps}" if self.base_steps else ""
+        return f"Sampling(num_inference_steps={self.num_inference_steps}, guidance_scale={self.guidance_scale}{last})"
+
+    @property
+    def policy_steps(self) -> int:
+        """T - k, the steps that the policy takes."""
+        return self.num_inference_steps - self.base_steps
+
+
+@dataclass(frozen=True)
+class Rollout(Denoising):
     """How training images are drawn, and which of their steps are trained.
 
     Attributes:

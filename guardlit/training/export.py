@@ -17,6 +17,7 @@ from guardlit.policies.exports.facts import ExportFormat
 from guardlit.processes.world import World
 from guardlit.training.model_card.card import Origin, write_card
 from guardlit.training.model_card.run_facts import read_run_facts
+from guardlit.training.model_card.sampling import write_sampling
 
 if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule
@@ -43,6 +44,15 @@ class Export:
     run: Path | None = None
     to: ExportFormat = "diffusers"
     merged: bool = False
+
+
+def check_merged(merged: bool, base_steps: int) -> None:
+    """Raise `GuardlitError` for merged weights of a run whose last steps are the base model's."""
+    if merged and base_steps:
+        raise GuardlitError(
+            f"--merged true: merged weights cannot be switched off for the last {base_steps} steps: leave --merged "
+            "out, or set --model.evaluation.base_steps to 0"
+        )
 
 
 def export_weights(module: GRPOModule, ema: TrainableEMA | None, folder: Path, export: Export) -> list[Path]:
@@ -84,10 +94,14 @@ def _raise_on_all(error: GuardlitError | None) -> None:
 
 
 def _export(module: GRPOModule, folder: Path, export: Export) -> None:
-    """One set of weights, and its card."""
-    module.policy.export(folder, export.to, export.merged)
+    """One set of weights, its card, and how it is sampled."""
     draws = module.evaluation
-    facts = module.policy.export_facts(export.to, export.merged, draws.num_inference_steps, draws.guidance_scale)
+    check_merged(export.merged, draws.base_steps)
+    module.policy.export(folder, export.to, export.merged)
+    sampling = (draws.num_inference_steps, draws.guidance_scale, draws.base_steps)
+    facts = module.policy.export_facts(export.to, export.merged, *sampling)
+    if is_first():
+        write_sampling(folder, draws)
     if facts is not None and is_first():
         run = read_run_facts(export.run, export.origin.updates)
         write_card(folder, facts, run, export.origin, folder.name)

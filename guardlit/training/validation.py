@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from guardlit.errors import NonFiniteError
 from guardlit.policies.base import FlowPolicy
-from guardlit.rounds.evaluate import ReferenceKL, draw_fixed
+from guardlit.rounds.evaluate import ReferenceKL, check_base, draw_fixed
 from guardlit.rounds.reward_runner import RewardRunner, gold_scorers
 from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.sde import SDE
@@ -40,7 +40,8 @@ class ValidationHooks(pl.LightningModule):
     validated: MeanMetric
 
     def on_validation_start(self) -> None:
-        """Encode all prompts at once, so that the text encoders load at most once; check what `KLFromBase` measures."""
+        """Encode all prompts at once, so that the text encoders load at most once; check what is drawn and measured."""
+        check_base(self.policy, self.evaluation.base_steps)
         self.reference_kl()
         self.policy.encode_across_ranks(
             [prompt.text for _, prompt in getattr(self.trainer.val_dataloaders, "dataset", [])]

@@ -99,7 +99,9 @@ class ExportingPolicy(FlowPolicy):
                 if is_first():
                     save_comfyui(state, folder)
 
-    def export_facts(self, to: ExportFormat, merged: bool, steps: int, scale: float) -> ExportFacts:
+    def export_facts(
+        self, to: ExportFormat, merged: bool, steps: int, scale: float, base_steps: int = 0
+    ) -> ExportFacts:
         """See `FlowPolicy.export_facts`."""
         adapter = self.lora is not None and not merged
         base = public_name(self.model)
@@ -108,7 +110,8 @@ class ExportingPolicy(FlowPolicy):
         sampling = f"num_inference_steps={steps}, {self.guidance_call.format(scale=scale)}"
         call = (sampling, side, f"max_sequence_length={length}")
         without = tuple(self._left_out())
-        pipeline = Pipeline(self.pipeline_class, self.transformer_class, base, dtype, without, call)
+        pipeline = Pipeline(self.pipeline_class, self.transformer_class, base, dtype, without, call, steps, base_steps)
+        last = {"denoising steps of the base model": f"the last {base_steps} of {steps}"} if base_steps else {}
         return ExportFacts(
             base=base,
             hub_id=hub_id(self.model),
@@ -116,7 +119,7 @@ class ExportingPolicy(FlowPolicy):
             library={"comfyui": "", "peft": "peft"}.get(to, "diffusers"),
             license=base_license(self.model, self._folder),
             usage=usage(pipeline, to, adapter),
-            settings=self._adapter_settings() if self.lora else {},
+            settings={**(self._adapter_settings() if self.lora else {}), **last},
         )
 
     def _adapter_settings(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from guardlit.policies.folders.embeddings import CAPACITY, EmbeddingCache
 from guardlit.policies.folders.pipeline_folder import pipeline_index
 from guardlit.policies.network.compiling import blocks_of
 from guardlit.policies.weights.adapters import adapted_layers
+from guardlit.policies.weights.exported import has_exported_lora
 from guardlit.policies.weights.quantized import weight_bytes
 
 META = torch.device("meta")
@@ -77,8 +78,8 @@ class SkeletonPolicy(FlowPolicy):
 
     @property
     def has_reference(self) -> bool:
-        """True with an adapter; with full fine-tuning if `reference` is set."""
-        return self.lora is not None or self.reference
+        """True with an adapter, also an exported one in use; with full fine-tuning if `reference` is set."""
+        return self.lora is not None or self.reference or has_exported_lora(self.transformer)
 
     @property
     def host_copy(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guardlit.devices.dtypes import HALVES
 from guardlit.policies.base import FlowPolicy, WeightSet
+from guardlit.policies.weights.exported import has_exported_lora, without_adapters
 from guardlit.policies.weights.lora import LoRA
 from guardlit.policies.weights.merging import mergeable, merged, unmerged
 from guardlit.policies.weights.sets import WeightSets
@@ -31,8 +32,12 @@ class SwitchingPolicy(FlowPolicy):
 
     @contextmanager
     def using(self, weights: WeightSet) -> Iterator[None]:
-        """See `FlowPolicy.using`."""
-        with nullcontext() if weights == "policy" else unmerged(self.transformer), self._sets.using(weights):
+        """See `FlowPolicy.using`; under an exported LoRA the reference is the network without it."""
+        exported = weights == "reference" and has_exported_lora(self.transformer)
+        with (
+            nullcontext() if weights == "policy" else unmerged(self.transformer),
+            without_adapters(self.transformer) if exported else self._sets.using(weights),
+        ):
             yield
 
     def base(self) -> AbstractContextManager[None]:

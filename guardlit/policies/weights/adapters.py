@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -122,3 +123,18 @@ def activate(layers: Sequence[Any], adapter: str | None) -> None:
         layer._disable_adapters = adapter is None
         if adapter is not None:
             layer._active_adapter = [adapter]
+
+
+@contextmanager
+def restored(layers: Sequence[Any]) -> Iterator[None]:
+    """Activate, after the context, the adapter that was active before it, or none.
+
+    Args:
+        layers: as `adapted_layers` gives them.
+    """
+    before = [(layer, layer._disable_adapters, layer._active_adapter) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, disabled, active in before:
+            layer._disable_adapters, layer._active_adapter = disabled, active

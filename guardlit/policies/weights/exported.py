@@ -9,10 +9,11 @@ from typing import Any
 
 from guardlit.errors import GuardlitError
 from guardlit.policies.folders.components import load_component, quiet
-from guardlit.policies.weights.adapters import activate, adapted_layers, compute_as_base
+from guardlit.policies.weights.adapters import activate, adapted_layers, compute_as_base, restored
 from guardlit.policies.weights.attaching import attach, detach
 from guardlit.policies.weights.lora_reading import read_lora
 from guardlit.policies.weights.quantized import QuantizedLinear
+from guardlit.policies.weights.sets import without_gradients
 
 ADAPTER = "exported"
 
@@ -42,6 +43,20 @@ def exported_weights(transformer: Any, place: Path) -> Iterator[None]:
             yield
 
 
+def has_exported_lora(transformer: Any) -> bool:
+    """Whether an exported LoRA is in use, so that the network without its adapters is the base."""
+    return ADAPTER in getattr(transformer, "peft_config", {})
+
+
+@contextmanager
+def without_adapters(transformer: Any) -> Iterator[None]:
+    """Use the network without any adapter, within the context and without gradients."""
+    layers = adapted_layers(transformer)
+    with without_gradients(), restored(layers):
+        activate(layers, None)
+        yield
+
+
 @contextmanager
 def _lora(transformer: Any, place: Path) -> Iterator[None]:
     """The file's adapter as the only active one."""
@@ -49,22 +64,20 @@ def _lora(transformer: Any, place: Path) -> Iterator[None]:
     if any(u.magnitude is not None for u in updates.values()) and any(map(_quantized, transformer.modules())):
         raise GuardlitError(f"{place}: a DoRA needs a base that is not quantized; take quantization: null")
     flags = {name: p.requires_grad for name, p in transformer.named_parameters()}
-    before = [(layer, layer._disable_adapters, layer._active_adapter) for layer in adapted_layers(transformer)]
     quiet()
-    try:
-        attach(transformer, ADAPTER, updates)
-        del updates
-        activate(adapted_layers(transformer), ADAPTER)
-        compute_as_base(transformer)
-        transformer.requires_grad_(False)
-        yield
-    finally:
-        if ADAPTER in getattr(transformer, "peft_config", {}):
-            detach(transformer, ADAPTER)
-        for layer, disabled, active in before:
-            layer._disable_adapters, layer._active_adapter = disabled, active
-        for name, parameter in transformer.named_parameters():
-            parameter.requires_grad_(flags[name])
+    with restored(adapted_layers(transformer)):
+        try:
+            attach(transformer, ADAPTER, updates)
+            del updates
+            activate(adapted_layers(transformer), ADAPTER)
+            compute_as_base(transformer)
+            transformer.requires_grad_(False)
+            yield
+        finally:
+            if has_exported_lora(transformer):
+                detach(transformer, ADAPTER)
+            for name, parameter in transformer.named_parameters():
+                parameter.requires_grad_(flags[name])
 
 
 def _quantized(module: object) -> bool:

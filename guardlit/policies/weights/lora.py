@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError, at_least, did_you_mean, positive
 from guardlit.policies.base import WeightSet
-from guardlit.policies.weights.adapters import activate, adapted_layers, compute_as_base
+from guardlit.policies.weights.adapters import activate, adapted_layers, compute_as_base, restored
 from guardlit.policies.weights.attaching import attach
 from guardlit.policies.weights.lora_reading import read_lora
 from guardlit.policies.weights.lora_update import Update
@@ -102,12 +102,9 @@ class AdapterWeights:
         if weights == "policy":
             yield
             return
-        with without_gradients():
-            try:
-                activate(self._layers, OLD if weights == "old" else None)
-                yield
-            finally:
-                activate(self._layers, TRAINED)
+        with without_gradients(), restored(self._layers):
+            activate(self._layers, OLD if weights == "old" else None)
+            yield
 
     @torch.no_grad()
     def refresh_old(self) -> None:
