@@ -400,7 +400,11 @@ WRONG = {
         "the checkpoint was saved with lora =",
     ),
     "precision": (["--trainer.precision", "16-true"], "trainer.precision=16-true"),
-    "rescore and checkpoints": (["--rescore", "--ckpt", "last"], "leave out --ckpt and --label"),
+    "rescore and checkpoints": (["--rescore", "--ckpt", "last"], "leave out --ckpt, --label and --base_steps"),
+    "base steps above all": (["--ckpt", "last", "--base_steps", "11"], "at most num_inference_steps=10"),
+    "negative base steps": (["--ckpt", "last", "--base_steps", "-1"], "base_steps=-1 must be at least 0"),
+    "base steps twice": (["--ckpt", "last", "--base_steps", "2,2"], "--base_steps names 2 twice"),
+    "base steps in words": (["--ckpt", "last", "--base_steps", "two"], "--base_steps"),
     "nothing to rescore": (["--rescore"], "--rescore needs the images of an earlier evaluation"),
 }
 
