@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from runs import guardlit
-from test_evaluate_processes import COMMAND, TWO, torchrun
+from torchrun import torchrun
 from velocities import disturb
 
 from guardlit.policies import LoRA, SD3Policy
 
-RUN = (*COMMAND[1:5], *COMMAND[5:9])
-"""Configurations, accelerator and batches."""
+ROOT = Path(__file__).parents[2]
+RUN = ("--config", ROOT / "configs/tiny_digits.yaml", "--trainer.accelerator", "cpu", "--data.rollout_batch", 4)
+COMMAND = ("evaluate", *RUN, "--config", ROOT / "configs/gold_tiny.yaml", "--images_per_prompt", 2)
+TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +27,9 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = SD3Policy("guardlit://digits", 32, lora=LoRA(4, 8), max_sequence_length=8, cache=None)
     policy.load()
     disturb(policy)
-    policy.export(tmp_path_factory.mktemp("lora") / "noisy")
-    return tmp_path_factory.getbasetemp() / next(tmp_path_factory.getbasetemp().glob("lora*")).name / "noisy"
+    folder = tmp_path_factory.mktemp("lora") / "noisy"
+    policy.export(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +88,6 @@ def test_another_number_is_drawn_and_a_known_one_is_not(evaluated: Path, lora: P
 
 def test_without_the_setting_tables_and_keys_are_as_they_were(lora: Path, tmp_path: Path):
     """The folders of images have the names that they had before there was such a setting."""
-    import hashlib
-
     assert guardlit(*COMMAND, "--ckpt", lora, "--out", tmp_path) == 0
     assert "base steps" not in (tmp_path / "table.md").read_text()
     document = json.loads((tmp_path / "drawn.json").read_text())
@@ -104,7 +106,8 @@ def test_without_the_setting_tables_and_keys_are_as_they_were(lora: Path, tmp_pa
 
 def test_validation_on_one_or_two_processes_draws_the_same(evaluated: Path, lora: Path, tmp_path: Path):
     """Its images are those of the table; its reward and grid are equal on one and two processes."""
-    starts = ("--config", COMMAND[2], *COMMAND[5:9], "--model.policy.init_args.lora.start", lora)
+    jpeg = ("--model.reward", "JPEGCompressibility")  # a function of the bytes alone
+    starts = (*RUN, *jpeg, "--model.policy.init_args.lora.start", lora)
     late = ("--model.evaluation.base_steps", 4, "--data.val_images_per_prompt", 2)
     keep = {"class_path": "validation_images.KeepImages", "init_args": {"folder": str(tmp_path / "kept")}}
     grid = {"class_path": "guardlit_callbacks.SampleGrid", "init_args": {"max_images": 20}}

@@ -43,7 +43,7 @@ def test_the_code_of_the_card_draws_what_guardlit_draws(
     facts = policy.export_facts(to, False, T, 1.0, k)
     write_card(tmp_path / "out", facts, read_run_facts(None, 3), Origin(3, None), "raw")
     text = (tmp_path / "out/README.md").read_text()
-    assert ("the last" in text) == (k > 0)
+    assert ("denoising steps of the base model" in text) == (k > 0)
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     assert ("callback_on_step_end" in code) == (0 < k < T)
     prompt = "a red cup on a table"
@@ -133,16 +133,16 @@ def test_the_record_decides_unless_the_option_does(run: Path, tmp_path: Path):
 def test_full_fine_tuning_without_a_reference_is_refused_before_it_draws(
     run: Path, sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    full = ("--model.policy.lora", "null", "--config")
-    assert guardlit("validate", *full, run / "run.yaml") == 2
+    full = ("--config", run / "run.yaml", "--model.policy.lora", "null")
+    assert guardlit("validate", *full) == 2
     assert "base_steps=1: full fine-tuning keeps no weights of the base model" in capsys.readouterr().err
     whole = FAMILIES["sd3"].load(sd3_folder, lora=None)
     disturb(whole)
     whole.export(tmp_path / "whole")
     asked = (*GOLD, "--ckpt", tmp_path / "whole", "--out", tmp_path / "out", "--base_steps", "0,1")
-    assert guardlit("evaluate", *full, run / "run.yaml", *asked) == 2
+    assert guardlit("evaluate", *full, *asked) == 2
     assert "'whole, base_steps 1': base_steps=1: full" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.png"))
     # an exported LoRA has a base, the weights that have not trained
     lora = ("--ckpt", newest(run, "export"), "--out", tmp_path / "out", "--base_steps", "0,1")
-    assert guardlit("evaluate", *full, run / "run.yaml", *GOLD, *lora) == 0
+    assert guardlit("evaluate", *full, *GOLD, *lora) == 0

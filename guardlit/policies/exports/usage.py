@@ -64,8 +64,8 @@ def _comfyui(pipeline: Pipeline) -> str:
     first = pipeline.steps - pipeline.base_steps
     return (
         f"{text}\n\nThe base model takes the last {pipeline.base_steps} of {pipeline.steps} steps: sample with two "
-        f"nodes KSamplerAdvanced. The first, behind the LoRA, has end_at_step {first} and return_with_leftover_noise; the "
-        f"second, behind the base model, has start_at_step {first} and no add_noise."
+        f"nodes KSamplerAdvanced. The first, behind the LoRA, has end_at_step {first} and return_with_leftover_noise; "
+        f"the second, behind the base model, has start_at_step {first} and no add_noise."
     )
 
 
