@@ -60,12 +60,10 @@ def sample(
         guidance_scale: 1 for none.
         record: the steps of each image to keep for training, rising, (B, S) int64 on the CPU; null keeps none.
         noisy: where the sampler's step is taken, not the ODE's, (B, T) bool on the CPU; null takes it everywhere.
-        origins: the image whose initial noise each one starts from; itself by default. Images of one origin have one
-            prompt, and the policy is called for one of them only until their noise differs.
+        origins: whose initial noise each has, its own by default; equal ones have one prompt and share early calls.
         velocities: whether the velocities of the recorded steps are kept too.
         tick: called after every step, for a progress bar and to handle a signal.
-        observe: called in every step.
-        begin: called before every step, with its number.
+        observe, begin: called in every step, and before it with its number.
 
     Returns:
         States and velocities of the recorded steps, (B, S, C, H, W) float32, and the clean latents.
