@@ -63,7 +63,8 @@ def sample(
         origins: whose initial noise each has, its own by default; equal ones have one prompt and share early calls.
         velocities: whether the velocities of the recorded steps are kept too.
         tick: called after every step, for a progress bar and to handle a signal.
-        observe, begin: called in every step, and before it with its number.
+        observe: called in every step.
+        begin: called before every step, with its number.
 
     Returns:
         States and velocities of the recorded steps, (B, S, C, H, W) float32, and the clean latents.
@@ -77,9 +78,8 @@ def sample(
     noises = noise.ahead([(origins, INITIAL), *_drawing(samples, noisy)], device)
     x = next(noises)
     kept = _Record(record if record is not None else torch.empty(len(samples), 0, dtype=torch.int64), x, velocities)
-    factors = _factors(coefficients, noisy, x)
+    factors, finite = _factors(coefficients, noisy, x), []
     parted = noisy.cumsum(1) - noisy.long()  # how often noise was drawn before each step
-    finite = []
     for step, sigma in enumerate(coefficients.sigmas[:-1].tolist()):
         begin(step)
         a, g, s = (f[step] for f in factors)

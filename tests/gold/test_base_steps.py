@@ -119,8 +119,9 @@ def test_validation_on_one_or_two_processes_draws_the_same(evaluated: Path, lora
     assert guardlit(*validate("one", keep, grid)) == 0
     assert torchrun(tmp_path / "two.py", (*validate("two", grid), *TWO)) == 0
     assert _reward(tmp_path / "one") == pytest.approx(_reward(tmp_path / "two"), rel=1e-6)
-    pictures = [next((tmp_path / name).rglob("step_*.png")).read_bytes() for name in ("one", "two")]
-    assert pictures[0] == pictures[1]
+    one, two = (_pixels(next((tmp_path / name).rglob("step_*.png")).read_bytes()).int() for name in ("one", "two"))
+    assert int((one - two).abs().max()) <= 1  # a rank's last batch has two images, whose sums round differently
+    assert float((one != two).float().mean()) < 1e-3
     batches = [torch.load(file, weights_only=True) for file in (tmp_path / "kept").glob("*.pt")]
     kept = {int(i): image for batch in batches for i, image in zip(batch["index"], batch["images"], strict=True)}
     drawn = images(evaluated)["noisy, base_steps 4"]
