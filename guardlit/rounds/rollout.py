@@ -73,9 +73,10 @@ def sample(
         VelocityError: after the last step, so that `tick` is called equally often on every rank.
     """
     device = next(iter(conditioning.values())).device
-    origins = samples if origins is None else origins
+    # of one number in `samples` alone, images may have different prompts
+    starts, twins = (samples, range(len(samples))) if origins is None else (origins, origins)
     noisy = (torch.ones(len(samples), len(coefficients)).bool() if noisy is None else noisy) & (coefficients.std > 0)
-    noises = noise.ahead([(origins, INITIAL), *_drawing(samples, noisy)], device)
+    noises = noise.ahead([(starts, INITIAL), *_drawing(samples, noisy)], device)
     x = next(noises)
     kept = _Record(record if record is not None else torch.empty(len(samples), 0, dtype=torch.int64), x, velocities)
     factors, finite = _factors(coefficients, noisy, x), []
@@ -83,7 +84,7 @@ def sample(
     for step, sigma in enumerate(coefficients.sigmas[:-1].tolist()):
         begin(step)
         a, g, s = (f[step] for f in factors)
-        v = _velocity(policy, x, sigma, conditioning, guidance_scale, _twins(origins, parted[:, step]))
+        v = _velocity(policy, x, sigma, conditioning, guidance_scale, _twins(twins, parted[:, step]))
         finite.append(v.isfinite().flatten(1).all(1))
         kept.put(step, x, v)
         observe(step, x, v)

@@ -20,6 +20,10 @@ def test_an_image_depends_on_its_prompt_and_index_alone():
     assert (images.shape, images.dtype) == ((2, 3, 2, 2), torch.uint8)
     assert torch.equal(draw_fixed(policy, SAMPLING, PROMPTS[::-1], [4, 3]), images.flip(0))
     assert not torch.equal(draw_fixed(policy, SAMPLING, PROMPTS, [5, 4])[0], images[0])
+    together = draw_fixed(policy, SAMPLING, PROMPTS, [3, 3])  # one index, as `guardlit sample` gives every prompt
+    assert torch.equal(together[:1], images[:1])
+    assert torch.equal(together[1:], draw_fixed(policy, SAMPLING, PROMPTS[1:], [3]))
+    assert not torch.equal(together[0], together[1])
     with torch.no_grad():
         policy.scale.add_(0.5)
     assert not torch.equal(draw_fixed(policy, SAMPLING, PROMPTS, [3, 4]), images)
