@@ -52,6 +52,7 @@ def _plan(options: argparse.Namespace, run: PlannedRun) -> None:
 
     check_arguments(run.trainer)
     check_precision(run.precision, run.module.policy.forward_dtype)
+    run.check_pairs()
     document: dict[str, Any] = {"run": _run(run)}
     settings = (run.module, run.plan, run.precision, run.on_gpu, run.callbacks)
     _refuse(lint(LintFacts.of(*settings, loaded=False)))  # what cannot run cannot be measured
@@ -129,6 +130,7 @@ def _run(run: PlannedRun) -> dict[str, Any]:
         "validation_images": validation,
         "train_prompts": train,
         "val_prompts": val,
+        **({} if run.pairs is None else {"data_pairs": len(run.pairs)}),
     }
 
 
@@ -160,6 +162,7 @@ def _disk(run: PlannedRun, found: Estimate) -> dict[str, int]:
         "embedding cache": run.encoded * found.footprint.embedding if found.footprint.remembered else 0,
         "checkpoint of a round": checkpoint,
         "checkpoint within a round": checkpoint + 2 * trained + found.trajectories * run.world,
+        "latents of images": found.latents if found.footprint.remembered else 0,
         "images": run.validations * run.grids * found.image_bytes,
     }
 

@@ -96,10 +96,15 @@ def _txt_rows(path: Path) -> Iterator[Row]:
         yield place, line, {}
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def jsonl_rows(path: Path, column: str = COLUMN) -> Iterator[Row]:
+    """Rows of a file of one object a line, each with this key.
+
+    Raises:
+        GuardlitError: a line that is anything else; names it.
+    """
     for place, line in _lines(path):
         if not line.strip():
-            raise GuardlitError(f"{place}: the line is blank; remove it or write an object with the key {COLUMN!r}")
+            raise GuardlitError(f"{place}: the line is blank; remove it or write an object with the key {column!r}")
         try:
             row = json.loads(line, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
@@ -113,9 +118,9 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             raise GuardlitError(f"{place}: JSON that cannot be read: {first_line(error)}") from error
         if not isinstance(row, dict):
             raise GuardlitError(
-                f"{place}: JSON of type {type(row).__name__}; each line is one object with the key {COLUMN!r}"
+                f"{place}: JSON of type {type(row).__name__}; each line is one object with the key {column!r}"
             )
-        yield split(place, row, COLUMN, f"call the text's key {COLUMN!r}")
+        yield split(place, row, column, f"call the text's key {column!r}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -172,7 +177,7 @@ def _records(path: Path) -> Iterator[tuple[str, list[str]]]:
         yield place, cells
 
 
-READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {".txt": _txt_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
+READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {".txt": _txt_rows, ".jsonl": jsonl_rows, ".csv": _csv_rows}
 """Rows of a file, by its suffix."""
 
 

@@ -32,7 +32,9 @@ class Costs:
         merges_rollout: whether the adapter is merged into the weights there, or may be.
         evaluation: a batch of validation images.
         decoding: a batch of images.
-        training: forward and backward pass of a micro-batch.
+        training: forward and backward pass of a micro-batch, with the most pairs of the data loss that one has.
+        pair: FLOP of a forward and backward pass of one pair of the data loss.
+        pairs: of the data loss in such a micro-batch.
         other_training: the same with the other setting of gradient checkpointing.
         batch: bytes of a micro-batch.
         image: bytes of an image without compression.
@@ -48,6 +50,8 @@ class Costs:
     evaluation: Cost
     decoding: Cost
     training: Cost
+    pair: float
+    pairs: int
     other_training: Cost
     batch: int
     image: int
@@ -61,12 +65,14 @@ def measure(run: PlannedRun) -> Costs:
         GuardlitError: missing model files, or settings that no run can have.
     """
     module, rows = run.module, run.rollout_batch
+    run.check_pairs()
     own, other = (module.policy.skeleton(on) for on in (None, not module.policy.gradient_checkpointing))
     module.policy = other
     other_training, _ = _training(run)
     module.policy = own
     footprint = own.footprint()
     training, batch = _training(run)
+    pair, pairs = _pair(run)
     decoding, image = _decoding(run, rows)
     how, guidance = _merging(run), module.rollout.guidance_scale
     separate = _forward(run, rows, guidance, nullcontext())
@@ -81,6 +87,8 @@ def measure(run: PlannedRun) -> Costs:
         evaluation=_forward(run, rows, module.evaluation.guidance_scale, validating),
         decoding=decoding,
         training=training,
+        pair=pair,
+        pairs=pairs,
         other_training=other_training,
         batch=batch,
         image=image,
@@ -116,9 +124,7 @@ def _decoding(run: PlannedRun, rows: int) -> tuple[Cost, int]:
 
 def _training(run: PlannedRun) -> tuple[Cost, int]:
     """The cost of a micro-batch's forward and backward pass in the module's own step, and the micro-batch's bytes."""
-    module, rows = run.module, run.plan.micro_batch
-    conditioning = module.policy.conditioning([""] * rows)
-    batch = Transition.blank(rows, module.policy.latent_shape, conditioning, META)
+    module, batch = run.module, _blank(run)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)  # stored, and counted separately
@@ -126,6 +132,24 @@ def _training(run: PlannedRun) -> tuple[Cost, int]:
         backward(module.training_step(batch, 0)["loss"])
     module.outputs = []
     return cost, size_of([*batch.conditioning.values(), *(t for t in vars(batch).values() if isinstance(t, Tensor))])
+
+
+def _pair(run: PlannedRun) -> tuple[float, int]:
+    """FLOP of one pair of the data loss, and the most pairs of a micro-batch; 0 without such a loss."""
+    module, batch = run.module, _blank(run)
+    if module.data_term is None:
+        return 0.0, 0
+    with measured(run.half, run.on_gpu) as cost:
+        found = module.data_term.add(torch.zeros((), device=META), module, batch, 0)
+        backward(found["loss"])
+    pairs = len(found["data_loss"])
+    return cost.flops / pairs, pairs
+
+
+def _blank(run: PlannedRun) -> Transition:
+    """A micro-batch without content."""
+    policy, rows = run.module.policy, run.plan.micro_batch
+    return Transition.blank(rows, policy.latent_shape, policy.conditioning([""] * rows), META)
 
 
 def _optimizer_bytes(run: PlannedRun) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ import torch
 from guardlit_callbacks import KLFromBase, SampleGrid, TrainableEMA
 
 from guardlit.data.datamodule import PromptDataModule
+from guardlit.data.image_pairs import ImagePairs
 from guardlit.data.prompts import load_prompts
 from guardlit.errors import GuardlitError
 from guardlit.rounds.old_policy import rows_a_call
@@ -131,11 +133,22 @@ class PlannedRun:
             return limit
         return len(load_prompts(source, limit=limit, check=self.module.check_prompt))
 
+    @cached_property
+    def pairs(self) -> ImagePairs | None:
+        """The images of the data loss, each checked; None without such a loss."""
+        return None if self.module.data_term is None else self.module.data_term.read(self.module.policy)
+
+    def check_pairs(self) -> None:
+        """Refuse a data loss that the run cannot have: raises `GuardlitError`."""
+        if self.module.data_term is not None:
+            self.module.data_term.bind(self.plan)
+
     @property
     def encoded(self) -> int:
         """Number of prompts that the run encodes; those of one round for a data set on the hub."""
         train, val = self.prompts()
-        return (self.plan.prompts_per_round if train is None else train) + (val or 0) + 1
+        paired = len(set(self.pairs.texts)) if self.pairs else 0
+        return (self.plan.prompts_per_round if train is None else train) + (val or 0) + 1 + paired
 
     @property
     def average(self) -> bool:

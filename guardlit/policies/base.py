@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
 from guardlit.policies.exports.facts import ExportFacts, ExportFormat
+from guardlit.policies.images import ImagePolicy
 from guardlit.types import Conditioning
 
 WeightSet = Literal["policy", "old", "reference"]
@@ -64,7 +65,7 @@ class Footprint:
     remembered: int | None
 
 
-class FlowPolicy(nn.Module, ABC):
+class FlowPolicy(ImagePolicy, ABC):
     """A flow-matching text-to-image model that predicts v = noise - x_0.
 
     The VAE and the text encoders are outside the module tree, so checkpoints and optimizers do not hold them. Nothing

@@ -243,6 +243,15 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         scheduler.set_timesteps(**self._schedule(num_steps))
         return cast("Tensor", scheduler.sigmas.double())
 
+    def shifted(self, times: Tensor, num_steps: int) -> Tensor:
+        """See `ImagePolicy.shifted`: by the scheduler's shift for this image size."""
+        config = self._outside["scheduler"].config
+        if not config.use_dynamic_shifting:
+            shift = float(config.shift)
+            return shift * times / (1 + (shift - 1) * times)
+        mu = self._schedule(num_steps)["mu"]
+        return cast("Tensor", self._outside["scheduler"].time_shift(mu, 1.0, times))
+
     # forward pass -------------------------------------------------------------------------------------------------
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:

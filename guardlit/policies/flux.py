@@ -59,6 +59,10 @@ class FluxPolicy(DiffusersPolicy):
             raise no_guidance(self._folder, guidance_scale, "has no guidance embedding")
         return self._call(latents, sigma, conditioning)
 
+    def unguided_scale(self, guidance_scale: float) -> float:
+        """See `ImagePolicy.unguided_scale`: as configured, an input of the network."""
+        return guidance_scale
+
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         embeds, (height, width) = conditioning["prompt_embeds"], latents.shape[-2:]
         tokens = self.transformer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from guardlit.policies.base import Shard
 from guardlit.policies.diffusers_base import JOINT_ATTENTION, DiffusersPolicy
@@ -92,6 +92,15 @@ class Flux2KleinPolicy(DiffusersPolicy):
         return cast("Tensor", tokens.transpose(1, 2).reshape(latents.shape))
 
     def _images(self, vae: Any, latents: Tensor) -> Tensor:
-        statistics, eps = vae.bn, vae.config.batch_norm_eps
-        mean, std = (x.view(-1, 1, 1) for x in (statistics.running_mean, (statistics.running_var + eps).sqrt()))
+        mean, std = _statistics(vae)
         return cast("Tensor", vae.decode(pixel_shuffle(latents * std + mean, 2), return_dict=False)[0])
+
+    def _latents(self, vae: Any, images: Tensor) -> Tensor:
+        mean, std = _statistics(vae)
+        return (pixel_unshuffle(vae.encode(images).latent_dist.mode(), 2) - mean) / std
+
+
+def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents' channels, which the VAE keeps in a batch norm, (4 C, 1, 1) each."""
+    mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    return mean.view(-1, 1, 1), std.view(-1, 1, 1)

@@ -84,3 +84,8 @@ class QwenImagePolicy(DiffusersPolicy):
         mean, std = (latents.new_tensor(x).view(-1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
         frames = vae.decode((latents * std + mean).unsqueeze(2), return_dict=False)[0]
         return cast("Tensor", frames.squeeze(2))
+
+    def _latents(self, vae: Any, images: Tensor) -> Tensor:
+        mean, std = (images.new_tensor(x).view(-1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
+        latents = vae.encode(images.unsqueeze(2)).latent_dist.mode().squeeze(2)
+        return cast("Tensor", (latents - mean) / std)

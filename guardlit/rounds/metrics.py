@@ -23,10 +23,11 @@ def update_metrics(outputs: Sequence[Outputs], norm: Tensor, skipped: int) -> di
 
     | key | unit |
     |---|---|
-    | `train/loss` | the objective's, with the KL penalty where there is one |
+    | `train/loss` | the objective's, with KL penalty and data loss where there are some |
     | `train/ratio_mean`, `train/ratio_std` | mean or standard deviation of ratio - 1 over the update's transitions |
     | `train/clip_above`, `train/clip_below` | of the update's transitions those clipped on that side, 0 to 1 |
     | `train/advantage_abs` | mean size of the advantage, in standard deviations of the reward, or its unit with none |
+    | `train/data_loss` | mean flow-matching loss of the update's images, unweighted; with `data_loss` only |
     | `train/kl` | mean KL divergence from the base model, nats; with a `kl` penalty only |
     | `train/grad_norm` | norm of the gradient before clipping, loss / parameter |
     | `train/skipped_updates` | updates of the run so far that were skipped |
@@ -46,6 +47,8 @@ def update_metrics(outputs: Sequence[Outputs], norm: Tensor, skipped: int) -> di
     }
     if "kl" in outputs[0]:
         metrics["train/kl"] = torch.cat([o["kl"] for o in outputs]).mean()
+    if "data_loss" in outputs[0]:
+        metrics["train/data_loss"] = torch.cat([o["data_loss"] for o in outputs]).mean()
     return metrics
 
 

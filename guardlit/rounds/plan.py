@@ -141,8 +141,7 @@ class RoundPlan:
             P indices; the same on every rank.
         """
         first = round * self.prompts_per_round
-        positions = range(first, first + self.prompts_per_round)
-        return [int(_walk(available, mix(seed, _PROMPTS, p // available))[p % available]) for p in positions]
+        return walk(range(first, first + self.prompts_per_round), available, seed, _PROMPTS)
 
     def order(self, seed: int, round: int) -> Tensor:
         """The images' order of training, a permutation (N,) of 0 ... N - 1; image i belongs to prompt i // K.
@@ -204,7 +203,18 @@ def candidates(plan: RoundPlan, most: int, done: int = 0, one_step: bool = False
     return [size for size in sizes if transitions % size == 0 and done % (size * plan.world_size) == 0]
 
 
-@lru_cache(maxsize=2)  # a million prompts take 40 ms to permute, and every round asks about 64 rounds ahead
+def walk(positions: Iterable[int], available: int, *seed: int) -> list[int]:
+    """Items at some positions of a walk through seeded permutations, so that all come up equally often.
+
+    Args:
+        positions: from 0.
+        available: number of items.
+        seed: one or several numbers.
+    """
+    return [int(_walk(available, mix(*seed, p // available))[p % available]) for p in positions]
+
+
+@lru_cache(maxsize=4)  # a million prompts take 40 ms to permute, and every round asks about 64 rounds ahead
 def _walk(n: int, seed: int) -> Tensor:
     return _permutation(n, seed)
 

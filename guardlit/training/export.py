@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,9 @@ def _export(module: GRPOModule, folder: Path, export: Export) -> None:
 
 
 def write_images(images: Tensor, prompts: list[str], per_prompt: int, folder: Path) -> list[Path]:
-    """Write one PNG an image and all of them as one grid, a row a prompt.
+    """Write one PNG an image, `metadata.jsonl` with their prompts, and all of them as one grid, a row a prompt.
+
+    So the folder is a data set of image and prompt: Hugging Face's `imagefolder`, and `model.data_loss.images`.
 
     Args:
         images: (prompts x per_prompt, 3, height, width) uint8.
@@ -117,7 +120,7 @@ def write_images(images: Tensor, prompts: list[str], per_prompt: int, folder: Pa
         folder: made if need be.
 
     Returns:
-        The files, the grid last.
+        The images, then the grid.
 
     Raises:
         GuardlitError: a folder that cannot be written.
@@ -132,6 +135,9 @@ def write_images(images: Tensor, prompts: list[str], per_prompt: int, folder: Pa
         folder.mkdir(parents=True, exist_ok=True)
         for path, picture in zip(paths, pictures, strict=True):
             write_png(picture, str(path))
+        rows = [{"file_name": name, "text": prompts[i // per_prompt]} for i, name in enumerate(names)]
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     except (OSError, RuntimeError) as error:
         raise GuardlitError(f"images cannot be written to {folder}: {error}") from error
     return paths

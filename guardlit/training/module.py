@@ -34,6 +34,8 @@ from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.sde import SDE, FlowSDE
 from guardlit.training.checkpointing import CheckpointHooks
 from guardlit.training.collecting import RoundHooks
+from guardlit.training.data_loss.settings import DataLoss
+from guardlit.training.data_loss.term import DataTerm
 from guardlit.training.ddp import keep_quantized
 from guardlit.training.limits import settings
 from guardlit.training.linter import Linter
@@ -60,6 +62,7 @@ class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
         rollout: how training images are drawn.
         evaluation: how validation images are drawn, by the Euler ODE.
         kl: penalty on the distance to the base model; null for none.
+        data_loss: flow-matching loss on images, another hold on the policy; null for none.
         optimizer: given the trainable parameters.
         lr_scheduler: stepped after every update; null keeps the learning rate.
         old_velocity: `stored` takes the rollout's velocities as the old policy's; `recomputed` calls the old policy
@@ -80,6 +83,7 @@ class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
         rollout: Rollout = Rollout(),  # noqa: B008 - frozen
         evaluation: Sampling = Sampling(),  # noqa: B008 - frozen
         kl: KL | None = None,
+        data_loss: DataLoss | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=1e-4),
         lr_scheduler: LRSchedulerCallable | None = None,
         old_velocity: OldVelocity = "stored",
@@ -94,6 +98,7 @@ class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
             self.reward.check_features(advantage.diversity)
         self.sde, self.objective, self.advantage = unlazy(sde), unlazy(objective), advantage
         self.rollout, self.evaluation, self.kl = rollout, evaluation, kl
+        self.data_term = None if data_loss is None else DataTerm(data_loss)
         self.make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         self.old_velocity = "recomputed" if old_velocity == "auto" and rollout.merge is True else old_velocity
         self.old = OldPolicy(self.old_velocity)
@@ -141,10 +146,11 @@ class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
         keep_quantized(self)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The linter and, for `clip_range: auto`, the calibration, unless the Trainer has them."""
+        """The data term, the linter and, for `clip_range: auto`, the calibration, unless the Trainer has them."""
         needed = [Linter, ClipCalibration] if self.objective.auto else [Linter]
         given = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [kind() for kind in needed if not any(isinstance(callback, kind) for callback in given)]
+        own = [] if self.data_term is None else [self.data_term]
+        return own + [kind() for kind in needed if not any(isinstance(callback, kind) for callback in given)]
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and its schedule."""
@@ -187,6 +193,8 @@ class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
         reference = None if self.kl is None else self.other_velocity(batch, "reference")
         outputs = step_outputs(self.objective, batch, velocity, old, self.kl, reference)
         outputs |= self.old.compare(self.objective, batch, velocity, batch_idx)
+        if self.data_term is not None:
+            outputs |= self.data_term.add(outputs["loss"], self, batch, batch_idx)
         self.outputs.append({k: v.detach() for k, v in outputs.items()})
         return outputs
 

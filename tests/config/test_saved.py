@@ -54,7 +54,7 @@ def test_images_weights_and_scores_are_made_with_it(saved: Path, tmp_path: Path,
     assert guardlit("sample", *here, "--prompts", '["a cat"]', "--n", 1, "--out", out) == 0
     assert guardlit("export", *here, "--out", out) == 0
     assert guardlit("validate", *here) == 0
-    assert {path.name for path in out.iterdir()} == {"000_a-cat_0.png", "grid.png", "raw", "ema"}
+    assert {path.name for path in out.iterdir()} == {"000_a-cat_0.png", "grid.png", "metadata.jsonl", "raw", "ema"}
     runs = saved.parent.parent
     assert {path.name for path in runs.iterdir()} == {"version_0", "version_1", "validate_0"}
     assert tuple(yaml.safe_load((runs / "validate_0/config.yaml").read_text())) == SECTIONS

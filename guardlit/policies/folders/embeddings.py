@@ -31,10 +31,13 @@ class EmbeddingCache:
         key: names encoders and settings; entries of different keys are separate.
         folder: where entries are stored between runs, one file a prompt; None keeps them in memory only.
         capacity: entries held in memory; older ones are read from disk again. Without a folder all stay in memory.
+        what: the entries are, for messages.
     """
 
-    def __init__(self, key: str, folder: Path | None, capacity: int = CAPACITY) -> None:
-        self._key = key
+    def __init__(
+        self, key: str, folder: Path | None, capacity: int = CAPACITY, what: str = "prompt embeddings"
+    ) -> None:
+        self._key, self._what = key, what
         self._folder = folder
         self._capacity = capacity
         self._memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
@@ -120,7 +123,7 @@ class EmbeddingCache:
                 file.write(save(entry))
         except OSError as error:
             raise GuardlitError(
-                f"prompt embeddings cannot be written to {self._folder}: {error.strerror}; set the policy's cache to "
+                f"{self._what} cannot be written to {self._folder}: {error.strerror}; set the policy's cache to "
                 "another folder, or to null to keep them in memory"
             ) from error
 
@@ -136,8 +139,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GUARDLIT_CACHE") or Path(base) / "guardlit")
 
 
-def embeddings_folder(cache: str | None) -> Path | None:
-    """The folder of entries: under `cache`, under `cache_folder` for `auto`, none for None."""
+def embeddings_folder(cache: str | None, name: str = "embeddings") -> Path | None:
+    """The folder of entries: `name` under `cache`, under `cache_folder` for `auto`, none for None."""
     if cache is None:
         return None
-    return (cache_folder() if cache == "auto" else Path(cache)) / "embeddings"
+    return (cache_folder() if cache == "auto" else Path(cache)) / name

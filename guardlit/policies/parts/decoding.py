@@ -1,8 +1,9 @@
-"""Decoding of latents by a diffusers policy's VAE."""
+"""Decoding of latents, and encoding of images, by a diffusers policy's VAE."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,12 +11,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from guardlit.errors import GuardlitError
+from guardlit.policies.folders.embeddings import EmbeddingCache, embeddings_folder
+from guardlit.policies.folders.pipeline_folder import sample_digest
 from guardlit.policies.parts.skeleton import SkeletonPolicy
 
 
 class DecodingPolicy(SkeletonPolicy):
-    """Decodes latents; see `DiffusersPolicy` for the attributes."""
+    """Decodes latents and encodes images; see `DiffusersPolicy` for the attributes."""
 
+    resolution: int
     decode_batch: int
     decode_dtype: torch.dtype
     vae_device: str | None
@@ -28,6 +32,36 @@ class DecodingPolicy(SkeletonPolicy):
         if vae.config.shift_factor is not None:
             unscaled = unscaled + vae.config.shift_factor
         return cast("Tensor", vae.decode(unscaled, return_dict=False)[0])
+
+    def _latents(self, vae: Any, images: Tensor) -> Tensor:
+        """The inverse of `_images`: (B, 3, height, width) in [-1, 1] -> (B, C, H, W), the mean of the VAE's latents."""
+        latents = vae.encode(images).latent_dist.mode()
+        if vae.config.shift_factor is not None:
+            latents = latents - vae.config.shift_factor
+        return cast("Tensor", latents * vae.config.scaling_factor)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """See `ImagePolicy.image_size`."""
+        return self.resolution, self.resolution
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """See `ImagePolicy.encode_images`: by the float32 VAE without autocast, which is then back where it was."""
+        vae = self._outside["vae"]
+        place = vae.device
+        with self._full_precision():
+            vae.to(self.device)
+            parts = torch.split(images.to(self.device), self.decode_batch)
+            latents = torch.cat([self._latents(vae, part.float() / 255 * 2 - 1) for part in parts])
+            vae.to(place)
+        return latents
+
+    def latent_cache(self) -> EmbeddingCache:
+        """See `ImagePolicy.latent_cache`: next to the prompt embeddings, by the content of the VAE's files."""
+        files: list[Path] = [path for path in self._folder.glob("vae/*") if path.is_file()]
+        key = f"{type(self).__name__}:{sample_digest(files)}:{self.resolution}"
+        return EmbeddingCache(key, embeddings_folder(self.cache, "latents"), what="latents of images")
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from guardlit_callbacks.distributed import gather_objects
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from guardlit.devices.transfer import to_device
 from guardlit.policies.folders.components import load_pipeline
 from guardlit.policies.folders.embeddings import rank
 from guardlit.policies.folders.pipeline_folder import sample_digest
@@ -114,7 +115,7 @@ class PromptedPolicy(ExportingPolicy, SkeletonPolicy):
         with torch.autocast("cpu", enabled=False):  # autocast cannot stack float16
             table = self._embeddings.get(prompts)
         dtypes = {k: self._dtype if v.is_floating_point() else v.dtype for k, v in table.items()}
-        return {k: v.to(self.device, dtypes[k]) for k, v in table.items()}
+        return {k: to_device(v, self.device).to(dtypes[k]) for k, v in table.items()}
 
     def _empty_prompt(self) -> Conditioning:
         if self._empty is None or next(iter(self._empty.values())).device != self.device:

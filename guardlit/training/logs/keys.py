@@ -12,6 +12,7 @@ import guardlit_callbacks
 from guardlit.rounds.collector import Collector
 from guardlit.rounds.merging import Merging
 from guardlit.rounds.metrics import finish_round, update_metrics
+from guardlit.training.data_loss.term import DataTerm
 from guardlit.training.recovery.rollback import Rollback
 from guardlit.training.update.clip_calibration import ClipCalibration
 from guardlit.training.validation import ValidationHooks
@@ -85,7 +86,7 @@ def documented() -> list[Key]:
     sources: list[tuple[str, object]] = [
         *((EVERY_RUN, thing) for thing in (Collector.collect, Merging.metrics, update_metrics, finish_round)),
         (EVERY_RUN, ValidationHooks.validation_step),
-        *((f"`{kind.__name__}`", kind) for kind in (ClipCalibration, Rollback)),
+        *((f"`{kind.__name__}`", kind) for kind in (ClipCalibration, DataTerm, Rollback)),
         *((f"`{name}`", getattr(guardlit_callbacks, name)) for name in guardlit_callbacks.__all__),
     ]
     found = [key for by, thing in sources for key in _keys(inspect.getdoc(thing) or "", by)]

@@ -99,11 +99,13 @@ class NonFiniteGuard:
 
 
 WATCHED = ("loss", "log_ratio", "kl")
+DATA = "data_loss"
+"""Of images, not of transitions: it has rows of its own."""
 
 
 def _all_finite(outputs: Sequence[Outputs]) -> Tensor:
     """Whether the `WATCHED` outputs of all micro-batches are finite, () bool on the device."""
-    return torch.stack([o[key].isfinite().all() for o in outputs for key in WATCHED if key in o]).all()
+    return torch.stack([o[key].isfinite().all() for o in outputs for key in (*WATCHED, DATA) if key in o]).all()
 
 
 def find_cause(outputs: Sequence[Outputs], round: Round) -> str | None:
@@ -116,6 +118,8 @@ def find_cause(outputs: Sequence[Outputs], round: Round) -> str | None:
     for output in outputs:
         if bool(_all_finite([output])):
             continue
+        if DATA in output and not bool(output[DATA].isfinite().all()):
+            return f"the data loss is {float(output[DATA].mean())}"
         broken = ~torch.stack([output[key].isfinite() for key in WATCHED[1:] if key in output]).all(dim=0)
         row = int(broken.nonzero()[0]) if bool(broken.any()) else 0
         prompt = round.prompt_of(int(output["sample"][row])).text
