@@ -138,7 +138,7 @@ def test_a_preset_changes_only_the_micro_batches(preset: Path, parse):
 @pytest.mark.parametrize("method", METHODS, ids=lambda p: p.stem)
 def test_a_method_changes_how_a_run_trains_and_nothing_else(method: Path, run: str, parse, tmp_path: Path):
     own = list(yaml.safe_load(method.read_text(encoding="utf-8"))["model"])
-    assert set(own) <= {"objective", "rollout", "kl", "advantage", "data_term", "reward"}
+    assert set(own) <= {"objective", "rollout", "kl", "advantage", "data_loss", "reward"}
     plain, merged = parse(CONFIGS / f"{run}.yaml"), parse(CONFIGS / f"{run}.yaml", method)
     *sizes, micro_batch = merged.datamodule.sizes
     RoundPlan(*sizes, micro_batch, train_steps=merged.model.rollout.train_steps)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from families import FAMILIES
+from image_folders import write_images
 from rehearsal import Rehearsal, rehearse
 from runs import EVERY_UPDATE, config, differing, guardlit, newest
 
@@ -193,6 +194,7 @@ LOOPS: dict[str, dict[str, object]] = {
         "model__old_velocity": "recomputed",
         "model__kl": {"weight": 0.1},
     },
+    "on images too": {"model__data_loss": {"weight": 0.1}},
 }
 
 
@@ -201,8 +203,9 @@ def test_the_loops_do_not_synchronize(loop: str, sd3_folder: Path, tmp_path: Pat
     """No line synchronizes in each denoising step or micro-batch; those that do per batch or update are listed."""
     small = {"data__images_per_prompt": 4, "data__micro_batch": 1, "data__rollout_batch": 1, "data__val": None}
     steps = {"model__rollout": {"num_inference_steps": 5, "guidance_scale": 3.5}}
+    images = {"model.data_loss.images": write_images(tmp_path / "images")} if "images" in loop else {}
     path = run_of("sd3", tmp_path, sd3_folder, **small, **steps, **LOOPS[loop])
-    rehearsal = rehearse(tmp_path, ("fit", "--config", path))
+    rehearsal = rehearse(tmp_path, ("fit", "--config", path, *(f"--{key}={value}" for key, value in images.items())))
     completed(rehearsal, 1)
     record = rehearsal.record
     batches = 8

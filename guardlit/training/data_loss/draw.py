@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from guardlit.devices.transfer import to_device
+from guardlit.ratios import mean_of_elements, velocity_difference
 from guardlit.rounds.noise import NoiseSource, mix
 from guardlit.rounds.plan import walk
-from guardlit.surrogate import mean_of_elements, velocity_difference
 from guardlit.types import Conditioning
 
 _PAIRS, _TIMES, _NOISE = 4, 5, 6  # what a draw is for: keeps their seeds apart

@@ -206,8 +206,15 @@ class DataTerm(pl.Callback):
                 parts.append(self._losses(module, self._take(module, self._draw.fixed(rows), FIXED, 0, rows)))
         return float(module.world.gather(torch.cat(parts)).mean())
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the loss again, and log it. Collective."""
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure the loss again after a round's last update, and log it. Collective."""
+        if batch_idx + 1 == trainer.datamodule.plan.micro_batches:  # type: ignore[attr-defined]
+            # not at the epoch's end: there, callbacks that watch the key come first
+            self._compare(trainer, pl_module)
+
+    def _compare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.base is not None
         rise = self._measure(trainer, cast("Trained", pl_module)) / self.base - 1
         pl_module.log_dict({"train/data_loss_base": self.base, "train/data_loss_rise": rise})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +37,13 @@ def run(folder: Path, model: Path, **changes: object) -> Path:
 
 def logged(folder: Path, key: str) -> dict[int, float]:
     """The values of a key by step."""
-    with next(folder.rglob("metrics.csv")).open() as file:
+    with min(folder.rglob("metrics.csv")).open() as file:
         return {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
+
+
+def settings_of(path: Path, text: str) -> dict:
+    """The settings of a run's Trainer, with those of a YAML text."""
+    return yaml.safe_load(path.read_text())["trainer"] | yaml.safe_load(text)["trainer"]
 
 
 @torch.enable_grad()
@@ -132,6 +138,11 @@ def test_the_loss_is_measured_on_fixed_pairs(sd3_folder: Path, tmp_path: Path, r
     assert 0.1 < rises[4] < rises[8] < rises[12]
     assert len([w for w in recwarn if "the loss on the data has risen by" in str(w.message)]) == 1
     assert f"data loss: {base[4]:.4g} on 4 pairs" in caplog.text
+    page = (Path(__file__).parents[3] / "docs/over_optimization.md").read_text()
+    (callbacks,) = re.findall(r"```yaml\n(trainer:\n  callbacks:.*?EarlyStopping.*?)```", page, re.DOTALL)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"trainer": settings_of(path, callbacks)}))
+    assert guardlit("fit", "--config", path) == 0
+    assert list(logged(tmp_path / "runs/version_1", "train/data_loss_rise")) == [4]  # stopped
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
