@@ -178,7 +178,7 @@ PER_UPDATE = {
     "recovery/nonfinite.py allows": 1,
     "tools/requirements.py loss_scale": 1,
     "guardlit_callbacks/gradient_spikes.py on_train_batch_end": 1,
-    "core/module.py __to_tensor": 2,  # Lightning, for every logged Python number
+    "core/module.py __to_tensor": 3,  # Lightning, for every logged Python number
     "precision/amp.py optimizer_step": 2,  # the loss scaler's result
 }
 """Allowed synchronizations of a line per update."""
@@ -186,6 +186,7 @@ ONCE = {
     "utilities/apply_func.py batch_to",  # Lightning, when a metric is first logged
     "rounds/noise_floor.py sizes_by_step",
     "rounds/noise_floor.py <dictcomp>",
+    "data_loss/term.py _measure",  # after a round's last micro-batch
 }
 LOOPS: dict[str, dict[str, object]] = {
     "stored": {"model__old_velocity": "stored"},
