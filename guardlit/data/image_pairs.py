@@ -127,4 +127,4 @@ def _check_image(place: str, file: Path, size: tuple[int, int]) -> None:
 
 
 def _unreadable(place: str, error: Exception) -> GuardlitError:
-    return GuardlitError(f"{place} cannot be read as an image ({first_line(error)}); remove its line, or replace the file")
+    return GuardlitError(f"{place} cannot be read as an image ({first_line(error)}); remove its line or the file")
