@@ -59,6 +59,7 @@ class Transition:
         step: index of the denoising step, (B,) int64.
         sample: index of the image in its round, (B,) int64.
         conditioning: the prompts' embeddings, leading dimension B.
+        kl_weight: factor of the row's KL penalty, of its image and of its step, (B,) float32, or () for all.
     """
 
     latents: Tensor
@@ -73,6 +74,7 @@ class Transition:
     step: Tensor
     sample: Tensor
     conditioning: Conditioning
+    kl_weight: Tensor = field(default_factory=lambda: torch.ones(()))
 
     def __len__(self) -> int:
         return len(self.step)
@@ -83,7 +85,7 @@ class Transition:
     ) -> Transition:
         """A micro-batch without content, to measure cost, of `rows` latents of this shape (C, H, W)."""
         images = {k: torch.zeros(rows, *shape, device=device) for k in ("latents", "noise", "old_velocity")}
-        floats = {k: torch.ones(rows, device=device) for k in ("advantage", "sample_weight", "sigma")}
+        floats = {k: torch.ones(rows, device=device) for k in ("advantage", "sample_weight", "sigma", "kl_weight")}
         doubles = {k: torch.ones(rows, dtype=torch.float64, device=device) for k in ("gain", "std", "dt")}
         indices = {k: torch.zeros(rows, dtype=torch.int64, device=device) for k in ("step", "sample")}
         return cls(**images, **floats, **doubles, **indices, conditioning=conditioning)

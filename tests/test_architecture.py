@@ -25,7 +25,7 @@ def _read(folder: str) -> dict[str, Path]:
 GUARDLIT, CALLBACKS = _read("guardlit"), _read("callbacks/guardlit_callbacks")
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in {**GUARDLIT, **CALLBACKS}.items()}
 
-MATH = ("sde", "ratios", "weights", "bounds", "surrogate", "objective", "kl", "advantage", "schedule")
+MATH = ("sde", "ratios", "weights", "bounds", "surrogate", "objective", "gate", "kl", "advantage", "schedule")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
     MATH,
@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """The rooms, and the modules at the top, lowest first: each may import what stands in a lower row."""
 NEIGHBORS = {
     *(("surrogate", part) for part in ("ratios", "weights", "bounds")),
-    *(("kl", part) for part in ("ratios", "surrogate")),
+    *(("kl", part) for part in ("ratios", "surrogate", "gate")),
     ("objective", "surrogate"),
     ("schedule", "sde"),
     ("schedule", "objective"),

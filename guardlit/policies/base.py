@@ -1,4 +1,4 @@
-"""The interface of a model: embeddings, a schedule, velocities, images, and three weight sets."""
+"""The interface of a model: embeddings, a schedule, velocities, images, and the weight sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from guardlit.policies.exports.facts import ExportFacts, ExportFormat
 from guardlit.policies.images import ImagePolicy
 from guardlit.types import Conditioning
 
-WeightSet = Literal["policy", "old", "reference"]
+WeightSet = Literal["policy", "old", "reference", "base"]
+"""`base` is the base model; `reference` is the base until it is renewed, and what a KL penalty measures from."""
 Shard = Callable[[nn.Module, Sequence[nn.Module]], None]
 """Shards a network over ranks, in place: takes the network, and its blocks, which are gathered one at a time."""
 
@@ -30,7 +31,7 @@ class Footprint:
         frozen: weights of the network that do not train.
         buffers: of the network; not sharded.
         trained: weights that train.
-        copies: the old policy and the reference, where they are copies of weights.
+        copies: the old policy, the reference and the base, where they are copies of weights.
         cast: half-precision copies of adapters, kept from one update to the next.
         merged: copies of the weights that an adapter is merged into.
         gathered: weights that FSDP2 gathers on a rank at once: those outside the blocks, and the two largest blocks,
@@ -74,6 +75,8 @@ class FlowPolicy(ImagePolicy, ABC):
 
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass instead of saved."""
+    renews: bool = False
+    """Whether the reference may be renewed; see `allow_renewal`."""
     sizes_of: str | None = None
     """The hub id of a skeleton that is built from bundled sizes, since the model's own files are not here."""
 
@@ -136,7 +139,7 @@ class FlowPolicy(ImagePolicy, ABC):
 
     @abstractmethod
     def using(self, weights: WeightSet) -> AbstractContextManager[None]:
-        """Use a weight set within the context; gradients are disabled for the old policy and the reference.
+        """Use a weight set within the context; gradients are disabled for all but the policy.
 
         Within `merged` the other sets are used unmerged.
         """
@@ -170,6 +173,24 @@ class FlowPolicy(ImagePolicy, ABC):
     @abstractmethod
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         """Load what `old_state` returned."""
+
+    def allow_renewal(self) -> None:
+        """Make `load` keep room for a renewed reference; raises `GuardlitError` if the policy cannot renew it."""
+        raise GuardlitError(
+            f"{type(self).__name__} cannot renew its reference: leave model.kl.renew_every and renew_above out"
+        )
+
+    def renew_reference(self) -> None:
+        """Copy the trained weights to the reference, which until then is the base."""
+        raise NotImplementedError
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """A renewed reference's weights by name, for a checkpoint; empty while it is the base. Collective."""
+        return {}
+
+    def load_reference_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load what `reference_state` returned; an empty state makes the reference the base again."""
+        raise NotImplementedError
 
     def check_export(self, to: ExportFormat, merged: bool) -> None:
         """Raise `GuardlitError` for a format that this policy does not write; it works before `load`."""
@@ -224,7 +245,7 @@ class FlowPolicy(ImagePolicy, ABC):
 
     @property
     def has_reference(self) -> bool:
-        """Whether `using("reference")` works."""
+        """Whether `using("reference")` and `using("base")` work."""
         return True
 
     @property

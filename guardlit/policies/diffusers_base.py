@@ -202,7 +202,9 @@ class DiffusersPolicy(PromptedPolicy, DecodingPolicy, SwitchingPolicy):
         self._outside["scheduler"] = load_scheduler(self._folder)
         self._check_resolution(transformer)
         if self.lora:
-            self._sets = AdapterWeights(transformer, self.lora, self.lora_targets, self._unused(transformer))
+            self._sets = AdapterWeights(
+                transformer, self.lora, self.lora_targets, self._unused(transformer), self.renews
+            )
         else:
             self._sets = FullWeights(transformer, self.reference, self.copies_device, self._unused(transformer))
         if self.attention_backend is not None:

@@ -101,6 +101,8 @@ class Collector:
             metrics=times | metrics | merging.metrics,
             conditioning=conditioning,
             coefficients=setup.coefficients,
+            kl_weight=rewards.kl_weight(setup.gating, results),
+            kl_steps=setup.kl_steps,
         )
 
     def _drawn(self, samples: list[int], conditioning: Conditioning) -> Trajectory:

@@ -21,14 +21,14 @@ from guardlit.types import Conditioning
 
 
 class ReferenceKL:
-    """The exact KL of each SDE step of the policy from the reference's, for one batch of images.
+    """The exact KL of each SDE step of the policy from the base's, for one batch of images.
 
-    A step x_next = a x + g v + s noise is a Gaussian, so its KL is g^2 ||v - v_ref||^2 / (2 s^2), summed over latent
+    A step x_next = a x + g v + s noise is a Gaussian, so its KL is g^2 ||v - v_base||^2 / (2 s^2), summed over latent
     elements. It is evaluated at the states of ODE trajectories. The rollout's SDE has the marginals of the ODE, so by
     the chain rule the sum over steps estimates the KL of the SDE's trajectories. Steps without noise count 0, and so do
     those that the base takes (`Sampling.base_steps`).
 
-    Each other step costs one more call of the network, under the reference. Neither states nor velocities are kept.
+    Each other step costs one more call of the network, under the base. Neither states nor velocities are kept.
 
     Args:
         policy: the model, loaded.
@@ -76,9 +76,9 @@ class ReferenceKL:
             self._found.append(v.new_zeros(len(v), dtype=torch.float64))
             return
         sigma = torch.full((len(x),), self._sigmas[step], device=x.device, dtype=torch.float32)
-        with self._policy.using("reference"):
-            reference = self._policy.velocity(x, sigma, conditioning, self._evaluation.guidance_scale)
-        self._found.append(gaussian_step_kl(v.double() - reference.double(), self._gains[step], self._stds[step]))
+        with self._policy.using("base"):
+            base = self._policy.velocity(x, sigma, conditioning, self._evaluation.guidance_scale)
+        self._found.append(gaussian_step_kl(v.double() - base.double(), self._gains[step], self._stds[step]))
 
     def values(self) -> Tensor:
         """The KL of each image's steps, (B, S) float64 in nats."""
@@ -113,7 +113,7 @@ def draw_fixed(
         prompts: B texts.
         indices: of the B images' initial noise.
         merge: whether an adapter is merged into the weights; see `Rollout.merge`.
-        kl: measures the distance from the reference on the way; null for none.
+        kl: measures the distance from the base on the way; null for none.
 
     Returns:
         (B, 3, height, width) uint8.
@@ -135,7 +135,7 @@ def draw_fixed(
 
             def begin(step: int) -> None:
                 if step == sampling.policy_steps:  # once a batch: each switch may copy all weights
-                    last_steps.enter_context(policy.using("reference"))
+                    last_steps.enter_context(policy.using("base"))
 
             final = draw(begin=begin).final
     except VelocityError as error:

@@ -29,6 +29,8 @@ class Experience:
         metrics: the round's scalars, for the logs.
         conditioning: embeddings of the P prompts, on the device.
         coefficients: of the sampler.
+        kl_weight: factor of each image's KL penalty, (N,); None is 1 for all.
+        kl_steps: factor of each denoising step's, (T,); None is 1 for all.
     """
 
     round: Round
@@ -38,6 +40,8 @@ class Experience:
     metrics: Mapping[str, float]
     conditioning: Conditioning
     coefficients: Coefficients
+    kl_weight: Tensor | None = None
+    kl_steps: Tensor | None = None
 
     @property
     def latents(self) -> Tensor:
@@ -53,11 +57,14 @@ class Experience:
     def _tables(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What a transition takes by denoising step, (T,), and by image, (N,) or (N, S), on the device."""
         c, device = self.coefficients, self.trajectories.device
-        by_step = {"sigma": c.sigmas.float(), "gain": c.velocity, "std": c.std, "dt": c.dt}
+        kl_steps = torch.ones(len(c)) if self.kl_steps is None else self.kl_steps
+        kl_weight = torch.ones(len(self.mask)) if self.kl_weight is None else self.kl_weight
+        by_step = {"sigma": c.sigmas.float(), "gain": c.velocity, "std": c.std, "dt": c.dt, "kl_steps": kl_steps}
         by_image = {
             "advantage": self.advantage,
             "sample_weight": self.round.sample_weights(self.mask),
             "step": self.round.trained_steps,
+            "kl_weight": kl_weight,
         }
         return tuple({k: to_device(v, device) for k, v in table.items()} for table in (by_step, by_image))  # type: ignore[return-value]
 
@@ -90,13 +97,15 @@ class Experience:
         prompt = sample // self.round.plan.images_per_prompt
         by_step, by_image = self._tables
         taken = {n: table[sample, slot] if table.ndim == 2 else table[sample] for n, table in by_image.items()}
+        of_step = {name: table[taken["step"]] for name, table in by_step.items()}
+        taken["kl_weight"] = taken["kl_weight"] * of_step.pop("kl_steps")
         return Transition(
             latents=latents,
             noise=to_device(noise, device),
             old_velocity=velocity,
             sample=sample,
             conditioning={name: table[prompt] for name, table in self.conditioning.items()},
-            **{name: table[taken["step"]] for name, table in by_step.items()},
+            **of_step,
             **taken,
         )
 
@@ -109,6 +118,7 @@ class Experience:
         kept = {"latents": self.latents, "velocity": self.velocity}
         return {
             **{name: self._collected(table, collect) for name, table in kept.items() if table is not None},
+            **({} if self.kl_weight is None else {"kl_weight": self.kl_weight}),
             "advantage": self.advantage,
             "mask": self.mask,
             "metrics": dict(self.metrics),
@@ -127,6 +137,7 @@ class Experience:
         coefficients: Coefficients,
         place: Place = "device",
         velocities: bool = True,
+        kl_steps: Tensor | None = None,
     ) -> Experience:
         """Restore a round from a checkpoint; its trajectories are used on the conditioning's device.
 
@@ -137,6 +148,7 @@ class Experience:
             coefficients: of the sampler.
             place: where trajectories are stored.
             velocities: whether the checkpoint's velocities, if it has some, are kept.
+            kl_steps: factor of each denoising step's KL penalty, (T,); None is 1 for all.
         """
         device = next(iter(conditioning.values())).device
         velocity = state["velocity"][round.samples] if velocities and "velocity" in state else None
@@ -148,4 +160,6 @@ class Experience:
             metrics=state["metrics"],
             conditioning=conditioning,
             coefficients=coefficients,
+            kl_weight=state.get("kl_weight"),
+            kl_steps=kl_steps,
         )

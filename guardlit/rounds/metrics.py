@@ -28,7 +28,7 @@ def update_metrics(outputs: Sequence[Outputs], norm: Tensor, skipped: int) -> di
     | `train/clip_above`, `train/clip_below` | of the update's transitions those clipped on that side, 0 to 1 |
     | `train/advantage_abs` | mean size of the advantage, in standard deviations of the reward, or its unit with none |
     | `train/data_loss` | mean flow-matching loss of the update's images, unweighted; with `data_loss` only |
-    | `train/kl` | mean KL divergence from the base model, nats; with a `kl` penalty only |
+    | `train/kl` | mean divergence from the reference, per latent element, nats if `exact`; with a `kl` penalty only |
     | `train/grad_norm` | norm of the gradient before clipping, loss / parameter |
     | `train/skipped_updates` | updates of the run so far that were skipped |
     """

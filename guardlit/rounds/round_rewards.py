@@ -12,6 +12,7 @@ from torch import Tensor
 
 from guardlit.advantage import Advantages, GroupAdvantage
 from guardlit.errors import GuardlitError
+from guardlit.gate import Gating
 from guardlit.processes.world import World
 from guardlit.rewards.reward import Reward
 from guardlit.rounds.round import Round
@@ -93,6 +94,23 @@ class RoundRewards:
                 f"{next(filter(None, reasons), 'they are no numbers')}"
             )
         return features
+
+    def kl_weight(self, gating: Gating | None, results: Sequence[RewardResult]) -> Tensor | None:
+        """Factor of each image's KL penalty, (N,); None without a gate. Collective: every rank must call it.
+
+        Args:
+            gating: of the run; it moves on by a round.
+            results: of each request of this rank.
+        """
+        if gating is None:
+            return None
+        weights = gating.weights(self._gather(results))
+        if not bool(weights.any()):
+            rank_zero_warn(
+                f"round {self.round.number}: model.kl.gate penalizes no image: the scores of "
+                f"{', '.join([gating.gate.proxy, *gating.others])} are too often equal, or failed"
+            )
+        return weights
 
     def _no_spread(self) -> str:
         return (

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from guardlit.advantage import GroupAdvantage
+from guardlit.gate import Gating
 from guardlit.policies.base import FlowPolicy
 from guardlit.rewards.reward import Reward
 from guardlit.rounds.settings import Rollout
@@ -37,6 +40,8 @@ class RoundSetup:
         half_precision: whether the network computes in half precision.
         forward_context: the precision's context of a forward pass.
         was_merged: whether the round before was drawn with a merged adapter; null where that is not known.
+        gating: which images the KL penalty is for; null for all.
+        kl_steps: factor of each denoising step's KL penalty, (T,); null is 1 for all.
     """
 
     policy: FlowPolicy
@@ -51,6 +56,8 @@ class RoundSetup:
     half_precision: bool = False
     forward_context: Callable[[], AbstractContextManager[None]] = nullcontext
     was_merged: bool | None = None
+    gating: Gating | None = None
+    kl_steps: Tensor | None = None
 
     @property
     def elements(self) -> int:

@@ -16,6 +16,7 @@ from guardlit.rounds.old_policy import OldPolicy
 from guardlit.rounds.settings import Rollout, Sampling
 from guardlit.sde import SDE
 from guardlit.training.recovery.nonfinite import NonFiniteGuard
+from guardlit.training.update.penalty import Penalty
 
 
 class CheckpointHooks(pl.LightningModule):
@@ -28,6 +29,7 @@ class CheckpointHooks(pl.LightningModule):
         evaluation: part of the fingerprint.
         old: whose decision is kept.
         nonfinite: whose counts are kept.
+        penalty: whose gate and renewed reference are kept.
         outputs: of the update in progress, by micro-batch.
         clips: clip fractions of the round's updates so far, () each.
     """
@@ -38,6 +40,7 @@ class CheckpointHooks(pl.LightningModule):
     evaluation: Sampling
     old: OldPolicy
     nonfinite: NonFiniteGuard
+    penalty: Penalty
     outputs: list[dict[str, Tensor]]
     clips: list[Tensor]
     _restored_gradients: dict[str, Tensor]
@@ -67,6 +70,7 @@ class CheckpointHooks(pl.LightningModule):
         finished = self.trainer.datamodule.finished_rounds  # type: ignore[attr-defined]
         part: dict[str, Any] = {"fingerprint": self._fingerprint(), "nonfinite": self.nonfinite.state_dict()}
         part["old_velocity"] = self.old.state_dict()
+        part |= self.penalty.state(self.policy)
         if finished is None:
             part["old"] = self.policy.old_state()
             part["clips"] = [clip.cpu() for clip in self.clips]
@@ -84,6 +88,7 @@ class CheckpointHooks(pl.LightningModule):
             return
         self.nonfinite.load_state_dict(part.get("nonfinite", {}))
         self.old.load_state_dict(part.get("old_velocity", {}))
+        self.penalty.load(part, self.policy)
         self.clips = list(part.get("clips", []))
         place = (self.trainer.global_rank, self.trainer.world_size)
         self.outputs = unfinished.outputs_of(part, *place)

@@ -23,6 +23,7 @@ from guardlit.rounds.settings import Rollout
 from guardlit.rounds.setup import RoundSetup
 from guardlit.sde import SDE, Coefficients
 from guardlit.training.limits import settings
+from guardlit.training.update.penalty import Penalty
 
 
 class RoundHooks(pl.LightningModule):
@@ -36,6 +37,7 @@ class RoundHooks(pl.LightningModule):
         rollout: how training images are drawn.
         max_failed_fraction: of a round's rewards; more failed ones stop the run.
         old: where the old policy's velocities come from.
+        penalty: the KL penalty, whose gate and reference change from round to round.
         reward_runner: scores the images.
         round_metrics: of the round in progress; progress bars show them.
         outputs: of the update in progress, by micro-batch.
@@ -49,6 +51,7 @@ class RoundHooks(pl.LightningModule):
     rollout: Rollout
     max_failed_fraction: float
     old: OldPolicy
+    penalty: Penalty
     reward_runner: RewardRunner
     round_metrics: dict[str, float]
     outputs: list[dict[str, Tensor]]
@@ -76,13 +79,13 @@ class RoundHooks(pl.LightningModule):
 
     def round_setup(self) -> RoundSetup:
         """The values that a round of this run is collected with."""
-        precision = self.trainer.precision_plugin
+        precision, coefficients = self.trainer.precision_plugin, self.coefficients()
         return RoundSetup(
             policy=self.policy,
             reward=self.reward_runner.ready(),
             objective=self.objective,
             rollout=self.rollout,
-            coefficients=self.coefficients(),
+            coefficients=coefficients,
             advantage=self.advantage,
             noise_at_end=self.sde.noise_at_end,
             max_failed_fraction=self.max_failed_fraction,
@@ -90,10 +93,13 @@ class RoundHooks(pl.LightningModule):
             half_precision=self.policy.forward_dtype is not None or "mixed" in str(precision.precision),
             forward_context=precision.forward_context,
             was_merged=self._was_merged,
+            gating=self.penalty.gating,
+            kl_steps=self.penalty.steps(len(coefficients)),
         )
 
     def collect(self, round: Round, batch_size: int) -> Experience:
         """Draw and score one round, at the start of a Lightning epoch. Collective: every rank must call it."""
+        self.penalty.begin_round(self.policy, round.index)
         self.policy.refresh_old()
         self.outputs, self.clips = [], []  # left over where the Trainer cut the last round short
         self._experience = None  # frees its trajectories before the new ones are drawn
@@ -110,7 +116,8 @@ class RoundHooks(pl.LightningModule):
         return self._begin(experience)
 
     def _begin(self, experience: Experience) -> Experience:
-        self._experience, self.round_metrics = experience, dict(experience.metrics)
+        self._experience = experience
+        self.round_metrics = {**experience.metrics, **self.penalty.metrics(experience)}
         self._collected, self.old.first_update = time.perf_counter(), experience.round.plan.micro_batches_per_update
         return experience
 
@@ -118,5 +125,6 @@ class RoundHooks(pl.LightningModule):
         """Restore a round in progress from a checkpoint."""
         self.policy.encode_across_ranks([p.text for p in round.prompts], round.ahead)
         conditioning = self.policy.conditioning([p.text for p in round.prompts])
-        place, keep = self.rollout.trajectories, self.old.restores(state)
-        return self._begin(Experience.restore(state, round, conditioning, self.coefficients(), place, keep))
+        place, keep, coefficients = self.rollout.trajectories, self.old.restores(state), self.coefficients()
+        steps = self.penalty.steps(len(coefficients))
+        return self._begin(Experience.restore(state, round, conditioning, coefficients, place, keep, steps))

@@ -45,6 +45,7 @@ from guardlit.training.update.clip_calibration import ClipCalibration
 from guardlit.training.update.loss_scale import fit_scale
 from guardlit.training.update.micro_batch import largest_that_fits
 from guardlit.training.update.optimizers import configured
+from guardlit.training.update.penalty import Penalty
 from guardlit.training.update.step import step_outputs
 from guardlit.training.validation import ValidationHooks
 from guardlit.types import Conditioning, Prompt, Transition
@@ -61,7 +62,7 @@ class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
         advantage: how rewards become advantages.
         rollout: how training images are drawn.
         evaluation: how validation images are drawn, by the Euler ODE.
-        kl: penalty on the distance to the base model; null for none.
+        kl: penalty on the distance to the reference, the base model unless it is renewed; null for none.
         data_loss: flow-matching loss on images, another hold on the policy; null for none.
         optimizer: given the trainable parameters.
         lr_scheduler: stepped after every update; null keeps the learning rate.
@@ -102,6 +103,7 @@ class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
         self.make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         self.old_velocity = "recomputed" if old_velocity == "auto" and rollout.merge is True else old_velocity
         self.old = OldPolicy(self.old_velocity)
+        self.penalty = Penalty(kl, self.reward, policy, rollout.trainable_range)
         self.max_failed_fraction = settings.check_fraction("max_failed_fraction", max_failed_fraction)
         self.nonfinite = NonFiniteGuard(nonfinite, max_skipped)
         self.strict_loading = False  # checkpoints hold only what trains
@@ -225,6 +227,7 @@ class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
                 self.experience.trajectories.velocity = None
         else:
             self.zero_grad(set_to_none=True)
+        self.penalty.observe(self.outputs, self.world)
         self.clips.append(self.world.gather(torch.stack(clip_fractions(self.outputs)).sum()).mean())
         # here and not after the step: a checkpoint written then finds no update in progress
         self.log_dict(update_metrics(self.outputs, norm, self.nonfinite.skipped), batch_size=1, sync_dist=True)

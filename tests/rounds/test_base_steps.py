@@ -65,7 +65,7 @@ def test_a_network_of_one_number_by_hand(k: int, monkeypatch: pytest.MonkeyPatch
         x = x - (sigmas[step] - sigmas[step + 1]) * (scale * x + text)
     monkeypatch.setattr(policy, "decode", lambda latents: latents)
     torch.testing.assert_close(draw_fixed(policy, sampling(k), PROMPTS, [0, 1]).double(), x, rtol=1e-5, atol=1e-6)
-    assert policy.calls == [("merged",)] * (T - k) + [("merged", "reference")] * k
+    assert policy.calls == [("merged",)] * (T - k) + [("merged", "base")] * k
     assert policy.in_use == []
 
 

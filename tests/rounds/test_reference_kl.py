@@ -54,7 +54,7 @@ def test_a_network_of_one_number_by_hand(sde: SDE):
 def test_the_policy_is_called_once_a_step_and_the_reference_once_for_each_that_counts():
     policy = SmallPolicy(can_merge=True)
     measured(policy, FlowSDE())
-    assert policy.calls == [("merged",), ("merged", "reference")] * 4 + [("merged",)]
+    assert policy.calls == [("merged",), ("merged", "base")] * 4 + [("merged",)]
     policy.calls.clear()
     draw_fixed(policy, FIVE, PROMPTS, [0, 1])
     assert policy.calls == [("merged",)] * 5
@@ -90,7 +90,7 @@ def test_an_adapter_by_brute_force(merge: object, options: dict, rtol: float, ti
     expected = []
     for step in range(4):
         x, v = drawn.latents[:, step], drawn.velocity[:, step]
-        with policy.using("reference"):
+        with policy.using("base"):
             base = policy.velocity(x, c.sigmas[step].float().expand(2), conditioning, 1.0)
         means = (c.sample[step] * x.double() + c.velocity[step] * u.double() for u in (v, base))
         ours, theirs = (Normal(mean, c.std[step]) for mean in means)

@@ -26,7 +26,7 @@ class SmallPolicy(FlowPolicy):
     def __init__(self, can_merge: bool = False, merge_error: float = 0.0, broken: str | None = None) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(0.5))
-        self.old = self.reference = torch.tensor(0.5)
+        self.old = self.reference = self.base_scale = torch.tensor(0.5)
         self.can_merge, self.merge_error, self.broken = can_merge, merge_error, broken
         self.in_use: list[str] = []
         """The contexts that are entered, outermost first."""
@@ -53,7 +53,7 @@ class SmallPolicy(FlowPolicy):
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
         self.calls.append(tuple(self.in_use))
-        sets = {"old": self.old, "reference": self.reference}
+        sets = {"old": self.old, "reference": self.reference, "base": self.base_scale}
         scale = next((scale for name, scale in sets.items() if name in self.in_use), self.scale)
         scale = scale + self.merge_error * ("merged" in self.in_use)
         return scale * latents + conditioning["number"].reshape(-1, 1, 1, 1)

@@ -42,12 +42,12 @@ class Runs:
     def __init__(self, base: Path, model: Path) -> None:
         self.base, self._model = base, model
         self.switches: dict[str, int] = {}
-        """How often each run switched to the reference."""
+        """How often each run switched to the base."""
 
     def made(self, name: str, **changes: object) -> Path:
         """The folder of a run."""
         if name not in self.switches:
-            with counted("reference") as count:
+            with counted("base") as count:
                 run(self.base / name, self._model, **changes)
             self.switches[name] = len(count)
         return self.base / name / "runs/version_0"
@@ -139,7 +139,7 @@ def test_no_base_is_one_line_before_training(sd3_folder: Path, tmp_path: Path, c
         assert capsys.readouterr().err.strip().splitlines()[-1] == f"guardlit {command}: error: {line}"
     assert not list(tmp_path.rglob("kl.csv"))
     assert guardlit("validate", "--config", path) == 2
-    assert "full fine-tuning keeps no reference weights" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "full fine-tuning keeps no base weights" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_a_base_that_is_broken_is_one_line(

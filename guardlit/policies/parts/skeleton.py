@@ -122,11 +122,12 @@ class SkeletonPolicy(FlowPolicy):
         """See `FlowPolicy.footprint`."""
         network: nn.Module = self.transformer
         trained = size_of(p for p in network.parameters() if p.requires_grad)
-        copies = trained if self.lora else size_of(network.parameters())
+        adapters = 2 + self.renews  # trained, old, and a renewed reference's
+        copies = (adapters - 1) * trained if self.lora else size_of(network.parameters())
         pinned = sum(pinned_bytes(size_of([p])) for p in network.parameters())
-        inside = copies if self.lora else 0  # the old adapter is part of the network
+        inside = copies if self.lora else 0  # the other adapters are part of the network
         if not self.lora and self.reference:
-            copies, pinned = 2 * copies, 2 * pinned
+            copies, pinned = adapters * copies, adapters * pinned  # old, base, and a renewed reference
         vae = [*self._outside["vae"].parameters(), *self._outside["vae"].buffers()]
         encoders, half = self._encoder_bytes(), self.decode_dtype != torch.float32
         resident = encoders if self.text_encoders == "host" else 0
@@ -135,7 +136,7 @@ class SkeletonPolicy(FlowPolicy):
             buffers=size_of(network.buffers()),
             trained=trained,
             copies=copies,
-            cast=2 * trained * self.weights_dtype.itemsize // 4 if self.forward_dtype else 0,  # of both adapters
+            cast=adapters * trained * self.weights_dtype.itemsize // 4 if self.forward_dtype else 0,  # of all adapters
             merged=size_of(layer.get_base_layer().weight for layer in adapted_layers(network)) if self.lora else 0,
             gathered=self._gathered(),
             copies_on_host=self.host_copy > 0,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guardlit.devices.dtypes import HALVES
+from guardlit.errors import GuardlitError
 from guardlit.policies.base import FlowPolicy, WeightSet
 from guardlit.policies.weights.exported import has_exported_lora, without_adapters
 from guardlit.policies.weights.lora import LoRA
@@ -32,8 +33,8 @@ class SwitchingPolicy(FlowPolicy):
 
     @contextmanager
     def using(self, weights: WeightSet) -> Iterator[None]:
-        """See `FlowPolicy.using`; under an exported LoRA the reference is the network without it."""
-        exported = weights == "reference" and has_exported_lora(self.transformer)
+        """See `FlowPolicy.using`; under an exported LoRA reference and base are the network without it."""
+        exported = weights in ("reference", "base") and has_exported_lora(self.transformer)
         with (
             nullcontext() if weights == "policy" else unmerged(self.transformer),
             without_adapters(self.transformer) if exported else self._sets.using(weights),
@@ -42,7 +43,7 @@ class SwitchingPolicy(FlowPolicy):
 
     def base(self) -> AbstractContextManager[None]:
         """See `FlowPolicy.base`."""
-        return self.using("reference") if self.lora and self.lora.start else nullcontext()
+        return self.using("base") if self.lora and self.lora.start else nullcontext()
 
     @property
     def mergeable(self) -> bool:
@@ -64,3 +65,23 @@ class SwitchingPolicy(FlowPolicy):
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         """See `FlowPolicy.load_old_state`."""
         self._sets.load_old_state(state)
+
+    def allow_renewal(self) -> None:
+        """See `FlowPolicy.allow_renewal`."""
+        if self.transformer is not None and not self.renews:
+            raise GuardlitError(
+                "a policy whose weights are loaded cannot get a reference that is renewed: load it later"
+            )
+        self.renews = True
+
+    def renew_reference(self) -> None:
+        """See `FlowPolicy.renew_reference`."""
+        self._sets.renew_reference()
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """See `FlowPolicy.reference_state`."""
+        return self._sets.reference_state()
+
+    def load_reference_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `FlowPolicy.load_reference_state`."""
+        self._sets.load_reference_state(state)

@@ -1,4 +1,4 @@
-"""Full fine-tuning: the old policy and the reference are copies that are swapped with the trained weights."""
+"""Full fine-tuning: the old policy, the reference and the base are copies that are swapped with the trained weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from guardlit.policies.weights.sets import without_gradients
 
 
 class FullWeights:
-    """The trained weights of a network, and copies that are swapped in for the old policy and the reference.
+    """The trained weights of a network, and copies that are swapped in for the old policy, the base and the reference.
+
+    The reference is the base until it is renewed; from then on it is one more copy.
 
     Args:
         transformer: trained in full, in float32.
@@ -36,7 +38,7 @@ class FullWeights:
             transformer.get_submodule(name).requires_grad_(False)
         self._transformer = transformer
         self._device = device
-        self._names = ("old", "reference") if reference else ("old",)
+        self._names = ("old", "base") if reference else ("old",)
         self._copies: dict[str, dict[str, Tensor]] = {}  # of this rank's shards
 
     def make_copies(self) -> None:
@@ -53,6 +55,8 @@ class FullWeights:
         if weights == "policy":
             yield
             return
+        if weights == "reference" and weights not in self._copies:
+            weights = "base"
         if weights not in self._copies:
             raise GuardlitError(
                 f"full fine-tuning keeps no {weights} weights, which KL needs, unless the policy says reference: true"
@@ -80,25 +84,52 @@ class FullWeights:
             copies[name] = copies[name].pin_memory()
         return copies[name].to(parameter.device, non_blocking=True)
 
-    @torch.no_grad()
     def refresh_old(self) -> None:
         """Copy the trained weights to the old ones."""
-        reshard(self._transformer)
-        for name, parameter in self._transformer.named_parameters():
-            self._copies["old"][name].copy_(local(parameter))
+        self._refresh("old")
 
     def old_state(self) -> dict[str, Tensor]:
         """The old weights by name."""
-        reshard(self._transformer)
-        parameters = dict(self._transformer.named_parameters())
-        return on_first((name, sharded(part, parameters[name])) for name, part in self._copies["old"].items())
+        return self._state("old")
 
-    @torch.no_grad()
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         """Load the old weights."""
+        self._load("old", state)
+
+    def renew_reference(self) -> None:
+        """Copy the trained weights to the reference, beside the base."""
+        self._refresh("reference")
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """A renewed reference's weights by name; empty while the reference is the base."""
+        return self._state("reference") if "reference" in self._copies else {}
+
+    def load_reference_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load a renewed reference."""
+        if state:
+            self._refresh("reference")
+            self._load("reference", state)
+        else:
+            self._copies.pop("reference", None)
+
+    @torch.no_grad()
+    def _refresh(self, weights: WeightSet) -> None:
+        reshard(self._transformer)
+        if weights not in self._copies:
+            self._copies[weights] = self._copy()
+        for name, parameter in self._transformer.named_parameters():
+            self._copies[weights][name].copy_(local(parameter))
+
+    def _state(self, weights: WeightSet) -> dict[str, Tensor]:
         reshard(self._transformer)
         parameters = dict(self._transformer.named_parameters())
-        for name, part in self._copies["old"].items():
+        return on_first((name, sharded(part, parameters[name])) for name, part in self._copies[weights].items())
+
+    @torch.no_grad()
+    def _load(self, weights: WeightSet, state: Mapping[str, Tensor]) -> None:
+        reshard(self._transformer)
+        parameters = dict(self._transformer.named_parameters())
+        for name, part in self._copies[weights].items():
             part.copy_(local(shard_like(state[name], parameters[name])))
 
 

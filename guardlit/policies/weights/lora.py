@@ -1,4 +1,4 @@
-"""LoRA: the policy and the old policy are two adapters on one frozen base."""
+"""LoRA: the policy, the old policy and a renewed reference are adapters on one frozen base."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from guardlit.policies.weights.lora_reading import read_lora
 from guardlit.policies.weights.lora_update import Update
 from guardlit.policies.weights.sets import without_gradients
 
-TRAINED, OLD = "default", "old"
+TRAINED, OLD, REFERENCE = "default", "old", "reference"
 
 
 @dataclass(frozen=True)
@@ -57,30 +57,39 @@ class LoRA:
 
 
 class AdapterWeights:
-    """The policy and the old policy as two adapters on one frozen base; without an adapter it is the reference.
+    """The policy and the old policy as two adapters on one frozen base, which without an adapter is the base model.
+
+    The reference is the base until it is renewed; from then on it is a third adapter.
 
     Args:
         transformer: a diffusers model with `add_adapter`; frozen here except for the trained adapter.
         lora: the adapter's settings.
         default_targets: module name suffixes for `lora.targets: null`.
         unused: layers that get no adapter.
+        renews: whether to add the adapter of a renewed reference.
 
     Raises:
         GuardlitError: a target that matches no module of the transformer.
     """
 
     def __init__(
-        self, transformer: Any, lora: LoRA, default_targets: Sequence[str], unused: Sequence[str] = ()
+        self,
+        transformer: Any,
+        lora: LoRA,
+        default_targets: Sequence[str],
+        unused: Sequence[str] = (),
+        renews: bool = False,
     ) -> None:
+        names = (TRAINED, OLD, REFERENCE) if renews else (TRAINED, OLD)
         transformer.requires_grad_(False)
         if lora.start is not None:
             updates = _starting_updates(transformer, lora.start, unused)
-            for name in (TRAINED, OLD):
+            for name in names:
                 attach(transformer, name, updates)
         else:
-            _add_untrained(transformer, lora, default_targets, unused)
+            _add_untrained(transformer, lora, default_targets, unused, names)
         transformer.set_adapter(TRAINED)
-        self._transformer, self._layers = transformer, adapted_layers(transformer)
+        self._transformer, self._layers, self._renewed = transformer, adapted_layers(transformer), False
         for name, parameter in transformer.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.float()
@@ -90,11 +99,12 @@ class AdapterWeights:
         compute_as_base(self._transformer)
         self.refresh_old()
 
-    def _pairs(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+    def _pairs(self, adapter: str) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+        """The trained adapter's name of each weight, the weight, and that of another adapter."""
         parameters = dict(self._transformer.named_parameters())
         for name, parameter in parameters.items():
             if f".{TRAINED}." in name:
-                yield name, parameter, parameters[name.replace(f".{TRAINED}.", f".{OLD}.")]
+                yield name, parameter, parameters[name.replace(f".{TRAINED}.", f".{adapter}.")]
 
     @contextmanager
     def using(self, weights: WeightSet) -> Iterator[None]:
@@ -103,27 +113,56 @@ class AdapterWeights:
             yield
             return
         with without_gradients(), restored(self._layers):
-            activate(self._layers, OLD if weights == "old" else None)
+            activate(self._layers, self._adapter(weights))
             yield
 
-    @torch.no_grad()
+    def _adapter(self, weights: WeightSet) -> str | None:
+        if weights == "old":
+            return OLD
+        return REFERENCE if weights == "reference" and self._renewed else None
+
     def refresh_old(self) -> None:
         """Copy the trained adapter to the old one."""
-        reshard(self._transformer)
-        for _, trained, old in self._pairs():
-            old.copy_(trained)
+        self._copy(OLD)
 
     def old_state(self) -> dict[str, Tensor]:
         """The old adapter under the trained one's parameter names."""
-        reshard(self._transformer)
-        return on_first((name, old) for name, _, old in self._pairs())
+        return self._state(OLD)
 
-    @torch.no_grad()
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         """Load the old adapter."""
+        self._load(OLD, state)
+
+    def renew_reference(self) -> None:
+        """Copy the trained adapter to the reference's."""
+        self._copy(REFERENCE)
+        self._renewed = True
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """The reference's adapter under the trained one's parameter names; empty while the reference is the base."""
+        return self._state(REFERENCE) if self._renewed else {}
+
+    def load_reference_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load the reference's adapter."""
+        if state:
+            self._load(REFERENCE, state)
+        self._renewed = bool(state)
+
+    @torch.no_grad()
+    def _copy(self, adapter: str) -> None:
         reshard(self._transformer)
-        for name, _, old in self._pairs():
-            old.copy_(shard_like(state[name], old))
+        for _, trained, other in self._pairs(adapter):
+            other.copy_(trained)
+
+    def _state(self, adapter: str) -> dict[str, Tensor]:
+        reshard(self._transformer)
+        return on_first((name, other) for name, _, other in self._pairs(adapter))
+
+    @torch.no_grad()
+    def _load(self, adapter: str, state: Mapping[str, Tensor]) -> None:
+        reshard(self._transformer)
+        for name, _, other in self._pairs(adapter):
+            other.copy_(shard_like(state[name], other))
 
 
 def trained_layers(transformer: Any) -> dict[str, Any]:
@@ -142,7 +181,9 @@ def describe(lora: LoRA, transformer: Any) -> str:
     return f"rank {ranks} in {len(layers)} layers ({hashlib.sha256(str(layers).encode()).hexdigest()[:16]})"
 
 
-def _add_untrained(transformer: Any, lora: LoRA, default_targets: Sequence[str], unused: Sequence[str]) -> None:
+def _add_untrained(
+    transformer: Any, lora: LoRA, default_targets: Sequence[str], unused: Sequence[str], adapters: Sequence[str]
+) -> None:
     from peft import LoraConfig
 
     targets = list(lora.targets or default_targets)
@@ -157,9 +198,11 @@ def _add_untrained(transformer: Any, lora: LoRA, default_targets: Sequence[str],
     )
     weightless = next(transformer.parameters()).is_meta
     with warnings.catch_warnings(), torch.device("meta" if weightless else "cpu"):  # equal numbers on any device
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are intended
-        for name in (TRAINED, OLD):
-            transformer.add_adapter(config, adapter_name=name)
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are intended
+        for name in adapters:
+            # a reference is only ever a copy: the numbers that it draws must not move those of the run
+            with torch.random.fork_rng(devices=[], enabled=name == REFERENCE):
+                transformer.add_adapter(config, adapter_name=name)
 
 
 def _starting_updates(transformer: Any, start: str, unused: Sequence[str]) -> dict[str, Update]:

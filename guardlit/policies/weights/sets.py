@@ -1,4 +1,4 @@
-"""The interface of a policy's three weight sets: what trains, what sampled the round, and the base."""
+"""The interface of a policy's weight sets: what trains, what sampled the round, the reference, and the base."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ class WeightSets(Protocol):
 
     def load_old_state(self, state: Mapping[str, Tensor]) -> None:
         """See `FlowPolicy.load_old_state`."""
+
+    def renew_reference(self) -> None:
+        """See `FlowPolicy.renew_reference`."""
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """See `FlowPolicy.reference_state`."""
+
+    def load_reference_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `FlowPolicy.load_reference_state`."""
 
 
 @contextmanager

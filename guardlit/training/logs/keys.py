@@ -15,6 +15,7 @@ from guardlit.rounds.metrics import finish_round, update_metrics
 from guardlit.training.data_loss.term import DataTerm
 from guardlit.training.recovery.rollback import Rollback
 from guardlit.training.update.clip_calibration import ClipCalibration
+from guardlit.training.update.penalty import Penalty
 from guardlit.training.validation import ValidationHooks
 
 EVERY_RUN = "every run"
@@ -86,6 +87,7 @@ def documented() -> list[Key]:
     sources: list[tuple[str, object]] = [
         *((EVERY_RUN, thing) for thing in (Collector.collect, Merging.metrics, update_metrics, finish_round)),
         (EVERY_RUN, ValidationHooks.validation_step),
+        (EVERY_RUN, Penalty.metrics),
         *((f"`{kind.__name__}`", kind) for kind in (ClipCalibration, DataTerm, Rollback)),
         *((f"`{name}`", getattr(guardlit_callbacks, name)) for name in guardlit_callbacks.__all__),
     ]

@@ -26,11 +26,12 @@ def step_outputs(
         velocity: the trained policy's, (B, C, H, W), with gradient.
         old_velocity: the old policy's, (B, C, H, W).
         kl: penalty; null for none.
-        reference_velocity: the base model's, (B, C, H, W); needed for a penalty.
+        reference_velocity: the reference's, (B, C, H, W); needed for a penalty.
 
     Returns:
         `loss`, (), with gradient; `log_ratio`, `raw_log_ratio`, `norm_log_ratio`, `clipped`, `bounded`, `advantage`,
-        `sample_weight`, `timestep`, `step`, `sample`, `velocity_grad_norm` and, with a penalty, `kl`, (B,) detached.
+        `sample_weight`, `timestep`, `step`, `sample`, `velocity_grad_norm` and, with a penalty, `kl`, the divergence
+        without `kl_weight`, (B,) detached.
     """
     step = {"gain": batch.gain, "std": batch.std, "dt": batch.dt}
     weights = {"advantage": batch.advantage, "sample_weight": batch.sample_weight}
@@ -53,5 +54,5 @@ def step_outputs(
     if kl is not None and reference_velocity is not None:
         divergence = kl_divergence(kl.kind, velocity, reference_velocity, **step)
         outputs["kl"] = divergence.detach()
-        outputs["loss"] = out.loss + kl.weight * (batch.sample_weight * divergence).mean()
+        outputs["loss"] = out.loss + kl.weight * (batch.sample_weight * batch.kl_weight * divergence).mean()
     return outputs
