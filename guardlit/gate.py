@@ -28,7 +28,8 @@ class UncertaintyGate:
 
     Attributes:
         proxy: name of a term of the reward.
-        auxiliaries: names of other terms, which may have weight 0; null takes all others.
+        auxiliaries: names of other terms, which may have weight 0; null takes all others. Normalized scores are ranked,
+            so that `divide: -1` makes lower scores the better ones.
         fraction: of the images with u >= 0, in the first round.
         adapt: raise the fraction by a tenth where the mean of u >= 0 is above those of the last 20 rounds, and lower it
             by a tenth where it is below them.
@@ -132,7 +133,7 @@ class Gating:
         """Factor of each image's penalty in a round: 1 where the gate lets the penalty through, else 0.
 
         Args:
-            scores: by term, (N,) each on the CPU, NaN where one failed; of all ranks.
+            scores: by term, normalized, (N,) each on the CPU, NaN where one failed; of all ranks.
 
         Returns:
             (N,) float32; 0 for images with a failed score.

@@ -104,7 +104,7 @@ class RoundRewards:
         """
         if gating is None:
             return None
-        weights = gating.weights(self._gather(results))
+        weights = gating.weights(self.reward.normalize(self._gather(results)))
         if not bool(weights.any()):
             rank_zero_warn(
                 f"round {self.round.number}: model.kl.gate penalizes no image: the scores of "

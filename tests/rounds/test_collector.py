@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from brightness import Brightness
+from brightness import Brightness, Contrast
 from forked import on_ranks
 from small_policy import SmallPolicy
 
 from guardlit.advantage import group_relative
 from guardlit.errors import NonFiniteError
+from guardlit.gate import Gating, UncertaintyGate
 from guardlit.processes.world import World
+from guardlit.rewards import Composite, Term
 from guardlit.rewards.reward import Reward
 from guardlit.rounds.collector import Collector
 from guardlit.rounds.experience import Experience
@@ -120,6 +122,37 @@ def test_two_ranks_collect_the_round_of_one():
         assert len(samples) == 4
         assert torch.equal(torch.from_numpy(latents), one.latents[[rows[sample] for sample in samples]])
         assert torch.equal(torch.from_numpy(advantage), one.advantage)
+
+
+def gated(world: World) -> Experience:
+    """The proxy dislikes contrast, so that it never agrees with the auxiliary."""
+    terms = [Term(Contrast(), name="proxy", divide=-1), Term(Contrast(), 0, "watched")]
+    gating = Gating(UncertaintyGate("proxy", fraction=0.2), {"proxy": 1, "watched": 1})
+    return collect(world, 4, reward=Composite(terms), gating=gating, kl_steps=torch.tensor([1, 0.5, 0, 0]))
+
+
+def _gated_on_a_rank(world: World) -> list[float]:
+    return gated(world).kl_weight.tolist()
+
+
+def test_the_gate_is_that_of_all_images_on_every_rank():
+    weights = gated(World.single()).kl_weight
+    assert 0 < float(weights.sum()) < 8
+    assert on_ranks(_gated_on_a_rank) == [weights.tolist()] * 2
+
+
+def test_a_transition_has_the_weight_of_its_image_and_of_its_step():
+    experience = gated(World.single())
+    rows, slots = [0, 3, 5, 7, 2, 4], [0, 1, 2, 0, 1, 1]
+    batch = experience.take(rows, slots)
+    images = experience.kl_weight[[experience.round.samples[row] for row in rows]]
+    assert torch.equal(batch.kl_weight, images * torch.tensor([1, 0.5, 0, 1, 0.5, 0.5]))
+    state = experience.state(lambda rows: [rows])
+    facts = (experience.round, experience.conditioning, experience.coefficients)
+    restored = Experience.restore(state, *facts, kl_steps=experience.kl_steps)
+    assert torch.equal(restored.take(rows, slots).kl_weight, batch.kl_weight)
+    del state["kl_weight"]  # a checkpoint of before there were gates
+    assert Experience.restore(state, *facts).take(rows, slots).kl_weight.tolist() == [1] * 6
 
 
 def _broken_on_rank_1(world: World) -> str:

@@ -29,6 +29,15 @@ class Brightness(Scorer):
         return RewardResult.from_values(values)
 
 
+class Contrast(Brightness):
+    """Standard deviation of the gray levels in [0, 1], to half a percent: a pixel rounded otherwise decides nothing."""
+
+    def score(self, request: RewardRequest) -> RewardResult:
+        """One value an image."""
+        values = (request.images.float() / 255).std((1, 2, 3), correction=0)
+        return RewardResult.from_values((values * 200).round() / 200)
+
+
 class TaggedBrightness(Brightness):
     """The mean over tasks: those that prompts' metadata name."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -57,5 +59,12 @@ def test_a_penalty_adds_its_weighted_mean():
     expected = plain["loss"] + 0.25 * (2 * divergence[0] + divergence[2]) / 3
     torch.testing.assert_close(penalized["loss"], expected)
     assert "kl" not in plain
+    weighted = step_outputs(
+        OBJECTIVE, replace(BATCH, kl_weight=torch.tensor([0.5, 1, 0])), velocity, OLD, kl, REFERENCE
+    )
+    torch.testing.assert_close(weighted["loss"], plain["loss"] + 0.25 * 0.5 * 2 * divergence[0] / 3)
+    assert torch.equal(weighted["kl"], penalized["kl"])  # what is logged is the distance itself
+    ones = step_outputs(OBJECTIVE, replace(BATCH, kl_weight=torch.ones(3)), velocity, OLD, kl, REFERENCE)
+    assert torch.equal(ones["loss"], penalized["loss"])
     # the gradient that callbacks see is that of the surrogate alone
     assert torch.equal(penalized["velocity_grad_norm"], plain["velocity_grad_norm"])
