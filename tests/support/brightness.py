@@ -30,12 +30,12 @@ class Brightness(Scorer):
 
 
 class Contrast(Brightness):
-    """Standard deviation of the gray levels in [0, 1], to half a percent: a pixel rounded otherwise decides nothing."""
+    """Standard deviation of the gray levels in [0, 1], to a millionth."""
 
     def score(self, request: RewardRequest) -> RewardResult:
         """One value an image."""
         values = (request.images.float() / 255).std((1, 2, 3), correction=0)
-        return RewardResult.from_values((values * 200).round() / 200)
+        return RewardResult.from_values((values * 1e6).round() / 1e6)
 
 
 class TaggedBrightness(Brightness):

@@ -18,19 +18,20 @@ from guardlit.checkpoints.io import SafeCheckpointIO
 TERMS = [
     {"scorer": "brightness.Contrast", "divide": -1, "name": "proxy"},
     {"scorer": "brightness.Contrast", "weight": 0},
+    {"scorer": "brightness.Brightness", "weight": 0},
 ]
-"""Two that never agree, so that every round has images to gate."""
+"""The first two never agree, so that every round has images to gate."""
 KL = {
     "weight": 0.5,
     "kind": "wasserstein",
     "step_weights": [1, 1, 0.5, 0],
-    "gate": {"proxy": "proxy", "fraction": 0.2},
+    "gate": {"proxy": "proxy"},
     "renew_every": 1,
 }
 REWARD = {"class_path": "Composite", "init_args": {"terms": TERMS}}
-CHANGES = {"model__kl": KL, "model__reward": REWARD, "trainer__callbacks": [EVERY_UPDATE]}
+CHANGES = {"model__kl": KL, "model__reward": REWARD, "trainer__callbacks": [EVERY_UPDATE], "trainer__max_epochs": 2}
 FULL = {"model__policy__init_args__lora": None, "model__policy__init_args__reference": True}
-UPDATES = 12
+UPDATES = 8
 
 
 def penalty(checkpoint: Path) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def logged(folder: Path, key: str) -> list[float]:
 
 @pytest.fixture(scope="module", params=["lora", "full"])
 def undisturbed(request: pytest.FixtureRequest, sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The YAML of a run of three rounds, its checkpoints by name, and what its micro-batches left."""
+    """The YAML of a run of two rounds, its checkpoints by name, and what its micro-batches left."""
     folder = tmp_path_factory.mktemp(request.param)
     path = config(folder, sd3_folder, **CHANGES, **(FULL if request.param == "full" else {}))
     with pytest.MonkeyPatch.context() as patch:
@@ -58,25 +59,25 @@ def undisturbed(request: pytest.FixtureRequest, sd3_folder: Path, tmp_path_facto
 def test_the_reference_is_the_policy_at_the_start_of_the_round(undisturbed):
     path, checkpoints, outputs = undisturbed
     assert "reference" not in penalty(checkpoints["update_3"]) or not penalty(checkpoints["update_3"])["reference"]
-    for update, start in ((5, 4), (8, 4), (9, 8)):
-        found, trained = (torch.load(checkpoints[f"update_{n}"], weights_only=True) for n in (update, start))
+    for update in (5, 8):
+        found, trained = (torch.load(checkpoints[f"update_{n}"], weights_only=True) for n in (update, 4))
         reference = found["guardlit"]["penalty"]["reference"]
         assert reference
         weights = {name.removeprefix("policy.transformer."): value for name, value in trained["state_dict"].items()}
         assert all(torch.equal(value, weights[name]) for name, value in reference.items() if name in weights)
         assert len(reference.keys() & weights.keys()) == len(weights)
     # so a round's first update is at a distance of 0, and the others are not
-    for start in (0, 16, 32):
+    for start in (0, 16):
         assert not any(bool(o["kl"].any()) for o in outputs[start : start + 4])
         assert any(bool(o["kl"].any()) for o in outputs[start + 4 : start + 16])
     runs = path.parent / "runs"
-    assert logged(runs, "reference/renewed_round") == [0, 2, 3]
+    assert logged(runs, "reference/renewed_round") == [0, 2]
     assert all(0 < gated <= 0.5 for gated in logged(runs, "train/kl_gated"))
-    assert logged(runs, "train/kl_gate_fraction")[0] == 0.2
-    assert all(0.02 <= fraction <= 0.2 for fraction in logged(runs, "train/kl_gate_fraction"))
+    fractions = logged(runs, "train/kl_gate_fraction")
+    assert fractions[0] == 0.1 != fractions[1]  # it adapts
 
 
-@pytest.mark.parametrize("stop", ["update_2", "update_4", "update_6"])
+@pytest.mark.parametrize("stop", ["update_4", "update_6"])
 def test_a_resumed_run_equals_the_uninterrupted_one(undisturbed, stop: str, tmp_path: Path):
     path, checkpoints, _ = undisturbed
     resumed = ("--ckpt_path", checkpoints[stop], "--trainer.default_root_dir", tmp_path)
@@ -108,7 +109,7 @@ def test_a_checkpoint_of_before_the_penalty_had_parts_still_loads(undisturbed, t
     runs = tmp_path / "runs"
     resumed = ("--ckpt_path", tmp_path / "older.ckpt", "--trainer.default_root_dir", runs)
     assert guardlit("fit", "--config", path, *resumed) == 0
-    assert logged(runs, "reference/renewed_round")[-1] == 3
+    assert logged(runs, "reference/renewed_round")[-1] == 2
 
 
 def test_parts_without_effect_change_no_bit(sd3_folder: Path, tmp_path: Path):
@@ -116,7 +117,7 @@ def test_parts_without_effect_change_no_bit(sd3_folder: Path, tmp_path: Path):
     kinds = {"plain": {"weight": 0.5}, "ones": {"weight": 0.5, "step_weights": [1], "renew_every": 9}}
     for name, kl in kinds.items():
         (tmp_path / name).mkdir()
-        path = config(tmp_path / name, sd3_folder, **CHANGES | {"model__kl": kl, "trainer__max_epochs": 2})
+        path = config(tmp_path / name, sd3_folder, **CHANGES | {"model__kl": kl})
         assert guardlit("fit", "--config", path) == 0
     plain, ones = (newest(tmp_path / name) for name in kinds)
     assert differing(plain, ones, ("state_dict", "optimizer_states")) == []
@@ -124,15 +125,16 @@ def test_parts_without_effect_change_no_bit(sd3_folder: Path, tmp_path: Path):
 
 
 def test_the_base_stays_what_is_measured(sd3_folder: Path, tmp_path: Path):
-    """`KLFromBase` grows over rounds, while the reference follows the policy."""
-    callbacks = [{"class_path": "guardlit_callbacks.KLFromBase"}]
-    evaluation = {"num_inference_steps": 5, "guidance_scale": 1.0}
-    changes = {"trainer__callbacks": callbacks, "model__evaluation": evaluation, "model__kl": {**KL, "weight": 1e-3}}
+    """`KLFromBase` grows from round to round, while the reference follows the policy."""
+    changes = {
+        "trainer__callbacks": [{"class_path": "guardlit_callbacks.KLFromBase"}],
+        "trainer__check_val_every_n_epoch": 1,
+        "model__evaluation": {"num_inference_steps": 5, "guidance_scale": 1.0},
+        "model__kl": {**KL, "weight": 1e-3},
+    }
     assert guardlit("fit", "--config", config(tmp_path, sd3_folder, **CHANGES | changes)) == 0
     values = logged(tmp_path / "runs", "kl/from_base")
-    assert values == sorted(values)
-    assert values[0] == 0
-    assert values[-1] > values[1] > 0
+    assert values[0] == 0 < values[1] < values[2]
 
 
 @pytest.mark.parametrize(
