@@ -1,4 +1,4 @@
-"""A reference that is renewed: of adapters and of full weights, beside the base and the old policy."""
+"""A reference that is renewed: of adapters and of full weights, next to the base and the old policy."""
 
 from __future__ import annotations
 

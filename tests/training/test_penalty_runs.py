@@ -18,9 +18,8 @@ from guardlit.checkpoints.io import SafeCheckpointIO
 TERMS = [
     {"scorer": "brightness.Contrast", "divide": -1, "name": "proxy"},
     {"scorer": "brightness.Contrast", "weight": 0},
-    {"scorer": "brightness.Brightness", "weight": 0},
 ]
-"""The first two never agree, so that every round has images to gate."""
+"""They never agree, so that every round has images to gate, and the mean uncertainty is always the same."""
 KL = {
     "weight": 0.5,
     "kind": "wasserstein",
@@ -73,8 +72,7 @@ def test_the_reference_is_the_policy_at_the_start_of_the_round(undisturbed):
     runs = path.parent / "runs"
     assert logged(runs, "reference/renewed_round") == [0, 2]
     assert all(0 < gated <= 0.5 for gated in logged(runs, "train/kl_gated"))
-    fractions = logged(runs, "train/kl_gate_fraction")
-    assert fractions[0] == 0.1 != fractions[1]  # it adapts
+    assert logged(runs, "train/kl_gate_fraction") == [0.1, 0.1]
 
 
 @pytest.mark.parametrize("stop", ["update_4", "update_6"])

@@ -97,7 +97,7 @@ class FullWeights:
         self._load("old", state)
 
     def renew_reference(self) -> None:
-        """Copy the trained weights to the reference, beside the base."""
+        """Copy the trained weights to the reference; the base is kept."""
         self._refresh("reference")
 
     def reference_state(self) -> dict[str, Tensor]:
