@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from guardlit.commands.trainer import Trainer as Trainer
     from guardlit.data.datamodule import PromptDataModule as PromptDataModule
     from guardlit.errors import GuardlitError as GuardlitError
+    from guardlit.gate import UncertaintyGate as UncertaintyGate
     from guardlit.kl import KL as KL
     from guardlit.objective import FlowGRPO as FlowGRPO
     from guardlit.objective import GRPOGuard as GRPOGuard
@@ -69,6 +70,7 @@ _HOMES = {
     "guardlit.errors": "GuardlitError",
     "guardlit.objective": "FlowGRPO GRPOGuard GuardReweight MeanRevised Objective RatioNorm TempFlowGRPO",
     "guardlit.policies": "DiffusersPolicy Flux2KleinPolicy FlowPolicy FluxPolicy LoRA QwenImagePolicy SD3Policy",
+    "guardlit.gate": "UncertaintyGate",
     "guardlit.rewards": "Aesthetic CLIPScore Composite DINO DigitDiversity DigitGold DigitProbability DigitRealism "
     "GenEval HPSv2 ImageReward JPEGCompressibility OCR PickScore PickleReward RemoteReward Scorer Term "
     "TorchmetricsClip UnifiedReward",
