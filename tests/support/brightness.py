@@ -30,12 +30,20 @@ class Brightness(Scorer):
 
 
 class Contrast(Brightness):
-    """Standard deviation of the gray levels in [0, 1], to a millionth."""
+    """Standard deviation of the gray levels in [0, 1].
+
+    Args:
+        levels: values that are told apart; with 200 a pixel that was rounded otherwise decides nothing.
+    """
+
+    def __init__(self, levels: int = 1_000_000) -> None:
+        super().__init__()
+        self.levels = levels
 
     def score(self, request: RewardRequest) -> RewardResult:
         """One value an image."""
         values = (request.images.float() / 255).std((1, 2, 3), correction=0)
-        return RewardResult.from_values((values * 1e6).round() / 1e6)
+        return RewardResult.from_values((values * self.levels).round() / self.levels)
 
 
 class TaggedBrightness(Brightness):

@@ -72,7 +72,7 @@ def test_the_reference_is_the_policy_at_the_start_of_the_round(undisturbed):
     runs = path.parent / "runs"
     assert logged(runs, "reference/renewed_round") == [0, 2]
     assert all(0 < gated <= 0.5 for gated in logged(runs, "train/kl_gated"))
-    assert logged(runs, "train/kl_gate_fraction") == [0.1, 0.1]
+    assert logged(runs, "train/kl_gate_fraction") == [pytest.approx(0.1)] * 2
 
 
 @pytest.mark.parametrize("stop", ["update_4", "update_6"])
@@ -177,8 +177,17 @@ ALONE = {
     "model__rollout": {"num_inference_steps": 3, "guidance_scale": 1.0},
     "data__micro_batch": 1,
     "data__rollout_batch": 1,
+    "model__reward": {
+        "class_path": "Composite",
+        "init_args": {
+            "terms": [
+                {**TERMS[0], "scorer": {"class_path": "brightness.Contrast", "init_args": {"levels": 200}}},
+                TERMS[1],
+            ]
+        },
+    },
 }
-"""One image and one transition at a time, or kernels would round otherwise for another batch."""
+"""One image and one transition at a time, or kernels would round otherwise for another batch; a coarse trained score."""
 
 
 def state(folder: Path) -> dict[str, Tensor]:
@@ -187,22 +196,34 @@ def state(folder: Path) -> dict[str, Tensor]:
     return found["state_dict"] | {f"reference {k}": v for k, v in found["guardlit"]["penalty"]["reference"].items()}
 
 
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Of all numbers of two states, relative to the first."""
+    assert one.keys() == other.keys()
+    differences = [(other[k] - v).double().square().sum() for k, v in one.items()]
+    return float((sum(differences) / sum(v.double().square().sum() for v in one.values())).sqrt())
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_two_processes_make_the_run_of_one(kind: str, sd3_folder: Path, tmp_path: Path):
-    states = {}
-    for name, strategy in {"one": (), "ddp": ("ddp",), "fsdp": ("fsdp",)}.items():
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [
+        ("lora", "ddp"),
+        ("full", "fsdp"),
+        pytest.param("lora", "fsdp", marks=pytest.mark.slow),
+        pytest.param("full", "ddp", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_make_the_run_of_one(kind: str, strategy: str, sd3_folder: Path, tmp_path: Path):
+    several = ("--trainer.devices", 2, "--trainer.strategy", strategy)
+    for name, args in {"one": (), "two": several}.items():
         (tmp_path / name).mkdir()
         path = config(tmp_path / name, sd3_folder, **ALONE, **(FULL if kind == "full" else {}))
-        several = ("--trainer.devices", 2, "--trainer.strategy", *strategy) if strategy else ()
-        started = forked(tmp_path / name, "fit", "--config", path, *several, processes=2 if strategy else 1)
-        codes = started.wait(300)
+        started = forked(tmp_path / name, "fit", "--config", path, *args, processes=2 if args else 1)
+        codes = started.wait(400)
         assert set(codes) == {0}, started.last(0)
-        states[name] = state(tmp_path / name)
-    assert any(name.startswith("reference") for name in states["one"])
-    for other in (states["ddp"], states["fsdp"]):
-        assert other.keys() == states["one"].keys()
-        for name, value in states["one"].items():
-            torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6)
-    gates = [logged(tmp_path / name, "train/kl_gate_fraction") for name in states]
-    assert gates[0] == gates[1] == gates[2]
+    one, two = (state(tmp_path / name) for name in ("one", "two"))
+    assert any(name.startswith("reference") for name in one)
+    assert distance(one, two) <= 1e-6
+    gated = [logged(tmp_path / name, "train/kl_gated") for name in ("one", "two")]
+    assert gated[0] == gated[1]
+    assert max(gated[0]) > 0
