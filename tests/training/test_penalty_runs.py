@@ -187,7 +187,9 @@ ALONE = {
         },
     },
 }
-"""One image and one transition at a time, or kernels would round otherwise for another batch; a coarse trained score."""
+"""One image and one transition at a time, or kernels would round otherwise for another batch.
+
+The score that is trained on is coarse, so that rounding does not matter."""
 
 
 def state(folder: Path) -> dict[str, Tensor]:
