@@ -33,7 +33,7 @@ class Contrast(Brightness):
     """Standard deviation of the gray levels in [0, 1].
 
     Args:
-        levels: values that are told apart; with 200 a pixel that was rounded otherwise decides nothing.
+        levels: number of different values between 0 and 1; with 200 a pixel that was rounded otherwise decides nothing.
     """
 
     def __init__(self, levels: int = 1_000_000) -> None:
