@@ -175,7 +175,7 @@ def analysis_figure(analysis: Analysis) -> Figure:
     """Clipped fractions, both gradient magnitudes and the cosines, in four panels."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12.5, 9), layout="constrained")
+    figure = Figure(figsize=(15, 9), layout="constrained")
     clips, cosines, velocity, parameters = figure.subplots(2, 2).flat
     m = analysis.measures
     labels = [f"{name}, clip {clip}" for name, clip in zip(analysis.objectives, _clips(analysis), strict=True)]
@@ -201,7 +201,7 @@ def analysis_figure(analysis: Analysis) -> Figure:
         axes.set_xticks(range(len(analysis.sigma)), list(map(str, analysis.steps)))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=8, ncols=2 if axes is clips else 1)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _draw_cosines(cosines, analysis)
     return figure
 
@@ -216,13 +216,13 @@ def _draw(
 ) -> None:
     from guardlit_callbacks.figures.plots import MARKERS, PALETTE
 
+    smaller = 5 / max(5, len(analysis.objectives) - 1)  # from 9 points to 4
     for row in range(len(analysis.objectives)):
         marker, line = ("", "--") if dashed else (MARKERS[row], "-")
         label = labels[row] if labels else None
         # later markers are smaller, so that curves that coincide stay visible
-        axes.plot(
-            values[row].numpy(), line, marker=marker, ms=9 - row, lw=1.2, color=PALETTE[row], alpha=0.9, label=label
-        )
+        style: dict[str, Any] = {"marker": marker, "ms": 9 - smaller * row, "lw": 1.2, "alpha": 0.9}
+        axes.plot(values[row].numpy(), line, color=PALETTE[row], label=label, **style)
 
 
 def _draw_cosines(axes: Axes, analysis: Analysis) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from guardlit.config.console import Parser, show, times
+from guardlit.config.console import Parser, line_width, show, table, times
 from guardlit.config.locate import CONFIG_OPTIONS
 from guardlit.errors import GuardlitError, positive
 from guardlit.schedule import ScheduleTable, schedule_table, write_csv
@@ -37,6 +37,10 @@ OF_A_RUN = {
 }
 """Options that a configuration takes the place of, and its keys."""
 OF_SIZE = (("base_shift", 0.5), ("max_shift", 1.15))
+BROADEST = 5.0
+"""Width of the first curve over that of the last."""
+BETWEEN = 3
+"""Characters between two columns of a table."""
 OTHER_SCHEDULES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal", "invert_sigmas")
 
 
@@ -170,28 +174,36 @@ def _trained_steps(coefficients: Coefficients, fraction: float) -> list[int]:
     return [step for step in range(count) if coefficients.std[step] > 0]
 
 
-def _print(table: ScheduleTable, title: str) -> None:
-    show(_grid(table, title))
-    if not bool((table.coefficients["s"] > 0).all()):
+def _print(found: ScheduleTable, title: str) -> None:
+    show(title, *_grids(found, line_width()))
+    if not bool((found.coefficients["s"] > 0).all()):
         show("A step with s = 0 is deterministic: it has no ratio and cannot be trained.")
 
 
-def _grid(table: ScheduleTable, title: str) -> Table:
-    from rich import box
-    from rich.table import Table
+def _grids(found: ScheduleTable, width: int) -> list[Table]:
+    """The coefficients, and the objectives' gradient scales in as many tables as the width takes."""
+    trained = ["yes" if step else "no" for step in found.trained.tolist()]
+    coefficients = {name: [_number(value) for value in c.tolist()] for name, c in found.coefficients.items()}
+    scales = {name: [_number(value) for value in s.tolist()] for name, s in found.gradient_scales.items()}
+    spreads = {name: times(found.spread(scale)) for name, scale in found.gradient_scales.items()}
+    needed = {name: max(map(len, (name, spreads[name], *cells))) + BETWEEN for name, cells in scales.items()}
+    # the fewest tables of about as many columns that fit
+    sizes = [-(-len(scales) // tables) for tables in range(1, len(scales) + 1)]
+    splits = [[list(scales)[i : i + size] for i in range(0, len(scales), size)] for size in sizes]
+    first = len("max/min") + 2
+    parts = next((s for s in splits if all(first + sum(needed[name] for name in p) <= width for p in s)), splits[-1])
+    grids = [_grid({**coefficients, "trained": trained}, trained)]
+    return grids + [
+        _grid({name: scales[name] for name in part}, trained, ["max/min", *(spreads[name] for name in part)])
+        for part in parts
+    ]
 
-    columns = {**table.coefficients, **table.gradient_scales}
-    grid = Table("step", box=box.SIMPLE, pad_edge=False, show_footer=True, title=title, title_justify="left")
-    grid.columns[0].footer = "max/min"
-    for name in table.coefficients:
-        grid.add_column(name, justify="right", overflow="fold")
-    grid.add_column("trained", justify="center")
-    for name, scale in table.gradient_scales.items():
-        grid.add_column(name, footer=times(table.spread(scale)), justify="right", overflow="fold")
-    for step, trained in enumerate(table.trained.tolist()):
-        cells = [_number(float(column[step])) for column in columns.values()]
-        cells.insert(len(table.coefficients), "yes" if trained else "no")
-        grid.add_row(str(step), *cells, style=None if trained else "dim")
+
+def _grid(columns: Mapping[str, list[str]], trained: list[str], footer: list[str] | None = None) -> Table:
+    rows = [[str(step), *(cells[step] for cells in columns.values())] for step in range(len(trained))]
+    grid = table(["step", *columns], rows, footer)
+    for row, answer in zip(grid.rows, trained, strict=True):
+        row.style = None if answer == "yes" else "dim"
     return grid
 
 
@@ -201,12 +213,12 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.1e}"
 
 
-def plot(path: Path, table: ScheduleTable) -> None:
-    """Draw s and |g|, and the six gradient scales, over t; steps that are not trained are hollow.
+def plot(path: Path, found: ScheduleTable) -> None:
+    """Draw s and |g|, and the gradient scale of each objective, over t; steps that are not trained are hollow.
 
     Args:
         path: file to write; its suffix chooses the format.
-        table: what to draw.
+        found: what to draw.
 
     Raises:
         OSError: the file cannot be written.
@@ -214,29 +226,35 @@ def plot(path: Path, table: ScheduleTable) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _curve(left, table, table.coefficients["s"], 0, "s, standard deviation")
-    _curve(left, table, table.coefficients["g"].abs(), 1, "|g|, factor of the velocity")
-    for style, (name, scale) in enumerate(table.gradient_scales.items()):
-        # the first two are drawn broad, for on-policy the fourth and the fifth coincide with them
-        _curve(right, table, scale, style, f"{name}, {times(table.spread(scale))}", broad=style < 2)
+    figure = Figure(figsize=(12.5, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
+    _curve(left, found, found.coefficients["s"], 0, 1.0, "s, standard deviation")
+    _curve(left, found, found.coefficients["g"].abs(), 1, 1.0, "|g|, factor of the velocity")
+    for style, (name, scale) in enumerate(found.gradient_scales.items()):
+        # earlier curves are broader, for on-policy several coincide
+        _curve(
+            right,
+            found,
+            scale,
+            style,
+            BROADEST ** (1 - style / len(found.gradient_scales)),
+            f"{name}, {times(found.spread(scale))}",
+        )
     left.set(title="Coefficients of a step", ylabel="coefficient", ylim=(0, None))
     right.set(title="Predicted gradient scale, max/min over trained steps", ylabel="gradient scale", yscale="log")
     for axes in (left, right):
         axes.set(xlabel="t, from noise (1) to image (0); hollow: not trained", xlim=(1.03, -0.03))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=9)
+    left.legend(frameon=False, fontsize=9)
+    right.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
 
 
-def _curve(axes: Axes, table: ScheduleTable, values: Tensor, style: int, label: str, broad: bool = False) -> None:
-    from guardlit_callbacks.figures.plots import MARKERS, PALETTE
+def _curve(axes: Axes, found: ScheduleTable, values: Tensor, style: int, broad: float, label: str) -> None:
+    from guardlit_callbacks.figures.plots import LINES, MARKERS, PALETTE
 
-    t, untrained = table.coefficients["t"].numpy(), ~table.trained.numpy()
-    color, marker, size = PALETTE[style], MARKERS[style], 10 if broad else 5
-    axes.plot(
-        t, values.numpy(), label=label, color=color, marker=marker, markersize=size, linewidth=4 if broad else 1.5
-    )
-    axes.plot(t[untrained], values.numpy()[untrained], marker, color=color, mfc="white", markersize=size)
+    t, untrained = found.coefficients["t"].numpy(), ~found.trained.numpy()
+    look: dict[str, Any] = {"color": PALETTE[style], "markersize": 4 * broad**0.6}
+    axes.plot(t, values.numpy(), LINES[style], marker=MARKERS[style], label=label, linewidth=1.5 * broad, **look)
+    axes.plot(t[untrained], values.numpy()[untrained], MARKERS[style], mfc="white", **look)

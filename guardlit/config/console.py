@@ -60,6 +60,14 @@ def show(*parts: RenderableType, width: int = PLAIN_WIDTH) -> None:
         console.print(part, markup=False, highlight=False)
 
 
+def line_width() -> int:
+    """Characters of a line of what `show` prints: the terminal's, or `PLAIN_WIDTH` elsewhere."""
+    from rich.console import Console
+
+    console = Console()
+    return console.width if console.is_terminal else PLAIN_WIDTH
+
+
 def table(
     header: Sequence[str],
     rows: Iterable[Sequence[str]],

@@ -1,11 +1,12 @@
 import csv
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from guardlit.commands.schedule import main
+from guardlit.commands.schedule import _grids, main
 from guardlit.errors import GuardlitError
 from guardlit.schedule import schedule_table, write_csv
 from guardlit.sde import CPS, FlowSDE, flow_match_sigmas
@@ -24,21 +25,33 @@ PUBLISHED["RatioNorm"] = PUBLISHED["TempFlowGRPO"] = [g.removeprefix("-") for g 
 
 
 def printed(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[dict[str, list[str]], list[str], str]:
-    """The printed columns, the words of the last row, everything."""
+    """The printed columns, the words of the last rows, everything."""
     main(["schedule", *options])
     text = capsys.readouterr().out
-    rows = [line.split() for line in text.splitlines() if line.strip()]
-    start = next(i for i, row in enumerate(rows) if row[0] == "step")
-    body = [row for row in rows[start:] if row[0].isdigit()]
-    columns = {name: [row[i] for row in body] for i, name in enumerate(rows[start])}
-    return columns, next(row for row in rows if row[0] == "max/min"), text
+    return *columns_of(text), text
+
+
+def columns_of(text: str) -> tuple[dict[str, list[str]], list[str]]:
+    """The columns of all tables, and the words of their last rows."""
+    columns: dict[str, list[str]] = {}
+    last, header = ["max/min"], []
+    for row in (line.split() for line in text.splitlines() if line.strip()):
+        if row[0] == "step":
+            header = row
+            columns |= {name: [] for name in header}
+        elif row[0].isdigit():
+            for name, cell in zip(header, row, strict=True):
+                columns[name].append(cell)
+        elif row[0] == "max/min":
+            last += row[1:]
+    return columns, last
 
 
 def test_the_default_prints_the_published_numbers(capsys: pytest.CaptureFixture[str]):
     columns, last, text = printed(capsys)
     assert {name: columns[name] for name in PUBLISHED} == PUBLISHED
     assert columns["step"] == [str(step) for step in range(10)]
-    names = list(columns)[-6:]
+    names = list(columns)[-10:]
     assert dict(zip(names, last[1:], strict=True)) == {
         "FlowGRPO": "26x",
         "TempFlowGRPO": "8.40x",
@@ -46,8 +59,28 @@ def test_the_default_prints_the_published_numbers(capsys: pytest.CaptureFixture[
         "MeanRevised": "26x",
         "RatioNorm": "8.40x",
         "GRPOGuard": "1.25x",
+        "FlowDPPO": "26x",
+        "FlashGRPO": "1.00x",
+        "PCPO": "6.75x",
+        "VelocityNorm": "1.00x",
     }
     assert "…" not in text
+
+
+@pytest.mark.parametrize(("width", "tables"), [(80, 2), (120, 2), (160, 1)])
+def test_the_scales_fit_the_terminal(width: int, tables: int):
+    from rich.console import Console
+
+    found = schedule_table(FlowSDE(0.7).coefficients(flow_match_sigmas(10)), range(9))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(*_grids(found, width))
+    text = console.export_text()
+    columns, last = columns_of(text)
+    assert [name for name in columns if name in found.gradient_scales] == list(found.gradient_scales)
+    assert {len(cells) for name, cells in columns.items() if name != "step"} == {10}
+    assert len(last) == 1 + len(found.gradient_scales)
+    assert text.count("max/min") == tables
+    assert max(map(len, text.splitlines())) <= width
 
 
 def test_the_spread_is_taken_over_trained_steps_only():

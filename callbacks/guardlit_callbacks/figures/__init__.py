@@ -1,5 +1,6 @@
 """Figures and image grids of the callbacks and the report. Imports `frontier` and `tools`."""
 
+from guardlit_callbacks.figures.drawing import LINES as LINES
 from guardlit_callbacks.figures.drawing import MARKERS as MARKERS
 from guardlit_callbacks.figures.drawing import PALETTE as PALETTE
 from guardlit_callbacks.figures.frontier import frontier_figure as frontier_figure

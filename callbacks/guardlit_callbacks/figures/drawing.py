@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 PALETTE = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
-MARKERS = ("o", "s", "^", "D", "v", "P")
+PALETTE += ("#000000", "#882255", "#999933", "#332288", "#888888", "#117733", "#A65628", "#E7298A")
+"""Colors of methods or runs: Okabe and Ito's first, then darker ones."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p", "*", "h", "d", "8", "H")
+"""Their markers."""
+LINES = ("-",) * 6 + ("--",) * 4 + ("-.",) * 4
+"""Their lines: the colors beyond the first six need more than a color to be told apart."""
 GRAY = "#555555"
 
 LEGEND_LINE = 0.21

@@ -11,6 +11,7 @@ from guardlit_callbacks.figures.drawing import (
     BLUE,
     GRAY,
     LEGEND_LINE,
+    LINES,
     MARKERS,
     PALETTE,
     VERMILION,
@@ -46,9 +47,9 @@ def frontier_figure(curves: Mapping[str, Curve], *, title: str = "") -> Figure:
     """
     figure, panels, handles = _panels(curves, [*curves, BASE, BEST], title)
     for axis, axes in panels.items():
-        for (label, curve), color, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
+        for (label, curve), *look in zip(curves.items(), PALETTE, MARKERS, LINES, strict=False):
             if axis in curve.axes:
-                handles[label] = _plot_path(axes, curve, axis, color, marker)
+                handles[label] = _plot_path(axes, curve, axis, *look)
     (handles[BEST],) = _ring(next(iter(panels.values())), np.nan, np.nan, GRAY)
     return _with_legend(figure, handles)
 
@@ -116,14 +117,15 @@ def _with_legend(figure: Figure, handles: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _plot_path(axes: Axes, curve: Curve, axis: str, color: str, marker: str) -> Any:
+def _plot_path(axes: Axes, curve: Curve, axis: str, color: str, marker: str, line: str) -> Any:
     """A method's path and band; returns the line for the legend."""
     x, gold = curve.axes[axis].mean(axis=0), curve.gold.mean(axis=0)
     if len(curve.gold) > 1:
         axes.add_patch(_band(curve.axes[axis], curve.gold, color))
     _ring(axes, x[curve.best], gold[curve.best], color)
-    (line,) = axes.plot(x, gold, color=color, lw=1.6, marker=marker, ms=6, markevery=[-1], mec="white", zorder=3)
-    return line
+    style: dict[str, Any] = {"color": color, "ls": line, "lw": 1.6, "marker": marker, "ms": 6, "mec": "white"}
+    (path,) = axes.plot(x, gold, **style, markevery=[-1], zorder=3)
+    return path
 
 
 def _ring(axes: Axes, x: float, y: float, color: str) -> Any:

@@ -1,7 +1,7 @@
 """The figures of the callbacks and the report: pure functions from arrays to a `matplotlib.figure.Figure`.
 
-No pyplot, no global state, no display. The colors are Okabe and Ito's (2008), which color-blind readers can tell apart;
-steps are colored by cividis, dark to light.
+No pyplot, no global state, no display. The first six colors are Okabe and Ito's (2008), which color-blind readers can
+tell apart; further ones come with other markers and lines. Steps are colored by cividis, dark to light.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from guardlit_callbacks.figures.drawing import (
     LEGEND_LINE,
+    LINES,
     MARKERS,
     PALETTE,
     Margins,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "LINES",
     "MARKERS",
     "PALETTE",
     "Band",
@@ -129,10 +131,10 @@ def gradient_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, 
     margins = Margins(left=0.85, between=0.95, bottom=0.6 + LEGEND_LINE * lines)
     figure, grid = axes_grid([3.7] * len(panels), [2.6], margins, title)
     for axes, (name, curves) in zip(grid[0], panels.items(), strict=True):
-        for (label, per_step), color, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
+        for (label, per_step), color, marker, line in zip(curves.items(), PALETTE, MARKERS, LINES, strict=False):
             positive = {t: v for t, v in per_step.items() if v > 0}
             legend = f"{label} (max/min {max_over_min(per_step):.1f})"
-            axes.plot(list(positive), list(positive.values()), color=color, marker=marker, ms=5, label=legend)
+            axes.plot(list(positive), list(positive.values()), line, color=color, marker=marker, ms=5, label=legend)
         axes.set_yscale("log")
         axes.set_ylim(_decade_or_more([v for curve in curves.values() for v in curve.values() if v > 0]))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -162,7 +164,7 @@ def training_figure(
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     names = dict.fromkeys(name for _, curves in panels.values() for name in curves)
-    colors, markers = (dict(zip(names, looks, strict=False)) for looks in (PALETTE, MARKERS))
+    colors, markers, styles = (dict(zip(names, looks, strict=False)) for looks in (PALETTE, MARKERS, LINES))
     width = 2.6 if columns > 1 else 5.7
     in_legend = legend_columns(list(colors), columns * (width + 0.85))
     margins = Margins(left=0.85, between=0.85, below=0.85, bottom=0.6 + LEGEND_LINE * -(-len(colors) // in_legend))
@@ -173,7 +175,8 @@ def training_figure(
         for label, curve in curves.items():
             if curve.runs > 1:
                 axes.fill_between(curve.step, curve.low, curve.high, color=colors[label], alpha=0.2, lw=0)
-            style: dict[str, Any] = {"color": colors[label], "lw": 1.3, "marker": markers[label], "ms": 4, "mew": 0}
+            style: dict[str, Any] = {"color": colors[label], "marker": markers[label], "ls": styles[label]}
+            style |= {"lw": 1.3, "ms": 4, "mew": 0}
             (lines[label],) = axes.plot(curve.step, curve.mean, **style, markevery=MARKED, label=label)
         if least_change:
             firsts = np.array([curve.mean[0] for curve in curves.values()])

@@ -12,6 +12,7 @@ from guardlit_callbacks.figures.drawing import (
     BLUE,
     GRAY,
     LEGEND_LINE,
+    LINES,
     MARKERS,
     PALETTE,
     VERMILION,
@@ -93,13 +94,13 @@ def proxy_gold_figure(curves: Mapping[str, ProxyGoldCurve], *, title: str = "") 
     figure, grid = axes_grid([5.6], heights, margins, title)
     gold, above = grid[-1][0], [row[0] for row in grid[:-1]]
     colors = PALETTE if len(curves) > 1 else (BLUE,)
-    for (name, curve), color, marker in zip(curves.items(), colors, MARKERS, strict=False):
+    for (name, curve), color, marker, line in zip(curves.items(), colors, MARKERS, LINES, strict=False):
         best = turning_point(curve)
         if curve.proxy is not None:
             style: dict[str, Any] = {"color": color if len(curves) > 1 else VERMILION, "mfc": "white", "ms": 4}
             above[0].plot(curve.step, _change(curve, known), ls="--", marker=marker, **style)
         gold.fill_between(curve.step, curve.low, curve.high, color=color, alpha=0.2, lw=0)
-        gold.plot(curve.step, curve.gold, color=color, marker=marker, ms=4, label=name)
+        gold.plot(curve.step, curve.gold, line, color=color, marker=marker, ms=4, label=name)
         if best is not None:
             _mark_best(gold, above, curve, best, color, "best gold" if len(curves) == 1 else "")
     gold.axhline(1.0, color=GRAY, lw=0.8)

@@ -3,6 +3,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 from guardlit_callbacks.figures import (
+    LINES,
+    MARKERS,
+    PALETTE,
     Band,
     ProxyGoldCurve,
     RatioSamples,
@@ -18,6 +21,7 @@ from guardlit_callbacks.figures.proxy_gold import first_spread
 from guardlit_callbacks.frontier import Curve
 from guardlit_callbacks.tools.logging import figure_to_array
 from guardlit_callbacks.tools.statistics import clip_fractions, clip_range, max_over_min, moments, step_index
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -249,3 +253,15 @@ def test_the_turning_point_is_the_best_gold_before_a_fall_beyond_noise_while_the
     gold = np.array(gold)
     given = None if proxy is None else np.array(proxy)
     assert turning_point(ProxyGoldCurve(np.arange(3), given, gold, gold - noise, gold + noise)) == expected
+
+
+def test_fourteen_methods_can_be_told_apart():
+    assert len(PALETTE) == len(MARKERS) == len(LINES) == 14
+    assert len({color.lower() for color in PALETTE}) == len(set(MARKERS)) == 14
+    curves = {f"method {i}": {0: 1.0 + i, 1: 2.0 + i} for i in range(14)}
+    (axes,) = gradient_figure({"velocity": curves}).axes
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.lines}
+    assert looks == set(zip(PALETTE, MARKERS, LINES, strict=True))
+    colors = np.array([to_rgb(color) for color in PALETTE])
+    apart = [np.abs(a - b).sum() for a, b in combinations(colors, 2)]
+    assert min(apart) > 0.25

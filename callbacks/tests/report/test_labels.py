@@ -62,8 +62,8 @@ def test_labels_group_runs_whatever_their_settings(tmp_path):
 def test_labels_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ReportError, match=r"--label is given 1 times for 2 runs; give one for each"):
         group(runs(tmp_path, None, None), ["a"])
-    with pytest.raises(ReportError, match=r"7 methods, and a figure shows 6 at most"):
-        group(runs(tmp_path, *[None] * 7), [])
+    with pytest.raises(ReportError, match=r"15 methods, and a figure shows 14 at most"):
+        group(runs(tmp_path, *[None] * 15), [])
 
 
 def test_settings_are_flattened_to_dotted_keys():
