@@ -13,7 +13,7 @@ from guardlit_callbacks.tools.lightning import LightningModule, Trainer
 from guardlit_callbacks.tools.logging import log_figure, log_histograms, log_step_chart
 from guardlit_callbacks.tools.outputs import is_skipped, read_output
 from guardlit_callbacks.tools.rounds import is_due
-from guardlit_callbacks.tools.statistics import clip_fractions, clip_range, moments, split, unmasked
+from guardlit_callbacks.tools.statistics import clip_fractions, clip_range, max_over_min, moments, split, unmasked
 
 KINDS = {"log_ratio": "log ratio in the objective", "raw": "raw log ratio", "normalized": "normalized log ratio"}
 SIDES = ("above", "below")
@@ -35,6 +35,7 @@ class RatioDistribution(RoundCallback):
     | `ratio/KIND/max_shift` | largest abs(mean) / std over the steps, no unit |
     | `ratio/clip_fraction` | of all transitions of the round those whose ratio is clipped, 0 to 1 |
     | `ratio/clip_fraction_SIDE` | of all transitions of the round those clipped on that side of the range, 0 to 1 |
+    | `ratio/clip_fraction/max_over_min` | largest over smallest clipped fraction of the steps, no unit |
 
     With `per_step` also, for TT, the index of the denoising step in two digits, and SIGN, the advantage's, `positive`
     or `negative`. Logged at the end of a round:
@@ -48,7 +49,8 @@ class RatioDistribution(RoundCallback):
     | `ratio/clip_fraction_SIDE/tTT` | of the step's transitions those clipped on that side, 0 to 1 |
     | `ratio/clip_fraction_SIDE_SIGN/tTT` | of the step's transitions of one sign those clipped on that side, 0 to 1 |
 
-    A key without samples in a round (no negative advantage, say) is left out. Loggers that take them get the histograms
+    A key without samples in a round (no negative advantage, say) is left out; so is `max_over_min` of a round in which
+    nothing is clipped, and it is infinite where a step clips nothing. Loggers that take them get the histograms
     `ratio/KIND/histogram` of all steps, or with `per_step` `ratio/KIND/histogram/tTT` of each, and the figure
     `ratio/figure`; W&B also gets the chart `ratio/KIND/by_step` wherever the figure is drawn. The run's folder gets
     `ratio/round_RRRRR.npz` with the arrays `step`, `advantage`, `log_ratio` and, where given, `raw`, `normalized`,
@@ -141,6 +143,8 @@ def ratio_statistics(rows: Rows) -> dict[str, float]:
             rows["log_ratio"], rows["clipped"]
         )
         out["ratio/clip_fraction"] = float(np.mean(rows["clipped"])) if rows["clipped"].size else np.nan
+        fractions = {t: float(clipped.mean()) for t, clipped in split(rows["step"], rows["clipped"]).items()}
+        out["ratio/clip_fraction/max_over_min"] = max_over_min(fractions) if any(fractions.values()) else np.nan
     return out
 
 

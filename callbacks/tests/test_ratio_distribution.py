@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from guardlit_callbacks import RatioDistribution
+from guardlit_callbacks.ratio_distribution import ratio_statistics
 from guardlit_callbacks.tools.lightning import MisconfigurationException
 from toy_flow import CLIP, GAIN, STD, STEPS, Rounds, Spy, ToyFlow, transitions
 
@@ -53,7 +54,18 @@ def test_every_number_equals_a_float64_loop(make_trainer, recorder):
         both = [logged[f"ratio/clip_fraction_{side}"][last_step] for side in ("above", "below")]
         assert sum(both) == pytest.approx(shares)
         assert 0 < shares < 1
-        assert checked + 2 + 3 == len(logged)  # and two max_shift: the raw log ratio is the objective's
+        by_step = [columns["clipped"][columns["step"] == t].mean() for t in range(STEPS)]
+        assert by_step[0] == 0 < by_step[1] < by_step[2]
+        assert logged["ratio/clip_fraction/max_over_min"][last_step] == math.inf
+        assert checked + 2 + 4 == len(logged)  # and two max_shift: the raw log ratio is the objective's
+
+
+def test_the_evenness_of_the_clip_is_of_all_steps():
+    step = np.repeat([0, 1, 2], 4)
+    clipped = np.array([1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0], dtype=bool)
+    rows = {"step": step, "advantage": np.ones(12), "log_ratio": np.linspace(-1, 1, 12)}
+    assert ratio_statistics({**rows, "clipped": clipped})["ratio/clip_fraction/max_over_min"] == 3.0
+    assert np.isnan(ratio_statistics({**rows, "clipped": ~(clipped | True)})["ratio/clip_fraction/max_over_min"])
 
 
 def test_a_policy_moved_by_hand_gives_the_closed_form(make_trainer, recorder):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
-PALETTE = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
-PALETTE += ("#000000", "#882255", "#999933", "#332288", "#888888", "#117733", "#A65628", "#E7298A")
+OKABE_ITO = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
+PALETTE = (*OKABE_ITO, "#000000", "#882255", "#999933", "#332288", "#888888", "#117733", "#A65628", "#E7298A")
 """Colors of methods or runs: Okabe and Ito's first, then darker ones."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p", "*", "h", "d", "8", "H")
 """Their markers."""
