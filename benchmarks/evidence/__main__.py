@@ -3,11 +3,13 @@
 Trains every objective of the paper's Table 2, and Flow-GRPO with its published KL penalty, on a world that trains on a
 CPU: a short sweep over learning rates and clip ranges, then all at equal settings with three seeds and well past the
 peak of gold, then Flow-GRPO and GRPO-Guard under other conditions. The same command skips what is finished and resumes
-the rest. Stop it with Ctrl-C or SIGTERM at any time.
+the rest. Stop it with Ctrl-C or SIGTERM at any time. `objectives` is a second study: the objectives of the line on the
+digits, each clipped to the same share by itself, seed by seed.
 
     python -m benchmarks.evidence digits --dry-run    # the plan and its cost
     python -m benchmarks.evidence digits --short      # two methods, one seed
     python -m benchmarks.evidence digits --publish    # results into docs/evidence
+    python -m benchmarks.evidence objectives          # the second study
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.evidence import cost
+from benchmarks.evidence.objectives.methods import PLAN
+from benchmarks.evidence.objectives.study import Objectives
+from benchmarks.evidence.objectives.study import cost as cost_by_seed
+from benchmarks.evidence.objectives.study import shortened as shortened_plan
 from benchmarks.evidence.study import Study, complete, shortened, trainer
 from benchmarks.evidence.worlds import ROOT, WORLDS
 from guardlit.errors import GuardlitError
@@ -32,7 +38,8 @@ def arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("worlds", nargs="+", choices=WORLDS, metavar="WORLD", help=f"of {', '.join(WORLDS)}")
+    names = [*WORLDS, PLAN.name]
+    parser.add_argument("worlds", nargs="+", choices=names, metavar="WORLD", help=f"of {', '.join(names)}")
     parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/evidence, or runs/evidence_short)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time (default: 2)")
     parser.add_argument("--short", action="store_true", help="two methods, one seed")
@@ -46,13 +53,16 @@ def main() -> int:
     args = arguments()
     out = args.out or Path("runs/evidence_short" if args.short else "runs/evidence")
     failed: dict[str, str] = {}
+    train = None if args.publish else trainer(args.jobs, _show)
     for name in args.worlds:
-        world = WORLDS[name]
         if args.dry_run:
-            print(cost.describe(world, (cost.short if args.short else cost.full)(world), args.jobs), end="\n\n")
+            print(cost.describe(name, _costs(name, args.short), args.jobs), end="\n\n")
             continue
-        run = shortened if args.short else complete
-        study = run(world, out.absolute() / name, None if args.publish else trainer(args.jobs, _show))
+        study: Study | Objectives
+        if name == PLAN.name:
+            study = Objectives(shortened_plan() if args.short else PLAN, out.absolute() / name, train)
+        else:
+            study = (shortened if args.short else complete)(WORLDS[name], out.absolute() / name, train)
         failed |= {f"{name}/{place}": why for place, why in study.failed.items()}
         for path in write(study, out.absolute(), public=args.publish):
             print(path)
@@ -65,13 +75,22 @@ def main() -> int:
     return int(bool(failed))
 
 
-def write(study: Study, out: Path, public: bool) -> list[Path]:
-    """Write results and figures of a world into the folder of its runs, or into docs."""
+def _costs(name: str, short: bool) -> list[cost.Cost]:
+    if name == PLAN.name:
+        return cost_by_seed(shortened_plan() if short else PLAN)
+    return (cost.short if short else cost.full)(WORLDS[name])
+
+
+def write(study: Study | Objectives, out: Path, public: bool) -> list[Path]:
+    """Write results and figures of a study into the folder of its runs, or into docs."""
     from benchmarks.evidence import figures, page, pictures, results
+    from benchmarks.evidence.objectives import writing
 
     folder, images = (page.RESULTS, ROOT / "docs/images") if public else (out, out)
-    document = folder / f"{study.world.name}.json"
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(study, Objectives):
+        return writing.write(study, folder, images)
+    document = folder / f"{study.world.name}.json"
     document.write_text(results.dump(results.collect(study)), encoding="utf-8")
     return [document, *figures.draw(study, images), *pictures.draw(study, images)]
 

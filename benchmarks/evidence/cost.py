@@ -68,13 +68,13 @@ def _cost(world: World, stage: str, runs: int, rounds: int, factor: float = 1.0)
     return Cost(stage, runs, runs * rounds, seconds)
 
 
-def describe(world: World, costs: list[Cost], jobs: int) -> str:
+def describe(name: str, costs: list[Cost], jobs: int) -> str:
     """The plan as a table, with the hours that it takes on `jobs` cores."""
     rows = [(c.stage, str(c.runs), str(c.rounds), f"{c.cpu_seconds / 60:.0f}") for c in costs]
     total = sum(c.cpu_seconds for c in costs)
     rows.append(("total", str(sum(c.runs for c in costs)), str(sum(c.rounds for c in costs)), f"{total / 60:.0f}"))
     lines = [f"{stage:<12}{runs:>6}{rounds:>8}{minutes:>13}" for stage, runs, rounds, minutes in rows]
-    head = f"{world.name:<12}{'runs':>6}{'rounds':>8}{'CPU minutes':>13}"
+    head = f"{name:<12}{'runs':>6}{'rounds':>8}{'CPU minutes':>13}"
     minutes = total / 60 / jobs
     duration = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.0f} minutes"
     return "\n".join([head, *lines, f"{duration} with {jobs} jobs on {jobs} idle cores"])

@@ -40,23 +40,25 @@ def collect(study: Study) -> Document:
         "plan": {key: value for key, value in asdict(world).items() if key not in ("name", "config", "gold")},
         "methods": {name: asdict(method) for name, method in METHODS.items()},
         "complete": study.complete,
-        "machine": _machine(study.of("settings") or study.of("calibration")),
-        "cost": {stage: _cost(study.of(stage)) for stage in STAGES},
+        "machine": machine(study.of("settings") or study.of("calibration")),
+        "cost": {stage: cost_of(study.of(stage)) for stage in STAGES},
         "failed": study.failed,
         "calibration": [_calibration(trial, world.clipped) for trial in study.of("calibration")],
         "sweep": _sweep(study),
         "settings": _settings(study),
         "conditions": {name: _compared(_under(study, name), world) for name in world.conditions},
     }
-    return _plain(document)  # type: ignore[no-any-return]
+    return plain(document)  # type: ignore[no-any-return]
 
 
-def _machine(trials: Sequence[Trial]) -> Document:
+def machine(trials: Sequence[Trial]) -> Document:
+    """Where the runs ran, and the versions they ran with."""
     facts = logged(trials[0]).facts if trials else {}
     return {"platform": platform.platform(), "python": platform.python_version(), "versions": facts.get("versions", {})}
 
 
-def _cost(trials: Sequence[Trial]) -> Document:
+def cost_of(trials: Sequence[Trial]) -> Document:
+    """Runs, rounds and CPU minutes."""
     seconds = sum(trial.run.cpu_seconds() for trial in trials)
     return {"runs": len(trials), "rounds": sum(trial.rounds for trial in trials), "cpu_minutes": seconds / 60}
 
@@ -94,26 +96,31 @@ def _under(study: Study, condition: str) -> dict[str, list[Trial]]:
 
 def _compared(methods: Mapping[str, Sequence[Trial]], world: World) -> Document:
     """Each method over its seeds, and the frontier of all that have a finished run."""
-    paths = [
-        MethodPaths(name, tuple(read_path(trial.run.parts(), f"seed {trial.seed}") for trial in own))
-        for name, own in methods.items()
-    ]
-    frontier = compare(paths, baseline=BASELINE, levels=world.levels) if BASELINE in methods else None
+    frontier = compare(paths(methods), baseline=BASELINE, levels=world.levels) if BASELINE in methods else None
     return {
-        "methods": {name: _method(name, own, world.compared) for name, own in methods.items()},
+        "methods": {name: method(name, own, world.compared) for name, own in methods.items()},
         "frontier": None if frontier is None else as_json(frontier),
     }
 
 
-def _method(name: str, trials: Sequence[Trial], compared: tuple[float, float]) -> Document:
+def paths(methods: Mapping[str, Sequence[Trial]]) -> list[MethodPaths]:
+    """Gold over training of each method's seeds."""
+    return [
+        MethodPaths(name, tuple(read_path(trial.run.parts(), f"seed {trial.seed}") for trial in own))
+        for name, own in methods.items()
+    ]
+
+
+def method(name: str, trials: Sequence[Trial], compared: tuple[float, float]) -> Document:
+    """What a method's seeds show; gold counts between the proxies `compared`."""
     runs = [logged(trial) for trial in trials]
-    method = Method(name, tuple(runs), tuple(f"seed {trial.seed}" for trial in trials))
+    found = Method(name, tuple(runs), tuple(f"seed {trial.seed}" for trial in trials))
     return {
         "clip_range": trials[0].clip_range,
         "mean_gold": [mean_gold(run.gold["proxy"], run.gold["average"], compared) for run in runs],
-        "ratio": {str(step): asdict(found) for step, found in ratio_by_step(method).items()},
-        "gradient": {kind: method.gradient(kind) for kind in ("velocity", "parameters")},
-        "gradient_max_over_min": {kind: method.gradient_spread(kind) for kind in ("velocity", "parameters")},
+        "ratio": {str(step): asdict(ratio) for step, ratio in ratio_by_step(found).items()},
+        "gradient": {kind: found.gradient(kind) for kind in ("velocity", "parameters")},
+        "gradient_max_over_min": {kind: found.gradient_spread(kind) for kind in ("velocity", "parameters")},
         "seeds": {str(t.seed): _seed(t, run) for t, run in zip(trials, runs, strict=True)},
     }
 
@@ -132,12 +139,12 @@ def _mean(run: Logged, key: str) -> float | None:
     return float(run.scalars[key].value.mean()) if key in run.scalars else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON holds, with `DIGITS` digits and null for NaN."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return value

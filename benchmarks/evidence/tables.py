@@ -67,10 +67,10 @@ def at_levels(axis: str) -> Callable[[Document], str]:
             [
                 f"{row['level']:.3g}",
                 row["method"],
-                _step(row),
+                step_of(row),
                 estimate(row["scores"]["average"]),
                 estimate(row["differences"].get("average"), signed=True),
-                _by_seed(row["differences"].get("average")),
+                by_seed(row["differences"].get("average")),
                 *(estimate(row["scores"].get(name), interval=False) for name in other),
             ]
             for row in found["levels"]
@@ -81,7 +81,8 @@ def at_levels(axis: str) -> Callable[[Document], str]:
     return render
 
 
-def _by_seed(found: Mapping[str, Any] | None) -> str:
+def by_seed(found: Mapping[str, Any] | None) -> str:
+    """A difference at each seed."""
     return ", ".join(number(value, signed=True) for value in found["by_seed"]) if found else "-"
 
 
@@ -94,11 +95,11 @@ def summary(world: Document) -> str:
     rows = [
         [
             row["method"],
-            _step(early[row["method"]]),
-            _step(row),
-            _steps_by_seed(found["methods"][row["method"]], high),
+            step_of(early[row["method"]]),
+            step_of(row),
+            steps_by_seed(found["methods"][row["method"]], high),
             *_against(row),
-            _by_seed(row["differences"].get("average")),
+            by_seed(row["differences"].get("average")),
         ]
         for row in levels
         if row["level"] == high
@@ -107,11 +108,13 @@ def summary(world: Document) -> str:
     return table([*header, "minus Flow-GRPO", "by seed"], rows)
 
 
-def _step(row: Document) -> str:
+def step_of(row: Document) -> str:
+    """The update at which a level is reached."""
     return "-" if row["step"] is None else f"{row['step']:.0f}"
 
 
-def _steps_by_seed(method: Document, level: float) -> str:
+def steps_by_seed(method: Document, level: float) -> str:
+    """The update at which each seed reaches a proxy."""
     curves = [seed["curves"] for seed in method["seeds"].values()]
     crossings = [first_crossing(np.array([own["proxy"]]), np.array([[level]])) for own in curves]
     found = [values_at(np.array([own["step"]]), at).item() for own, at in zip(curves, crossings, strict=True)]

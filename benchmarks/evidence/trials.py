@@ -121,13 +121,14 @@ class Planner:
         rest = ["--config", str(config), "--trainer.max_epochs", str(rounds), *options]
         objective = preset_of(METHODS[method].objective, clip_range=clip)
         # what a finished run is compared with: the files and options, which stay comparable when defaults are added
-        files = {"config": _content(self.world.config), "changes": _content(config) | {"base": None}}
+        files = {"config": content(self.world.config), "changes": content(config) | {"base": None}}
         run = plan_run(
             self.folder / place, rest, objective, seed, lambda a: {**files, "options": " ".join(a[3:-2])}, lr
         )
         return Trial(stage, method, setting, lr, clip, seed, rounds, condition, run)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def content(path: Path) -> dict[str, Any]:
+    """A YAML file as plain data."""
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return content

@@ -143,8 +143,8 @@ def ratio_statistics(rows: Rows) -> dict[str, float]:
             rows["log_ratio"], rows["clipped"]
         )
         out["ratio/clip_fraction"] = float(np.mean(rows["clipped"])) if rows["clipped"].size else np.nan
-        fractions = {t: float(clipped.mean()) for t, clipped in split(rows["step"], rows["clipped"]).items()}
-        out["ratio/clip_fraction/max_over_min"] = max_over_min(fractions) if any(fractions.values()) else np.nan
+        by_step = {t: float(clipped.mean()) for t, clipped in split(rows["step"], rows["clipped"]).items()}
+        out["ratio/clip_fraction/max_over_min"] = max_over_min(by_step) if any(by_step.values()) else np.nan
     return out
 
 
