@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ DROPPED = ("SampleGrid", "ExportAtEnd", "OverOptimizationStop")
 """Pictures, exports and advice: no number of the evidence comes from them."""
 CALIBRATION = ("TrainableEMA", "RatioDistribution")
 """What places the clip ranges."""
-CHANGED = {
+Changes = Mapping[str, Mapping[str, int]]
+CHANGED: Changes = {
     "RatioDistribution": {"draw_every": 0},
     "GradientNorm": {"draw_every": 0, "parameters_every": 16},
 }
@@ -34,18 +36,24 @@ EVALUATED = "evaluated_{step}"
 """Name of the checkpoints of full-length runs, one for each evaluation: the pictures are drawn from them."""
 
 
-def write_configurations(world: World, folder: Path) -> dict[str, Path]:
-    """Write `calibration.yaml`, `training.yaml` and `settings.yaml`, and return them by name."""
+def write_configurations(world: World, folder: Path, changes: Changes = CHANGED) -> dict[str, Path]:
+    """Write `calibration.yaml`, `training.yaml` and `settings.yaml`, and return them by name.
+
+    Args:
+        world: the world.
+        folder: for the files.
+        changes: arguments of its callbacks, by the callback's name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     callbacks = yaml.safe_load(world.config.read_text(encoding="utf-8"))["trainer"]["callbacks"]
     trainer = {"logger": False, "enable_progress_bar": False}  # `metrics.csv` is always written
     kept = [c for c in callbacks if _name(c) not in (*DROPPED, *REPLACED)]
-    measured = [*map(_changed, kept), "guardlit_callbacks.KLFromBase"]
+    measured = [*(_changed(c, changes) for c in kept), "guardlit_callbacks.KLFromBase"]
     often = {**trainer, "check_val_every_n_epoch": world.every}
     documents: dict[str, dict[str, Any]] = {
         "calibration": {
             "data": {"val": None},
-            "trainer": {**trainer, "callbacks": [_changed(c) for c in callbacks if _name(c) in CALIBRATION]},
+            "trainer": {**trainer, "callbacks": [_changed(c, changes) for c in callbacks if _name(c) in CALIBRATION]},
         },
         "training": {"trainer": {**often, "callbacks": [*measured, BEST, NEWEST]}},
         "settings": {"trainer": {**often, "callbacks": [*measured, _evaluated(world.every), NEWEST]}},
@@ -74,8 +82,8 @@ def _name(callback: Any) -> str:
     return str(path).rpartition(".")[2]
 
 
-def _changed(callback: Any) -> Any:
-    if (changes := CHANGED.get(_name(callback))) is None:
+def _changed(callback: Any, changes: Changes) -> Any:
+    if (own := changes.get(_name(callback))) is None:
         return callback
     entry = callback if isinstance(callback, dict) else {"class_path": callback}
-    return {**entry, "init_args": {**entry.get("init_args", {}), **changes}}
+    return {**entry, "init_args": {**entry.get("init_args", {}), **own}}

@@ -51,9 +51,12 @@ def write_run(trial: Trial, peak: float) -> None:
     step = np.tile(np.arange(9), 40)
     log_ratio = rng.normal(size=step.size) * trial.lr * (1 + step)
     log_ratio[: step.size // 4] = 0.0  # on-policy
-    clipped = np.abs(log_ratio) > (trial.clip_range if isinstance(trial.clip_range, float) else np.inf)
+    limits = {"auto": 6 * trial.lr, "auto_per_step": trial.lr * (1 + step)} if trial.stage == "objectives" else {}
+    limit = trial.clip_range if isinstance(trial.clip_range, float) else limits.get(trial.clip_range, np.inf)
+    clipped = np.abs(log_ratio) > limit
+    arrays = {"step": step, "log_ratio": log_ratio, "clipped": clipped}
     for name, arrays in {
-        "ratio/round_00001.npz": {"step": step, "log_ratio": log_ratio, "clipped": clipped},
+        "ratio/round_00001.npz": arrays,
         "gradient/round_00001.npz": {
             "step": step,
             "velocity": 1.0 + step,
@@ -64,8 +67,9 @@ def write_run(trial: Trial, peak: float) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         np.savez(folder / name, **arrays)
     write_csv(folder / "metrics.csv", [{"step": s, "epoch": s // 4, "drift/saturation_ratio": 1.5} for s in STEPS])
-    if trial.setting is None:
+    if trial.stage == "calibration":
         return
+    np.savez(folder / "ratio/round_00002.npz", **arrays)
     average = np.array([1.0, (1 + peak) / 2, peak, peak - 0.05])
     proxy = np.array([0.6, 0.8, 0.9, 0.9 + trial.lr])
     noise = np.array([-0.1, 0.0, 0.1])

@@ -62,6 +62,9 @@ def _frontier(paths: Paths, label: str) -> Figure:
     margins = Margins(left=0.75, bottom=0.85, between=0.25, below=0.4)
     figure, grid = axes_grid([2.3] * COLUMNS, [1.7] * rows, margins, "")
     panels: list[Axes] = [axes for row in grid for axes in row]
+    for axes in panels[1:]:
+        axes.sharex(panels[0])
+        axes.sharey(panels[0])
     for axes, name, color in zip(panels, shown, (c for c in PALETTE if c != "#888888"), strict=False):
         for baseline, (gray, line) in GRAYS.items():
             if baseline in paths:
@@ -76,9 +79,6 @@ def _frontier(paths: Paths, label: str) -> Figure:
         tidy(axes)
     for number, axes in enumerate(panels):
         axes.set_visible(number < len(shown))
-        if number:
-            axes.sharex(panels[0])
-            axes.sharey(panels[0])
         axes.tick_params(labelleft=number % COLUMNS == 0, labelbottom=number + COLUMNS >= len(shown))
     figure.supxlabel(label, fontsize=9, y=0.33 / figure.get_figheight())
     figure.supylabel("gold: average of score / base score", fontsize=9, x=0.01)
@@ -97,6 +97,7 @@ def _evenness(document: Document) -> Figure:
     looks = dict(zip(document["methods"], zip(PALETTE, MARKERS, LINES, strict=True), strict=False))
     rows = document["plan"]["methods"]
     figure, grid = axes_grid([3.4, 3.4], [3.0], Margins(left=0.75, bottom=0.55, between=0.3, right=1.9), "")
+    grid[0][1].sharey(grid[0][0])
     for axes, kind, title in zip(grid[0], (AUTO, PER_STEP), ("one clip range", "one clip range a step"), strict=True):
         for name, own in document["methods"].items():
             if rows[name]["clip_range"] != kind:
@@ -105,15 +106,13 @@ def _evenness(document: Document) -> Figure:
             mean = [np.nanmean([run["by_step"].get(str(t), np.nan) for run in own["clipped"]]) for t in steps]
             color, marker, line = looks[name]
             axes.plot(steps, mean, line, color=color, marker=marker, ms=5, lw=1.3, label=name)
-        axes.set_yscale("log")
         axes.axhline(0.2, color="#555555", lw=0.8, zorder=0)
         axes.set_title(title, fontsize=10, y=1)
         axes.set_xlabel("denoising step (0 = most noise)")
         tidy(axes)
     grid[0][0].set_ylabel("clipped fraction, off-policy")
-    grid[0][1].sharey(grid[0][0])
     grid[0][1].tick_params(labelleft=False)
-    grid[0][0].yaxis.set_major_formatter("{x:g}")
+    grid[0][0].set_ylim(0, None)
     found = [axes.get_legend_handles_labels() for axes in grid[0]]
     figure.legend([h for hs, _ in found for h in hs], [n for _, ns in found for n in ns], loc="center right",
                   frameon=False, fontsize=8)  # fmt: skip

@@ -16,6 +16,8 @@ from benchmarks.evidence.worlds import DIGITS
 from guardlit.ablation.runs import plan_run, preset_of
 
 Train = Callable[[Sequence[Trial]], dict[str, str]]
+CHANGED = {"RatioDistribution": {"draw_every": 0}, "GradientNorm": {"draw_every": 0, "parameters_every": 0}}
+"""Gradients of the parameters need micro-batches of one denoising step, which Flash-GRPO's are not."""
 SHORT = 2
 """Methods of the short version, which has one seed."""
 
@@ -31,7 +33,8 @@ class Objectives:
 
     def __init__(self, plan: Plan, folder: Path, train: Train | None) -> None:
         self.plan, self.folder = plan, folder
-        config = write_configurations(replace(DIGITS, config=plan.config, every=plan.every), folder)["training"]
+        world = replace(DIGITS, config=plan.config, every=plan.every)
+        config = write_configurations(world, folder, CHANGED)["training"]
         self.trials = [self._trial(method, seed, config) for seed in plan.seeds for method in plan.methods]
         """Seed by seed, so that what is finished first compares all methods."""
         path = folder / FAILED

@@ -77,13 +77,12 @@ def _even(document: Document) -> str:
     even = {name: own for name, own in spreads.items() if rows[name]["clip_range"] == PER_STEP}
     kept = [name for name, own in even.items() if all(value is not None and value <= GOAL for value in own)]
     rest = [name for name in even if name not in kept]
+    if not even:
+        return ""
     said = [f"{', '.join(kept)} at every seed"] if kept else []
     said += [f"not {', '.join(rest)}"] if rest else []
-    return (
-        f"With a range for each denoising step, no step is clipped more than {GOAL:g} times as often as another: {'; '.join(said)}."
-        if even
-        else ""
-    )
+    goal = f"With a range for each denoising step, no step is clipped more than {GOAL:g} times as often as another"
+    return f"{goal}: {'; '.join(said)}."
 
 
 def _spreads(document: Document) -> dict[str, list[float | None]]:
