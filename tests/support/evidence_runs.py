@@ -48,15 +48,15 @@ def write_run(trial: Trial, peak: float) -> None:
     """The files of one run: log ratios of 9 steps that grow with the learning rate, gold that rises and falls."""
     folder = trial.run.folder / "version_0"
     rng = np.random.default_rng(trial.seed)
-    step = np.tile(np.arange(9), 40)
+    step = np.tile(np.arange(9), 400)
     log_ratio = rng.normal(size=step.size) * trial.lr * (1 + step)
     log_ratio[: step.size // 4] = 0.0  # on-policy
     limits = {"auto": 6 * trial.lr, "auto_per_step": trial.lr * (1 + step)} if trial.stage == "objectives" else {}
     limit = trial.clip_range if isinstance(trial.clip_range, float) else limits.get(trial.clip_range, np.inf)
     clipped = np.abs(log_ratio) > limit
-    arrays = {"step": step, "log_ratio": log_ratio, "clipped": clipped}
+    ratio = {"step": step, "log_ratio": log_ratio, "clipped": clipped}
     for name, arrays in {
-        "ratio/round_00001.npz": arrays,
+        "ratio/round_00001.npz": ratio,
         "gradient/round_00001.npz": {
             "step": step,
             "velocity": 1.0 + step,
@@ -66,10 +66,13 @@ def write_run(trial: Trial, peak: float) -> None:
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         np.savez(folder / name, **arrays)
-    write_csv(folder / "metrics.csv", [{"step": s, "epoch": s // 4, "drift/saturation_ratio": 1.5} for s in STEPS])
+    write_csv(
+        folder / "metrics.csv",
+        [{"step": s, "epoch": s // 4, "drift/saturation_ratio": 1.5, "kl/sqrt_from_base": s / 8} for s in STEPS],
+    )
     if trial.stage == "calibration":
         return
-    np.savez(folder / "ratio/round_00002.npz", **arrays)
+    np.savez(folder / "ratio/round_00002.npz", **ratio)
     average = np.array([1.0, (1 + peak) / 2, peak, peak - 0.05])
     proxy = np.array([0.6, 0.8, 0.9, 0.9 + trial.lr])
     noise = np.array([-0.1, 0.0, 0.1])
