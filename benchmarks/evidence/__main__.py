@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.evidence import cost
 from benchmarks.evidence.objectives.methods import PLAN
-from benchmarks.evidence.objectives.study import Objectives
+from benchmarks.evidence.objectives.study import Objectives, draw
 from benchmarks.evidence.objectives.study import cost as cost_by_seed
 from benchmarks.evidence.objectives.study import shortened as shortened_plan
 from benchmarks.evidence.study import Study, complete, shortened, trainer
@@ -60,7 +60,10 @@ def main() -> int:
             continue
         study: Study | Objectives
         if name == PLAN.name:
-            study = Objectives(shortened_plan() if args.short else PLAN, out.absolute() / name, train)
+            plan = shortened_plan() if args.short else PLAN
+            if train is not None:
+                draw(plan, out.absolute() / name)
+            study = Objectives(plan, out.absolute() / name, train)
         else:
             study = (shortened if args.short else complete)(WORLDS[name], out.absolute() / name, train)
         failed |= {f"{name}/{place}": why for place, why in study.failed.items()}

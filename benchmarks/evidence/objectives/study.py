@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.evidence.configuration import write_configurations
 from benchmarks.evidence.cost import Cost
-from benchmarks.evidence.objectives.methods import PLAN, Plan
+from benchmarks.evidence.objectives.methods import DRAWINGS, PLAN, Plan
 from benchmarks.evidence.study import FAILED
 from benchmarks.evidence.trials import Trial, content
 from benchmarks.evidence.worlds import DIGITS
@@ -47,7 +49,8 @@ class Objectives:
     def _trial(self, method: str, seed: int, config: Path) -> Trial:
         plan, row = self.plan, self.plan.methods[method]
         folder = self.folder / f"seed_{seed}" / method
-        rest = ["--config", str(config), *row.options, "--trainer.max_epochs", str(plan.rounds)]
+        options = [str(self.folder / DRAWINGS) if option == DRAWINGS else option for option in row.options]
+        rest = ["--config", str(config), *options, "--trainer.max_epochs", str(plan.rounds)]
         files = {"config": content(plan.config), "changes": content(config) | {"base": None}}
         objective = preset_of(row.objective, clip_range=row.clip_range)
         run = plan_run(folder, rest, objective, seed, lambda a: {**files, "options": " ".join(a[3:-2])}, plan.lr)
@@ -70,6 +73,14 @@ class Objectives:
             for name in self.plan.methods
         }
         return {name: own for name, own in found.items() if own and len(own) == len(seeds)}
+
+
+def draw(plan: Plan, folder: Path) -> None:
+    """Draw the images that DDRL regularizes with, as many of each prompt as a round has, unless they are there."""
+    needed = any(DRAWINGS in method.options for method in plan.methods.values())
+    if needed and not (folder / DRAWINGS / "metadata.jsonl").is_file():
+        command = ["sample", "--config", str(plan.config), "--n", "16", "--out", str(folder / DRAWINGS)]
+        subprocess.run([sys.executable, "-m", "guardlit", *command], check=True)
 
 
 def shortened(plan: Plan = PLAN) -> Plan:
