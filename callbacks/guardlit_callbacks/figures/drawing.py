@@ -24,7 +24,7 @@ PALETTE = (*OKABE_ITO, "#000000", "#882255", "#999933", "#332288", "#888888", "#
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p", "*", "h", "d", "8", "H")
 """Their markers."""
 LINES = ("-",) * 6 + ("--",) * 4 + ("-.",) * 4
-"""Their lines: the colors beyond the first six need more than a color to be told apart."""
+"""Their lines: beyond the first six, color alone does not tell methods apart."""
 GRAY = "#555555"
 
 LEGEND_LINE = 0.21
