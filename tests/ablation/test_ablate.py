@@ -11,10 +11,11 @@ import torch
 from runs import config, guardlit, newest
 
 from guardlit.ablation.analysis import Analysis, RolloutAnalysis, cosine_matrix, with_clips
-from guardlit.objective import PRESETS, FlowGRPO, GRPOGuard, TempFlowGRPO
+from guardlit.ablation.options import clips, methods
+from guardlit.objective import OBJECTIVES, FlowGRPO, GRPOGuard, TempFlowGRPO
 from guardlit.training.module import GRPOModule
 
-NAMES = [preset.__name__ for preset in PRESETS]
+NAMES = [objective.__name__ for objective in OBJECTIVES]
 UPDATES = 3  # of the round's 4
 
 
@@ -32,8 +33,8 @@ def captured(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RolloutAnalysis, "on_train_batch_end", spy)
-        clips = "FlowGRPO=none,TempFlowGRPO=none,MeanRevised=1e-5"
-        assert guardlit("ablate", "--analyze", "--config", path, "--out", folder / "out", "--clip", clips) == 0
+        ranges = "FlowGRPO=none,TempFlowGRPO=none,MeanRevised=1e-5,FlowDPPO=auto_per_step"
+        assert guardlit("ablate", "--analyze", "--config", path, "--out", folder / "out", "--clip", ranges) == 0
     callback, module = seen[-1]
     assert len(seen) == 2 * 4 * UPDATES / 2  # 8 micro-batches of 4 transitions an update, two updates an inner epoch
     return callback.result, module, folder
@@ -146,6 +147,24 @@ def test_cosine_with_a_zero_gradient_is_nan():
     assert cosines[0, 0] == pytest.approx(1)
 
 
+def test_an_analysis_calibrates_what_is_left_to_calibration(captured: tuple[Analysis, GRPOModule, Path]):
+    result, _, folder = captured
+    for name, even in (("VelocityNorm", False), ("FlowDPPO", True)):
+        row = NAMES.index(name)
+        outside = (result.measures["clipped_above"] + result.measures["clipped_below"])[row]
+        assert float(outside.mean()) == pytest.approx(0.2, abs=0.06)  # 16 transitions a step
+        if even:
+            assert outside.tolist() == pytest.approx([0.2] * 4, abs=0.06)
+        document = json.loads((folder / "out/analysis.json").read_text())["objectives"][name]
+        assert (document["step_limits"] is not None) == even
+        assert (document["clip_range"] is None) == even
+
+
+def test_clip_ranges_of_all_objectives():
+    found = clips("FlowGRPO=1e-3,all=auto,GRPOGuard=auto_per_step")
+    assert found == {**dict.fromkeys(NAMES, "auto"), "FlowGRPO": 1e-3, "GRPOGuard": "auto_per_step"}
+
+
 def test_a_configurations_own_objective_keeps_its_settings():
     configured = GRPOGuard(clip_range=(1e-3, 2e-3), clip_unit="sum")
     chosen = with_clips(configured, {"FlowGRPO": 1e-3})
@@ -160,10 +179,18 @@ def test_a_configurations_own_objective_keeps_its_settings():
     ("arguments", "message"),
     [
         (["--objectives", "FlowGPRO"], "unknown objective 'FlowGPRO': did you mean FlowGRPO?"),
-        (["--objectives", "PPO"], f"unknown objective 'PPO': it is one of {', '.join(NAMES)}"),
+        (["--objectives", "PPO"], f"unknown objective 'PPO': it is one of {', '.join([*NAMES, *methods()])}"),
         (["--seeds", "1,two"], "--seeds 1,two: 'two' is not a whole number from 0 to 4294967295"),
         (["--seeds", "-1"], "--seeds -1: '-1' is not a whole number from 0 to 4294967295"),
-        (["--clip", "FlowGRPO"], "--clip FlowGRPO: expected NAME=RANGE, such as FlowGRPO=1e-3 or FlowGRPO=none"),
+        (
+            ["--clip", "FlowGRPO"],
+            "--clip FlowGRPO: expected NAME=RANGE, such as FlowGRPO=1e-3, FlowGRPO=none, FlowGRPO=auto or "
+            "FlowGRPO=auto_per_step",
+        ),
+        (
+            ["--analyze", "--objectives", "GRPOGuard,methods/pcpo"],
+            "--analyze compares objectives on one rollout, and methods/pcpo changes more: train with it",
+        ),
         (["--clip", "FlowGRPO=2"], "--clip FlowGRPO=2.0: a clip range lies between 0 and 1"),
         (["--lr", "FlowGRPO"], "--lr FlowGRPO: expected NAME=RATE, such as FlowGRPO=1e-3"),
         (["--lr", "FlowGPRO=1e-3"], "unknown objective 'FlowGPRO': did you mean FlowGRPO?"),

@@ -63,7 +63,8 @@ def test_the_commands_are_what_the_methods_say(method: str, tmp_path: Path):
     assert model["optimizer"]["init_args"]["lr"] == PLAN.lr
     assert (found["seed_everything"], found["trainer"]["max_epochs"]) == (45, PLAN.rounds)
     assert found["trainer"]["check_val_every_n_epoch"] == PLAN.every
-    assert (model["kl"] is None) == (method != "FlowGRPO_KL")
+    assert (model["kl"] is None) == (method not in ("FlowGRPO_KL", "GARDO", "DiverseGRPO"))
+    assert (model["data_loss"] is None) == (method != "DDRL")
     assert (model["rollout"]["window"] is None) == (method != "FlashGRPO")
     callbacks = {c["class_path"].rpartition(".")[2]: c["init_args"] for c in found["trainer"]["callbacks"]}
     assert callbacks["GradientNorm"]["parameters_every"] == 0
@@ -89,7 +90,7 @@ def test_only_finished_seeds_are_shown(tmp_path: Path):
     document = json.loads(results.dump(collect(study)))
     assert document["seeds"] == [44]
     assert {tuple(own["seeds"]) for own in document["methods"].values()} == {("44",)}
-    assert tables.state(document).startswith("1 of 3 seeds are finished (44); 10 methods, 40 rounds each.")
+    assert tables.state(document).startswith("1 of 3 seeds are finished (44); 13 methods, 32 rounds each.")
 
 
 def test_a_failed_run_is_named_and_its_method_left_out(tmp_path: Path):

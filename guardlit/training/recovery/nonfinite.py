@@ -100,7 +100,7 @@ class NonFiniteGuard:
 
 WATCHED = ("loss", "log_ratio", "kl")
 DATA = "data_loss"
-"""Of images, not of transitions: it has rows of its own."""
+"""Of images, not of transitions: it has its own rows."""
 
 
 def _all_finite(outputs: Sequence[Outputs]) -> Tensor:
