@@ -41,7 +41,7 @@ EVERYTHING = {
     "model__policy__init_args__weights_dtype": "bf16",
     "model__reward": {"class_path": "Composite", "init_args": {"terms": TERMS}},
     "model__objective": {"class_path": "FlowGRPO", "init_args": {"clip_range": "auto"}},
-    "model__kl": {"weight": 0.01},
+    "model__kl": {"weight": 0.01, "gate": {"proxy": "jpeg_compressibility"}, "renew_every": 1},
     "data__rollout_batch": 2,
 }
 
