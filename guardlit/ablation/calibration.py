@@ -10,7 +10,6 @@ from torch import Tensor
 
 from guardlit.objective import Objective
 from guardlit.training.update.clip_calibration import FRACTION
-from guardlit.training.update.followed_limit import FollowedLimit
 
 if TYPE_CHECKING:
     from guardlit.training.module import GRPOModule
@@ -55,7 +54,9 @@ def _apply(objective: Objective, size: Tensor, step: Tensor, module: GRPOModule)
 
 
 def _limit(sizes: Tensor) -> float | None:
-    """What the share of `ClipCalibration` exceeds; None where all are 0, or there are none."""
-    followed = FollowedLimit(FRACTION, tolerance=0.0)
-    followed.observe(sizes, first=True)
-    return followed.limit
+    """What the share of `ClipCalibration` exceeds; None where that is 0, or there are fewer than two."""
+    if len(sizes) < 2:
+        return None
+    rising, last = sizes.sort().values, int((1 - FRACTION) * (len(sizes) - 1))
+    # between two sizes: on one of them, rounding in the next forward pass would decide about it
+    return float(rising[last : last + 2].mean()) or None

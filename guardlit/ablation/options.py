@@ -51,7 +51,7 @@ def _clip(value: str) -> Clip:
 
 
 def learning_rates(text: str) -> dict[str, float]:
-    """`A=1e-3,B=5e-4` as learning rates by objective."""
+    """`A=1e-3,B=5e-4` as learning rates by objective; `all` as for clip ranges."""
     found = _by_objective(text, float, "--lr", "RATE", "1e-3")
     bad = next((f"{name}={rate}" for name, rate in found.items() if not 0 < rate < math.inf), None)
     if bad:
@@ -60,17 +60,20 @@ def learning_rates(text: str) -> dict[str, float]:
 
 
 def _by_objective(text: str, read: Callable[[str], T], option: str, kind: str, example: str) -> dict[str, T]:
-    found: dict[str, T] = {}
+    named: dict[str, T] = {}
+    others: dict[str, T] = {}
     for item in text.split(","):
-        name, _, value = item.partition("=")
+        name, _, given = item.partition("=")
         try:
-            for one in NAMES if name.strip() == "all" else [preset(name.strip())]:
-                if name.strip() != "all" or one not in found:
-                    found[one] = read(value)
+            value = read(given)
         except ValueError:
             none = ", FlowGRPO=none, FlowGRPO=auto or FlowGRPO=auto_per_step" if option == "--clip" else ""
             raise GuardlitError(f"{option} {item}: expected NAME={kind}, such as FlowGRPO={example}{none}") from None
-    return found
+        if name.strip() == "all":
+            others = dict.fromkeys(NAMES, value)
+        else:
+            named[preset(name.strip())] = value
+    return {**others, **named}
 
 
 def seeds(text: str) -> list[int]:

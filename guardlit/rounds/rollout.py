@@ -72,11 +72,10 @@ def sample(
     Raises:
         VelocityError: after the last step, so that `tick` is called equally often on every rank.
     """
-    device = next(iter(conditioning.values())).device
     # of one number in `samples` alone, images may have different prompts
     starts, twins = (samples, range(len(samples))) if origins is None else (origins, origins)
     noisy = (torch.ones(len(samples), len(coefficients)).bool() if noisy is None else noisy) & (coefficients.std > 0)
-    noises = noise.ahead([(starts, INITIAL), *_drawing(samples, noisy)], device)
+    noises = noise.ahead([(starts, INITIAL), *_drawing(samples, noisy)], next(iter(conditioning.values())).device)
     x = next(noises)
     kept = _Record(record if record is not None else torch.empty(len(samples), 0, dtype=torch.int64), x, velocities)
     factors, finite = _factors(coefficients, noisy, x), []
@@ -90,7 +89,7 @@ def sample(
         observe(step, x, v)
         x = a * x + g * v
         if bool(noisy[:, step].any()):
-            rows = _rows(noisy[:, step], device)
+            rows = _rows(noisy[:, step], x.device)
             x[rows] += s[rows] * next(noises)
         tick()
     _check_velocities(torch.stack(finite), coefficients.sigmas)

@@ -46,6 +46,17 @@ class Contrast(Brightness):
         return RewardResult.from_values((values * self.levels).round() / self.levels)
 
 
+class Colors(Brightness):
+    """Mean gray level, with the mean of each color as features."""
+
+    embeds_images = True
+
+    def score(self, request: RewardRequest) -> RewardResult:
+        """One value an image."""
+        colors = request.images.float().mean((2, 3)) / 255
+        return RewardResult.from_values(colors.mean(1), features=colors)
+
+
 class TaggedBrightness(Brightness):
     """The mean over tasks: those that prompts' metadata name."""
 

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from image_folders import write_images
 from runs import config, guardlit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -36,14 +37,17 @@ FEW = [{"class_path": "RatioDistribution", "init_args": RATIO}, {"class_path": "
 TERMS = [
     {"scorer": {"class_path": "background.Background"}},
     {"scorer": {"class_path": "JPEGCompressibility"}, "weight": 0.5, "affine": {"shift": 0.1, "scale": 0.2}},
+    {"scorer": {"class_path": "brightness.Colors"}, "weight": 0},
 ]
 EVERYTHING = {
     "model__policy__init_args__weights_dtype": "bf16",
     "model__reward": {"class_path": "Composite", "init_args": {"terms": TERMS}},
     "model__objective": {"class_path": "FlowGRPO", "init_args": {"clip_range": "auto"}},
     "model__kl": {"weight": 0.01, "gate": {"proxy": "jpeg_compressibility"}, "renew_every": 1},
+    "model__advantage": {"diversity": "colors"},
     "data__rollout_batch": 2,
 }
+PER_STEP = {"class_path": "FlowGRPO", "init_args": {"clip_range": "auto_per_step"}}
 
 
 def callbacks(short: list[object]) -> list[object]:
@@ -75,15 +79,22 @@ def test_every_key_has_a_unit_and_a_moment():
 
 def test_a_run_logs_every_documented_key_and_no_other(sd3_folder: Path, tmp_path: Path):
     rollback = {"class_path": "guardlit.training.recovery.rollback.Rollback"}
-    events = run(tmp_path, sd3_folder, trainer__callbacks=[*callbacks(ALL), rollback], **EVERYTHING)
-    logged = set(events.Tags()["scalars"]) - {"epoch"}
+    images = {"weight": 0.1, "images": str(write_images(tmp_path / "images"))}
+    everything = {**EVERYTHING, "trainer__callbacks": [*callbacks(ALL), rollback], "model__data_loss": images}
+    (tmp_path / "steps").mkdir()
+    both = run(tmp_path, sd3_folder, **everything), run(tmp_path / "steps", sd3_folder, model__objective=PER_STEP)
+    logged = {name: events for events in both for name in events.Tags()["scalars"] if name != "epoch"}
     keys = documented()
     assert sorted(name for name in logged if not any(key.pattern.fullmatch(name) for key in keys)) == []
     assert [key.text for key in keys if not any(key.pattern.fullmatch(name) for name in logged)] == []
     for key in keys:  # at the number of updates made: 8 in two rounds, none before training
-        steps = {event.step for name in logged if key.pattern.fullmatch(name) for event in events.Scalars(name)}
+        steps = {event.step for name in logged if key.pattern.fullmatch(name) for event in logged[name].Scalars(name)}
         first = {"update": 1, "round": 4, "validation": 0}[key.when]
-        late = key.text in ("gradient/spike_ratio", "train/clip_range")  # not before the second update
+        late = key.text in (
+            "gradient/spike_ratio",
+            "train/clip_range",
+            "train/clip_range/tTT",
+        )  # not before the second update
         assert max(steps) == 8, key.text
         assert late or min(steps) == first, key.text
         assert late or key.when != "update" or steps == set(range(1, 9)), key.text
