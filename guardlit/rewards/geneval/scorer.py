@@ -48,6 +48,7 @@ class GenEval(ClipScorer):
     """
 
     logged = _MODES
+    embeds_images = False  # its CLIP sees objects alone
     distinguishes = False  # two images without any of the requested objects get the same score
 
     def __init__(
