@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from guardlit.errors import GuardlitError as GuardlitError
     from guardlit.gate import UncertaintyGate as UncertaintyGate
     from guardlit.kl import KL as KL
+    from guardlit.objective import PCPO as PCPO
+    from guardlit.objective import FlashGRPO as FlashGRPO
+    from guardlit.objective import FlowDPPO as FlowDPPO
     from guardlit.objective import FlowGRPO as FlowGRPO
     from guardlit.objective import GRPOGuard as GRPOGuard
     from guardlit.objective import GuardReweight as GuardReweight
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from guardlit.objective import Objective as Objective
     from guardlit.objective import RatioNorm as RatioNorm
     from guardlit.objective import TempFlowGRPO as TempFlowGRPO
+    from guardlit.objective import VelocityNorm as VelocityNorm
     from guardlit.policies import DiffusersPolicy as DiffusersPolicy
     from guardlit.policies import FlowPolicy as FlowPolicy
     from guardlit.policies import Flux2KleinPolicy as Flux2KleinPolicy
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
     from guardlit.sde import ODE as ODE
     from guardlit.sde import DanceSDE as DanceSDE
     from guardlit.sde import FlowSDE as FlowSDE
+    from guardlit.training.data_loss.settings import DataLoss as DataLoss
     from guardlit.training.module import GRPOModule as GRPOModule
     from guardlit.training.sharded_strategy import ShardedStrategy as ShardedStrategy
 
@@ -68,7 +73,8 @@ _HOMES = {
     "guardlit.commands.trainer": "Trainer",
     "guardlit.data.datamodule": "PromptDataModule",
     "guardlit.errors": "GuardlitError",
-    "guardlit.objective": "FlowGRPO GRPOGuard GuardReweight MeanRevised Objective RatioNorm TempFlowGRPO",
+    "guardlit.objective": "FlashGRPO FlowDPPO FlowGRPO GRPOGuard GuardReweight MeanRevised Objective PCPO RatioNorm "
+    "TempFlowGRPO VelocityNorm",
     "guardlit.policies": "DiffusersPolicy Flux2KleinPolicy FlowPolicy FluxPolicy LoRA QwenImagePolicy SD3Policy",
     "guardlit.gate": "UncertaintyGate",
     "guardlit.rewards": "Aesthetic CLIPScore Composite DINO DigitDiversity DigitGold DigitProbability DigitRealism "
@@ -78,6 +84,7 @@ _HOMES = {
     "guardlit.rounds.settings": "Rollout Sampling",
     "guardlit.rounds.windows": "RandomSubset RandomWindow SlidingWindow Window",
     "guardlit.sde": "CPS ODE DanceSDE FlowSDE",
+    "guardlit.training.data_loss.settings": "DataLoss",
     "guardlit.training.module": "GRPOModule",
     "guardlit.training.sharded_strategy": "ShardedStrategy",
 }

@@ -7,6 +7,7 @@ with 1 +- clip_range, but its logarithm with log1p(+- clip_range), and r - 1 is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -78,7 +79,7 @@ class Bound:
         return (math.log1p(-low) if low < 1 else -math.inf), math.log1p(high)
 
     def limit(self, elements: int) -> float:
-        """The smallest size that is out of bounds: of a log ratio, or of the KL; infinite where there is none."""
+        """The smallest size that is out of bounds at any step: of a log ratio, or of the KL; infinite for none."""
         if self.step_limits is not None:
             return float(self.step_limits.min())
         if self.kind == "ratio":
@@ -136,17 +137,21 @@ class Bound:
         """Bound sizes of `limit` and above, for latents of that many elements; raises `ValueError` at 0."""
         if not 0 < limit < math.inf:
             raise ValueError(f"a clip range must be positive and finite, found log ratio {limit}")
-        self.clip_range = self.range_of(limit, elements)
+        self.clip_range, self.step_limits = self.range_of(limit, elements), None
 
-    def calibrate_steps(self, limits: Tensor) -> None:
-        """Bound sizes of `limits` and above at each denoising step, (T,); infinity leaves a step unbounded.
+    def calibrate_steps(self, limits: Sequence[float], device: torch.device | str = "cpu") -> None:
+        """Bound sizes of `limits` and above at each of T denoising steps; infinity leaves a step unbounded.
+
+        Args:
+            limits: T numbers.
+            device: where the objective is called.
 
         Raises:
             ValueError: a limit that is not above 0.
         """
-        if not bool((limits > 0).all()):
-            raise ValueError(f"clip ranges must be positive, found limits {limits.tolist()}")
-        self.step_limits = limits.double()
+        if not all(limit > 0 for limit in limits):
+            raise ValueError(f"clip ranges must be positive, found limits {list(limits)}")
+        self.clip_range, self.step_limits = None, torch.tensor(limits, dtype=torch.float64, device=device)
 
     def range_of(self, limit: float, elements: int) -> tuple[float, float]:
         """A size as a clip range in the bound's unit."""

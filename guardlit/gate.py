@@ -75,10 +75,11 @@ class UncertaintyGate:
         for name in others:
             if name not in terms or name == self.proxy:
                 raise GuardlitError(f"kl.gate.auxiliaries: {name} is no other term of the reward, which has {known}")
+        for name in (self.proxy, *others):
             if terms[name] != 1:
                 raise GuardlitError(
-                    f"kl.gate.auxiliaries: {name} is scored every {terms[name]} rounds, and the gate needs it in each: "
-                    "set the term's every to 1, or leave it out of the auxiliaries"
+                    f"kl.gate: {name} is scored every {terms[name]} rounds, and the gate needs it in each: set the "
+                    "term's every to 1, or choose other terms"
                 )
         return others
 

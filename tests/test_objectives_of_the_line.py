@@ -192,7 +192,7 @@ def test_the_velocity_form_has_a_flat_gradient_and_ratio_norms_direction(sde):
 def test_a_range_per_step_is_that_range_at_its_step(preset: type[Objective], unit: str):
     b = batch(1e-4, shape=(4, 8, 8))
     elements, size = 256, median_size(preset, b)
-    limits = torch.linspace(0.5, 2, 10).double() * size
+    limits = (torch.linspace(0.5, 2, 10).double() * size).tolist()
     per_step = preset(clip_range="auto_per_step", clip_unit=unit)
     assert (per_step.auto, per_step.bound.per_step, per_step.clip_range) == (True, True, None)
     assert not per_step(**b).clipped.any()
@@ -201,7 +201,7 @@ def test_a_range_per_step_is_that_range_at_its_step(preset: type[Objective], uni
     losses, clipped = [], []
     for row, step in enumerate(STEPS.tolist()):
         one = preset(clip_range="auto", clip_unit=unit)
-        one.calibrate(float(limits[step]), elements)
+        one.calibrate(limits[step], elements)
         alone = one(**{k: v[row : row + 1] for k, v in b.items()})
         losses.append(alone.loss)
         clipped.append(bool(alone.clipped))
@@ -214,13 +214,13 @@ def test_a_range_per_step_is_that_range_at_its_step(preset: type[Objective], uni
 
 def test_a_step_without_a_range_is_not_clipped():
     objective, b = GRPOGuard("auto_per_step"), batch(1e-2, shape=(4, 8, 8))
-    limits = torch.full((10,), torch.inf).double()
-    limits[3] = 1e-12
-    objective.bound.calibrate_steps(limits)
+    objective.bound.calibrate_steps([1e-12 if step == 3 else math.inf for step in range(10)])
     assert objective(**b, step=STEPS).clipped.tolist() == [step == 3 for step in STEPS.tolist()]
     assert objective.bound.limit(256) == 1e-12
     with pytest.raises(ValueError, match="must be positive"):
-        objective.bound.calibrate_steps(torch.zeros(10))
+        objective.bound.calibrate_steps([0.0] * 10)
+    objective.calibrate(1e-3, 256)  # one range for all again
+    assert objective.bound.limit(256) == pytest.approx(1e-3)
 
 
 def test_units_of_the_kl_bound():

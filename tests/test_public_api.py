@@ -51,3 +51,12 @@ def test_the_import_alone_loads_the_standard_library_at_most():
     assert "guardlit" in loaded
     assert {name.partition(".")[0] for name in loaded} - {"guardlit"} <= sys.stdlib_module_names
     assert [name for name in loaded if name.startswith("guardlit.")] == []
+
+
+def test_every_objective_is_a_public_name():
+    """Short names in YAML and on the command line are judged by these, before a model library loads."""
+    import guardlit
+    from guardlit.objective import OBJECTIVES
+
+    assert {objective.__name__ for objective in OBJECTIVES} <= set(guardlit.__all__)
+    assert all(getattr(guardlit, objective.__name__) is objective for objective in OBJECTIVES)

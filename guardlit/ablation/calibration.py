@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ def calibrate(module: GRPOModule, objectives: Sequence[Objective], batches: Iter
         counts = batch.sample_weight != 0
         steps.append(batch.step[counts].cpu())
         for objective, seen in zip(waiting, sizes, strict=True):
-            out = objective(velocity, old, batch.noise, batch.advantage, batch.gain, batch.std, batch.dt)
+            facts = (batch.noise, batch.advantage, batch.gain, batch.std, batch.dt)
+            out = objective(velocity, old, *facts, step=batch.step)
             seen.append(out.bounded[counts].double().cpu())
     step = torch.cat(steps)
     for objective, seen in zip(waiting, sizes, strict=True):
@@ -49,8 +51,8 @@ def _apply(objective: Objective, size: Tensor, step: Tensor, module: GRPOModule)
             objective.calibrate(limit, module.elements)
         return
     steps = range(module.rollout.num_inference_steps)
-    limits = [_limit(size[step == index]) or torch.inf for index in steps]
-    objective.bound.calibrate_steps(torch.tensor(limits, dtype=torch.float64, device=module.device))
+    limits = [_limit(size[step == index]) or math.inf for index in steps]
+    objective.bound.calibrate_steps(limits, module.device)
 
 
 def _limit(sizes: Tensor) -> float | None:

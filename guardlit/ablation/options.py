@@ -37,7 +37,7 @@ def objectives(text: str) -> list[str]:
 
 
 def clips(text: str) -> dict[str, Clip]:
-    """`A=1e-3,B=none,C=auto` as clip ranges by objective; `all` stands for every objective that is not named."""
+    """`A=1e-3,B=none,C=auto` as clip ranges by objective; `all` stands for all that are not named."""
     found = _by_objective(text, _clip, "--clip", "RANGE", "1e-3")
     bad = next((f"{n}={c}" for n, c in found.items() if isinstance(c, float) and not 0 < c < 1), None)
     if bad:
@@ -70,7 +70,7 @@ def _by_objective(text: str, read: Callable[[str], T], option: str, kind: str, e
             none = ", FlowGRPO=none, FlowGRPO=auto or FlowGRPO=auto_per_step" if option == "--clip" else ""
             raise GuardlitError(f"{option} {item}: expected NAME={kind}, such as FlowGRPO={example}{none}") from None
         if name.strip() == "all":
-            others = dict.fromkeys(NAMES, value)
+            others = dict.fromkeys([*NAMES, *methods()], value)
         else:
             named[preset(name.strip())] = value
     return {**others, **named}

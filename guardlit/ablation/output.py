@@ -80,10 +80,13 @@ def _document(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _limits(objective: Objective, steps: list[int]) -> list[float] | None:
-    """The limit of the log ratio, or of the KL, at each step; None where one range holds for all."""
+def _limits(objective: Objective, steps: list[int]) -> list[float | None] | None:
+    """The limit of the log ratio, or of the KL, at each step, null for none; null where one range holds for all."""
     limits = objective.bound.step_limits
-    return None if limits is None else [float(limits[step]) for step in steps]
+    if limits is None:
+        return None
+    found = [float(limits[step]) for step in steps]
+    return [limit if math.isfinite(limit) else None for limit in found]
 
 
 def _no_nan(values: Any) -> Any:

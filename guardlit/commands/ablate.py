@@ -42,12 +42,12 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser("guardlit ablate", description=__doc__, epilog=epilog)
     add = parser.add_argument
     add("--objectives", type=objectives, default=NAMES, metavar="A,B", help=f"of {', '.join(NAMES)} (default: all of "
-        "these), and to train with also recipes such as methods/gardo")  # fmt: skip
+        "these), and to train with also recipes such as methods/even_clip")  # fmt: skip
     add("--clip", type=clips, default={}, metavar="A=1e-3,B=none", help="clip ranges, or auto, or auto_per_step; "
         "all=auto for every objective (default: the configuration's for its own objective, the published ones for the "
         "others)")  # fmt: skip
-    add("--lr", type=learning_rates, default={}, metavar="A=1e-3,B=5e-4", help="learning rates to train with (default: "
-        "the configuration's)")  # fmt: skip
+    add("--lr", type=learning_rates, default={}, metavar="A=1e-3,B=5e-4", help="learning rates to train with; "
+        "all=1e-3 for every objective (default: the configuration's)")  # fmt: skip
     add("--out", type=Path, default=Path("runs/ablation"), help="folder for what is written (default: %(default)s)")
     add("--analyze", action="store_true", help="evaluate the objectives on one and the same rollout, without training")
     add("--updates", type=int, metavar="K", help="with --analyze: real updates between the rollout and the evaluation "

@@ -72,7 +72,7 @@ def _show_all(recipes: Sequence[Recipe]) -> None:
     show("Runs: guardlit fit --config NAME", table(HEADER, rows, left=True))
     show("GPU memory: by `guardlit plan`, without the proxy's network", *_levels(found.values()), "")
     for kind, title in (
-        (METHOD, "With another method: guardlit fit --config NAME --config methods/gardo"),
+        (METHOD, "With another method: guardlit fit --config NAME --config methods/velocity_norm"),
         (PRESET, "For a GPU: guardlit fit --config NAME --config gpu/24gb"),
         (GOLD, "Gold scores: guardlit evaluate --config NAME --config gold_tiny --ckpt last"),
     ):

@@ -80,9 +80,9 @@ def with_base_steps(models: Sequence[Model], asked: Sequence[int], evaluation: S
         The base model once, and the others once for each number, which their labels say if there are several.
 
     Raises:
-        GuardlitError: a number that is asked twice, negative or above T.
+        GuardlitError: a number that is asked twice, negative or above T, or recorded for another T.
     """
-    if twice := next((k for k in asked if list(asked).count(k) > 1), None):
+    if (twice := next((k for k in asked if list(asked).count(k) > 1), None)) is not None:
         raise GuardlitError(f"--base_steps names {twice} twice")
     rows = []
     for model in models:
@@ -99,7 +99,14 @@ def with_base_steps(models: Sequence[Model], asked: Sequence[int], evaluation: S
 def _recorded(model: Model, evaluation: Sampling) -> int:
     """The number of steps that was recorded with exported weights, else the configuration's."""
     recorded = read_sampling(Path(str(model.path))) if model.kind == "exported" else None
-    return evaluation.base_steps if recorded is None else recorded.base_steps
+    if recorded is None:
+        return evaluation.base_steps
+    if recorded.base_steps and recorded.num_inference_steps != evaluation.num_inference_steps:
+        raise GuardlitError(
+            f"'{model.label}' was exported with {recorded.base_steps} of {recorded.num_inference_steps} steps by the "
+            f"base model, and the evaluation has {evaluation.num_inference_steps} steps: give --base_steps"
+        )
+    return recorded.base_steps
 
 
 def find_models(paths: Sequence[str], labels: Sequence[str], weights: Weights, runs: Path) -> list[Model]:

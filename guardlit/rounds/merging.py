@@ -96,7 +96,7 @@ class Merging:
         | key | unit |
         |---|---|
         | `rollout/merged` | 1 where the adapter was merged into the weights, 0 where it could have been |
-        | `rollout/merge_error` | log ratio that merging makes; where it was measured, in half precision |
+        | `rollout/merge_error` | log ratio, or KL, that merging makes; where it was measured, in half precision |
         """
         found = {"rollout/merged": float(self._merged)} if self._can else {}
         return found if self._error is None else {**found, "rollout/merge_error": self._error}
@@ -130,7 +130,8 @@ class Merging:
         self._error = max(sizes.values())
         if self._error <= limit:
             self._merge()
-        self._report(f": merging makes log ratios of {self._error:.1e}, half of the clip range is {limit:.1e}")
+        what = self._setup.objective.bound.words
+        self._report(f": merging makes a {what} of {self._error:.1e}, half of the clip range is {limit:.1e}")
 
     def _measured(self, samples: Sequence[int], drawn: Trajectory, conditioning: Conditioning) -> dict[str, Tensor]:
         """Log ratios of merged to unmerged velocities, (B,), and their denoising steps."""

@@ -45,10 +45,9 @@ def update_metrics(outputs: Sequence[Outputs], norm: Tensor, skipped: int) -> di
         "train/grad_norm": norm,
         "train/skipped_updates": float(skipped),
     }
-    if "kl" in outputs[0]:
-        metrics["train/kl"] = torch.cat([o["kl"] for o in outputs]).mean()
-    if "data_loss" in outputs[0]:
-        metrics["train/data_loss"] = torch.cat([o["data_loss"] for o in outputs]).mean()
+    for key in ("kl", "data_loss"):
+        if found := [o[key] for o in outputs if key in o]:  # a resumed run may have begun the update without it
+            metrics[f"train/{key}"] = torch.cat(found).mean()
     return metrics
 
 

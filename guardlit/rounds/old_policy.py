@@ -130,14 +130,16 @@ class OldPolicy:
             gather: rows of every rank, (n, ...) -> (world size, n, ...).
         """
         if all(FLOOR in output for output in outputs):
-            self.decide(outputs, rounding_limit(objective, elements), steps, gather)
+            self.decide(outputs, rounding_limit(objective, elements), steps, gather, objective.bound.words)
         elif untouched:
             report_noise_floor(outputs, objective.bound.limit(elements), steps, gather, objective.bound.words)
 
-    def decide(self, outputs: Sequence[Outputs], limit: float, steps: int, gather: Gather) -> None:
+    def decide(
+        self, outputs: Sequence[Outputs], limit: float, steps: int, gather: Gather, what: str = "log ratio"
+    ) -> None:
         """Decide from what was measured; arguments as `noise_floor`."""
         measured = [{"bounded": output[FLOOR], "step": output["step"]} for output in outputs]
-        line, too_high = noise_floor(measured, limit, steps, gather)
+        line, too_high = noise_floor(measured, limit, steps, gather, what)
         self.decided = "recomputed" if too_high else "stored"
         rank_zero_info(f"{line}; old velocities are {self.decided}")
 

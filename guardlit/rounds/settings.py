@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from guardlit.errors import GuardlitError
 from guardlit.rounds.windows import Window
@@ -22,6 +22,13 @@ class Denoising:
 
     num_inference_steps: int = 40
     guidance_scale: float = 4.5
+    base_steps: ClassVar[int] = 0
+    """Not a setting here; with it a script's rollout settings serve as those of its evaluation."""
+
+    @property
+    def policy_steps(self) -> int:
+        """T - k, the steps that the policy takes."""
+        return self.num_inference_steps - self.base_steps
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
@@ -44,7 +51,7 @@ class Sampling(Denoising):
             drawn by the policy alone.
     """
 
-    base_steps: int = 0
+    base_steps: int = 0  # type: ignore[misc]  # of the class above, where it is no setting
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,11 +65,6 @@ class Sampling(Denoising):
         """A fingerprint's entry: without `base_steps` where they are 0, as checkpoints had it before the setting."""
         last = f", base_steps={self.base_steps}" if self.base_steps else ""
         return f"Sampling(num_inference_steps={self.num_inference_steps}, guidance_scale={self.guidance_scale}{last})"
-
-    @property
-    def policy_steps(self) -> int:
-        """T - k, the steps that the policy takes."""
-        return self.num_inference_steps - self.base_steps
 
 
 @dataclass(frozen=True)

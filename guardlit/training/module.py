@@ -58,12 +58,12 @@ class GRPOModule(RoundHooks, ValidationHooks, CheckpointHooks):
         policy: the model.
         reward: the proxy that is trained on.
         sde: sampler of the rollout.
-        objective: log ratio, step weight and clip.
+        objective: log ratio, step weight and bound.
         advantage: how rewards become advantages.
         rollout: how training images are drawn.
         evaluation: how validation images are drawn, by the Euler ODE.
         kl: penalty on the distance to the reference, the base model unless it is renewed; null for none.
-        data_loss: flow-matching loss on images, another hold on the policy; null for none.
+        data_loss: flow-matching loss on images, which keeps the policy near them; null for none.
         optimizer: given the trainable parameters.
         lr_scheduler: stepped after every update; null keeps the learning rate.
         old_velocity: `stored` takes the rollout's velocities as the old policy's; `recomputed` calls the old policy

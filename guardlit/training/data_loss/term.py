@@ -54,7 +54,8 @@ class DataTerm(pl.Callback):
     """Adds the flow-matching loss on images to a run; `model.data_loss` configures it, and a run adds it by itself.
 
     Pairs come up equally often. Which ones an update has, their timesteps and their noise follow from seed, round and
-    update alone: a run is the same on one process or several, at any micro-batch, and resumed within a round. `sigma`
+    update alone: a run is the same on one process or several, at any micro-batch, and resumed within a round. (Resumed
+    within an update at another world size, some pairs of that update may count twice or not at all.) `sigma`
     is spread evenly over the pairs of an update. The velocity is the model's without guidance, in one forward pass; a
     network whose guidance is an input gets the rollout's scale.
 
@@ -117,8 +118,9 @@ class DataTerm(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the loss before the first update. Collective."""
-        if self.base is None or self._measured_on != self._pairs.digest:
-            self.base, self._measured_on = self._measure(trainer, cast("Trained", pl_module)), self._pairs.digest
+        measured_on = f"{self._pairs.digest} {self._plan.pairs} {self.settings.timesteps}"
+        if self.base is None or self._measured_on != measured_on:
+            self.base, self._measured_on = self._measure(trainer, cast("Trained", pl_module)), measured_on
             rank_zero_info(f"data loss: {self.base:.4g} on {self._plan.pairs} pairs, before any update with them")
 
     def on_train_batch_start(

@@ -50,7 +50,8 @@ In another Lightning project, `GradientSpikes` and `PhaseTimer` log at Lightning
 
 ## Which transitions are clipped
 
-A transition is clipped if its ratio lies outside the clip range. Samples of weight 0, whose reward failed, do not
+A transition is clipped if its ratio lies outside the clip range, or with `bound: kl` if its KL
+exceeds it; above and below are then the sign of its log ratio. Samples of weight 0, whose reward failed, do not
 count. Each fraction has one name:
 
 | key | clipped fraction of the transitions of |

@@ -7,6 +7,7 @@ equal at all denoising steps, too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -118,19 +119,21 @@ class ClipCalibration(pl.Callback):
         per_step = module.objective.bound.per_step
         self.observe(module.round_index, module.outputs, module.world.gather, per_step)
         self.apply(module)
-        ends = {step: module.objective.bound.range_of(limit, module.elements) for step, limit in self.limits.items()}
+        limits = {step: limit for step, limit in self.limits.items() if (step == ALL) != per_step}
+        ends = {step: module.objective.bound.range_of(limit, module.elements) for step, limit in limits.items()}
         return {"train/clip_range" + (f"/t{step:02d}" if per_step else ""): high for step, (_, high) in ends.items()}
 
     def apply(self, module: Calibrated) -> None:
         """Set the objective's clip range, if it is to be calibrated and a limit is known."""
-        if not module.objective.auto or not self.limits:
+        if not module.objective.auto:
             return
-        if self.limit is not None:
-            module.objective.calibrate(self.limit, module.elements)
-            return
-        steps = range(module.rollout.num_inference_steps)
-        limits = [self.limits.get(step, torch.inf) for step in steps]
-        module.objective.bound.calibrate_steps(torch.tensor(limits, dtype=torch.float64, device=module.device))
+        # a resumed run may have the other kind of ranges than its checkpoint
+        if not module.objective.bound.per_step:
+            if self.limit is not None:
+                module.objective.calibrate(self.limit, module.elements)
+        elif known := {step: limit for step, limit in self.limits.items() if step != ALL}:
+            steps = range(module.rollout.num_inference_steps)
+            module.objective.bound.calibrate_steps([known.get(step, math.inf) for step in steps], module.device)
 
     def observe(
         self,

@@ -29,10 +29,13 @@ class FollowedLimit:
         self.limit: float | None = None
         """None before the first sizes above 0."""
         self._sizes: list[Tensor] = []  # of the round's off-policy updates
+        self._from_first = True  # whether these begin with the round's first off-policy update
         self._growth: float | None = None  # limit of the last round over that of its first off-policy update alone
 
     def observe(self, sizes: Tensor, first: bool) -> None:
         """Observe the sizes (n,) of an off-policy update on all ranks; `first` of its round or not."""
+        if not self._sizes:
+            self._from_first = first
         self._sizes.append(sizes)
         if self._growth is None:
             self.limit = self._quantile(self._sizes) or self.limit
@@ -55,7 +58,8 @@ class FollowedLimit:
             exceeded = float((torch.cat(self._sizes) > self.limit).double().mean())
             if abs(exceeded - self.fraction) > self.tolerance:
                 self.limit = everything
-            self._growth = everything / first
+            if self._from_first or self._growth is None:
+                self._growth = everything / first
         self._sizes = []
 
     def _quantile(self, updates: Sequence[Tensor]) -> float | None:
@@ -68,8 +72,10 @@ class FollowedLimit:
 
     def state_dict(self) -> dict[str, Any]:
         """The limit and the round's observations so far."""
-        return {"limit": self.limit, "growth": self._growth, "sizes": self._sizes}
+        place = {"from_first": self._from_first}
+        return {"limit": self.limit, "growth": self._growth, "sizes": self._sizes, **place}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self.limit, self._growth, self._sizes = state["limit"], state["growth"], list(state["sizes"])
+        self._from_first = state.get("from_first", True)

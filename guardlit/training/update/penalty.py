@@ -73,12 +73,14 @@ class Penalty:
             return True
         if kl.renew_above is None or not self._measured:
             return False
-        return float(torch.stack([mean.cpu() for mean in self._measured]).mean()) > kl.renew_above
+        return float(torch.stack([mean.cpu() for mean in self._measured]).nanmean()) > kl.renew_above
 
     def observe(self, outputs: Sequence[Outputs], world: World) -> None:
         """Remember an update's mean divergence, if `renew_above` asks for it. Collective: every rank must call it."""
         if self.kl is not None and self.kl.renew_above is not None:
-            mean = torch.cat([output["kl"] for output in outputs]).double().mean()
+            # a part of the update may be of a checkpoint without a penalty, and a skipped update may be NaN
+            seen = [output["kl"] for output in outputs if "kl" in output]
+            mean = torch.cat(seen).double().mean() if seen else torch.full((), torch.nan, device=world.device)
             self._measured.append(world.gather(mean).mean())
 
     def metrics(self, experience: Experience) -> dict[str, float]:

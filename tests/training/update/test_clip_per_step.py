@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,11 @@ from forked import on_ranks
 from runs import config, differing, guardlit, newest
 from torch import Tensor
 
+from guardlit.objective import GRPOGuard, Objective
 from guardlit.processes.world import World
+from guardlit.rounds.settings import Rollout
 from guardlit.training.update.clip_calibration import ALL, ClipCalibration
+from guardlit.training.update.followed_limit import FollowedLimit
 
 SCALES = torch.tensor([1e-6, 1e-5, 3e-4])  # of the log ratio at three steps
 
@@ -94,7 +99,52 @@ def test_the_state_of_an_earlier_version_is_one_limit():
     state = {"limit": 2e-5, "growth": 1.5, "sizes": [torch.ones(3).double()], "round": 3, "updates": 2}
     calibration.load_state_dict(state)
     assert calibration.limits == {ALL: 2e-5}
-    assert calibration.state_dict()["limits"][ALL] == {k: state[k] for k in ("limit", "growth", "sizes")}
+    kept = {k: state[k] for k in ("limit", "growth", "sizes")}
+    assert calibration.state_dict()["limits"][ALL] == {**kept, "from_first": True}
+
+
+@dataclass
+class Module:
+    """What the calibration reads of a module."""
+
+    objective: Objective
+    outputs: list[dict[str, Tensor]] = field(default_factory=list)
+    rollout: Rollout = field(default_factory=Rollout)
+    elements: int = 64
+    round_index: int = 0
+    world: World = field(default_factory=World.single)
+    device: torch.device = field(default_factory=partial(torch.device, "cpu"))
+
+
+@pytest.mark.parametrize(("before", "after"), [("auto", "auto_per_step"), ("auto_per_step", "auto")])
+def test_a_resumed_run_may_have_the_other_kind_of_ranges(before: str, after: str):
+    first, module = ClipCalibration(), Module(GRPOGuard(clip_range=before))
+    for growth in (0.0, 1.0):
+        module.outputs = outputs(growth, 1)
+        first.update(module)
+    second, resumed = ClipCalibration(), Module(GRPOGuard(clip_range=after))
+    second.load_state_dict(first.state_dict())
+    second.apply(resumed)  # nothing is known of the new kind yet
+    assert (resumed.objective.clip_range, resumed.objective.bound.step_limits) == (None, None)
+    for growth in (0.0, 1.0):
+        resumed.round_index, resumed.outputs = 1, outputs(growth, 2)
+        logged = second.update(resumed)
+    steps = [f"train/clip_range/t{step:02d}" for step in range(3)]
+    assert list(logged) == (["train/clip_range"] if after == "auto" else steps)
+    assert (resumed.objective.clip_range is None) == (after == "auto_per_step")
+    assert (resumed.objective.bound.step_limits is None) == (after == "auto")
+
+
+def test_a_limit_that_a_round_saw_late_keeps_its_growth():
+    """A window may show a step in a round's later updates alone, whose sizes say nothing of its first."""
+    followed = FollowedLimit(0.2, 0.0)
+    for sizes, first in ((torch.rand(100).double(), True), (3 * torch.rand(100).double(), False)):
+        followed.observe(sizes, first)
+    followed.finish_round()
+    growth = followed.state_dict()["growth"]
+    followed.observe(3 * torch.rand(100).double(), first=False)
+    followed.finish_round()
+    assert followed.state_dict()["growth"] == growth > 1.5
 
 
 def _limits(world: World) -> dict[int, float]:
