@@ -9,6 +9,8 @@ import pytest
 import torch
 from runs import config, differing, guardlit, newest, two_ranks
 
+from guardlit.training.update.clip_calibration import ALL
+
 
 def test_two_ranks_make_the_updates_of_one(sd3_folder: Path, tmp_path: Path):
     callbacks = [
@@ -145,8 +147,6 @@ def test_two_ranks_resume_within_an_update_with_the_log_ratios_of_both(stopped):
     assert [line.endswith("exit code 0") for line in said(stopped["resumed"])] == [True, True]
     whole, resumed = newest(stopped["whole"]), newest(stopped["resumed"])
     assert differing(whole, resumed, ("callbacks",)) == []
-    limits = [
-        torch.load(p, weights_only=True)["callbacks"]["ClipCalibration"]["limits"][-1]["limit"]
-        for p in (whole, resumed)
-    ]
+    found = [torch.load(path, weights_only=True)["callbacks"]["ClipCalibration"] for path in (whole, resumed)]
+    limits = [calibration["limits"][ALL]["limit"] for calibration in found]
     assert limits[0] == limits[1] > 0
