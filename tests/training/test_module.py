@@ -36,7 +36,16 @@ def test_the_output_contract(sd3_folder, tmp_path, monkeypatch):
     outputs = seen_outputs(monkeypatch)
     path = config(tmp_path, sd3_folder, model__kl={"weight": 0.1, "kind": "velocity"}, trainer__max_epochs=1)
     assert guardlit("fit", "--config", path) == 0
-    expected = {"loss", "log_ratio", "raw_log_ratio", "norm_log_ratio", "clipped", "advantage", "sample_weight"}
+    expected = {
+        "loss",
+        "log_ratio",
+        "raw_log_ratio",
+        "norm_log_ratio",
+        "clipped",
+        "bounded",
+        "advantage",
+        "sample_weight",
+    }
     assert set(outputs[0]) == expected | {"timestep", "step", "sample", "velocity_grad_norm", "kl"}
     assert {v.shape for k, v in outputs[0].items() if k != "loss"} == {(4,)}
     assert sorted({int(s) for o in outputs for s in o["step"]}) == [0, 1, 2, 3]
