@@ -74,7 +74,8 @@ def analyze(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
     for objective in objectives.values():
         objective.bind(*experience.coefficients.between(*module.rollout.trainable_range))
     places = experience.places()
-    calibrate(module, list(objectives.values()), _batches(module, places, batch_size))
+    everywhere = (batch for there in places.values() for batch in _batches(module, there, batch_size))
+    calibrate(module, list(objectives.values()), everywhere)
     everything = sum(map(len, places.values()))
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = torch.zeros(len(objectives), size)
@@ -83,11 +84,9 @@ def analyze(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
     for there in places.values():
         gradients = torch.zeros_like(total)
         seen = []
-        for start in range(0, len(there), batch_size):
-            chunk = there[start : start + batch_size]
-            announce(module.trainer, "analysis", done := done + len(chunk), everything)
-            batch = experience.take([row for row, _ in chunk], [slot for _, slot in chunk]).to(module.device)
-            seen.append(_evaluate(module, list(objectives.values()), batch, gradients, len(chunk) / len(there)))
+        for batch in _batches(module, there, batch_size):
+            announce(module.trainer, "analysis", done := done + len(batch), everything)
+            seen.append(_evaluate(module, list(objectives.values()), batch, gradients, len(batch) / len(there)))
         columns.append(_summary({name: torch.cat([s[name] for s in seen], dim=1) for name in seen[0]}, gradients))
         cosines.append(cosine_matrix(gradients))
         total.add_(gradients, alpha=len(there) / everything)
@@ -106,12 +105,11 @@ def analyze(module: GRPOModule, objectives: Mapping[str, Objective], batch_size:
     )
 
 
-def _batches(module: GRPOModule, places: Mapping[int, Sequence[tuple[int, int]]], size: int) -> Iterator[Transition]:
-    """All transitions, each batch at one denoising step."""
-    for there in places.values():
-        for start in range(0, len(there), size):
-            rows, slots = zip(*there[start : start + size], strict=True)
-            yield module.experience.take(list(rows), list(slots)).to(module.device)
+def _batches(module: GRPOModule, there: Sequence[tuple[int, int]], size: int) -> Iterator[Transition]:
+    """The transitions at some (row, slot) of the round, `size` at once."""
+    for start in range(0, len(there), size):
+        rows, slots = zip(*there[start : start + size], strict=True)
+        yield module.experience.take(list(rows), list(slots)).to(module.device)
 
 
 def _evaluate(
