@@ -164,7 +164,8 @@ def test_an_analysis_calibrates_what_is_left_to_calibration(captured: tuple[Anal
 
 def test_clip_ranges_of_all_objectives():
     found = clips("FlowGRPO=1e-3,all=auto,GRPOGuard=auto_per_step")
-    assert found == {**dict.fromkeys(NAMES, "auto"), "FlowGRPO": 1e-3, "GRPOGuard": "auto_per_step"}
+    everything = dict.fromkeys([*NAMES, *methods()], "auto")
+    assert found == {**everything, "FlowGRPO": 1e-3, "GRPOGuard": "auto_per_step"}
 
 
 def test_a_configurations_own_objective_keeps_its_settings():
