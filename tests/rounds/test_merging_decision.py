@@ -83,7 +83,7 @@ def test_a_small_error_merges_from_the_second_batch_on(caplog: pytest.LogCapture
     assert policy.calls == [("old",)] * 4 + [("old", "merged")] * (1 + 3 * 4)
     assert policy.in_use == []
     (line,) = (r.getMessage() for r in caplog.records if "is drawn with the adapter" in r.getMessage())
-    assert line.startswith("round 1 is drawn with the adapter merged into the weights: merging makes log ratios of ")
+    assert line.startswith("round 1 is drawn with the adapter merged into the weights: merging makes a log ratio of ")
 
 
 def test_a_large_error_does_not_merge():

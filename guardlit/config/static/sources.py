@@ -108,7 +108,9 @@ class Source:
 
     def _fields(self, texts: dict[str, str]) -> Iterator[Parameter]:
         for node in self.node.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+                continue
+            if not ast.unparse(node.annotation).startswith("ClassVar"):  # no parameter of a dataclass
                 yield self._parameter(ast.arg(node.target.id, node.annotation), node.value, texts)
 
     def _parameter(self, arg: ast.arg, default: ast.expr | None, texts: dict[str, str]) -> Parameter:
