@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GRAYS = dict(zip(BASELINES[:2], (("#444444", "-"), ("#444444", "--")), strict=True))
-"""How the methods look that every panel has."""
+GRAYS = dict(zip(BASELINES[:2], (("#444444", "o", "-"), ("#444444", "s", "--")), strict=True))
+"""Color, marker and line of the methods that every panel has."""
 COLUMNS = 4
 LABELS = {"proxy": "proxy reward", "kl": "sqrt(KL from the base) (sqrt nats)"}
 Paths = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """x and gold of each method, (seeds, T) each."""
+Look = tuple[str, str, str]
+"""Color, marker and line of a method."""
 
 
 def draw(document: Document, folder: Path) -> list[Path]:
@@ -52,11 +54,19 @@ def _paths(document: Document, axis: str) -> Paths:
     return found
 
 
+def _looks(methods: Iterable[str]) -> dict[str, Look]:
+    """How each method looks in every figure."""
+    from guardlit_callbacks.figures import LINES, MARKERS, PALETTE
+
+    colored = (look for look in zip(PALETTE, MARKERS, LINES, strict=True) if look[0] != "#888888")
+    return {name: GRAYS[name] if name in GRAYS else next(colored) for name in methods}
+
+
 def _frontier(paths: Paths, label: str) -> Figure:
     """Small multiples: a method's mean over seeds in color with each seed thin, and two methods in gray behind it."""
-    from guardlit_callbacks.figures import PALETTE
     from guardlit_callbacks.figures.drawing import Margins, axes_grid, tidy
 
+    looks = _looks(paths)
     shown = [name for name in paths if name not in GRAYS]
     rows = -(-len(shown) // COLUMNS) if shown else 1
     margins = Margins(left=0.75, bottom=0.85, between=0.25, below=0.4)
@@ -65,12 +75,12 @@ def _frontier(paths: Paths, label: str) -> Figure:
     for axes in panels[1:]:
         axes.sharex(panels[0])
         axes.sharey(panels[0])
-    for axes, name, color in zip(panels, shown, (c for c in PALETTE if c != "#888888"), strict=False):
-        for baseline, (gray, line) in GRAYS.items():
+    for axes, name in zip(panels, shown, strict=False):
+        for baseline, (gray, _, line) in GRAYS.items():
             if baseline in paths:
                 x, gold = paths[baseline]
                 axes.plot(x.mean(axis=0), gold.mean(axis=0), line, color=gray, lw=1.0, label=baseline)
-        x, gold = paths[name]
+        (x, gold), color = paths[name], looks[name][0]
         for one, its in zip(x, gold, strict=True):
             axes.plot(one, its, color=color, lw=0.6, alpha=0.5)
         axes.plot(x.mean(axis=0), gold.mean(axis=0), "-", color=color, lw=1.8, marker="o", ms=3)
@@ -89,12 +99,11 @@ def _frontier(paths: Paths, label: str) -> Figure:
 
 def _evenness(document: Document) -> Figure:
     """The clipped fraction over the denoising steps: at the left with one range, at the right with one a step."""
-    from guardlit_callbacks.figures import LINES, MARKERS, PALETTE
     from guardlit_callbacks.figures.drawing import Margins, axes_grid, tidy
 
     from benchmarks.evidence.objectives.methods import AUTO, PER_STEP
 
-    looks = dict(zip(document["methods"], zip(PALETTE, MARKERS, LINES, strict=True), strict=False))
+    looks = _looks(document["methods"])
     rows = document["plan"]["methods"]
     figure, grid = axes_grid([3.4, 3.4], [3.0], Margins(left=0.75, bottom=0.55, between=0.3, right=1.9), "")
     grid[0][1].sharey(grid[0][0])
