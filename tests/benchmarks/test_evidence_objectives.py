@@ -130,7 +130,7 @@ def test_differences_are_paired_with_each_baseline(document: results.Document):
 
 def test_the_verdict_follows_from_the_intervals(document: results.Document):
     lines = tables.verdict(document).splitlines()
-    assert len(lines) == len(BASELINES) + 2
+    assert len(lines) == len(BASELINES) + 3
     assert "VelocityNorm (at 0.9: +0.100 (" in lines[0].split(" more gold")[0]
     assert "PCPO (at 0.9: -0.100 (" in lines[0].split(" more gold")[1]
     assert "updates to a proxy of 0.7" in lines[-2].lower()
@@ -143,6 +143,20 @@ def test_the_verdict_follows_from_the_intervals(document: results.Document):
             found["low"], found["high"] = -1.0, 1.0
     (line, *_) = tables.verdict(undecided).splitlines()
     assert "no method is shown to keep more gold; no method is shown to keep less gold" in line
+
+
+def test_gold_after_equal_updates_is_compared_where_proxies_agree(document: results.Document):
+    line = next(line for line in tables.verdict(document).splitlines() if "updates, of the methods" in line)
+    assert "VelocityNorm (proxy " in line.split(" more gold")[0]
+    assert "PCPO (proxy " in line.split(" more gold")[1]
+
+    apart = json.loads(json.dumps(document))
+    for name in ("VelocityNorm", "PCPO"):
+        for seed in apart["methods"][name]["seeds"].values():
+            seed["curves"]["proxy"] = [value + 2 * tables.SAME_PROXY for value in seed["curves"]["proxy"]]
+    line = next(line for line in tables.verdict(apart).splitlines() if "updates, of the methods" in line)
+    assert "VelocityNorm (" not in line
+    assert "PCPO" not in line
 
 
 def test_the_clip_per_step_is_seen_to_be_even(document: results.Document):

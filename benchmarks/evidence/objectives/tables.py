@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 
 from benchmarks.evidence.objectives.collect import differences
 from benchmarks.evidence.objectives.methods import BASELINES, GOAL, PER_STEP
 from benchmarks.evidence.tables import Document, by_seed, estimate, number, step_of, steps_by_seed, table
 
+SAME_PROXY = 0.005
+"""A difference of proxies that counts as none, where gold is compared after equal updates."""
 CAPTIONS = {
     "frontier": "Gold against proxy, a panel a method, with Flow-GRPO and GRPO-Guard in gray",
     "distance": "Gold against the distance from the base, a panel a method, with Flow-GRPO and GRPO-Guard in gray",
@@ -33,7 +38,7 @@ def verdict(document: Document) -> str:
     if not document["seeds"]:
         return "There is no verdict without a finished seed."
     lines = [_gold(document, baseline) for baseline in BASELINES if baseline in document["methods"]]
-    lines += [_speed(document), _even(document)]
+    lines += [_at_the_end(document), _speed(document), _even(document)]
     return "\n".join(f"- {line}" for line in lines if line)
 
 
@@ -46,13 +51,43 @@ def _gold(document: Document, baseline: str) -> str:
         "less": [_named(place, d) for place, d in known.items() if d["high"] < 0],
     }
     at = " or ".join(f"{level:g}" for level in levels)
-    said = [
-        f"{', '.join(names)} {'keeps' if len(names) == 1 else 'keep'} {side} gold"
-        if names
-        else f"no method is shown to keep {side} gold"
-        for side, names in sides.items()
-    ]
-    return f"Against {baseline}, at an equal proxy of {at}: {'; '.join(said)} ({len(known)} intervals, not corrected)."
+    said = "; ".join(_keep(side, names) for side, names in sides.items())
+    return f"Against {baseline}, at an equal proxy of {at}: {said} ({len(known)} intervals, not corrected)."
+
+
+def _keep(side: str, names: list[str]) -> str:
+    if not names:
+        return f"no method is shown to keep {side} gold"
+    return f"{', '.join(names)} {'keeps' if len(names) == 1 else 'keep'} {side} gold"
+
+
+def _at_the_end(document: Document) -> str:
+    """The gold of methods that train as fast as GRPO-Guard, once it is well past its peak."""
+    baseline = BASELINES[1]
+    step = document["plan"]["levels"]["step"][-1]
+    proxies = {name: _proxy_at(own, step) for name, own in document["methods"].items()}
+    if baseline not in proxies:
+        return ""
+    found = {
+        name: d
+        for (level, name), d in differences(document, "step", baseline).items()
+        if level == step and d["low"] is not None and abs(proxies[name] - proxies[baseline]) <= SAME_PROXY
+    }
+    named = {n: f"{n} (proxy {number(proxies[n])}: {estimate(d, signed=True)})" for n, d in found.items()}
+    sides = {
+        "more": [named[name] for name, d in found.items() if d["low"] > 0],
+        "less": [named[name] for name, d in found.items() if d["high"] < 0],
+    }
+    said = "; ".join(_keep(side, names) for side, names in sides.items())
+    return (
+        f"Against {baseline}, after {step} updates, of the methods whose proxy is then within {SAME_PROXY:g} of its "
+        f"{number(proxies[baseline])}: {said} ({len(found)} intervals, not corrected)."
+    )
+
+
+def _proxy_at(own: Mapping[str, Any], step: float) -> float:
+    curves = [seed["curves"] for seed in own["seeds"].values()]
+    return sum(float(np.interp(step, c["step"], c["proxy"])) for c in curves) / len(curves)
 
 
 def _named(place: tuple[float, str], found: Mapping[str, float]) -> str:
@@ -105,6 +140,23 @@ def gold(document: Document) -> str:
         if row["step"] is not None
     ]
     return table(header, rows)
+
+
+def at_updates(document: Document) -> str:
+    """Gold, and the proxy, at equal numbers of updates."""
+    rows = [
+        [
+            f"{row['level']:g}",
+            row["method"],
+            number(_proxy_at(document["methods"][row["method"]], row["level"])),
+            estimate(row["scores"]["average"]),
+            *(estimate(row["against"].get(name), signed=True) for name in BASELINES[:2]),
+            by_seed(row["against"].get(BASELINES[1])),
+        ]
+        for row in _levels(document, "step")
+    ]
+    minus = [f"minus {name}" for name in BASELINES[:2]]
+    return table(["update", "method", "proxy", "gold Average", *minus, f"minus {BASELINES[1]}, by seed"], rows)
 
 
 def distance(document: Document) -> str:
@@ -175,6 +227,7 @@ TABLES: Mapping[str, Callable[[Document], str]] = {
     "state": state,
     "verdict": verdict,
     "gold": gold,
+    "at_updates": at_updates,
     "distance": distance,
     "updates": updates,
     "evenness": evenness,
