@@ -58,6 +58,7 @@ def _looks(methods: Iterable[str]) -> dict[str, Look]:
     """How each method looks in every figure."""
     from guardlit_callbacks.figures import LINES, MARKERS, PALETTE
 
+    # without the palette's gray, which is the two baselines'
     colored = (look for look in zip(PALETTE, MARKERS, LINES, strict=True) if look[0] != "#888888")
     return {name: GRAYS[name] if name in GRAYS else next(colored) for name in methods}
 

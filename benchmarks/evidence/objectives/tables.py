@@ -46,19 +46,24 @@ def _gold(document: Document, baseline: str) -> str:
     levels = [level for level in document["plan"]["levels"]["proxy"] if level >= document["plan"]["compared"][0]]
     found = {place: d for place, d in differences(document, "proxy", baseline).items() if place[0] in levels}
     known = {place: d for place, d in found.items() if d["low"] is not None}
-    sides = {
-        "more": [_named(place, d) for place, d in known.items() if d["low"] > 0],
-        "less": [_named(place, d) for place, d in known.items() if d["high"] < 0],
-    }
     at = " or ".join(f"{level:g}" for level in levels)
-    said = "; ".join(_keep(side, names) for side, names in sides.items())
-    return f"Against {baseline}, at an equal proxy of {at}: {said} ({len(known)} intervals, not corrected)."
+    said = _decided({_named(place, d): d for place, d in known.items()})
+    return f"Against {baseline}, at an equal proxy of {at}: {said}."
 
 
-def _keep(side: str, names: list[str]) -> str:
-    if not names:
-        return f"no method is shown to keep {side} gold"
-    return f"{', '.join(names)} {'keeps' if len(names) == 1 else 'keep'} {side} gold"
+def _decided(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Which differences have intervals on one side of 0; by the name to print."""
+    sides = {
+        "more": [name for name, d in found.items() if d["low"] > 0],
+        "less": [name for name, d in found.items() if d["high"] < 0],
+    }
+    said = [
+        f"{', '.join(names)} {'keeps' if len(names) == 1 else 'keep'} {side} gold"
+        if names
+        else f"no method is shown to keep {side} gold"
+        for side, names in sides.items()
+    ]
+    return f"{'; '.join(said)} ({len(found)} intervals, not corrected)"
 
 
 def _at_the_end(document: Document) -> str:
@@ -69,19 +74,13 @@ def _at_the_end(document: Document) -> str:
     if baseline not in proxies:
         return ""
     found = {
-        name: d
+        f"{name} (proxy {number(proxies[name])}: {estimate(d, signed=True)})": d
         for (level, name), d in differences(document, "step", baseline).items()
         if level == step and d["low"] is not None and abs(proxies[name] - proxies[baseline]) <= SAME_PROXY
     }
-    named = {n: f"{n} (proxy {number(proxies[n])}: {estimate(d, signed=True)})" for n, d in found.items()}
-    sides = {
-        "more": [named[name] for name, d in found.items() if d["low"] > 0],
-        "less": [named[name] for name, d in found.items() if d["high"] < 0],
-    }
-    said = "; ".join(_keep(side, names) for side, names in sides.items())
     return (
         f"Against {baseline}, after {step} updates, of the methods whose proxy is then within {SAME_PROXY:g} of its "
-        f"{number(proxies[baseline])}: {said} ({len(found)} intervals, not corrected)."
+        f"{number(proxies[baseline])}: {_decided(found)}."
     )
 
 
