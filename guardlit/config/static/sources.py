@@ -110,7 +110,8 @@ class Source:
         for node in self.node.body:
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
                 continue
-            if not ast.unparse(node.annotation).startswith("ClassVar"):  # no parameter of a dataclass
+            # a class variable is no parameter of a dataclass
+            if not ast.unparse(node.annotation).removeprefix("typing.").startswith("ClassVar"):
                 yield self._parameter(ast.arg(node.target.id, node.annotation), node.value, texts)
 
     def _parameter(self, arg: ast.arg, default: ast.expr | None, texts: dict[str, str]) -> Parameter:
